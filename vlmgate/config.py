@@ -1,0 +1,139 @@
+"""Every knob, as frozen dataclasses, and the fingerprint of those that change what a model says.
+
+Knows names, ranges and defaults; knows nothing of how a knob acts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmgate.errors import ConfigError
+
+BUILTIN = "builtin"
+DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in one short sentence."
+
+IMAGE_PIPELINE = 1  # raised when the way from a file to RGB changes, so that old readings are not mixed with new ones
+
+Pages = Literal["first", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which checkpoint, and where it runs."""
+
+    model: str = BUILTIN  # "builtin", a local folder, or a hub id
+    revision: str | None = None  # branch, tag or commit of a hub id
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    dtype: str = "auto"  # auto | float32 | bfloat16 | float16
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How captions are drawn; every value is explicit, nothing comes from a checkpoint's generation_config."""
+
+    prompt: str = DEFAULT_PROMPT
+    num_samples: int = 8  # K, captions per image
+    temperature: float = 1.0  # > 0
+    top_p: float = 1.0  # (0, 1], 1 = off
+    top_k: int = 0  # 0 = off
+    max_new_tokens: int = 64
+    seed: int = 0
+    batch_size: int = 8  # images per batch; changes speed, not captions
+
+    def __post_init__(self) -> None:
+        _require(
+            2 <= self.num_samples <= 1024, "num_samples", self.num_samples, "2 to 1024 (one caption cannot disagree)"
+        )
+        _require(math.isfinite(self.temperature) and self.temperature > 0, "temperature", self.temperature, "above 0")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _require(1 <= self.max_new_tokens <= 32768, "max_new_tokens", self.max_new_tokens, "1 to 32768")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
+        _require(1 <= self.batch_size <= 4096, "batch_size", self.batch_size, "1 to 4096")
+        _require(bool(self.prompt.strip()), "prompt", self.prompt, "a non-empty text")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """How files become pixels."""
+
+    pages: Pages = "first"
+    max_pixels: int = 500_000_000  # width × height of a page; above it the file is refused as a decompression bomb
+    workers: int = 0  # decoding threads; 0 = from the number of cores
+
+    def __post_init__(self) -> None:
+        _require(self.pages in ("first", "all"), "pages", self.pages, "'first' or 'all'")
+        _require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "1 or more")
+        _require(0 <= self.workers <= 256, "workers", self.workers, "0 (automatic) to 256")
+
+
+@dataclass(frozen=True, slots=True)
+class ScanConfig:
+    """Everything that `vlmgate scan` needs to know."""
+
+    folder: Path
+    out: Path
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    images: ImageConfig = field(default_factory=ImageConfig)
+    score: str = "vendi_score"
+    threshold: float | None = None
+    review_budget: str | None = None  # "10%" or "200"
+    restart: bool = False
+
+
+def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, Any]:
+    """Return what decides the readings of a scan, key by key; two scans with equal fingerprints may share a journal.
+
+    `checkpoint` identifies the weights. Batch size, worker count, device and every limit are left out: they change when
+    readings are made or what is done with them, not what they are. (The device is compared once the model is loaded.)
+    """
+    sampling = {key: value for key, value in asdict(config.sampling).items() if key != "batch_size"}
+    return {
+        "folder": os.fsdecode(config.folder.resolve()),
+        "dtype": config.model.dtype,
+        "trust_remote_code": config.model.trust_remote_code,
+        "pages": config.images.pages,
+        "max_pixels": config.images.max_pixels,
+        "image_pipeline": IMAGE_PIPELINE,
+        **sampling,
+        **{f"checkpoint.{key}": value for key, value in checkpoint.items()},
+    }
+
+
+# --- TOML -------------------------------------------------------------------------------------------------------------
+
+
+def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
+    """Return the options that a TOML file sets, by their long names with "_" or "-".
+
+    Raises `ConfigError` for a file that is missing, no TOML, or that names an option that does not exist.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}.") from error
+    options = {key.replace("-", "_"): value for key, value in table.items()}
+    for key, value in options.items():
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(allowed))}."
+            raise ConfigError(f"{path}: unknown key '{key}'; {hint}")
+        if isinstance(value, dict | list):
+            raise ConfigError(f"{path}: '{key}' must be a single value.")
+    return options
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")

@@ -1,0 +1,65 @@
+"""What can go wrong, and with which exit code the command line answers.
+
+    VlmgateError                 exit code
+    ├── UsageError               2   the command, its configuration or its inputs are off
+    │   ├── ConfigError          2   an option, environment variable or TOML key
+    │   ├── NoImagesError        2   the folder holds no image
+    │   ├── GateError            2   a threshold, budget or gate file that cannot be used
+    │   ├── OutputError          2   the output cannot be written, or belongs to something else
+    │   └── ResumeError          2   a journal that was made with other settings
+    └── FatalError               1   the run cannot go on
+        ├── ModelError           1   a model that cannot be loaded or run
+        ├── StoreError           1   a result or journal that cannot be read or written
+        └── KernelError          1   a kernel matrix that is no kernel
+
+Every message is one line: what, where, what to do next. What is expected of a single image (a broken file,
+an empty caption) is a value in `records`, never one of these.
+"""
+
+
+class VlmgateError(Exception):
+    """Root of all errors that vlmgate raises on purpose; carries the exit code of the command line."""
+
+    exit_code: int = 1
+
+
+class UsageError(VlmgateError):
+    """The person at the keyboard can put it right before anything is run."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """An option, an environment variable or a TOML key is unknown or out of range."""
+
+
+class NoImagesError(UsageError):
+    """There is nothing to scan."""
+
+
+class GateError(UsageError):
+    """A threshold, a review budget or a gate file cannot be used."""
+
+
+class OutputError(UsageError):
+    """The output path cannot be written, or another run holds it."""
+
+
+class ResumeError(UsageError):
+    """The journal beside the output was made with other settings."""
+
+
+class FatalError(VlmgateError):
+    """The run cannot go on; what was read so far is safe in the journal."""
+
+
+class ModelError(FatalError):
+    """A model cannot be loaded, or fails on every image."""
+
+
+class StoreError(FatalError):
+    """A journal or result file cannot be read or written."""
+
+
+class KernelError(FatalError):
+    """A matrix given as a kernel is not symmetric, finite and of unit diagonal."""

@@ -1,0 +1,169 @@
+"""The data that flows from one step to the next.
+
+Knows names and types; knows nothing of how any of it is made, stored or shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Finish = Literal["stop", "length", "non-finite"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file found by the walk, not opened yet; `file_name` is its path relative to the scanned folder, in POSIX form.
+
+    `file_name` is valid UTF-8 and unique within a scan, whatever bytes the name on disk holds; `path` opens the file.
+    """
+
+    file_name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One page of an image file that was opened and decoded in full."""
+
+    file_name: str
+    path: Path
+    sha256: str  # of the file's bytes, 64 hexadecimal digits
+    page: int  # counted from 1
+    num_pages: int
+    width: int  # pixels, upright (after EXIF orientation)
+    height: int  # pixels, upright
+    mode: str  # how the file stores pixels, e.g. "RGB", "L", "I;16", "CMYK"
+    conversion: str | None  # what was done to reach upright 8-bit RGB, in words; None = nothing
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An image, or a folder, that could not be read; it is routed to a person."""
+
+    file_name: str
+    reason: str  # one line in plain words
+    page: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An image ready for a captioner: upright 8-bit RGB pixels and the file they came from."""
+
+    file: ImageFile
+    rgb: Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One sampled caption."""
+
+    text: str
+    finish: Finish  # "stop" = the model ended it; "length" = cut off at max_new_tokens; "non-finite" = broken logits
+    mean_logprob: float | None  # nats per token at temperature 1 before top-k/top-p, ≤ 0; None = the engine cannot say
+    num_tokens: int  # generated tokens, the end token included
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The K captions of one image."""
+
+    image: ImageFile
+    captions: tuple[Caption, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a captioner says of itself, for the header of a run and the provenance of its result."""
+
+    model: str  # as the user named it, or "builtin"
+    revision: str | None  # resolved commit of a hub model; None for a local folder
+    architecture: str  # class name of the model
+    num_parameters: int
+    device: str  # e.g. "cpu", "cuda:0"
+    dtype: str  # e.g. "float32", "bfloat16"
+    image_processor: str  # class name of the image processor, which tells its backend
+    route: str  # how K captions are made, e.g. "fork"
+    versions: dict[str, str]  # library → version
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How much the K captions of one image differ; every field is null where it cannot be computed, never NaN."""
+
+    vendi_score: float | None  # effective number of different captions, [1, K]; higher = more disagreement
+    agreement: float | None  # 1 - (vendi_score - 1) / (K - 1), [0, 1]; higher = safer
+    mean_dissimilarity: float | None  # mean of 1 - kernel over pairs, [0, 1]; higher = more disagreement
+    mean_logprob: (
+        float | None
+    )  # mean over captions of their mean log-probability, nats per token, ≤ 0; lower = less sure
+    medoid: int | None  # index of the caption most like all the others; null without a usable caption
+
+
+class Route(StrEnum):
+    """Where an image goes."""
+
+    AUTO_ACCEPT = "auto_accept"
+    HUMAN_REVIEW = "human_review"
+
+
+class Reason(StrEnum):
+    """Why an image goes there; exactly one per image, the first that holds in the order below."""
+
+    UNREADABLE = "unreadable"  # the file could not be opened as an image
+    NOT_READ = "not_read"  # the run ended before its turn
+    MODEL_FAILED = "model_failed"  # the model raised an error on it, alone in a batch
+    NON_FINITE = "non_finite"  # the model's numbers overflowed in at least one caption
+    EMPTY_CAPTION = "empty_caption"  # at least one caption says nothing
+    REFUSED = "refused"  # at least one caption declines to answer
+    CUT_OFF = "cut_off"  # at least one caption was cut off at max_new_tokens
+    NO_SCORE = "no_score"  # the score cannot be computed
+    DISAGREED = "disagreed"  # the score is beyond the limit
+    MOST_UNCERTAIN = "most_uncertain"  # among the most uncertain that fill the review budget
+    AGREED = "agreed"  # the captions agree within the limit
+    LEAST_UNCERTAIN = "least_uncertain"  # less uncertain than those that fill the review budget
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where one image goes and why; `threshold` is the limit it was compared with, null where none was."""
+
+    route: Route
+    reason: Reason
+    threshold: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of the result: one page of one image, or a folder that could not be listed."""
+
+    file_name: str
+    page: int
+    num_pages: int | None
+    sha256: str | None
+    width: int | None
+    height: int | None
+    mode: str | None
+    conversion: str | None
+    captions: tuple[str, ...] | None
+    caption_finishes: tuple[str, ...] | None
+    caption_logprobs: tuple[float | None, ...] | None
+    caption: str | None  # the medoid
+    vendi_score: float | None
+    agreement: float | None
+    mean_dissimilarity: float | None
+    mean_logprob: float | None
+    route: str
+    reason: str
+    threshold: float | None
+    seed: int
+    error: str | None
+    duplicate_of: str | None
+    seconds: float | None  # share of its batch's wall time; null for what no model read
