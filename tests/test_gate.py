@@ -1,0 +1,138 @@
+"""Where an image goes: limits, budgets, and the readings that no score may save."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlmgate.errors import GateError
+from vlmgate.gate import Candidate, decide, degenerate, is_empty, is_refusal, make_gate
+from vlmgate.records import Caption, Reason, Route, Scores
+
+
+def scored(name: str, vendi: float | None, logprob: float | None = None) -> Candidate:
+    agreement = None if vendi is None else 1 - (vendi - 1) / 7
+    return Candidate((name, 1), Scores(vendi, agreement, None, logprob, 0), None)
+
+
+def lost(name: str) -> Candidate:
+    return Candidate((name, 1), None, Reason.UNREADABLE)
+
+
+def caption(text: str, finish: str = "stop") -> Caption:
+    return Caption(text, finish, -0.1, 5)  # type: ignore[arg-type]
+
+
+def test_the_limit_itself_is_accepted_and_the_next_value_is_not() -> None:
+    gate = make_gate(num_samples=8, threshold=1.8)
+    a, b = decide([scored("a", 1.8), scored("b", 1.800001)], gate)
+    assert (a.route, a.reason, a.threshold) == (Route.AUTO_ACCEPT, Reason.AGREED, 1.8)
+    assert (b.route, b.reason, b.threshold) == (Route.HUMAN_REVIEW, Reason.DISAGREED, 1.8)
+
+
+def test_scores_that_are_better_when_higher_are_compared_the_other_way() -> None:
+    gate = make_gate(num_samples=8, score="agreement", threshold=0.9)
+    a, b = decide([scored("a", 1.0), scored("b", 5.0)], gate)
+    assert (a.route, b.route) == (Route.AUTO_ACCEPT, Route.HUMAN_REVIEW)
+
+
+@pytest.mark.parametrize("vendi", [None, float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("gate", [make_gate(num_samples=8, threshold=8), make_gate(num_samples=8, review_budget="0")])
+def test_without_a_finite_score_nothing_is_accepted(vendi: float | None, gate: object) -> None:
+    (decision,) = decide([scored("a", vendi)], gate)  # type: ignore[arg-type]
+    assert (decision.route, decision.reason) == (Route.HUMAN_REVIEW, Reason.NO_SCORE)
+
+
+def test_a_share_budget_takes_the_most_uncertain() -> None:
+    rows = [scored(f"{i}", 1 + i / 10) for i in range(10)]
+    decisions = decide(rows, make_gate(num_samples=8, review_budget="20%"))
+    assert [d.route == Route.HUMAN_REVIEW for d in decisions] == [False] * 8 + [True] * 2
+    assert {d.threshold for d in decisions} == {1.8}
+
+
+def test_what_must_be_seen_takes_its_place_in_the_budget_first_and_may_exceed_it() -> None:
+    rows = [lost("x"), lost("y"), scored("a", 1.0), scored("b", 5.0)]
+    assert [d.route for d in decide(rows, make_gate(num_samples=8, review_budget="3"))].count(Route.HUMAN_REVIEW) == 3
+    assert [d.route for d in decide(rows, make_gate(num_samples=8, review_budget="1"))].count(Route.HUMAN_REVIEW) == 2
+    assert decide(rows, make_gate(num_samples=8, review_budget="3"))[3].reason == Reason.MOST_UNCERTAIN
+
+
+def test_equals_are_told_apart_by_their_log_probability() -> None:
+    rows = [scored("a", 1.0, -0.1), scored("b", 1.0, -0.9), scored("c", 1.0, -0.5)]
+    decisions = decide(rows, make_gate(num_samples=8, review_budget="1"))
+    assert [d.route == Route.HUMAN_REVIEW for d in decisions] == [False, True, False]
+
+
+def test_the_default_is_uncalibrated_and_says_so() -> None:
+    gate = make_gate(num_samples=8)
+    assert gate.default and gate.threshold == pytest.approx(2.75)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"threshold": 1.5, "review_budget": "10%"}, "exclude each other"),
+        ({"threshold": 9.0}, "lies between 1 and 8"),
+        ({"threshold": float("nan")}, "lies between"),
+        ({"review_budget": "110%"}, "such as 10%"),
+        ({"review_budget": "ten"}, "such as 10%"),
+        ({"review_budget": "1.5"}, "such as 10%"),
+        ({"review_budget": "-1"}, "such as 10%"),
+        ({"score": "luck"}, "choose one of"),
+        ({"score": "agreement"}, "no default limit"),
+    ],
+)
+def test_gates_that_mean_nothing_are_refused_in_one_line(options: dict[str, object], words: str) -> None:
+    with pytest.raises(GateError, match=words) as caught:
+        make_gate(num_samples=8, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "   ", ".", "…", "!!!!", "a", "\u200b", "aaaa", "the the the the", "-----"])
+def test_empty_captions(text: str) -> None:
+    assert is_empty(text)
+    assert degenerate([caption("a brass gear"), caption(text)]) == Reason.EMPTY_CAPTION
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I am unable to determine the condition of the part.",
+        "As an AI language model, I cannot view images.",
+        "Sorry, no.",
+        "I can’t tell.",
+        "No image was provided.",
+        "The image is too dark to make out any detail.",
+        "It is impossible to tell whether there is a crack.",
+        "The condition cannot be determined from this photo.",
+        "unsure",
+        "Ich kann das Bild leider nicht beurteilen.",
+        "抱歉，我无法描述。",
+        "The image is completely black.",
+    ],
+)
+def test_refusals(text: str) -> None:
+    assert is_refusal(text)
+    assert degenerate([caption("a brass gear")] * 7 + [caption(text)]) == Reason.REFUSED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot see any scratch on the washer.",
+        "A brushed steel washer without visible defects.",
+        "The part has a dark stain at the upper left.",
+        "A black oxide plate, free of damage.",
+        "No defect.",
+        "A gear with one missing tooth; the image shows it in the center.",
+    ],
+)
+def test_honest_readings_are_no_refusals(text: str) -> None:
+    assert not is_refusal(text) and not is_empty(text)
+    assert degenerate([caption(text)] * 8) is None
+
+
+def test_a_cut_off_or_overflowed_caption_is_for_a_person() -> None:
+    assert degenerate([caption("a brass gear"), caption("a brass", "length")]) == Reason.CUT_OFF
+    assert degenerate([caption("a brass gear"), caption("a brass", "non-finite")]) == Reason.NON_FINITE
+    assert degenerate([]) is not None

@@ -1,0 +1,238 @@
+"""Compare scores with a limit; say where an image goes and why.
+
+Knows scores, captions and limits; knows nothing of how a caption was made or where a decision is written.
+
+A reading that is no reading (empty, refused, cut off, overflowed) goes to a person before any score is looked at: K
+equal refusals agree perfectly.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vlmgate.errors import GateError
+from vlmgate.records import Caption, Decision, Reason, Route, Scores
+
+ScoreName = Literal["vendi_score", "agreement", "mean_dissimilarity", "mean_logprob"]
+HIGHER_IS_WORSE: dict[str, bool] = {
+    "vendi_score": True,
+    "mean_dissimilarity": True,
+    "agreement": False,
+    "mean_logprob": False,
+}
+# Nobody's measurement: a quarter of the way from full agreement to K different captions. Summaries call it uncalibrated.
+UNCALIBRATED_AGREEMENT = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How images are split: by a limit on a score, or by what a reviewer can look at.
+
+    Exactly one of `threshold` and the two budgets is set.
+    """
+
+    score: ScoreName = "vendi_score"
+    threshold: float | None = None  # in the score's own units; the limit itself is still accepted
+    budget_share: float | None = None  # share of all images, [0, 1]
+    budget_count: int | None = None  # images
+    default: bool = False  # nobody chose this limit
+
+    def describe(self) -> str:
+        """Return the rule in a few words, e.g. "vendi_score ≤ 1.8"."""
+        if self.budget_share is not None:
+            return f"the {self.budget_share:.6g} of images most uncertain by {self.score} go to a person"
+        if self.budget_count is not None:
+            return f"the {self.budget_count:,} images most uncertain by {self.score} go to a person"
+        sign = "≤" if HIGHER_IS_WORSE[self.score] else "≥"
+        return f"{self.score} {sign} {self.threshold:.6g}"
+
+
+def make_gate(
+    *, num_samples: int, score: str = "vendi_score", threshold: float | None = None, review_budget: str | None = None
+) -> Gate:
+    """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
+
+    `review_budget` is a share ("10%") or a number of images ("200"). Without either, the limit is the uncalibrated
+    default, an agreement of at least `UNCALIBRATED_AGREEMENT`, in units of the Vendi score.
+    """
+    if score not in HIGHER_IS_WORSE:
+        raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
+    if threshold is not None and review_budget is not None:
+        raise GateError("--threshold and --review-budget exclude each other; give one of them.")
+    name: ScoreName = score  # type: ignore[assignment]  # checked against the same names above
+    if review_budget is not None:
+        share, count = parse_share_or_count(review_budget, "--review-budget")
+        return Gate(score=name, budget_share=share, budget_count=count)
+    if threshold is not None:
+        return Gate(score=name, threshold=_checked_threshold(name, threshold, num_samples))
+    if score != "vendi_score":
+        raise GateError(f"--score {score} has no default limit; give --threshold or --review-budget.")
+    return Gate(threshold=round(1 + (1 - UNCALIBRATED_AGREEMENT) * (num_samples - 1), 6), default=True)
+
+
+def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | None]:
+    """Read "10%" as (0.1, None) and "200" as (None, 200)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text, re.ASCII)
+    if match and match[2] and float(match[1]) <= 100:
+        return float(match[1]) / 100, None
+    if match and not match[2] and "." not in match[1]:
+        return None, int(match[1])
+    raise GateError(f"{option} is '{text}'; give a share such as 10% or a number of images such as 200.")
+
+
+def _checked_threshold(score: ScoreName, threshold: float, num_samples: int) -> float:
+    low, high = {
+        "vendi_score": (1.0, float(num_samples)),
+        "agreement": (0.0, 1.0),
+        "mean_dissimilarity": (0.0, 1.0),
+        "mean_logprob": (-math.inf, 0.0),
+    }[score]
+    if not math.isfinite(threshold) or not low <= threshold <= high:
+        raise GateError(
+            f"--threshold is {threshold}; {score} lies between {low:g} and {high:g} with this many samples."
+        )
+    return threshold
+
+
+# --- readings that are no readings ------------------------------------------------------------------------------------
+
+_CANNOT = r"(?:can\ ?not|can't|could\ not|couldn't)"
+_JUDGE = r"(?:determine|tell|say|know|identify|describe|assess|judge|make\ out|discern|interpret|verify|confirm)"
+_REFUSAL = re.compile(
+    rf"""
+      \b(?:i(?:'m|\ am)|we(?:'re|\ are))\ (?:very\ |so\ |really\ )?sorry\b
+    | ^\W*(?:sorry|apologies|unfortunately|i\ apologi[sz]e)\b
+    | \bas\ an?\ (?:ai|artificial|large\ language|language|vision)\b
+    | \b(?:i|we)(?:\ (?:{_CANNOT}|do\ not|don't|won't|will\ not|would\ not|must)
+        |(?:'m|\ am|\ are|'re)\ (?:not\ able|unable|not\ allowed|not\ permitted)\ to)\ (?:\w+\ )?
+      (?:{_JUDGE}|help|assist|provide|answer|process|view|access|analy[sz]e|comply|fulfill?|decline
+        |have\ (?:access|enough|the\ ability)|see\ (?:the|this|that|your|any|an)\ (?:image|picture|photo|attachment))
+    | \b(?:unable|not\ able|impossible|not\ possible|difficult|hard)\ to\ (?:\w+\ )?(?:{_JUDGE}|see\ (?:the|what))
+    | \b{_CANNOT}\ be\ (?:\w+\ )?(?:determined|identified|assessed|described|judged|answered|told|verified|confirmed)
+    | \bno\ (?:image|picture|photo|photograph)\ (?:(?:was|is|has\ been|were)\ )?
+      (?:provided|attached|given|available|uploaded|included)
+    | \btoo\ (?:dark|blurr?y|blurred|bright|noisy|unclear|small|low)\ to\b
+    | \b(?:the|this)\ (?:image|picture|photo|photograph)\ (?:is|appears|seems)\ (?:to\ be\ )?
+      (?:completely\ |entirely\ |totally\ )?
+      (?:blank|black|white|empty|missing|corrupted|unclear|unreadable|not\ clear|not\ visible)
+    | ^\W*(?:unsure|uncertain|unclear|unknown|not\ sure|n/?a|no\ (?:comment|description|answer))\W*$
+    | \b(?:es\ tut\ mir\ leid|ich\ kann\ (?:\w+\ )*(?:nicht|kein\w*)|lo\ siento|no\ puedo|je\ suis\ désolé
+        |je\ ne\ peux\ pas|mi\ dispiace|non\ posso|desculpe|não\ posso)\b
+    | 抱歉|对不起|無法|无法|不能提供|申し訳|できません|죄송|할\ 수\ 없
+    """,
+    re.VERBOSE,
+)
+
+
+def is_empty(text: str) -> bool:
+    """Say whether a caption says nothing: fewer than two letters or digits, or one symbol or word over and over."""
+    characters = [c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum()]
+    if len(characters) < 2 or len(set(characters)) == 1:
+        return True
+    words = text.casefold().split()
+    return len(words) >= 4 and len(set(words)) == 1
+
+
+def is_refusal(text: str) -> bool:
+    """Say whether a caption declines to answer, or says that it cannot tell.
+
+    A list of phrases, English first: it errs towards a person, and it cannot know every way to say no.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().replace("’", "'").split())
+    return _REFUSAL.search(folded) is not None
+
+
+def degenerate(captions: Sequence[Caption]) -> Reason | None:
+    """Return why these captions are no reading, or None where every one of them can be scored.
+
+    One bad caption is enough: what it would have said is unknown, and unknown is for a person.
+    """
+    if not captions or any(caption.finish == "non-finite" for caption in captions):
+        return Reason.NON_FINITE if captions else Reason.EMPTY_CAPTION
+    if any(is_empty(caption.text) for caption in captions):
+        return Reason.EMPTY_CAPTION
+    if any(is_refusal(caption.text) for caption in captions):
+        return Reason.REFUSED
+    if any(caption.finish != "stop" for caption in captions):
+        return Reason.CUT_OFF
+    return None
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is known of one row when its route is chosen; `reason` is set where no score can save it."""
+
+    key: tuple[str, int]  # (file_name, page), the last word among equals
+    scores: Scores | None
+    reason: Reason | None
+
+
+def decide(candidates: Sequence[Candidate], gate: Gate) -> list[Decision]:
+    """Return a decision for each candidate, in order. Only a finite score within the limit is auto-accepted."""
+    values = [_value(candidate, gate.score) for candidate in candidates]
+    if gate.threshold is not None:
+        return [_by_threshold(c, v, gate, gate.threshold) for c, v in zip(candidates, values, strict=True)]
+    return _by_budget(candidates, values, gate)
+
+
+def _value(candidate: Candidate, score: ScoreName) -> float | None:
+    """Return the score such that higher is worse, or None where there is none that could be compared."""
+    if candidate.reason is not None or candidate.scores is None:
+        return None
+    value: float | None = getattr(candidate.scores, score)
+    if value is None or not math.isfinite(value):
+        return None
+    return value if HIGHER_IS_WORSE[score] else -value
+
+
+def _by_threshold(candidate: Candidate, value: float | None, gate: Gate, threshold: float) -> Decision:
+    if value is None:
+        return Decision(Route.HUMAN_REVIEW, candidate.reason or Reason.NO_SCORE, None)
+    limit = threshold if HIGHER_IS_WORSE[gate.score] else -threshold
+    if value <= limit:
+        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, threshold)
+    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, threshold)
+
+
+def _by_budget(candidates: Sequence[Candidate], values: Sequence[float | None], gate: Gate) -> list[Decision]:
+    """Fill the budget: first what must be seen whatever its score (even beyond the budget), then the most uncertain.
+
+    Equals are told apart by the mean log-probability of their captions (less likely first), then by name.
+    """
+    if gate.budget_share is not None:
+        budget = math.ceil(round(gate.budget_share * len(candidates), 9))
+    elif gate.budget_count is not None:
+        budget = gate.budget_count
+    else:
+        raise GateError("the gate has neither a threshold nor a review budget.")
+    scored = [
+        (-value, _logprob(c), c.key, i)
+        for i, (c, value) in enumerate(zip(candidates, values, strict=True))
+        if value is not None
+    ]
+    room = max(0, budget - (len(candidates) - len(scored)))
+    chosen = sorted(scored)[:room]
+    routed = {i for *_, i in chosen}
+    limit = None if not chosen else -chosen[-1][0] * (1 if HIGHER_IS_WORSE[gate.score] else -1)
+    decisions = []
+    for i, (candidate, value) in enumerate(zip(candidates, values, strict=True)):
+        if value is None:
+            decisions.append(Decision(Route.HUMAN_REVIEW, candidate.reason or Reason.NO_SCORE, None))
+        elif i in routed:
+            decisions.append(Decision(Route.HUMAN_REVIEW, Reason.MOST_UNCERTAIN, limit))
+        else:
+            decisions.append(Decision(Route.AUTO_ACCEPT, Reason.LEAST_UNCERTAIN, limit))
+    return decisions
+
+
+def _logprob(candidate: Candidate) -> float:
+    logprob = candidate.scores.mean_logprob if candidate.scores else None
+    return 0.0 if logprob is None or not math.isfinite(logprob) else logprob
