@@ -1,0 +1,99 @@
+"""A captioner without a model, and folders of small images: what most tests of the line are made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.records import Caption, ModelInfo, Picture
+
+AGREE = ("a steel washer without visible defects",)
+DISAGREE = (
+    "a brass gear with a dent",
+    "a copper plate with a crack",
+    "one hex nut",
+    "some rust at the top",
+    "scratches",
+)
+
+
+class FakeCaptioner:
+    """Says what `say` returns for a file name, cycled to K captions; `history` tells the batches it was given."""
+
+    def __init__(
+        self, say: Callable[[str], Sequence[str | Caption]] = lambda _: AGREE, *, dtype: str = "float32"
+    ) -> None:
+        self.say, self.dtype = say, dtype
+        self.history: list[list[str]] = []
+        self.num_samples = 0
+
+    def load(self, _model: ModelConfig, sampling: SamplingConfig) -> FakeCaptioner:
+        self.num_samples = sampling.num_samples
+        return self
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo("fake", None, "Fake", 1, "cpu", self.dtype, "FakeProcessor", "fork", {})
+
+    @property
+    def read_names(self) -> list[str]:
+        return [name for batch in self.history for name in batch]
+
+    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+        names = [picture.file.file_name for picture in pictures]
+        self.history.append(names)
+        return [self._captions(name) for name in names]
+
+    def _captions(self, name: str) -> tuple[Caption, ...]:
+        said = self.say(name)
+        return tuple(_as_caption(said[i % len(said)]) for i in range(self.num_samples))
+
+
+def _as_caption(said: str | Caption) -> Caption:
+    return said if isinstance(said, Caption) else Caption(said, "stop", -0.25, len(said.split()) + 1)
+
+
+class SilentProgress:
+    """Keeps what a person would have been told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.advanced = 0
+
+    def header(self, *_: object) -> None: ...
+    def start(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+
+    def advance(self, images: int) -> None:
+        self.advanced += images
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def stop(self) -> None: ...
+
+
+def picture_file(path: Path, *, size: tuple[int, int] = (12, 9), salt: str = "") -> Path:
+    """Write a small image whose pixels follow from its path, so that no two files are equal by accident."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = int.from_bytes(hashlib.sha256(f"{path.name}{path.parent.name}{salt}".encode()).digest()[:8])
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def folder_of(path: Path, *names: str) -> Path:
+    for name in names:
+        picture_file(path / name)
+    return path
+
+
+def config_for(folder: Path, out: Path, *, batch_size: int = 4, num_samples: int = 4, **changes: object) -> ScanConfig:
+    """Return a configuration whose checkpoint fingerprint is that of the built-in model; the fake reads instead."""
+    sampling = SamplingConfig(num_samples=num_samples, batch_size=batch_size)
+    return ScanConfig(folder=folder, out=out, sampling=sampling, **changes)  # type: ignore[arg-type]

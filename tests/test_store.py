@@ -1,0 +1,182 @@
+"""The journal survives what a night can do to it; the result is whole or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from vlmgate.errors import OutputError, ResumeError, StoreError
+from vlmgate.records import Caption, ImageFile, Reading, Record, Unreadable
+from vlmgate.store import Duplicate, Entry, Failure, Journal, Outputs, read_provenance, read_result, write_result
+
+FINGERPRINT = {"prompt": "Describe.", "num_samples": 2, "pages": "first"}
+
+
+def image(name: str, sha: str = "0" * 64, page: int = 1) -> ImageFile:
+    return ImageFile(name, Path("/images") / name, sha, page, 1, 8, 6, "RGB", None, 100, 5)
+
+
+def reading(name: str, *texts: str) -> Reading:
+    return Reading(image(name, name * 8), tuple(Caption(t, "stop", -0.5, 3) for t in texts or ("a dent", "a crack")))
+
+
+def record(name: str, **changes: object) -> Record:
+    values: dict[str, object] = {f.name: None for f in dataclasses.fields(Record)}
+    values |= {"file_name": name, "page": 1, "route": "human_review", "reason": "disagreed", "seed": 0} | changes
+    return Record(**values)  # type: ignore[arg-type]
+
+
+def written(path: Path) -> Journal:
+    journal = Journal.open(path, FINGERPRINT)
+    journal.append([reading("a"), reading("b")], 0.5)
+    journal.append(
+        [reading("c"), Unreadable("d", "truncated"), Duplicate(image("e")), Failure(image("f"), "boom")], 0.5
+    )
+    journal.close()
+    return journal
+
+
+def reopened(path: Path) -> dict[tuple[str, int], Entry]:
+    journal = Journal.open(path, FINGERPRINT)
+    journal.close()
+    return journal.entries
+
+
+def test_what_was_appended_comes_back(tmp_path: Path) -> None:
+    journal = written(tmp_path / "r.journal.jsonl")
+    again = Journal.open(journal.path, FINGERPRINT)
+    assert again.entries == journal.entries and len(again.entries) == 6
+    assert again.seconds == {("a", 1): 0.5, ("b", 1): 0.5, ("c", 1): 0.5}
+    assert again.run_id == journal.run_id
+    again.close()
+
+
+def test_cut_at_any_byte_the_journal_opens_with_whole_batches_only(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    written(path)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        names = {name for name, _ in reopened(path)}
+        assert names in (set(), {"a", "b"}), length
+        assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_resumed_journal_goes_on_after_what_was_torn(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    written(path)
+    path.write_bytes(path.read_bytes()[:-7])
+    journal = Journal.open(path, FINGERPRINT)
+    assert journal.dropped == 3
+    journal.append([reading("g")], 0.1)
+    journal.close()
+    assert {name for name, _ in reopened(path)} == {"a", "b", "g"}
+
+
+def test_a_damaged_line_in_the_middle_costs_its_batch_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    written(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for broken in (b"\x00\xff garbage\n", b"[]\n", b"{}\n", b'{"kind":"reading","batch":[0,2]}\n'):
+        path.write_bytes(b"".join([lines[0], broken, *lines[2:]]))
+        assert {name for name, _ in reopened(path)} == {"c", "d", "e", "f"}
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    written(path)
+    with pytest.raises(ResumeError, match=r"num_samples \(2 then, 4 now\).*--restart"):
+        Journal.open(path, FINGERPRINT | {"num_samples": 4})
+    journal = Journal.open(path, FINGERPRINT)
+    journal.check_model({"dtype": "float32", "device": "cpu"}, ["dtype"])
+    journal.check_model({"dtype": "float32", "device": "cuda:0"}, ["dtype"])
+    with pytest.raises(ResumeError, match="dtype"):
+        journal.check_model({"dtype": "bfloat16", "device": "cpu"}, ["dtype"])
+    journal.close()
+
+
+def test_restart_keeps_the_old_journal(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    written(path)
+    for _ in range(2):
+        journal = Journal.open(path, FINGERPRINT | {"num_samples": 4}, restart=True)
+        assert not journal.entries
+        journal.close()
+    kept = sorted(p.name for p in tmp_path.iterdir())
+    assert kept == ["r.journal.jsonl", "r.journal.old.1.jsonl", "r.journal.old.jsonl"]
+
+
+@pytest.mark.parametrize("content", [b"my notes\nmore\n", b"my notes", b'{"vlmgate_journal": 99}\n', b"[1]\n"])
+def test_somebody_elses_file_is_never_overwritten(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(OutputError):
+        Journal.open(path, FINGERPRINT)
+    assert path.read_bytes() == content
+
+
+def test_a_result_reads_back_equal_and_unknown_is_null(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    rows = [
+        record("a\nb.png", captions=("x", "y"), caption_logprobs=(-0.5, None), caption_finishes=("stop", "length")),
+        record("c.png", vendi_score=1.25, threshold=1.5, error="truncated"),
+    ]
+    path = tmp_path / "r.parquet"
+    write_result(path, rows, {"run_id": "1", "complete": True})
+    assert read_result(path) == (rows, {"schema_version": 1, "run_id": "1", "complete": True})
+    table = pq.read_table(path)
+    assert table["vendi_score"].null_count == 1
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+    assert [p.name for p in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_the_result_of_another_run_is_kept_and_that_of_the_same_run_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    write_result(path, [record("a")], {"run_id": "1"})
+    write_result(path, [record("a"), record("b")], {"run_id": "1"})
+    assert len(read_result(path)[0]) == 2 and len(list(tmp_path.iterdir())) == 1
+    write_result(path, [record("z")], {"run_id": "2"})
+    assert read_provenance(tmp_path / "r.old.parquet")["run_id"] == "1"
+
+
+def test_a_failed_write_leaves_the_former_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "r.parquet"
+    write_result(path, [record("a")], {"run_id": "1"})
+
+    def full(_table: object, where: Path, **_: object) -> None:
+        where.write_bytes(b"PAR1 half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(StoreError, match="No space left"):
+        write_result(path, [record("b")], {"run_id": "1"})
+    assert [r.file_name for r in read_result(path)[0]] == ["a"]
+    assert [p.name for p in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_outputs_that_cannot_be_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "mine.parquet").write_bytes(b"PAR1 of somebody else")
+    (tmp_path / "folder.parquet").mkdir()
+    for name, words in {
+        "r.csv": "must end in .parquet",
+        "no/r.parquet": "no such folder",
+        "mine.parquet": "no result of vlmgate",
+        "folder.parquet": "is a folder",
+    }.items():
+        with pytest.raises(OutputError, match=words):
+            Outputs(tmp_path / name).check()
+
+
+def test_journal_lines_are_one_json_object_each(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "r.journal.jsonl", FINGERPRINT)
+    journal.append([reading("line\nbreak\u2028.png", 'quote " and \x00', "é")])
+    journal.close()
+    lines = journal.path.read_text(encoding="ascii").splitlines()
+    assert len(lines) == 2 and json.loads(lines[1])["captions"][0]["text"] == 'quote " and \x00'
+    assert reopened(journal.path) == journal.entries
