@@ -1,0 +1,102 @@
+"""The house stays as it was drawn: who may import whom, and what a bare import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vlmgate
+
+PACKAGE = Path(vlmgate.__file__).parent
+EVERYTHING = {"*"}
+PIXELS = {"PIL", "numpy"}
+
+# Module → (what it may import from vlmgate, which third-party packages). Both hold inside functions, too.
+HOUSE: dict[str, tuple[set[str], set[str]]] = {
+    "__init__": ({"records", "errors"}, set()),
+    "__main__": ({"cli"}, set()),
+    "cli": (EVERYTHING, {"typer", "rich"}),
+    "config": ({"errors"}, set()),
+    "errors": (set(), set()),
+    "records": (set(), {"PIL"}),
+    "images": ({"records", "errors", "config", "_pixels"}, PIXELS),
+    "_pixels": ({"records", "errors", "config"}, PIXELS),
+    "captioner": (
+        {"records", "errors", "config", "captioner", "builtin"},
+        {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers"},
+    ),
+    "diversity": ({"records", "errors"}, {"numpy"}),
+    "gate": ({"records", "errors"}, set()),
+    "store": ({"records", "config", "errors"}, {"pyarrow"}),
+    "rows": ({"records", "images", "diversity", "gate", "store", "rows"}, set()),
+    "scan": (
+        {"records", "errors", "config", "images", "captioner", "diversity", "gate", "store", "rows"},
+        {"filelock"},
+    ),
+    "report": ({"records", "config", "store", "gate"}, {"rich"}),
+    "builtin": ({"builtin", "config"}, PIXELS),
+    "builtin.checkpoint": ({"builtin", "config"}, {"torch", "transformers", "tokenizers"}),
+    "builtin.objectives": ({"builtin"}, {"torch", "numpy"}),
+    "builtin.train": ({"builtin", "config"}, {*PIXELS, "torch", "transformers", "tokenizers", "rich", "safetensors"}),
+    "builtin.evaluate": ({"builtin", "config", "records", "captioner", "diversity", "gate"}, {*PIXELS, "rich"}),
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports_of(path: Path) -> tuple[set[str], set[str]]:
+    """Return (modules of vlmgate, third-party packages) that a file imports anywhere."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+            if node.module == "vlmgate":
+                names = [f"vlmgate.{alias.name}" for alias in node.names]
+        for name in names:
+            head, _, rest = name.partition(".")
+            if head == "vlmgate":
+                ours |= {rest.split(".")[0]} if rest else set()
+            elif head not in sys.stdlib_module_names:
+                others.add(head)
+    return ours, others
+
+
+def room_of(path: Path) -> tuple[set[str], set[str]]:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    dotted = ".".join(parts)
+    return HOUSE.get(dotted) or HOUSE[parts[0]]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_match_the_table(path: Path) -> None:
+    ours, others = imports_of(path)
+    may_ours, may_others = room_of(path)
+    if may_ours != EVERYTHING:
+        assert ours - {"__version__"} <= may_ours, f"{path.name} imports {ours - may_ours} from vlmgate"
+    assert others <= may_others, f"{path.name} imports {others - may_others}"
+
+
+def test_the_command_line_starts_without_the_heavy_packages() -> None:
+    heavy = ("torch", "transformers", "pyarrow", "matplotlib", "numpy", "PIL")
+    code = f"import sys, vlmgate.cli; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    assert all(hasattr(vlmgate, name) for name in vlmgate.__all__)
+
+
+def test_no_module_has_outgrown_its_room() -> None:
+    long = {p.name: n for p in modules() if (n := len(p.read_text(encoding="utf-8").splitlines())) > 450}
+    assert not long

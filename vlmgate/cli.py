@@ -1,0 +1,354 @@
+"""The command line: options → configurations, results → exit codes. The only module that exits.
+
+Knows what a user may type and what they are told; knows nothing of how any of it is done. Heavy imports stay inside the
+commands, so that `vlmgate --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+import vlmgate
+from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig, load_toml
+from vlmgate.errors import UsageError, VlmgateError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlmgate.records import Record
+    from vlmgate.scan import ScanResult
+
+app = typer.Typer(
+    name="vlmgate",
+    help="Sampled vision-language inspection: readings that agree are auto-accepted, the others go to a person.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VLMGATE"},
+)
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+class PagesChoice(StrEnum):
+    FIRST = "first"
+    ALL = "all"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="How stdout is written.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="'builtin', a checkpoint folder, or a hub id.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+]
+
+
+def _read_toml(context: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        with _errors_in_one_line():
+            known = {
+                p.name for p in context.command.params if p.name not in (None, "folder", "config", "verbose", "quiet")
+            }
+            context.default_map = {**(context.default_map or {}), **load_toml(path, {name for name in known if name})}
+    return path
+
+
+@app.command()
+def scan(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of images (searched to the bottom), or one image.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Parquet file to write. [default: FOLDER's name.parquet, here]", show_default=False
+        ),
+    ] = None,
+    model: ModelOption = BUILTIN,
+    revision: RevisionOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustOption = False,
+    prompt: Annotated[str, typer.Option(help="What the model is asked about each image.")] = DEFAULT_PROMPT,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-k", help="K, captions per image.")] = 8,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0.8 to 1 separates best.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 = off.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens only; 0 = off.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="A caption is cut off here, and its image goes to a person.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(help="Same seed, same captions.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images per batch; changes speed, not captions.")] = 8,
+    pages: Annotated[
+        PagesChoice, typer.Option(help="Of files with several pages: the first, or a row for every page.")
+    ] = PagesChoice.FIRST,
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse larger images (a guard against decompression bombs).")
+    ] = 500_000_000,
+    workers: Annotated[int, typer.Option(help="Decoding threads; 0 = from the number of cores.")] = 0,
+    score: Annotated[
+        str, typer.Option(help="vendi_score, mean_dissimilarity, agreement or mean_logprob.")
+    ] = "vendi_score",
+    threshold: Annotated[
+        float | None, typer.Option(help="Accept up to this score (from it, for agreement and mean_logprob).")
+    ] = None,
+    review_budget: Annotated[
+        str | None, typer.Option(help="Route the most uncertain: a share (10%) or a number (200).")
+    ] = None,
+    max_routed: Annotated[
+        str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Read everything again; the old journal is kept aside.")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=_read_toml),
+    ] = None,
+    output_format: FormatOption = Format.TABLE,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr, too.")] = False,
+) -> None:
+    """Read every image of FOLDER K times and split them into auto-accepted and routed to human.
+
+    Writes FOLDER.parquet, a log and a journal. The same command resumes where it was stopped. Exit codes: 0 done, 1
+    fatal, 2 usage, 3 done but some images could not be read (they are routed to a person), 4 more than --max-routed,
+    130 Ctrl-C. Every option can also be set in the environment (VLMGATE_SCAN_NUM_SAMPLES=16) or in --config.
+    """
+    with _errors_in_one_line():
+        if not folder.exists():
+            raise UsageError(f"{folder}: no such folder or image; name a folder of images.")
+        parquet = out or Path(
+            f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'root'}.parquet"
+        )
+        settings = ScanConfig(
+            folder=folder,
+            out=parquet,
+            model=ModelConfig(model, revision, device, dtype, trust_remote_code),
+            sampling=SamplingConfig(prompt, num_samples, temperature, top_p, top_k, max_new_tokens, seed, batch_size),
+            images=ImageConfig(pages.value, max_pixels, workers),
+            score=score,
+            threshold=threshold,
+            review_budget=review_budget,
+            restart=restart,
+        )
+        limit = _max_routed(max_routed)
+        if verbose:
+            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        from vlmgate.report import TerminalProgress
+        from vlmgate.scan import scan as run
+
+        progress = TerminalProgress(_console(stderr=True), quiet=quiet)
+        with _crashes_to(parquet.with_suffix(".log")):
+            result = run(settings, progress)
+    code = _exit_code(result, limit)
+    _print_result(result, output_format, code)
+    if result.error:
+        _complain(str(result.error))
+    if code == 4:
+        _complain(f"more images were routed to a person than --max-routed {max_routed} allows.")
+    raise typer.Exit(code)
+
+
+def _max_routed(text: str | None) -> tuple[float | None, int | None]:
+    from vlmgate.gate import parse_share_or_count
+
+    return (None, None) if text is None else parse_share_or_count(text, "--max-routed")
+
+
+def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> int:
+    from vlmgate.records import Reason, Route
+
+    if result.interrupted is not None:
+        return 128 + result.interrupted
+    if result.error is not None:
+        return result.error.exit_code
+    routed = sum(r.route == Route.HUMAN_REVIEW for r in result.records)
+    share, count = limit
+    if (share is not None and routed > share * len(result.records)) or (count is not None and routed > count):
+        return 4
+    return 3 if any(r.reason in (Reason.UNREADABLE, Reason.MODEL_FAILED) for r in result.records) else 0
+
+
+def _print_result(result: ScanResult, output_format: Format, code: int) -> None:
+    from vlmgate.report import print_summary, summary_json
+
+    if output_format is Format.JSON:
+        error = str(result.error) if result.error else None
+        print(summary_json(result.records, result.provenance, result.outputs.parquet, code, error))
+    else:
+        print_summary(result.records, result.provenance, result.outputs.parquet, _console())
+
+
+ResultArgument = Annotated[
+    Path, typer.Argument(metavar="RESULT", help="Parquet file that `vlmgate scan` wrote.", show_default=False)
+]
+
+
+@app.command()
+def show(
+    result: ResultArgument,
+    name: Annotated[
+        str | None, typer.Argument(help="file_name of one image, or the end of it. Without: the summary.")
+    ] = None,
+    page: Annotated[int, typer.Option(help="Page of a file with several.")] = 1,
+    output_format: FormatOption = Format.TABLE,
+) -> None:
+    """Show one image's K captions and why it goes where it goes; without a name, the summary of the run."""
+    with _errors_in_one_line():
+        from dataclasses import asdict
+
+        from vlmgate.report import print_record, print_summary, summary_json
+        from vlmgate.store import SCHEMA_VERSION, read_result
+
+        records, provenance = read_result(result)
+        if name is None and output_format is Format.JSON:
+            print(summary_json(records, provenance, result, 0, None))
+        elif name is None:
+            print_summary(records, provenance, result, _console())
+        elif output_format is Format.JSON:
+            print(json.dumps({"schema_version": SCHEMA_VERSION} | asdict(_find(records, name, page, result)), indent=2))
+        else:
+            print_record(_find(records, name, page, result), provenance, _console())
+
+
+def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
+    """Return the row that the user means: the exact file_name, else the only one that ends in it."""
+    import difflib
+
+    names = {r.file_name for r in records}
+    matches = [name] if name in names else sorted(n for n in names if n.endswith(name))
+    if len(matches) > 1:
+        raise UsageError(
+            f"{result}: {len(matches):,} images end in '{name}', first {matches[:2]}; give more of the name."
+        )
+    if not matches:
+        near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.3)
+        raise UsageError(f"{result}: holds no image '{name}'" + (f"; did you mean '{near[0]}'?" if near else "."))
+    rows = [r for r in records if r.file_name == matches[0]]
+    for row in rows:
+        if row.page == page:
+            return row
+    raise UsageError(f"{result}: '{matches[0]}' has no page {page} in this result; it has {[r.page for r in rows]}.")
+
+
+@app.command()
+def info(result: ResultArgument, output_format: FormatOption = Format.TABLE) -> None:
+    """Tell how a result was made: model, prompt, sampling, gate, versions, dates."""
+    with _errors_in_one_line():
+        from vlmgate.report import print_provenance
+        from vlmgate.store import read_provenance
+
+        provenance = read_provenance(result)
+        if output_format is Format.JSON:
+            print(json.dumps(provenance, indent=2))
+        else:
+            print_provenance(provenance, _console())
+
+
+@app.command()
+def doctor(
+    model: ModelOption = BUILTIN,
+    revision: RevisionOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustOption = False,
+    output_format: FormatOption = Format.TABLE,
+) -> None:
+    """Tell what this machine offers, and whether the model can be loaded here and reads a test image."""
+    with _errors_in_one_line():
+        from vlmgate.captioner.machine import describe_machine
+        from vlmgate.captioner.trial import try_model
+        from vlmgate.report import print_provenance
+
+        facts: dict[str, Any] = {"vlmgate": vlmgate.__version__} | describe_machine()
+        problem: VlmgateError | None = None
+        try:
+            facts["model"] = try_model(ModelConfig(model, revision, device, dtype, trust_remote_code))
+        except VlmgateError as error:
+            problem, facts["model"] = error, {"loads": "no", "why": str(error)}
+        if output_format is Format.JSON:
+            print(json.dumps({"schema_version": 1} | facts, indent=2))
+        else:
+            print_provenance(facts, _console())
+        if problem:
+            raise problem
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"vlmgate {vlmgate.__version__}")
+        raise typer.Exit
+
+
+# --- edges ------------------------------------------------------------------------------------------------------------
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def _complain(text: str) -> None:
+    """Print one line on stderr, whatever a path or an exception put into it."""
+    from vlmgate.report import plain
+
+    print(plain(f"vlmgate: error: {' '.join(text.split())}"), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except VlmgateError as error:
+        _fail(str(error), error.exit_code)
+
+
+@contextlib.contextmanager
+def _crashes_to(log: Path) -> Iterator[None]:
+    """Turn what nobody expected into one line that names the log, where the traceback is."""
+    try:
+        yield
+    except (VlmgateError, typer.Exit):
+        raise
+    except Exception as error:
+        _fail(
+            f"internal error ({type(error).__name__}: {error}). The traceback is in {log}; the same command resumes.", 1
+        )
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    _complain(text)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Run the command line; what a terminal cannot show is escaped rather than raised."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except BrokenPipeError:  # `vlmgate show … | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
