@@ -1,0 +1,464 @@
+"""What the walk finds, and what reading ahead promises: everything, once, in order, within bounds."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlmgate.config import ImageConfig
+from vlmgate.errors import NoImagesError
+from vlmgate.images import ahead, find_images, open_pages, opening, read_ahead
+from vlmgate.records import Picture, Source, Unreadable
+
+ALL = ImageConfig(pages="all")
+
+
+def save(path: Path, colour: int = 0, size: tuple[int, int] = (8, 8), **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, colour).save(path, **options)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return [source.file_name for source in find_images(folder).sources]
+
+
+def reasons(folder: Path) -> dict[str, str]:
+    return {item.file_name: item.reason for item in find_images(folder).unreadable}
+
+
+# --- walk ------------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_found_once_and_sorted(tmp_path: Path) -> None:
+    wanted = [
+        "B.JPG",
+        "a.png",
+        "line1/part.TIF",
+        "line2/deep/er/part.bmp",
+        "line2/part.TIF",
+        ".hidden.png",
+        ".h/x.webp",
+    ]
+    for name in wanted:
+        save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "line1/labels.json").write_text("{}")
+    walk = find_images(tmp_path)
+    assert [source.file_name for source in walk.sources] == sorted(wanted)
+    assert all(source.path == tmp_path / source.file_name for source in walk.sources)
+    assert walk.unreadable == ()
+    assert walk.ignored == ("line1/labels.json", "notes.txt")
+
+
+def test_an_extension_makes_an_image_even_of_rubbish(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.heic", "c.CR2", "d.dng", "e.jxl", "f.dcm", "g.svg", "h.avif", ".png"):
+        (tmp_path / name).write_bytes(b"rubbish")
+    assert len(names(tmp_path)) == 9
+    for opened in read_ahead(find_images(tmp_path).sources, ImageConfig()):
+        assert isinstance(opened.result, Unreadable)
+
+
+def test_first_bytes_make_an_image_where_the_extension_does_not(tmp_path: Path) -> None:
+    for number, format_ in enumerate(("JPEG", "PNG", "BMP", "WEBP", "AVIF", "JPEG2000", "TIFF", "GIF", "PPM", "QOI")):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"image{number}", format=format_)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg.bak", format="JPEG")
+    for name, data in {
+        "text": b"hello",
+        "b.bin": bytes(600),
+        "BM.txt": b"BM is short for benchmark, and this is text",
+        "P5 notes": b"P5 is a processor",
+        "empty": b"",
+        "one": b"\xff",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    assert names(tmp_path) == [*(f"image{number}" for number in range(10)), "photo.jpg.bak"]
+    assert len(find_images(tmp_path).ignored) == 6
+
+
+def test_metadata_that_macos_leaves_behind_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "._a.jpg").write_bytes(b"\x00\x05\x16\x07" + bytes(100))
+    save(tmp_path / "._b.png")
+    assert names(tmp_path) == ["._b.png"]
+    assert find_images(tmp_path).ignored == ("._a.jpg",)
+
+
+def test_special_files_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # socket addresses are short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("s.jpg")
+        assert reasons(tmp_path) == {"pipe.png": "a named pipe, not a file", "s.jpg": "a socket, not a file"}
+    assert find_images(tmp_path).ignored == ("pipe",)
+
+
+def test_links(tmp_path: Path) -> None:
+    save(tmp_path / "real/a.png")
+    outside = tmp_path.parent / (tmp_path.name + "-outside")
+    save(outside / "b.png")
+    (tmp_path / "linked").symlink_to(outside)
+    (tmp_path / "file.png").symlink_to(outside / "b.png")
+    (tmp_path / "real/up").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "disk").symlink_to("/not/mounted")
+    (tmp_path / "gone.txt").symlink_to("/not/there.txt")
+    walk = find_images(tmp_path)
+    assert [source.file_name for source in walk.sources] == ["file.png", "linked/b.png", "real/a.png"]
+    assert reasons(tmp_path) == {
+        "disk": "a link to nothing",
+        "gone.png": "a link to nothing",
+        "self": "a link that leads in circles",
+    }
+    assert walk.ignored == ("gone.txt", "real/up/")
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "open/a.png")
+    save(tmp_path / "locked/in/b.png")
+    save(tmp_path / "torn/c.png")
+    save(tmp_path / "torn/d.png")
+    scandir = os.scandir
+
+    class Torn:
+        def __init__(self, path: str) -> None:
+            self.entries = scandir(path)
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            yield next(self.entries)
+            raise OSError(5, "Input/output error")
+
+        def __exit__(self, *_: object) -> None:
+            self.entries.close()
+
+    def fake(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return Torn(path) if str(path).endswith("torn") else scandir(path)
+
+    monkeypatch.setattr("vlmgate.images.walk.os.scandir", fake)
+    assert reasons(tmp_path) == {
+        "locked": "folder cannot be listed: permission denied",
+        "torn": "folder cannot be listed: input/output error",
+    }
+    found = names(tmp_path)
+    assert "open/a.png" in found
+    assert len([name for name in found if name.startswith("torn/")]) == 1
+
+
+def test_a_file_without_extension_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_bytes(b"?")
+    (tmp_path / "secret.key").write_bytes(b"?")
+
+    def deny(path: object, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("vlmgate.images.walk.os.open", deny)
+    assert reasons(tmp_path) == {"secret": "permission denied"}
+    assert find_images(tmp_path).ignored == ("secret.key",)
+
+
+def test_one_file_is_a_walk_of_one(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png")
+    assert find_images(path).sources == (Source("a.png", path),)
+    (tmp_path / "notes.txt").write_text("x")
+    assert names(tmp_path / "notes.txt") == ["notes.txt"]  # named by hand; opening it says that it is no image
+
+
+def test_a_missing_or_locked_root_is_a_wrong_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NoImagesError, match="not found"):
+        find_images(tmp_path / "nowhere")
+
+    def deny(path: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("vlmgate.images.walk.os.scandir", deny)
+    with pytest.raises(NoImagesError, match="permission denied"):
+        find_images(tmp_path)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.png", b"caf\xe8.png", rb"caf\xe9.png", b"d\xff/a.png"):
+        path = os.path.join(os.fsencode(tmp_path), name)  # noqa: PTH118 - bytes
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120 - bytes
+        with open(path, "wb") as file:  # noqa: PTH123 - bytes
+            Image.new("L", (2, 2)).save(file, format="PNG")
+    sources = find_images(tmp_path).sources
+    assert [s.file_name for s in sources] == [r"caf\xe8.png", r"caf\xe9.png", r"caf\xe9.png~2", r"d\xff/a.png"]
+    for source in sources:
+        source.file_name.encode()
+        (result,) = open_pages(source, ImageConfig())
+        assert isinstance(result, Picture)
+
+
+def test_names_with_odd_characters_stay_as_they_are(tmp_path: Path) -> None:
+    wanted = sorted(["ü 部品.png", "a[bold].png", "new\nline.png", "emoji😀.png", "back\\slash.png", " .png"])
+    for name in wanted:
+        save(tmp_path / name)
+    assert names(tmp_path) == wanted
+
+
+# --- read ahead ------------------------------------------------------------------------------------------------------
+
+
+def sources_of(folder: Path, count: int) -> list[Source]:
+    return [Source(f"{i:04}.png", save(folder / f"{i:04}.png", i % 256)) for i in range(count)]
+
+
+def running() -> int:
+    return sum(thread.name.startswith("vlmgate-decode") for thread in threading.enumerate())
+
+
+def wait_until_none_runs() -> bool:
+    deadline = time.monotonic() + 5
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return running() == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3, 32])
+def test_order_and_completeness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    sources = sources_of(tmp_path, 150)
+    for i in range(0, 150, 7):
+        sources[i].path.write_bytes(b"rubbish")
+    sources[20].path.unlink()
+    pages = opening.pages_of
+
+    def uneven(source: Source, *args: Any) -> Any:
+        time.sleep(hash(source.file_name) % 5 / 2000)
+        return pages(source, *args)
+
+    monkeypatch.setattr(ahead, "pages_of", uneven)
+    opened = list(read_ahead(iter(sources), ImageConfig(workers=workers)))
+    assert [item.source for item in opened] == sources
+    assert all(item.last for item in opened)
+    for i, item in enumerate(opened):
+        if i % 7 == 0 or i == 20:
+            assert isinstance(item.result, Unreadable)
+        else:
+            assert isinstance(item.result, Picture)
+            assert item.result.file.file_name == item.source.file_name
+            assert item.result.rgb.getpixel((0, 0)) == (i % 256,) * 3
+    assert wait_until_none_runs()
+
+
+def test_nothing_to_read() -> None:
+    assert list(read_ahead([], ImageConfig())) == []
+
+
+def test_pages_of_one_source_stay_together(tmp_path: Path) -> None:
+    wanted = []
+    for i, num_pages in enumerate((1, 3, 6, 2, 1, 4)):
+        frames = [Image.new("L", (8, 8), 10 * i + page) for page in range(num_pages)]
+        frames[0].save(tmp_path / f"{i}.tif", save_all=True, append_images=frames[1:])
+        wanted += [(f"{i}.tif", page, page == num_pages) for page in range(1, num_pages + 1)]
+    for budget in (1, 100_000, 10**9):
+        opened = list(read_ahead(find_images(tmp_path).sources, ALL, max_pixels_ahead=budget))
+        pages = [(o.source.file_name, o.result.file.page, o.last) for o in opened if isinstance(o.result, Picture)]
+        assert pages == wanted
+
+
+def test_the_pixel_budget_bounds_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [Source(f"{i}.png", save(tmp_path / f"{i}.png", i, size=(300, 300))) for i in range(20)]
+    decoded: list[int] = []
+    decode = opening.Container.decode
+
+    def counting(self: Any, page: int) -> Any:
+        decoded.append(page)
+        return decode(self, page)
+
+    monkeypatch.setattr(opening.Container, "decode", counting)
+    ahead = []
+    for taken, _ in enumerate(read_ahead(sources, ImageConfig(workers=8), max_pixels_ahead=4 * 90_000)):
+        time.sleep(0.02)
+        ahead.append(len(decoded) - taken)
+    assert len(decoded) == 20
+    assert max(ahead) == 4  # the one in hand is one of them
+
+
+def test_a_picture_larger_than_the_budget_is_let_through(tmp_path: Path) -> None:
+    sizes = [(10, 10), (900, 900), (10, 10), (900, 900), (900, 900), (10, 10)]
+    sources = [Source(f"{i}.png", save(tmp_path / f"{i}.png", size=size)) for i, size in enumerate(sizes)]
+    opened = list(read_ahead(sources, ImageConfig(workers=4), max_pixels_ahead=500_000))
+    assert [o.result.rgb.size for o in opened if isinstance(o.result, Picture)] == sizes
+
+
+def test_no_more_sources_are_begun_than_can_wait(tmp_path: Path) -> None:
+    drawn = 0
+
+    def supply() -> Iterator[Source]:
+        nonlocal drawn
+        assert threading.current_thread() is threading.main_thread()
+        for source in sources_of(tmp_path, 60):
+            drawn += 1
+            yield source
+
+    reader = read_ahead(supply(), ImageConfig(workers=2))
+    next(reader)
+    time.sleep(0.1)
+    assert drawn == 8
+    assert len(list(reader)) == 59
+
+
+def test_early_close_is_prompt_and_leaves_no_thread(tmp_path: Path) -> None:
+    sources = sources_of(tmp_path, 200)
+    for taken in (0, 1, 5):
+        reader = read_ahead(sources, ImageConfig(workers=8), max_pixels_ahead=1)
+        for _ in range(taken):
+            next(reader)
+        start = time.monotonic()
+        reader.close()  # type: ignore[attr-defined]  # it is a generator
+        assert time.monotonic() - start < 2
+        assert wait_until_none_runs()
+
+
+def test_a_consumer_that_raises_leaves_no_thread(tmp_path: Path) -> None:
+    def consume() -> None:
+        for _ in read_ahead(sources_of(tmp_path, 50), ImageConfig(workers=4)):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    gc.collect()
+    assert wait_until_none_runs()
+
+
+def test_closing_does_not_wait_for_a_read_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    pages = opening.pages_of
+
+    def hang(source: Source, *args: Any) -> Any:
+        if source.file_name == "0001.png":
+            release.wait(10)
+        return pages(source, *args)
+
+    monkeypatch.setattr(ahead, "pages_of", hang)
+    reader = read_ahead(sources_of(tmp_path, 3), ImageConfig(workers=2))
+    next(reader)
+    start = time.monotonic()
+    reader.close()  # type: ignore[attr-defined]  # it is a generator
+    assert time.monotonic() - start < 2
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("vlmgate-decode"))
+    release.set()
+    assert wait_until_none_runs()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), MemoryError(), SystemExit(3), KeyboardInterrupt()])
+def test_a_failing_worker_loses_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    pages = opening.pages_of
+
+    def fail(source: Source, *args: Any) -> Any:
+        if source.file_name in ("0000.png", "0007.png"):
+            raise error
+        return pages(source, *args)
+
+    monkeypatch.setattr(ahead, "pages_of", fail)
+    opened = list(read_ahead(sources_of(tmp_path, 20), ImageConfig(workers=3)))
+    assert len(opened) == 20
+    failed = [item.source.file_name for item in opened if isinstance(item.result, Unreadable)]
+    assert failed == ["0000.png", "0007.png"]
+
+
+def test_an_error_in_the_supply_reaches_the_consumer(tmp_path: Path) -> None:
+    def supply() -> Iterator[Source]:
+        yield from sources_of(tmp_path, 3)
+        raise ValueError("the caller's own")
+
+    with pytest.raises(ValueError, match="own"):
+        list(read_ahead(supply(), ImageConfig()))
+    assert wait_until_none_runs()
+
+
+# --- fuzz ------------------------------------------------------------------------------------------------------------
+
+
+def specimens() -> dict[str, bytes]:
+    """One small file per format and way of storing; noise, so that every byte counts."""
+    rng = np.random.default_rng(7)
+    noise = Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    grey16 = Image.fromarray(rng.integers(0, 4096, (24, 30)).astype(np.uint16))
+    others = {"save_all": True, "append_images": [noise.rotate(90), noise.rotate(180)]}
+    wanted: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("jpg", noise, {}),
+        ("jpg", noise, {"progressive": True}),
+        ("jpg", noise.convert("CMYK"), {}),
+        ("png", noise, {}),
+        ("png", grey16, {}),
+        ("png", noise, others),
+        ("bmp", noise, {}),
+        ("gif", noise, others),
+        ("webp", noise, {}),
+        ("webp", noise, {"lossless": True}),
+        ("avif", noise, {}),
+        ("jp2", noise, {}),
+        ("tif", noise, others),
+        ("tif", grey16, {}),
+        ("tif", noise, {"compression": "tiff_lzw"}),
+        ("tif", noise, {"compression": "tiff_adobe_deflate"}),
+        ("tif", noise, {"compression": "jpeg"}),
+        ("ppm", noise, {}),
+        ("pgm", grey16, {}),
+        ("tga", noise, {"compression": "tga_rle"}),
+        ("qoi", noise, {}),
+        ("pcx", noise, {}),
+        ("sgi", noise, {}),
+    ]
+    files = {}
+    for number, (extension, image, options) in enumerate(wanted):
+        buffer = io.BytesIO()
+        buffer.name = f"x.{extension}"
+        image.save(buffer, format=Image.registered_extensions()[f".{extension}"], **options)
+        files[f"{number:02}.{extension}"] = buffer.getvalue()
+    return files
+
+
+def results(path: Path, data: bytes) -> list[Picture | Unreadable]:
+    path.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = list(open_pages(Source(path.name, path), ImageConfig(pages="all", max_pixels=4_000_000)))
+    assert found, "no result"
+    for result in found:
+        if isinstance(result, Picture):
+            assert result.rgb.mode == "RGB"
+            assert result.rgb.size == (result.file.width, result.file.height)
+        else:
+            assert result.reason.isprintable()
+    return found
+
+
+@pytest.mark.parametrize("name", specimens())
+def test_a_truncated_file_never_passes_for_whole(tmp_path: Path, name: str) -> None:
+    data = specimens()[name]
+    whole = [np.asarray(r.rgb) for r in results(tmp_path / name, data) if isinstance(r, Picture)]
+    rng = np.random.default_rng(1)
+    for length in {1, 2, 3, len(data) - 1, len(data) - 2, len(data) - 4, *rng.integers(1, len(data), 30).tolist()}:
+        for result in results(tmp_path / name, data[:length]):
+            if isinstance(result, Picture):
+                assert np.array_equal(np.asarray(result.rgb), whole[result.file.page - 1]), length
+                assert not name.endswith("jpg")
+
+
+@pytest.mark.parametrize("name", specimens())
+def test_flipped_bytes_are_never_an_exception_nor_a_warning(tmp_path: Path, name: str) -> None:
+    data = specimens()[name]
+    rng = np.random.default_rng(2)
+    for attempt in range(60):
+        broken = bytearray(data)
+        within = min(len(broken), 300) if attempt % 2 else len(broken)  # headers are where parsers break
+        for position in rng.integers(0, within, rng.integers(1, 6)):
+            broken[position] = rng.integers(0, 256)
+        results(tmp_path / name, bytes(broken))

@@ -1,0 +1,195 @@
+"""Decode ahead of the model, in threads, within a budget of pixels.
+
+Knows threads and order; knows nothing of what is inside a file.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+from vlmgate.config import ImageConfig
+from vlmgate.images.formats import explain
+from vlmgate.images.opening import pages_of
+from vlmgate.records import Picture, Source, Unreadable
+
+_PIXELS_AHEAD = 128_000_000  # pixels that wait for the consumer; about half a gigabyte
+_LEAST_COST = 1 << 16  # pixels that even the smallest page counts for, which bounds the number of pages too
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """One result of one source; `last` is True on the source's final result, and every source has one."""
+
+    source: Source
+    result: Picture | Unreadable
+    last: bool
+
+
+def read_ahead(
+    sources: Iterable[Source], config: ImageConfig, *, max_pixels_ahead: int = _PIXELS_AHEAD
+) -> Generator[Opened]:
+    """Decode in threads ahead of the consumer; results come in the order of the sources, page by page.
+
+    At most four sources per thread are begun, and decoded pages of at most `max_pixels_ahead` pixels wait (a larger
+    page waits alone; a further page of the file in hand may come on top). `sources` is drawn from in the consumer's
+    thread, so it may be a generator over anything.
+    Closing the iterator stops the threads: each finishes the page it is decoding, nobody waits for it.
+    """
+    workers = config.workers or min(16, max(2, _usable_cores()))
+    line = _Line(config, workers, max_pixels_ahead)
+    waiting: deque[_Job] = deque()
+    supply = iter(sources)
+    try:
+        while True:
+            while len(waiting) < 4 * workers and (source := next(supply, None)) is not None:
+                waiting.append(line.submit(source))
+            if not waiting:
+                return
+            opened, cost = line.collect(waiting[0])
+            yield opened
+            if opened.last:
+                waiting.popleft()
+            line.release(cost, done=opened.last)
+            del opened  # or the picture would stay in memory while the next is waited for
+    finally:
+        line.stop()
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Stopped(BaseException):
+    """The consumer has gone; no `except Exception` may take this for a broken image."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One source under way."""
+
+    source: Source
+    index: int  # in the order of the sources
+    results: deque[tuple[Opened, int]] = field(default_factory=deque)  # with the pixels each counts for
+    admitted: int = 0  # pixels of the page being decoded
+
+
+class _Line:
+    """Worker threads, what they wait for, and the pixels in flight; every field is guarded by one condition.
+
+    Pages are admitted in the order of the sources, so that the source the consumer waits for is never the one that
+    finds the budget spent. Threads are daemons: one that hangs in a network read must not keep the program from ending.
+    """
+
+    def __init__(self, config: ImageConfig, max_workers: int, max_pixels: int) -> None:
+        self._config, self._max_workers, self._max_pixels = config, max_workers, max_pixels
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._queue: deque[_Job] = deque()
+        self._submitted = 0
+        self._head = 0  # index of the source that the consumer takes results of
+        self._turn = 0  # index of the first source that has had no page admitted yet
+        self._begun: set[int] = set()  # indices after `_turn` that are through already
+        self._in_flight = 0  # pixels
+        self._stopped = False
+
+    # in the consumer's thread
+
+    def submit(self, source: Source) -> _Job:
+        with self._changed:
+            job = _Job(source, self._submitted)
+            self._submitted += 1
+            self._queue.append(job)
+            self._changed.notify_all()
+        if len(self._threads) < self._max_workers:
+            thread = threading.Thread(target=self._work, name=f"vlmgate-decode-{len(self._threads)}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return job
+
+    def collect(self, job: _Job) -> tuple[Opened, int]:
+        with self._changed:
+            self._changed.wait_for(lambda: job.results)
+            return job.results.popleft()
+
+    def release(self, cost: int, *, done: bool) -> None:
+        with self._changed:
+            self._in_flight -= cost
+            self._head += done
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._queue.clear()
+            self._changed.notify_all()
+        deadline = time.monotonic() + 0.5  # seconds; tidy if it can be had, prompt in any case
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    # in the workers' threads
+
+    def _work(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped or self._queue)
+                    if self._stopped:
+                        return
+                    job = self._queue.popleft()
+                self._read(job)
+        except _Stopped:
+            return
+
+    def _read(self, job: _Job) -> None:
+        try:
+            with closing(pages_of(job.source, self._config, partial(self._admit, job))) as pages:
+                for result, last in pages:
+                    self._deliver(job, result, last)
+        except _Stopped:
+            raise
+        except BaseException as error:  # whatever it was, the source must not be missing from the result
+            self._deliver(job, Unreadable(job.source.file_name, explain(error)), True)
+
+    def _admit(self, job: _Job, pixels: int) -> None:
+        """Wait until a page may be decoded."""
+        cost = max(pixels, _LEAST_COST)
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._may_decode(job, cost))
+            if self._stopped:
+                raise _Stopped
+            job.admitted = cost
+            self._in_flight += cost
+            self._pass_turn(job)
+
+    def _may_decode(self, job: _Job, cost: int) -> bool:
+        if job.index > self._turn:
+            return False
+        fits = self._in_flight == 0 or self._in_flight + cost <= self._max_pixels
+        return fits or (job.index == self._head and not job.results)  # the consumer waits for this very page
+
+    def _pass_turn(self, job: _Job) -> None:
+        self._begun.add(job.index)
+        while self._turn in self._begun:
+            self._begun.remove(self._turn)
+            self._turn += 1
+        self._changed.notify_all()
+
+    def _deliver(self, job: _Job, result: Picture | Unreadable, last: bool) -> None:
+        with self._changed:
+            if self._stopped:
+                raise _Stopped
+            cost, job.admitted = job.admitted, 0
+            if isinstance(result, Unreadable):  # holds no pixels
+                self._in_flight -= cost
+                cost = 0
+            job.results.append((Opened(job.source, result, last), cost))
+            if last:
+                self._pass_turn(job)
+            self._changed.notify_all()

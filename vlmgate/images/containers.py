@@ -1,0 +1,263 @@
+"""Open an image file, count its pages, check that it is whole, decode one page.
+
+Knows formats and Pillow's plugins; knows nothing of folders or threads, and never lets a warning out.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO, cast
+
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PcxImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    QoiImagePlugin,
+    SgiImagePlugin,
+    TgaImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from vlmgate.images.decoding import decode, decode_16_bit_colour, decode_pnm, is_16_bit_colour
+from vlmgate.images.formats import BY_EXTENSION, HEAD_BYTES, NOT_OPENABLE, RefusedError, one_line, sniff
+
+MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
+_ZERO_TAIL = 8192  # bytes; no encoder of a compressed format leaves that many zeros at the end
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """A TIFF page that is held against our own pixel limit only.
+
+    Pillow checks its process-wide limit (179 megapixels) in `load_prepare` when it allocates; allocating first keeps
+    that check out of the way without touching the limit for other users of Pillow.
+    """
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.new(self.mode, self._tile_size, None).im
+        super().load_prepare()
+
+
+# Plugin classes are called directly: `Image.open` would hold the file against Pillow's process-wide pixel limit, and
+# would try decoders that run other programs (EPS) or accept nearly anything (TGA).
+_OPENERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": _Tiff,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "DIB": BmpImagePlugin.DibImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
+    "QOI": QoiImagePlugin.QoiImageFile,
+    "SGI": SgiImagePlugin.SgiImageFile,
+    "TGA": TgaImagePlugin.TgaImageFile,
+    "PCX": PcxImagePlugin.PcxImageFile,
+}
+
+
+def _kind_of(head: bytes, extension: str) -> str:
+    kind = sniff(head)
+    unopenable = NOT_OPENABLE.get(extension)
+    if unopenable == "camera raw" and kind in (None, "TIFF"):
+        # Many raw formats are TIFF files whose first page is a thumbnail: it would be read instead of the image.
+        raise RefusedError(f"camera raw files (.{extension}) cannot be opened; convert them to TIFF or PNG")
+    kind = kind or unopenable or BY_EXTENSION.get(extension)
+    if kind is None:
+        raise RefusedError("not an image")
+    if kind not in _OPENERS:
+        raise RefusedError(f"{kind} files cannot be opened; convert them to PNG or TIFF")
+    return kind
+
+
+# --- warnings --------------------------------------------------------------------------------------------------------
+
+
+class _Hush(threading.local):
+    """A message matcher for `warnings.filters` that matches in the threads that asked for it only, and takes notes.
+
+    `warnings.catch_warnings` swaps the filters of the whole process and is not safe in threads. One entry that is asked
+    per warning, and that answers per thread, leaves the warnings of everybody else alone.
+    """
+
+    notes: list[str] | None = None
+
+    def match(self, message: str) -> bool:
+        if self.notes is None:
+            return False
+        self.notes.append(message)
+        return True
+
+
+_hush = _Hush()
+_hush_entry = ("ignore", _hush, Warning, None, 0)
+_hush_lock = threading.Lock()
+
+
+@contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Collect the warnings that this thread raises instead of showing them."""
+    filters = cast("list[Any]", warnings.filters)  # typed as read-only, though it is documented as a list
+    with _hush_lock:
+        if not filters or filters[0] is not _hush_entry:
+            filters[:] = [_hush_entry, *(entry for entry in filters if entry is not _hush_entry)]
+    outer, _hush.notes = _hush.notes, []
+    try:
+        yield _hush.notes
+    finally:
+        _hush.notes = outer
+
+
+# --- containers ------------------------------------------------------------------------------------------------------
+
+
+class Container:
+    """An image file opened for reading, its pages one after the other; not safe in several threads at a time."""
+
+    def __init__(self, stream: BinaryIO, extension: str, max_pixels: int) -> None:
+        """Read the header; raises `RefusedError`, or whatever Pillow makes of a hostile file."""
+        head = stream.read(HEAD_BYTES)
+        if not head:
+            raise RefusedError("empty file")
+        self._stream, self._max_pixels = stream, max_pixels
+        self.kind = _kind_of(head, extension)
+        self.independent_pages = self.kind == "TIFF"  # others are frames that build on the one before
+        with quiet() as complaints:
+            _check_integrity(stream, self.kind)
+            self._image = self._open()
+            self.num_pages, self.cut_off = self._count_pages()
+        self._complaints = complaints
+        self._twin: ImageFile.ImageFile | None = None
+
+    def _open(self) -> ImageFile.ImageFile:
+        self._stream.seek(0)
+        return _OPENERS[self.kind](self._stream)
+
+    def _count_pages(self) -> tuple[int, bool]:
+        """Count pages, one that is announced but cut off included; True with the count when the last one is that."""
+        if self.kind == "TIFF":  # not Pillow's n_frames, which gives up at the first page of a kind it does not know
+            return count_tiff_pages(self._stream, MAX_PAGES + 1)
+        try:
+            return min(int(getattr(self._image, "n_frames", 1)), MAX_PAGES + 1), False
+        except Exception:  # whatever is broken behind the first page must not take the first page with it
+            num_pages = self._count_sound_frames()
+            self._image = self._open()
+            return num_pages + 1, True
+
+    def _count_sound_frames(self) -> int:
+        image = self._open()
+        for frame in range(1, MAX_PAGES + 1):
+            try:
+                image.seek(frame)
+            except Exception:
+                return frame
+        return MAX_PAGES
+
+    def seek(self, page: int) -> tuple[int, int]:
+        """Go to a page (counted from 1; forwards only) and return its width and height as stored."""
+        if page > 1:
+            with quiet() as self._complaints:
+                self._image.seek(page - 1)
+        width, height = self._image.size
+        if width * height > self._max_pixels:
+            limit = f"{self._max_pixels / 1e6:g} megapixels"
+            raise RefusedError(f"larger than the limit of {limit} ({width} x {height} pixels); see max_pixels")
+        return width, height
+
+    def decode(self, page: int) -> tuple[Image.Image, str, list[str]]:
+        """Decode the page that `seek` went to: upright 8-bit RGB, the stored mode, and what was done, in words."""
+        with quiet() as complaints:
+            if is_16_bit_colour(self._image) and (self.kind == "TIFF" or self.num_pages == 1):
+                rgb, mode, notes = decode_16_bit_colour(self._image, self._stream, partial(self._open_twin, page))
+            elif self.kind == "PNM" and self._image.tile[0].codec_name == "ppm":
+                rgb, mode, notes = decode_pnm(self._image, self._stream)
+            else:
+                rgb, mode, notes = decode(self._image, self._stream)
+        notes += [f"Pillow: {one_line(text)}" for text in dict.fromkeys(self._complaints + complaints)]
+        if self.cut_off and page < self.num_pages:
+            notes.append(f"file is damaged after page {self.num_pages - 1}")
+        rgb.info = {}  # an orientation left in here would turn the picture again in the next library
+        return rgb, mode, notes
+
+    def _open_twin(self, page: int) -> ImageFile.ImageFile:
+        """Return the same page in a second reader, which goes forwards beside the first."""
+        self._twin = self._twin or self._open()
+        if page > 1:
+            self._twin.seek(page - 1)
+        return self._twin
+
+
+def count_tiff_pages(stream: BinaryIO, limit: int) -> tuple[int, bool]:
+    """Follow the chain of TIFF directories; stop at the limit, at a loop, or where the file ends too early (True)."""
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    head = stream.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = head[2:4] in (b"+\x00", b"\x00+")
+    count_format, entry_size, next_format, first = ("Q", 20, "Q", 8) if big else ("H", 12, "I", 4)
+    seen: set[int] = set()
+    try:
+        (offset,) = struct.unpack_from(order + next_format, head, first)
+        while (offset or not seen) and offset not in seen and len(seen) < limit:
+            seen.add(offset)
+            stream.seek(min(offset, size))
+            (entries,) = struct.unpack(order + count_format, stream.read(struct.calcsize(count_format)))
+            if stream.tell() + entries * entry_size > size:
+                return len(seen), True
+            stream.seek(entries * entry_size, 1)
+            pointer = stream.read(struct.calcsize(next_format))
+            # some writers leave out the last pointer, which is zero anyway
+            offset = (
+                struct.unpack(order + next_format, pointer)[0] if len(pointer) == struct.calcsize(next_format) else 0
+            )
+    except struct.error:
+        return max(1, len(seen)), True
+    return len(seen), False
+
+
+def _check_integrity(stream: BinaryIO, kind: str) -> None:
+    """Refuse damage that Pillow's decoders pass over in silence."""
+    stream.seek(0)
+    if kind == "PNG":  # checksums of the pixel data are compared by `verify` only
+        PngImagePlugin.PngImageFile(stream).verify()
+    elif kind == "JPEG" and not _has_end_of_jpeg(stream.read()):
+        # A copy that broke off is often padded with zeros, and zeros decode as grey. (Nothing can be told of formats
+        # that are not compressed: their zeros are black pixels.)
+        raise RefusedError("truncated")
+    elif kind == "TIFF" and count_tiff_pages(stream, 1)[1]:
+        raise RefusedError("truncated")
+    elif kind in ("WEBP", "AVIF", "QOI"):
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - _ZERO_TAIL))
+        if size > _ZERO_TAIL and not any(stream.read()):
+            raise RefusedError("truncated: ends in zeros")
+
+
+def _has_end_of_jpeg(data: bytes) -> bool:
+    """Tell whether an end-of-image marker follows the first scan (thumbnails in the header have one of their own)."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xDA:
+            return data.find(b"\xff\xd9", at) >= 0
+        if data[at + 1] == 0xFF:  # padding between segments
+            at += 1
+        elif data[at + 1] in (0x01, *range(0xD0, 0xD9)):  # markers without a length
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(b"\xff\xd9", min(at, len(data))) >= 0

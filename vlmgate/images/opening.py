@@ -1,0 +1,114 @@
+"""From a file that the walk found to its pages, each a `Picture` or an `Unreadable`.
+
+Knows files and their bytes; knows nothing of formats. Whatever is wrong with one file is a value about that file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import BinaryIO
+
+from vlmgate.config import ImageConfig
+from vlmgate.images.containers import MAX_PAGES, Container
+from vlmgate.images.formats import RefusedError, explain, extension_of
+from vlmgate.images.walk import opened
+from vlmgate.records import ImageFile, Picture, Source, Unreadable
+
+_IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
+
+
+def open_pages(source: Source, config: ImageConfig) -> Iterator[Picture | Unreadable]:
+    """Decode a file: its first page, or with `config.pages == "all"` every page, frames of an animation included.
+
+    At least one result comes, whatever the file. Pages come one by one: only the one in hand is in memory.
+    """
+    with closing(pages_of(source, config, lambda _pixels: None)) as pages:
+        for result, _last in pages:
+            yield result
+
+
+def pages_of(
+    source: Source, config: ImageConfig, admit: Callable[[int], None]
+) -> Generator[tuple[Picture | Unreadable, bool], None, None]:
+    """Yield each result and whether it is the source's last; `admit` is told a page's pixels before it is decoded."""
+    page = 1
+    try:
+        with opened(source.path) as file:
+            contents = _Contents(file)
+            container = Container(contents.stream, extension_of(source.path.name), config.max_pixels)
+            wanted = container.num_pages if config.pages == "all" else 1
+            for page in range(1, min(wanted, MAX_PAGES) + 1):
+                result, end = _page(source, page, container, contents, admit)
+                last = end or page == wanted
+                yield result, last
+                if last:
+                    return
+            page = MAX_PAGES + 1
+            raise RefusedError(f"more than {MAX_PAGES:,} pages; those from here on were not read")
+    except Exception as error:  # the one promise of this module
+        yield Unreadable(source.file_name, explain(error), page), True
+
+
+def _page(
+    source: Source, page: int, container: Container, contents: _Contents, admit: Callable[[int], None]
+) -> tuple[Picture | Unreadable, bool]:
+    """Decode one page; True beside the result if there is no going on from here."""
+    try:
+        width, height = container.seek(page)
+        admit(width * height)
+        rgb, mode, notes = container.decode(page)
+        contents.check_unchanged()
+    except Exception as error:
+        end = page < container.num_pages and not container.independent_pages
+        reason = explain(error) + ("; the frames after it build on it and were not read" if end else "")
+        return Unreadable(source.file_name, reason, page), end
+    file = ImageFile(
+        file_name=source.file_name,
+        path=source.path,
+        sha256=contents.sha256,
+        page=page,
+        num_pages=container.num_pages,
+        width=rgb.width,
+        height=rgb.height,
+        mode=mode,
+        conversion="; ".join(notes) or None,
+        size_bytes=contents.status.st_size,
+        mtime_ns=contents.status.st_mtime_ns,
+    )
+    return Picture(file, rgb), False
+
+
+class _Contents:
+    """The bytes of an open file, their hash, and a stream to decode from that sees the same bytes.
+
+    Up to 64 MiB are read into memory once, hashed and decoded from there. A larger file is hashed and then decoded
+    through the same open descriptor, so that a file put in its place is not seen, and size and time of change are
+    compared after decoding, so that a file written to meanwhile is refused.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.status = os.fstat(file.fileno())
+        if self.status.st_size <= _IN_MEMORY:
+            data = file.read(self.status.st_size + 1)
+            if len(data) != self.status.st_size:
+                raise RefusedError("changed while it was being read")
+            self.sha256 = hashlib.sha256(data).hexdigest()
+            self.stream: BinaryIO = io.BytesIO(data)
+        else:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+            self.sha256 = digest.hexdigest()
+            file.seek(0)
+            self.stream = file
+
+    def check_unchanged(self) -> None:
+        if self.stream is self._file:
+            now = os.fstat(self._file.fileno())
+            if (now.st_size, now.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns):
+                raise RefusedError("changed while it was being read")
