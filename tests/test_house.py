@@ -23,8 +23,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "config": ({"errors"}, set()),
     "errors": (set(), set()),
     "records": (set(), {"PIL"}),
-    "images": ({"records", "errors", "config", "_pixels"}, PIXELS),
-    "_pixels": ({"records", "errors", "config"}, PIXELS),
+    "images": ({"records", "errors", "config", "images"}, PIXELS),
     "captioner": (
         {"records", "errors", "config", "captioner", "builtin"},
         {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers"},
@@ -32,7 +31,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "diversity": ({"records", "errors"}, {"numpy"}),
     "gate": ({"records", "errors"}, set()),
     "store": ({"records", "config", "errors"}, {"pyarrow"}),
-    "rows": ({"records", "images", "diversity", "gate", "store", "rows"}, set()),
+    "rows": ({"records", "images", "diversity", "gate", "store"}, set()),
     "scan": (
         {"records", "errors", "config", "images", "captioner", "diversity", "gate", "store", "rows"},
         {"filelock"},

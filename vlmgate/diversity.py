@@ -176,8 +176,8 @@ def _singular(word: str) -> str:
 def word_kernel(texts: Sequence[str]) -> Matrix:
     """Return the (K, K) similarity of captions by their content words, in [0, 1]; 1 = the same set of words.
 
-    Cosine of the binary word vectors: |A ∩ B| / sqrt(|A| |B|), positive semi-definite (Ochiai 1957). Two captions without
-    any word are the same; one without any is unlike all that have some.
+    Cosine of the binary word vectors, |A ∩ B| / sqrt(|A| |B|): positive semi-definite (Ochiai 1957). Two captions
+    without words are the same; one without words is unlike all that have some.
     """
     sets = [content_words(text) for text in texts]
     vocabulary = {word: i for i, word in enumerate(sorted(frozenset().union(*sets)))}

@@ -25,7 +25,7 @@ HIGHER_IS_WORSE: dict[str, bool] = {
     "agreement": False,
     "mean_logprob": False,
 }
-# Nobody's measurement: a quarter of the way from full agreement to K different captions. Summaries call it uncalibrated.
+# Nobody's measurement: a quarter of the way from full agreement to K different captions. Uncalibrated.
 UNCALIBRATED_AGREEMENT = 0.75
 
 
@@ -45,7 +45,7 @@ class Gate:
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "vendi_score ≤ 1.8"."""
         if self.budget_share is not None:
-            return f"the {self.budget_share:.6g} of images most uncertain by {self.score} go to a person"
+            return f"the {self.budget_share * 100:.6g}% of images most uncertain by {self.score} go to a person"
         if self.budget_count is not None:
             return f"the {self.budget_count:,} images most uncertain by {self.score} go to a person"
         sign = "≤" if HIGHER_IS_WORSE[self.score] else "≥"

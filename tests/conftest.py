@@ -1,0 +1,37 @@
+"""One real scan of the sample images, shared by the tests that look at it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+INBOX = Path(__file__).parent.parent / "sample_images" / "inbox"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one `vlmgate scan` left behind."""
+
+    parquet: Path
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def scan_inbox(out: Path, *options: str) -> Run:
+    """Run the real command, with the built-in model, in a process of its own."""
+    command = [sys.executable, "-m", "vlmgate", "scan", str(INBOX), "-o", str(out), *options]
+    begun = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Run(out, done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
+
+
+@pytest.fixture(scope="session")
+def inbox_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return scan_inbox(tmp_path_factory.mktemp("inbox") / "inbox.parquet")

@@ -1,0 +1,81 @@
+"""Pull the plug: `kill -9` at random moments costs nothing but time."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from conftest import INBOX, Run
+from fakes import FakeCaptioner, SilentProgress, config_for, folder_of
+
+from vlmgate.records import Record
+from vlmgate.scan import scan
+from vlmgate.store import read_result
+
+TESTS = Path(__file__).parent
+
+# A scan in a process of its own, slow enough to be hit anywhere, without a model.
+SLOW_SCAN = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from fakes import FakeCaptioner, SilentProgress, config_for
+from vlmgate.scan import scan
+
+class Slow(FakeCaptioner):
+    def read(self, pictures):
+        time.sleep(0.03)
+        return super().read(pictures)
+
+scan(config_for(Path(sys.argv[1]), Path(sys.argv[2])), SilentProgress(), load=Slow(lambda name: (name, "a dent")).load)
+"""
+
+
+def timeless(path: Path) -> list[Record]:
+    return [replace(r, seconds=None) for r in read_result(path)[0]]
+
+
+def run_and_kill(command: list[str], moments: list[float]) -> int:
+    """Start the command once for each moment (seconds) and kill it then; return how many it hit alive."""
+    killed = 0
+    for moment in moments:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+    return killed
+
+
+def test_killed_many_times_the_result_is_that_of_one_run(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", *(f"part_{i:03d}.png" for i in range(90)))
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "copy.png").write_bytes((folder / "part_007.png").read_bytes())
+    code = SLOW_SCAN.format(tests=str(TESTS))
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "killed.parquet")]
+    chance = random.Random(20261123)
+    begun = time.monotonic()
+    subprocess.run([*command[:-1], str(tmp_path / "whole.parquet")], check=True)
+    whole = time.monotonic() - begun
+    assert run_and_kill(command, [chance.uniform(0.3, 0.8) * whole for _ in range(6)]) >= 1
+    subprocess.run(command, check=True)
+    assert timeless(tmp_path / "killed.parquet") == timeless(tmp_path / "whole.parquet")
+    fake = FakeCaptioner()
+    scan(config_for(folder, tmp_path / "killed.parquet"), SilentProgress(), load=fake.load)
+    assert not fake.history, "a finished run was read again"
+
+
+def test_the_real_command_killed_three_times_gives_the_same_parquet(inbox_run: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vlmgate", "scan", str(INBOX), "-q", "-o", str(tmp_path / "killed.parquet")]
+    chance = random.Random(7)
+    run_and_kill(command, [chance.uniform(0.6, 0.95) * inbox_run.seconds for _ in range(3)])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert timeless(tmp_path / "killed.parquet") == timeless(inbox_run.parquet)
