@@ -1,0 +1,46 @@
+"""Ask a vision-language model for K sampled captions of an image: the protocol and the way to an engine.
+
+Knows what a captioner promises; knows nothing of torch until an engine is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.errors import ModelError, VlmgateError
+from vlmgate.records import Caption, ModelInfo, Picture
+
+
+class Captioner(Protocol):
+    """Reads pictures.
+
+    Promise: same picture + same model + same sampling configuration + same seed = same captions, whatever else is in
+    the batch and in whatever order (up to floating-point differences between devices and dtypes).
+    """
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is and where it runs."""
+        ...
+
+    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+        """Return K captions for each of B pictures, in the order given.
+
+        Raises whatever the engine raises for a batch that it cannot read; the caller then tries smaller ones.
+        """
+        ...
+
+
+def load_captioner(model: ModelConfig, sampling: SamplingConfig) -> Captioner:
+    """Load the engine that serves `model`; raises `ModelError` in one line when that cannot be done."""
+    try:
+        from vlmgate.captioner.transformers_engine import TransformersCaptioner
+
+        return TransformersCaptioner(model, sampling)
+    except VlmgateError:
+        raise
+    except Exception as error:  # a broken installation, or a checkpoint's own code
+        detail = " ".join(str(error).split())[:240]
+        raise ModelError(f"{model.model} cannot be made ready: {detail} ({type(error).__name__})") from error

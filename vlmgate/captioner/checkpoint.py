@@ -1,0 +1,201 @@
+"""Load a checkpoint: where it runs, in what precision, which tokens end a caption; or say in one line why not.
+
+Knows what transformers' auto classes need and what they raise; knows nothing of prompts, pictures or sampling.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmgate.captioner.failures import explain
+from vlmgate.captioner.location import Hub, Local, locate
+from vlmgate.captioner.processor import load_processor
+from vlmgate.captioner.quiet import quiet
+from vlmgate.config import ModelConfig
+from vlmgate.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A model that is ready to run and the processor that feeds it."""
+
+    model: Any  # a PreTrainedModel, in evaluation mode, on `device`
+    processor: Any  # a ProcessorMixin
+    revision: str | None  # commit of a hub model
+    device: torch.device
+    dtype: torch.dtype
+    end_ids: frozenset[int]  # tokens that end a caption
+
+
+def load_checkpoint(config: ModelConfig) -> Checkpoint:
+    """Load model and processor; raises `ModelError` in one line, with the original exception as its cause.
+
+    Nothing is fetched from the network unless `config.model` is a hub id; pickled weights and code of the repository's
+    own are refused unless the latter is asked for.
+    """
+    place = locate(config)
+    device = choose_device(config.device)
+    if config.dtype != "auto" and config.dtype not in DTYPES:
+        raise ModelError(f"There is no dtype {config.dtype!r}. Use auto, {', '.join(DTYPES)}.")
+    try:
+        with quiet():
+            return _load(config, place, device)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(explain(config, place, error)) from error
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is the first CUDA device, else Apple's, else the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"There is no device {name!r}. Use auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ModelError(
+                f"No CUDA device is usable from this Python (torch {torch.__version__}). Use --device cpu."
+            )
+        device = torch.device("cuda", device.index or 0)
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise ModelError(f"There is no {device}: this machine has {torch.cuda.device_count()} CUDA device(s).")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("No Apple GPU is usable from this Python. Use --device cpu.")
+    elif device.type not in ("cpu", "mps"):
+        raise ModelError(f"The device {name!r} is not supported. Use auto, cpu, cuda, cuda:N or mps.")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, stored: object) -> torch.dtype:
+    """Return the dtype of that name; `auto` is the fastest one in which the model's numbers still hold.
+
+    - CPU: float32. It is exact enough that captions do not depend on the batch.
+    - GPU with bfloat16 in hardware: bfloat16; it has float32's range, so nothing overflows.
+    - any other GPU: float16 if the checkpoint is stored so and hence known to fit its range, else float32: activations
+      of models trained in bfloat16 overflow in float16, and every caption would be broken.
+    """
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32
+    if _has_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if str(stored).removeprefix("torch.") == "float16" else torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate it, slowly
+    try:
+        torch.ones(1, dtype=torch.bfloat16, device=device).sum()  # needs macOS 14
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _load(config: ModelConfig, place: Local | Hub, device: torch.device) -> Checkpoint:
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    source = str(place.folder) if isinstance(place, Local) else place.name
+    # `trust_remote_code` is passed even when False: left out, transformers asks at the terminal.
+    options: dict[str, Any] = {
+        "local_files_only": isinstance(place, Local),
+        "trust_remote_code": config.trust_remote_code,
+    }
+    revision = None if isinstance(place, Local) else _commit(place)
+    if revision is not None:
+        options["revision"] = revision
+    model_config = AutoConfig.from_pretrained(source, **options)
+    processor = load_processor(source, model_config, options)
+    if getattr(processor, "image_processor", None) is None:
+        raise ModelError(f"{config.model} has no image processor: it is no vision-language model. Name one that is.")
+    dtype = choose_dtype(config.dtype, device, getattr(model_config, "dtype", None))
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        source,
+        config=model_config,
+        dtype=dtype,
+        use_safetensors=True,
+        generation_config=GenerationConfig(),  # given, so that the checkpoint's own is not even read
+        output_loading_info=True,
+        **options,
+    )
+    _refuse_random_weights(config, report)
+    model.to(device).eval()
+    ends = end_ids(processor.tokenizer, _generation_file(source, options), model.config)
+    return Checkpoint(model, processor, revision, device, dtype, ends)
+
+
+def _commit(place: Hub) -> str | None:
+    """Resolve a hub model's branch or tag to a commit once, so that all its files come from the same one."""
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(place.name, "config.json", revision=place.revision or "main")
+    found = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", str(path))
+    return found[1] if found else place.revision
+
+
+def _refuse_random_weights(config: ModelConfig, report: Mapping[str, Any]) -> None:
+    """Raise if part of the model is not in the checkpoint: transformers fills it with random numbers and goes on."""
+    missing = sorted(str(key) for key in (*report.get("missing_keys", ()), *report.get("mismatched_keys", ())))
+    if missing:
+        raise ModelError(
+            f"{config.model} lacks {len(missing)} of its model's weights, first: {missing[0]}. "
+            "The checkpoint is incomplete or of another architecture."
+        )
+
+
+def _generation_file(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read generation_config.json as plain data; empty if there is none or it is no JSON object."""
+    from transformers.utils.hub import cached_file
+
+    known = {key: value for key, value in options.items() if key != "trust_remote_code"}
+    path = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False, **known)
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        logger.warning("%s is no JSON and was ignored", path)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def end_ids(tokenizer: Any, generation: Mapping[str, Any], config: Any) -> frozenset[int]:
+    """Return the tokens that end a caption: those the checkpoint's authors wrote down, and the tokenizer's own.
+
+    Chat models end a turn with a token (such as <|im_end|>) that is often named only in generation_config.json, and
+    sometimes only in the tokenizer: the union of both is right. A model's config, and a generation_config.json that was
+    derived from it, may hold nothing but its class's default (2 for Llama, which is "#" in some vocabularies): from
+    there only tokens count that the tokenizer regards as special.
+    """
+    derived = bool(generation.get("_from_model_config"))
+    written = _ids(generation.get("eos_token_id"))
+    sure = _ids(getattr(tokenizer, "eos_token_id", None)) | (set() if derived else written)
+    unsure = written if derived else set()
+    for part in (config, config.get_text_config(decoder=True)):
+        unsure |= _ids(getattr(part, "eos_token_id", None))
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+    return frozenset(sure | (unsure & special))
+
+
+def _ids(value: object) -> set[int]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return {v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0}

@@ -1,0 +1,216 @@
+"""Caption with any vision-language checkpoint that transformers loads, on the route *fork*.
+
+Knows how a batch of pictures becomes K captions each; knows nothing of folders, scores or results.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from vlmgate.captioner.checkpoint import Checkpoint, load_checkpoint
+from vlmgate.captioner.failures import out_of_memory
+from vlmgate.captioner.fork import ForkDecoder, Pick
+from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder
+from vlmgate.captioner.quiet import quiet
+from vlmgate.captioner.sampling import Draw, Warp, draw, uniforms
+from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.records import Caption, Finish, ModelInfo, Picture
+
+logger = logging.getLogger(__name__)
+
+
+class TransformersCaptioner:
+    """A `Captioner` over a local folder, a hub model or the built-in model."""
+
+    def __init__(self, model: ModelConfig, sampling: SamplingConfig) -> None:
+        """Load the model; raises `ModelError` in one line."""
+        self._name = model.model
+        self._sampling = sampling
+        self._checkpoint = load_checkpoint(model)
+        with quiet():
+            self._encode = PromptEncoder(
+                self._checkpoint.processor,
+                sampling.prompt,
+                padding_side="right" if self._checkpoint.model.config.is_encoder_decoder else "left",
+                image_token_ids=_image_token_ids(self._checkpoint),
+            )
+        self._generation = _own_generation_config(self._checkpoint, sampling.max_new_tokens)
+        self._image_keys = frozenset(self._checkpoint.processor.image_processor.model_input_names)
+        self._accepted = _accepted_keys(self._checkpoint.model)
+        self._limit = sampling.batch_size  # images per forward; halved for good when memory runs out
+        self._info = _describe(model.model, self._checkpoint)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is and where it runs."""
+        return self._info
+
+    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+        """Return K captions for each of B pictures, in the order given; raises what processor and model raise.
+
+        A batch that does not fit into memory is halved, and so are all later ones; a single picture raises.
+        """
+        captions: list[tuple[Caption, ...]] = []
+        while len(captions) < len(pictures):
+            batch = pictures[len(captions) : len(captions) + self._limit]
+            done = self._read_if_it_fits(batch)
+            if done is None:
+                self._limit = len(batch) // 2
+                logger.warning("out of memory with %d images at once; going on with %d", len(batch), self._limit)
+                _release_memory(self._checkpoint.device)
+            else:
+                captions += done
+        return captions
+
+    def _read_if_it_fits(self, batch: Sequence[Picture]) -> list[tuple[Caption, ...]] | None:
+        """Return None when memory ran out; only outside of the handler are the failed batch's tensors let go."""
+        try:
+            return self._read_batch(batch)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not out_of_memory(error):
+                raise
+        return None
+
+    def _read_batch(self, batch: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+        decoder = self._decode(batch, self._sampler(batch))
+        rows = [self._caption(*row) for row in zip(decoder.tokens, decoder.logprobs, decoder.finite, strict=True)]
+        k = self._sampling.num_samples
+        if len(rows) != len(batch) * k:  # never seen; a caption on the wrong image would be worse than a stop
+            raise RuntimeError(f"{len(rows)} captions came back for {len(batch)} images with {k} each")
+        return [tuple(rows[i : i + k]) for i in range(0, len(rows), k)]
+
+    def _decode(self, batch: Sequence[Picture], pick: Pick) -> ForkDecoder:
+        """Run the model over a batch, with `pick` choosing every token."""
+        inputs = self._encode([picture.rgb for picture in batch])
+        inputs = {k: v for k, v in inputs.items() if k not in OPTIONAL_KEYS or k in self._accepted}
+        decoder = ForkDecoder(
+            num_samples=self._sampling.num_samples,
+            max_new_tokens=self._sampling.max_new_tokens,
+            end_ids=self._checkpoint.end_ids,
+            pick=pick,
+            image_keys=self._image_keys,
+        )
+        model = self._checkpoint.model
+        with torch.inference_mode():
+            # Of the class, because a repository's own code may have replaced the instance's method.
+            type(model).generate(
+                model,
+                **_to(inputs, self._checkpoint.device, self._checkpoint.dtype),
+                generation_config=self._generation,
+                custom_generate=decoder,
+            )
+        return decoder
+
+    def _sampler(self, batch: Sequence[Picture]) -> Pick:
+        """Return the function that draws row b·K + k of every step from stream k of image b."""
+        sampling = self._sampling
+        streams = [
+            uniforms(sampling.seed, p.file.sha256, p.file.page, sampling.num_samples, sampling.max_new_tokens)
+            for p in batch
+        ]
+        streams_on = "cpu" if self._checkpoint.device.type == "mps" else self._checkpoint.device  # mps has no float64
+        table = torch.from_numpy(np.concatenate(streams)).to(streams_on)  # (B·K, T)
+        warp = Warp(sampling.temperature, sampling.top_k, sampling.top_p)
+
+        def pick(logits: torch.Tensor, step: int, rows: torch.Tensor) -> Draw:
+            return draw(logits, table[rows.to(table.device), step], warp)
+
+        return pick
+
+    def _caption(self, tokens: list[int], logprobs: list[float], finite: bool) -> Caption:
+        ends = self._checkpoint.end_ids
+        ended = bool(tokens) and tokens[-1] in ends
+        finish: Finish = ("stop" if ended else "length") if finite else "non-finite"
+        text = self._checkpoint.processor.tokenizer.decode(
+            [token for token in tokens if token not in ends], skip_special_tokens=True
+        )
+        mean = round(min(sum(logprobs) / len(logprobs), 0.0), 6) + 0.0 if finite and logprobs else None
+        return Caption(text=text.strip(), finish=finish, mean_logprob=mean, num_tokens=len(tokens))
+
+
+def _own_generation_config(checkpoint: Checkpoint, max_new_tokens: int) -> Any:
+    """Put a generation config of our own in the place of the checkpoint's, in the model and its parts, and return it.
+
+    `generate` fills every setting that is left open from the model's own config, so that one is replaced as well. Only
+    the ids of structural tokens are kept: they say how a sequence begins and ends, not how it is sampled.
+    """
+    model = checkpoint.model
+    text = model.config.get_text_config(decoder=True)
+
+    def from_config(name: str) -> Any:
+        value = getattr(model.config, name, None)
+        return getattr(text, name, None) if value is None else value
+
+    tokenizer = checkpoint.processor.tokenizer
+    config = transformers.GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        use_cache=True,
+        bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else from_config("bos_token_id"),
+        eos_token_id=sorted(checkpoint.end_ids) or None,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=from_config("decoder_start_token_id"),
+    )
+    for part in model.modules():
+        if isinstance(getattr(part, "generation_config", None), transformers.GenerationConfig):
+            part.generation_config = config
+    return config
+
+
+def _image_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """Return the ids that mark an image in a prompt, as far as model and processor tell."""
+    model_config, processor = checkpoint.model.config, checkpoint.processor
+    found = [getattr(model_config, name, None) for name in ("image_token_id", "image_token_index")]
+    found += [getattr(processor, "image_token_id", None)]
+    return frozenset(i for i in found if isinstance(i, int))
+
+
+def _accepted_keys(model: Any) -> frozenset[str]:
+    """Return the inputs by name that `generate` lets through to this model."""
+    methods = (model.forward, model.prepare_inputs_for_generation, type(model).generate)
+    return frozenset(name for method in methods for name in inspect.signature(method).parameters)
+
+
+def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Move tensors, in dicts and lists too, to the device; pixels and other floats to the model's dtype."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(part, device, dtype) for key, part in value.items()}
+    return [_to(part, device, dtype) for part in value] if isinstance(value, list) else value
+
+
+def _release_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def _describe(name: str, checkpoint: Checkpoint) -> ModelInfo:
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    try:
+        versions["torchvision"] = importlib.import_module("torchvision").__version__
+    except Exception as error:  # beside another torch its import can fail with RuntimeError
+        logger.debug("torchvision is not used: %s", error)
+    return ModelInfo(
+        model=name,
+        revision=checkpoint.revision,
+        architecture=type(checkpoint.model).__name__,
+        num_parameters=sum(p.numel() for p in checkpoint.model.parameters()),
+        device=str(checkpoint.device),
+        dtype=str(checkpoint.dtype).removeprefix("torch."),
+        image_processor=type(checkpoint.processor.image_processor).__name__,
+        route="fork",
+        versions=versions,
+    )
