@@ -44,9 +44,10 @@ def test_scan_writes_the_files_and_prints_the_table(tmp_path: Path) -> None:
     assert re.search(r"routed to human +1 +25\.0%", out)
     assert re.search(r"disagreed +1 +25\.0%", out)
     assert "Wrote images.parquet (4 rows)." in out
-    assert "1 files are no images and were ignored, first: notes.txt" in out
+    assert "1 file ignored, being no image, first: notes.txt" in out
+    assert re.search(r"3  a steel washer without visible defects", out)
     assert "uncalibrated default" in out
-    assert "Next: vlmgate show images.parquet part_3.png" in out
+    assert "vlmgate show images.parquet part_3.png" in out and "show images.parquet --routed" in out
     assert "built-in model knows rendered sample parts only" in err
     assert {p.name for p in tmp_path.iterdir()} >= {"images.parquet", "images.log", "images.journal.jsonl"}
 
@@ -84,13 +85,25 @@ def test_show_tells_the_captions_and_why(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", "line/part_1.png", "line/part_3.png")
     run("scan", "images", "-k", 4)
     out, _ = run("show", "images.parquet", "part_3.png")
-    assert "routed to human: the captions differ more than the limit allows: vendi_score 4.000, limit 1.750" in out
-    assert "a brass gear with a dent" in out
+    assert "routed to human: the captions differ more than the limit allows: vendi_score 4.000, limit 1.060" in out
+    assert "a brass gear with a dent" in out and "They differ on: " in out and "dent (1 of 4)" in out
     out, _ = run("show", "images.parquet", "line/part_1.png")
     assert re.search(r"4 +a steel washer without visible defects", out)
     assert "did you mean 'line/part_1.png'" in run("show", "images.parquet", "part_11.png", code=2)[1]
     assert "2 images end in '.png'" in run("show", "images.parquet", ".png", code=2)[1]
     assert "has no page 2" in run("show", "images.parquet", "part_1.png", "--page", 2, code=2)[1]
+
+
+def test_show_lists_what_is_routed_worst_first(tmp_path: Path, fake: FakeCaptioner) -> None:
+    folder = folder_of(tmp_path / "images", *(f"part_{i}.png" for i in range(5)))
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    fake.say = lambda name: {"part_1.png": DISAGREE[:2], "part_3.png": DISAGREE[:4]}.get(name, AGREE)
+    run("scan", "images", "-k", 4, code=3)
+    out, _ = run("show", "images.parquet", "--routed")
+    assert [line.split()[-1] for line in out.splitlines()] == ["broken.png", "part_3.png", "part_1.png"]
+    told = json.loads(run("show", "images.parquet", "--routed", "--format", "json")[0])
+    assert [row["file_name"] for row in told["routed"]] == ["broken.png", "part_3.png", "part_1.png"]
+    assert "leave out the name" in run("show", "images.parquet", "part_1.png", "--routed", code=2)[1]
 
 
 def test_info_tells_how_a_result_was_made(tmp_path: Path) -> None:
@@ -136,7 +149,8 @@ def test_usage_errors_are_one_line_with_exit_code_2(tmp_path: Path, arguments: l
     (tmp_path / "broken.toml").write_text("num_samples = = 3")
     out, err = run(*arguments, code=2)
     assert out == "" and words in err
-    assert err.startswith("vlmgate: error: ") and err.count("\n") == 1
+    lines = [line for line in err.splitlines() if not line.startswith("Looking for images")]
+    assert len(lines) == 1 and lines[0].startswith("vlmgate: error: ")
 
 
 def test_a_file_that_is_no_result_exits_with_1(tmp_path: Path) -> None:

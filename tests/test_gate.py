@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from vlmgate.diversity import score_captions
 from vlmgate.errors import GateError
-from vlmgate.gate import Candidate, decide, degenerate, is_empty, is_refusal, make_gate
+from vlmgate.gate import Candidate, Gate, decide, degenerate, is_empty, is_refusal, make_gate
 from vlmgate.records import Caption, Reason, Route, Scores
 
 
@@ -62,9 +65,83 @@ def test_equals_are_told_apart_by_their_log_probability() -> None:
     assert [d.route == Route.HUMAN_REVIEW for d in decisions] == [False, True, False]
 
 
+def test_exact_duplicates_go_the_same_way() -> None:
+    rows = [scored("same", 2.0), scored("same", 2.0), scored("c", 1.0)]
+    decisions = decide(rows, make_gate(num_samples=8, review_budget="1"))
+    assert [d.route == Route.HUMAN_REVIEW for d in decisions] == [True, True, False]
+
+
+def test_an_unknown_log_probability_is_the_less_certain_of_equals() -> None:
+    rows = [scored("a", 1.0, -0.1), scored("b", 1.0, None)]
+    assert decide(rows, make_gate(num_samples=8, review_budget="1"))[1].route == Route.HUMAN_REVIEW
+
+
+def test_a_share_is_rounded_up() -> None:
+    rows = [scored(f"{i:02d}", 1.0) for i in range(38)]
+    decisions = decide(rows, make_gate(num_samples=8, review_budget="10%"))
+    assert [d.route for d in decisions].count(Route.HUMAN_REVIEW) == 4
+
+
+def test_a_gate_has_exactly_one_limit() -> None:
+    for limits in ({}, {"threshold": 1.5, "budget_count": 3}):
+        with pytest.raises(GateError, match="exactly one limit"):
+            Gate(**limits)  # type: ignore[arg-type]
+
+
+def coin_flip(*texts: str) -> Candidate:
+    captions = [caption(text) for text in texts for _ in range(8 // len(texts))]
+    return Candidate(("x", 1), score_captions(captions), degenerate(captions))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("A brushed steel washer with a scratch at the upper left.", "A brushed steel washer with no visible defect."),
+        ("A brass gear with a scratch at the center.", "This brass gear shows a dent at the center."),
+        tuple(
+            f"A copper plate with a {what} at the lower right." for what in "scratch crack dent stain chip".split()[:4]
+        ),
+    ],
+)
+def test_the_default_accepts_no_contradiction(texts: tuple[str, ...]) -> None:
+    (decision,) = decide([coin_flip(*texts)], make_gate(num_samples=8))
+    assert decision.route == Route.HUMAN_REVIEW
+
+
+def test_the_default_accepts_one_reading_in_several_wordings() -> None:
+    same = (
+        "A brass gear with no visible defect.",
+        "No defect is visible on this brass gear.",
+        "A brass gear free of damage.",
+    )
+    (decision,) = decide([coin_flip(*same)], make_gate(num_samples=8))
+    assert decision.route == Route.AUTO_ACCEPT
+
+
+@pytest.mark.parametrize(
+    ("score", "limit", "good", "bad"),
+    [
+        ("vendi_score", 2.0, 1.5, 2.5),
+        ("mean_dissimilarity", 0.2, 0.1, 0.3),
+        ("agreement", 0.8, 0.9, 0.7),
+        ("mean_logprob", -0.5, -0.4, -0.6),
+    ],
+)
+def test_every_score_is_compared_in_its_own_direction(score: str, limit: float, good: float, bad: float) -> None:
+    rows = [
+        Candidate((name, 1), replace(Scores(None, None, None, None, 0), **{score: value}), None)
+        for name, value in (("good", good), ("bad", bad))
+    ]
+    for gate in (
+        make_gate(num_samples=8, score=score, threshold=limit),
+        make_gate(num_samples=8, score=score, review_budget="1"),
+    ):
+        assert [d.route for d in decide(rows, gate)] == [Route.AUTO_ACCEPT, Route.HUMAN_REVIEW]
+
+
 def test_the_default_is_uncalibrated_and_says_so() -> None:
     gate = make_gate(num_samples=8)
-    assert gate.default and gate.threshold == pytest.approx(2.75)
+    assert gate.default and gate.threshold == pytest.approx(1.14)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +164,9 @@ def test_gates_that_mean_nothing_are_refused_in_one_line(options: dict[str, obje
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "   ", ".", "…", "!!!!", "a", "\u200b", "aaaa", "the the the the", "-----"])
+@pytest.mark.parametrize(
+    "text", ["", "   ", ".", "…", "!!!!", "\u200b", "aaaa", "the the the the a", "-----", "washer washer washer."]
+)
 def test_empty_captions(text: str) -> None:
     assert is_empty(text)
     assert degenerate([caption("a brass gear"), caption(text)]) == Reason.EMPTY_CAPTION
@@ -109,6 +188,26 @@ def test_empty_captions(text: str) -> None:
         "Ich kann das Bild leider nicht beurteilen.",
         "抱歉，我无法描述。",
         "The image is completely black.",
+        "The image quality is too poor to determine the condition.",
+        "The resolution is insufficient to assess the surface.",
+        "It is unclear whether there is a crack.",
+        "The image is blurry and details cannot be seen.",
+        "I'm not sure.",
+        "There is not enough detail to judge.",
+        "Please provide an image.",
+        "cannot determine",
+        "Das Bild ist zu dunkel, um etwas zu erkennen.",
+        "Cannot determine.",
+        "I can't see anything in this image.",
+        "Unanswerable",
+        "No image.",
+        "The image is very blurry.",
+        "Not enough information.",
+        "error: image could not be loaded",
+        "The part is not visible.",
+        "Nothing.",
+        "<unk><unk>",
+        "不明",
     ],
 )
 def test_refusals(text: str) -> None:
@@ -125,11 +224,28 @@ def test_refusals(text: str) -> None:
         "A black oxide plate, free of damage.",
         "No defect.",
         "A gear with one missing tooth; the image shows it in the center.",
+        "The image is black and white and shows a gear.",
+        "The scratch is too small to affect the part.",
+        "No scratch, no dent, no crack and no rust on the gear.",
+        "A washer on a black background; no part of it is scratched.",
+        "4",
+        "有",
     ],
 )
 def test_honest_readings_are_no_refusals(text: str) -> None:
     assert not is_refusal(text) and not is_empty(text)
     assert degenerate([caption(text)] * 8) is None
+
+
+def test_a_caption_that_repeats_the_prompt_says_nothing() -> None:
+    assert degenerate([caption("describe the part")] * 8, "Describe the part.") == Reason.EMPTY_CAPTION
+
+
+def test_images_whose_turn_never_came_take_no_place_in_the_budget() -> None:
+    waiting = [Candidate((f"w{i}", 1), None, Reason.NOT_READ) for i in range(6)]
+    rows = [scored(f"{i}", 1 + i / 10) for i in range(4)]
+    decisions = decide([*rows, *waiting], make_gate(num_samples=8, review_budget="20%"))
+    assert [d.reason for d in decisions[:4]].count(Reason.MOST_UNCERTAIN) == 2
 
 
 def test_a_cut_off_or_overflowed_caption_is_for_a_person() -> None:

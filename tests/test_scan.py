@@ -205,11 +205,35 @@ def test_an_image_that_the_model_cannot_take_costs_nobody_else(tmp_path: Path) -
     assert fake.read_names == ["part_02.png"]
 
 
+class _Dying(FakeCaptioner):
+    """Reads a few batches and then nothing any more."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+        if len(self.history) >= self.batches:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().read(pictures)
+
+
+def test_many_images_that_the_model_cannot_take_do_not_stop_the_others(tmp_path: Path) -> None:
+    bad = [f"a{i:02d}.png" for i in range(2 * MAX_FAILURES_IN_A_ROW)]
+    good = [f"b{i:02d}.png" for i in range(20)]
+    folder = folder_of(tmp_path / "in", *bad, *good)
+    result = scan(config_for(folder, tmp_path / "r.parquet", batch_size=32), SilentProgress(), load=_Picky(*bad).load)
+    rows = by_name(result)
+    assert result.error is None
+    assert {n for n, r in rows.items() if r.reason == Reason.MODEL_FAILED} == set(bad)
+    assert all(rows[name].reason == Reason.AGREED for name in good)
+
+
 def test_a_model_that_fails_on_everything_ends_the_run_with_what_it_has(tmp_path: Path) -> None:
     names = [f"part_{i:02d}.png" for i in range(MAX_FAILURES_IN_A_ROW + 20)]
     folder = folder_of(tmp_path / "in", *names)
-    result = scan(config_for(folder, tmp_path / "r.parquet"), SilentProgress(), load=_Picky(*names[4:]).load)
-    assert result.error is not None and "in a row" in str(result.error)
+    result = scan(config_for(folder, tmp_path / "r.parquet"), SilentProgress(), load=_Dying(1).load)
+    assert result.error is not None and "in a row and on a test image" in str(result.error)
     rows = read_result(tmp_path / "r.parquet")[0]
     assert [r.file_name for r in rows] == names
     assert [r.route for r in rows].count(Route.AUTO_ACCEPT) == 4

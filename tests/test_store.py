@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from vlmgate.errors import OutputError, ResumeError, StoreError
+from vlmgate.journal import Duplicate, Entry, Failure, Journal
 from vlmgate.records import Caption, ImageFile, Reading, Record, Unreadable
-from vlmgate.store import Duplicate, Entry, Failure, Journal, Outputs, read_provenance, read_result, write_result
+from vlmgate.store import Outputs, read_provenance, read_result, write_result
 
 FINGERPRINT = {"prompt": "Describe.", "num_samples": 2, "pages": "first"}
 
@@ -70,7 +72,7 @@ def test_a_resumed_journal_goes_on_after_what_was_torn(tmp_path: Path) -> None:
     written(path)
     path.write_bytes(path.read_bytes()[:-7])
     journal = Journal.open(path, FINGERPRINT)
-    assert journal.dropped == 3
+    assert journal.dropped == 4
     journal.append([reading("g")], 0.1)
     journal.close()
     assert {name for name, _ in reopened(path)} == {"a", "b", "g"}
@@ -127,7 +129,7 @@ def test_a_result_reads_back_equal_and_unknown_is_null(tmp_path: Path) -> None:
     ]
     path = tmp_path / "r.parquet"
     write_result(path, rows, {"run_id": "1", "complete": True})
-    assert read_result(path) == (rows, {"schema_version": 1, "run_id": "1", "complete": True})
+    assert read_result(path) == (rows, {"schema_version": 1, "readings": 1, "run_id": "1", "complete": True})
     table = pq.read_table(path)
     assert table["vendi_score"].null_count == 1
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
@@ -149,8 +151,8 @@ def test_a_failed_write_leaves_the_former_result(tmp_path: Path, monkeypatch: py
     path = tmp_path / "r.parquet"
     write_result(path, [record("a")], {"run_id": "1"})
 
-    def full(_table: object, where: Path, **_: object) -> None:
-        where.write_bytes(b"PAR1 half")
+    def full(_table: object, file: BinaryIO, **_: object) -> None:
+        file.write(b"PAR1 half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
@@ -167,7 +169,7 @@ def test_outputs_that_cannot_be_are_refused_before_anything_runs(tmp_path: Path)
         "r.csv": "must end in .parquet",
         "no/r.parquet": "no such folder",
         "mine.parquet": "no result of vlmgate",
-        "folder.parquet": "is a folder",
+        "folder.parquet": "in the way",
     }.items():
         with pytest.raises(OutputError, match=words):
             Outputs(tmp_path / name).check()

@@ -20,7 +20,7 @@ import typer
 
 import vlmgate
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig, load_toml
-from vlmgate.errors import UsageError, VlmgateError
+from vlmgate.errors import UsageError, VlmgateError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,10 +62,12 @@ TrustOption = Annotated[
 def _read_toml(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         with _errors_in_one_line():
-            known = {
-                p.name for p in context.command.params if p.name not in (None, "folder", "config", "verbose", "quiet")
-            }
-            context.default_map = {**(context.default_map or {}), **load_toml(path, {name for name in known if name})}
+            options = {p.name: p for p in context.command.params if p.name and p.name not in ("folder", "config")}
+            values = load_toml(path, options)
+            for name, value in values.items():
+                if isinstance(value, bool) != bool(getattr(options[name], "is_flag", False)):
+                    raise UsageError(f"{path}: {name} = {value!r} is no value for this option.")
+            context.default_map = {**(context.default_map or {}), **values}
     return path
 
 
@@ -121,7 +123,7 @@ def scan(
         Path | None,
         typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=_read_toml),
     ] = None,
-    output_format: FormatOption = Format.TABLE,
+    format: FormatOption = Format.TABLE,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr, too.")] = False,
 ) -> None:
@@ -132,7 +134,7 @@ def scan(
     130 Ctrl-C. Every option can also be set in the environment (VLMGATE_SCAN_NUM_SAMPLES=16) or in --config.
     """
     with _errors_in_one_line():
-        if not folder.exists():
+        if not _exists(folder):
             raise UsageError(f"{folder}: no such folder or image; name a folder of images.")
         parquet = out or Path(
             f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'root'}.parquet"
@@ -150,7 +152,7 @@ def scan(
         )
         limit = _max_routed(max_routed)
         if verbose:
-            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+            _log_to_stderr()
         from vlmgate.report import TerminalProgress
         from vlmgate.scan import scan as run
 
@@ -158,12 +160,29 @@ def scan(
         with _crashes_to(parquet.with_suffix(".log")):
             result = run(settings, progress)
     code = _exit_code(result, limit)
-    _print_result(result, output_format, code)
+    with _reader_may_leave():
+        _print_result(result, format, code)
     if result.error:
         _complain(str(result.error))
     if code == 4:
         _complain(f"more images were routed to a person than --max-routed {max_routed} allows.")
     raise typer.Exit(code)
+
+
+def _log_to_stderr() -> None:
+    from vlmgate.scan import PlainFormatter
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.raiseExceptions = False  # a closed stderr is no reason to fail
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _max_routed(text: str | None) -> tuple[float | None, int | None]:
@@ -183,13 +202,14 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
     share, count = limit
     if (share is not None and routed > share * len(result.records)) or (count is not None and routed > count):
         return 4
-    return 3 if any(r.reason in (Reason.UNREADABLE, Reason.MODEL_FAILED) for r in result.records) else 0
+    lacking = (Reason.UNREADABLE, Reason.MODEL_FAILED, Reason.NOT_READ)
+    return 3 if any(r.reason in lacking for r in result.records) else 0
 
 
-def _print_result(result: ScanResult, output_format: Format, code: int) -> None:
+def _print_result(result: ScanResult, format: Format, code: int) -> None:
     from vlmgate.report import print_summary, summary_json
 
-    if output_format is Format.JSON:
+    if format is Format.JSON:
         error = str(result.error) if result.error else None
         print(summary_json(result.records, result.provenance, result.outputs.parquet, code, error))
     else:
@@ -208,21 +228,32 @@ def show(
         str | None, typer.Argument(help="file_name of one image, or the end of it. Without: the summary.")
     ] = None,
     page: Annotated[int, typer.Option(help="Page of a file with several.")] = 1,
-    output_format: FormatOption = Format.TABLE,
+    routed: Annotated[
+        bool, typer.Option("--routed", help="List the images routed to a human, the worst first.")
+    ] = False,
+    format: FormatOption = Format.TABLE,
 ) -> None:
-    """Show one image's K captions and why it goes where it goes; without a name, the summary of the run."""
+    """Show one image's K captions and why it goes where it goes; without a name, the summary of the run or --routed."""
     with _errors_in_one_line():
         from dataclasses import asdict
 
-        from vlmgate.report import print_record, print_summary, summary_json
+        from vlmgate.gate import Gate
+        from vlmgate.report import print_record, print_routed, print_summary, routed_worst_first, summary_json
         from vlmgate.store import SCHEMA_VERSION, read_result
 
         records, provenance = read_result(result)
-        if name is None and output_format is Format.JSON:
+        if routed and name is not None:
+            raise UsageError("--routed lists every routed image; leave out the name, or --routed.")
+        if routed and format is Format.JSON:
+            rows = [asdict(r) for r in routed_worst_first(records, Gate(**provenance["gate"]))]
+            print(json.dumps({"schema_version": SCHEMA_VERSION, "routed": rows}, indent=2))
+        elif routed:
+            print_routed(records, provenance, _console())
+        elif name is None and format is Format.JSON:
             print(summary_json(records, provenance, result, 0, None))
         elif name is None:
             print_summary(records, provenance, result, _console())
-        elif output_format is Format.JSON:
+        elif format is Format.JSON:
             print(json.dumps({"schema_version": SCHEMA_VERSION} | asdict(_find(records, name, page, result)), indent=2))
         else:
             print_record(_find(records, name, page, result), provenance, _console())
@@ -232,8 +263,10 @@ def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
     """Return the row that the user means: the exact file_name, else the only one that ends in it."""
     import difflib
 
+    from vlmgate.text import plain
+
     names = {r.file_name for r in records}
-    matches = [name] if name in names else sorted(n for n in names if n.endswith(name))
+    matches = [name] if name in names else sorted(n for n in names if n.endswith(name) or plain(n).endswith(name))
     if len(matches) > 1:
         raise UsageError(
             f"{result}: {len(matches):,} images end in '{name}', first {matches[:2]}; give more of the name."
@@ -249,14 +282,14 @@ def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
 
 
 @app.command()
-def info(result: ResultArgument, output_format: FormatOption = Format.TABLE) -> None:
+def info(result: ResultArgument, format: FormatOption = Format.TABLE) -> None:
     """Tell how a result was made: model, prompt, sampling, gate, versions, dates."""
     with _errors_in_one_line():
         from vlmgate.report import print_provenance
         from vlmgate.store import read_provenance
 
         provenance = read_provenance(result)
-        if output_format is Format.JSON:
+        if format is Format.JSON:
             print(json.dumps(provenance, indent=2))
         else:
             print_provenance(provenance, _console())
@@ -269,7 +302,7 @@ def doctor(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
-    output_format: FormatOption = Format.TABLE,
+    format: FormatOption = Format.TABLE,
 ) -> None:
     """Tell what this machine offers, and whether the model can be loaded here and reads a test image."""
     with _errors_in_one_line():
@@ -283,7 +316,7 @@ def doctor(
             facts["model"] = try_model(ModelConfig(model, revision, device, dtype, trust_remote_code))
         except VlmgateError as error:
             problem, facts["model"] = error, {"loads": "no", "why": str(error)}
-        if output_format is Format.JSON:
+        if format is Format.JSON:
             print(json.dumps({"schema_version": 1} | facts, indent=2))
         else:
             print_provenance(facts, _console())
@@ -306,14 +339,34 @@ def _root(
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    class PatientConsole(Console):
+        """A console whose closed pipe is an error like any other; rich's own would end the program."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError("the reader has gone")
+
+    console = PatientConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
+    console.width = max(console.width, 40)
+    return console
 
 
 def _complain(text: str) -> None:
-    """Print one line on stderr, whatever a path or an exception put into it."""
-    from vlmgate.report import plain
+    """Print one line on stderr, whatever a path or an exception put into it, if there is anybody to read it."""
+    from vlmgate.text import plain
 
-    print(plain(f"vlmgate: error: {' '.join(text.split())}"), file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(plain(f"vlmgate: error: {' '.join(text.split())}"), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Go on where stdout cannot be written (`| head`, a full disk): the exit code tells what was done."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -332,9 +385,7 @@ def _crashes_to(log: Path) -> Iterator[None]:
     except (VlmgateError, typer.Exit):
         raise
     except Exception as error:
-        _fail(
-            f"internal error ({type(error).__name__}: {error}). The traceback is in {log}; the same command resumes.", 1
-        )
+        _fail(f"internal error ({one_line(error)}). The traceback is in {log}; the same command resumes.", 1)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -347,8 +398,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    try:
+    with _reader_may_leave():
         app()
-    except BrokenPipeError:  # `vlmgate show … | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,9 @@ from vlmgate.errors import ConfigError
 BUILTIN = "builtin"
 DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in one short sentence."
 
-IMAGE_PIPELINE = 1  # raised when the way from a file to RGB changes, so that old readings are not mixed with new ones
+# Raised when the way from a file to RGB, or from RGB to a caption, changes: old readings are not mixed with new ones.
+IMAGE_PIPELINE = 1
+CAPTION_PIPELINE = 1
 
 Pages = Literal["first", "all"]
 
@@ -34,6 +37,13 @@ class ModelConfig:
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        dtypes = ("auto", "float32", "bfloat16", "float16")
+        _require(self.dtype in dtypes, "dtype", self.dtype, ", ".join(dtypes))
+        known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device, re.ASCII)
+        _require(known is not None, "device", self.device, "auto, cpu, cuda, cuda:N, mps")
+        _require(bool(self.model.strip()), "model", self.model, "'builtin', a checkpoint folder or a hub id")
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
@@ -46,7 +56,7 @@ class SamplingConfig:
     top_k: int = 0  # 0 = off
     max_new_tokens: int = 64
     seed: int = 0
-    batch_size: int = 8  # images per batch; changes speed, not captions
+    batch_size: int = 8  # images per batch; changes speed, and captions only by rounding
 
     def __post_init__(self) -> None:
         _require(
@@ -104,6 +114,7 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
         "pages": config.images.pages,
         "max_pixels": config.images.max_pixels,
         "image_pipeline": IMAGE_PIPELINE,
+        "caption_pipeline": CAPTION_PIPELINE,
         **sampling,
         **{f"checkpoint.{key}": value for key, value in checkpoint.items()},
     }
@@ -121,7 +132,7 @@ def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}.") from error
     options = {key.replace("-", "_"): value for key, value in table.items()}
     for key, value in options.items():

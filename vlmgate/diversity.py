@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,15 @@ from vlmgate.records import Caption, Scores
 
 Matrix = NDArray[np.float64]
 
+LONGEST = 10_000  # characters of a caption that are compared
+
 # --- from a caption to its content words ------------------------------------------------------------------------------
 
 _ARTICLES = frozenset({"a", "an", "the", "one", "some"})
 _FUNCTION_WORDS = _ARTICLES | frozenset(
     """
     this that these those it its it's there there's here is are was were be been being am do does did done has
-    have had having can could will would shall should may might must and or as by of to for from in on at near
+    have had having can could will would shall should must and or as by of to for from in on at near
     into onto with within along across around about which who where when while if then than so also very quite
     rather just any each both such i we you they he she them their our your my me us but however although though
     yet except whereas not s
@@ -39,17 +42,21 @@ _FUNCTION_WORDS = _ARTICLES | frozenset(
 _FILLER = frozenset(
     """
     visible seen see sign signs evidence trace traces apparent evident present appear appears appearing show
-    shows showing shown noticeable obvious found detected observed indication indications image picture photo
-    photograph only
+    shows showing shown noticeable obvious yes inspection surface part found detected observed indication
+    indications image picture photo photograph only
     """.split()
 )
+# Names for something wrong that say nothing of what: "no damage" and "no defects" are one reading.
+_ANY_DEFECT = frozenset("damage flaw fault imperfection blemish anomaly abnormality irregularity issue problem".split())
 _NEGATORS = frozenset(
     """
     no not without none never nor neither nothing cannot lack lacks lacking absence absent isn't aren't wasn't
-    weren't doesn't don't didn't can't couldn't hasn't haven't won't wouldn't free
+    weren't doesn't don't didn't can't couldn't hasn't haven't won't wouldn't free zero
     """.split()
 )
 _LINKING = frozenset("is are was were be been can could".split())
+# A negated verb carries the negation on to its object: "does not have a scratch".
+_VERBS = _LINKING | frozenset("has have had having show shows showing".split())
 # A negation reaches forward to the next of these: "no scratch on the washer" says nothing against the washer.
 _SCOPE_ENDS = (
     frozenset(
@@ -62,6 +69,7 @@ _SCOPE_ENDS = (
 )
 _STOP = "."  # stands for every mark that ends a clause
 _MARKS = frozenset(".;:!?()。；：！？、")
+_CLAUSE_BREAK = re.compile(r"\s[-–—]+\s|[–—\n\r\u2028]+")  # dashes between clauses, lines of a list
 _FREE_SUFFIX = re.compile(r"\b([^\W_]+)-free\b")
 # Scripts written without spaces: kana, Chinese characters, Thai, Lao, Khmer, Myanmar.
 _SPACELESS = re.compile(
@@ -76,8 +84,9 @@ def content_words(text: str) -> frozenset[str]:
     spaces become character bigrams. A caption of nothing but function words keeps them all, so the set is empty only
     for a caption without a letter or digit.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    folded = _FREE_SUFFIX.sub(r" without \1 . ", folded)
+    folded = unicodedata.normalize("NFKC", text[:LONGEST]).casefold().replace("’", "'")
+    folded = _CLAUSE_BREAK.sub(" . ", _FREE_SUFFIX.sub(r" without \1 . ", folded))
+    folded = re.sub(r"\bw/o\b", "without", folded).replace(" at all", "")
     bigrams = {pair for run in _SPACELESS.findall(folded) for pair in _bigrams(run)}
     tokens = _tokens(_SPACELESS.sub(" ", folded))
     words = _bind_negation(tokens) | bigrams
@@ -110,28 +119,29 @@ def _bind_negation(tokens: Sequence[str]) -> set[str]:
     """
     words: list[str] = []
     phrase_start = 0  # where the noun phrase began that a backward negation would take
-    negating = reached = False  # a negation is open; it has reached a word
+    negating = reached = listing = False  # a negation is open; it has reached a word
     for i, token in enumerate(tokens):
         before = tokens[i - 1] if i else _STOP
         after = tokens[i + 1] if i + 1 < len(tokens) else _STOP
         if token in (",", _STOP):
-            negating = negating and token == "," and _is_list(tokens[i + 1 :])
+            negating = listing = negating and token == "," and _is_list(tokens[i + 1 :], listing)
             if not _says_nothing(tokens[i + 1 :]):
                 phrase_start = len(words)
         elif token in _NEGATORS and _negates(token, after, words):
-            if _says_nothing(tokens[i + 1 :]) and len(words) > phrase_start:
-                words[phrase_start:] = [word if word[0] == "¬" else f"¬{word}" for word in words[phrase_start:]]
+            if (token == "absent" or _says_nothing(tokens[i + 1 :])) and len(words) > phrase_start:
+                start = len(words) - 1 if token == "free" else phrase_start
+                words[start:] = [word if word[0] == "¬" else f"¬{word}" for word in words[start:]]
                 negating = False
             else:  # "not without" is a double negation; "neither … nor", "no … without" are two single ones
                 negating = not (negating and not reached and token not in ("nor", "neither"))
                 reached = False
         else:
-            if token in _SCOPE_ENDS or (token in _ARTICLES and reached and before not in ("or", "nor")):
+            if reached and (token in _SCOPE_ENDS or (token in _ARTICLES and before not in ("or", "nor"))):
                 negating = False
             if token in _ARTICLES or (token in _SCOPE_ENDS and token not in _LINKING):
                 phrase_start = len(words)
             if token not in _FUNCTION_WORDS and token not in _FILLER:
-                words.append(f"¬{_singular(token)}" if negating else _singular(token))
+                words.append(f"¬{_stem(token)}" if negating else _stem(token))
                 reached = True
     return set(words)
 
@@ -143,20 +153,29 @@ def _negates(token: str, after: str, words: Sequence[str]) -> bool:
     return after != "only"
 
 
-def _is_list(rest: Sequence[str]) -> bool:
+def _is_list(rest: Sequence[str], listing: bool) -> bool:
     """Say whether a comma stands in a list that a negation governs: "no scratches, dents or cracks"."""
     clause = rest[: rest.index(_STOP)] if _STOP in rest else rest
-    return bool(clause) and clause[0] not in _ARTICLES | _SCOPE_ENDS and ("or" in clause or "nor" in clause)
+    if not clause or clause[0] in _ARTICLES | _SCOPE_ENDS:
+        return False
+    if clause[0] == "and":
+        return listing and len(clause) > 1 and clause[1] not in _ARTICLES | _SCOPE_ENDS
+    return "or" in clause or "nor" in clause or (",", "and") in pairwise(clause)
 
 
 def _says_nothing(rest: Sequence[str]) -> bool:
     """Say whether no content word follows before the clause ends, though a negator or a filler may."""
     for token in rest:
-        if token in (_STOP, ","):
+        if token in (_STOP, ",") or token in _SCOPE_ENDS - _VERBS:
             return True
-        if token not in _FILLER and token not in _NEGATORS and token not in ("be", "been", "to", "at", "all"):
+        if token not in _FILLER and token not in _NEGATORS and token not in ("be", "been", "to"):
             return False
     return True
+
+
+def _stem(word: str) -> str:
+    singular = _singular(word)
+    return "defect" if singular in _ANY_DEFECT else singular
 
 
 def _singular(word: str) -> str:

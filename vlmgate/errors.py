@@ -17,6 +17,12 @@ an empty caption) is a value in `records`, never one of these.
 """
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return the name and message of an exception on one line of at most `limit` characters, storable as UTF-8."""
+    text = " ".join(f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode().split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 class VlmgateError(Exception):
     """Root of all errors that vlmgate raises on purpose; carries the exit code of the command line."""
 

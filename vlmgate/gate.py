@@ -25,15 +25,16 @@ HIGHER_IS_WORSE: dict[str, bool] = {
     "agreement": False,
     "mean_logprob": False,
 }
-# Nobody's measurement: a quarter of the way from full agreement to K different captions. Uncalibrated.
-UNCALIBRATED_AGREEMENT = 0.75
+# Nobody's measurement, but strict: at K = 8, four readings of "scratch" and four of "no defect" are far beyond it, and
+# so is one reading of another defect among eight short ones. Summaries call it uncalibrated.
+UNCALIBRATED_AGREEMENT = 0.98
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
     """How images are split: by a limit on a score, or by what a reviewer can look at.
 
-    Exactly one of `threshold` and the two budgets is set.
+    Exactly one of `threshold` and the two budgets is set; anything else raises `GateError`.
     """
 
     score: ScoreName = "vendi_score"
@@ -41,6 +42,10 @@ class Gate:
     budget_share: float | None = None  # share of all images, [0, 1]
     budget_count: int | None = None  # images
     default: bool = False  # nobody chose this limit
+
+    def __post_init__(self) -> None:
+        if sum(limit is not None for limit in (self.threshold, self.budget_share, self.budget_count)) != 1:
+            raise GateError("a gate needs exactly one limit: a threshold or a review budget.")
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "vendi_score ≤ 1.8"."""
@@ -77,7 +82,7 @@ def make_gate(
 
 def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | None]:
     """Read "10%" as (0.1, None) and "200" as (None, 200)."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text, re.ASCII)
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*(%?)\s*", text, re.ASCII)
     if match and match[2] and float(match[1]) <= 100:
         return float(match[1]) / 100, None
     if match and not match[2] and "." not in match[1]:
@@ -101,6 +106,7 @@ def _checked_threshold(score: ScoreName, threshold: float, num_samples: int) -> 
 
 # --- readings that are no readings ------------------------------------------------------------------------------------
 
+LONGEST = 10_000  # characters of a caption that are looked at
 _CANNOT = r"(?:can\ ?not|can't|could\ not|couldn't)"
 _JUDGE = r"(?:determine|tell|say|know|identify|describe|assess|judge|make\ out|discern|interpret|verify|confirm)"
 _REFUSAL = re.compile(
@@ -112,17 +118,45 @@ _REFUSAL = re.compile(
         |(?:'m|\ am|\ are|'re)\ (?:not\ able|unable|not\ allowed|not\ permitted)\ to)\ (?:\w+\ )?
       (?:{_JUDGE}|help|assist|provide|answer|process|view|access|analy[sz]e|comply|fulfill?|decline
         |have\ (?:access|enough|the\ ability)|see\ (?:the|this|that|your|any|an)\ (?:image|picture|photo|attachment))
-    | \b(?:unable|not\ able|impossible|not\ possible|difficult|hard)\ to\ (?:\w+\ )?(?:{_JUDGE}|see\ (?:the|what))
-    | \b{_CANNOT}\ be\ (?:\w+\ )?(?:determined|identified|assessed|described|judged|answered|told|verified|confirmed)
+    | \b(?:unable|not\ able|impossible|not\ possible|difficult|hard)\ to\ (?:\w+\ )?
+      (?:{_JUDGE}|comply|help|see\ (?:the|what|any))
+    | \b{_CANNOT}\ be\ (?:\w+\ )?
+      (?:determined|identified|assessed|described|judged|answered|told|verified|confirmed|discerned|made\ out
+        |seen|recogni[sz]ed)
+    | \b(?:details?|anything|nothing|much)\ (?:{_CANNOT}|can)\ be\ (?:seen|made\ out)
+    | \bnot\ (?:discernible|recogni[sz]able)\b
+    | \b(?:not\ enough|insufficient|inadequate)\ (?:\w+\ )?(?:information|detail|details|light|quality|resolution)\b
+    | \b(?:i|we)\ {_CANNOT}\ (?:\w+\ )?see\ (?:anything|(?:any\ )?(?:images?|pictures?|photos?))\b
+    | \bi(?:'d|\ would)?\ (?:refuse|rather\ not)\b | \bapologies\b
+    | \b(?:part|object|component|item)\ (?:is|are)\ not\ (?:visible|recogni[sz]able|identifiable|clear)\b
+    | \bno\ (?:part|object|component|item)\ (?:is\ )?(?:visible|found|present|seen|recogni[sz]able)\b
+    | \bunknown\ (?:part|object|component|item)\b
+    | \b(?:insufficient|not\ enough|too\ (?:\w+))\ (?:\w+\ ){{0,3}}to\ (?:\w+\ )?(?:{_JUDGE}|see)\b
+    | \b(?:un|not\ )clear\ (?:whether|if|what)\b
+    | \b(?:not\ (?:sure|certain)|no\ idea)\b
+    | ^\W*{_CANNOT}\ (?:\w+\ )?{_JUDGE}\b
+    | \bplease\ (?:provide|upload|attach|send)\b
     | \bno\ (?:image|picture|photo|photograph)\ (?:(?:was|is|has\ been|were)\ )?
       (?:provided|attached|given|available|uploaded|included)
-    | \btoo\ (?:dark|blurr?y|blurred|bright|noisy|unclear|small|low)\ to\b
+    | \b(?:see|find|have|received?)\ no\ (?:image|picture|photo|photograph)\b
     | \b(?:the|this)\ (?:image|picture|photo|photograph)\ (?:is|appears|seems)\ (?:to\ be\ )?
-      (?:completely\ |entirely\ |totally\ )?
-      (?:blank|black|white|empty|missing|corrupted|unclear|unreadable|not\ clear|not\ visible)
-    | ^\W*(?:unsure|uncertain|unclear|unknown|not\ sure|n/?a|no\ (?:comment|description|answer))\W*$
-    | \b(?:es\ tut\ mir\ leid|ich\ kann\ (?:\w+\ )*(?:nicht|kein\w*)|lo\ siento|no\ puedo|je\ suis\ désolé
+      (?:completely\ |entirely\ |totally\ |mostly\ |all\ |too\ \w+\ to\ )?
+      (?:blank|empty|missing|corrupted|unclear|unreadable|not\ clear|not\ visible|(?:black|white)(?!-|\ ?and|\ &))\b
+    | ^\W*(?:unsure|uncertain|unclear|unknown|unanswerable|inconclusive|indeterminate|undefined
+        |null|none|nan|n/?a|nothing|blank
+        |n\.a\.|not\ (?:sure|clear|visible|applicable)
+        |(?:there\ is\ )?no\ (?:comment|description|answer|(?:image|picture)(?:\ found)?)|it\ is\ not\ clear)\W*$
+    | ^\W*error\b
+    | \b(?:image|picture|photo|photograph)\ (?:is|appears|looks)\ (?:\w+\ )?(?:dark|blurr?y|blurred)\b
+    | \b(?:black|blank|empty|white)\ (?:image|picture|photo|photograph|screen)\b
+    | \b(?:image|picture|photo|photograph)\ (?:\w+\ ){{0,2}}
+      (?:too|very|completely|entirely|all)\ (?:dark|blurr?y|bright|blank|black)
+    | <(?:unk|image|pad)>
+    | \b(?:es\ tut\ mir\ leid|(?:ich\ kann|kann\ ich|ich\ wei(?:ß|ss))\ (?:\w+\ ){{0,4}}(?:nicht|kein\w*)
+        |zu\ (?:dunkel|hell|unscharf),?\ um
+        |lo\ siento|no\ puedo|je\ suis\ désolé
         |je\ ne\ peux\ pas|mi\ dispiace|non\ posso|desculpe|não\ posso)\b
+    | 見えません|不知道|nicht\ erkennbar|keine\ ahnung|不明|わかりません|看不清
     | 抱歉|对不起|無法|无法|不能提供|申し訳|できません|죄송|할\ 수\ 없
     """,
     re.VERBOSE,
@@ -130,12 +164,18 @@ _REFUSAL = re.compile(
 
 
 def is_empty(text: str) -> bool:
-    """Say whether a caption says nothing: fewer than two letters or digits, or one symbol or word over and over."""
-    characters = [c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum()]
-    if len(characters) < 2 or len(set(characters)) == 1:
+    """Say whether a caption says nothing: no letter or digit, one of them only, or few words over and over."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    characters = [c for c in folded if c.isalnum()]
+    if not characters or (len(characters) >= 4 and len(set(characters)) == 1):
         return True
-    words = text.casefold().split()
-    return len(words) >= 4 and len(set(words)) == 1
+    words = re.findall(r"\w+", folded)
+    most = max((words.count(word) for word in set(words)), default=0)
+    return (len(words) >= 3 and most >= 0.7 * len(words)) or (len(words) >= 9 and 3 * len(set(words)) <= len(words))
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
 
 
 def is_refusal(text: str) -> bool:
@@ -143,18 +183,20 @@ def is_refusal(text: str) -> bool:
 
     A list of phrases, English first: it errs towards a person, and it cannot know every way to say no.
     """
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().replace("’", "'").split())
+    folded = " ".join(unicodedata.normalize("NFKC", text[:LONGEST]).casefold().replace("’", "'").split())
     return _REFUSAL.search(folded) is not None
 
 
-def degenerate(captions: Sequence[Caption]) -> Reason | None:
+def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:
     """Return why these captions are no reading, or None where every one of them can be scored.
 
-    One bad caption is enough: what it would have said is unknown, and unknown is for a person.
+    One bad caption is enough: what it would have said is unknown, and unknown is for a person. A caption that repeats
+    the prompt says nothing.
     """
     if not captions or any(caption.finish == "non-finite" for caption in captions):
         return Reason.NON_FINITE if captions else Reason.EMPTY_CAPTION
-    if any(is_empty(caption.text) for caption in captions):
+    asked = _letters(prompt)
+    if any(is_empty(caption.text) or _letters(caption.text) == asked for caption in captions):
         return Reason.EMPTY_CAPTION
     if any(is_refusal(caption.text) for caption in captions):
         return Reason.REFUSED
@@ -170,7 +212,7 @@ def degenerate(captions: Sequence[Caption]) -> Reason | None:
 class Candidate:
     """What is known of one row when its route is chosen; `reason` is set where no score can save it."""
 
-    key: tuple[str, int]  # (file_name, page), the last word among equals
+    key: tuple[str, int]  # (sha256, page): what shares it shares a decision; and the last word among equals
     scores: Scores | None
     reason: Reason | None
 
@@ -205,28 +247,22 @@ def _by_threshold(candidate: Candidate, value: float | None, gate: Gate, thresho
 def _by_budget(candidates: Sequence[Candidate], values: Sequence[float | None], gate: Gate) -> list[Decision]:
     """Fill the budget: first what must be seen whatever its score (even beyond the budget), then the most uncertain.
 
-    Equals are told apart by the mean log-probability of their captions (less likely first), then by name.
+    Equals are told apart by the mean log-probability of their captions (unknown first, then less likely first). Exact
+    duplicates go the same way, so the last of the budget may bring its copies along.
     """
+    budget = gate.budget_count or 0
     if gate.budget_share is not None:
         budget = math.ceil(round(gate.budget_share * len(candidates), 9))
-    elif gate.budget_count is not None:
-        budget = gate.budget_count
-    else:
-        raise GateError("the gate has neither a threshold nor a review budget.")
-    scored = [
-        (-value, _logprob(c), c.key, i)
-        for i, (c, value) in enumerate(zip(candidates, values, strict=True))
-        if value is not None
-    ]
-    room = max(0, budget - (len(candidates) - len(scored)))
-    chosen = sorted(scored)[:room]
-    routed = {i for *_, i in chosen}
+    read = sum(candidate.reason is not Reason.NOT_READ for candidate in candidates)  # the others' turn comes later
+    scored = [(-value, _logprob(c), c.key) for c, value in zip(candidates, values, strict=True) if value is not None]
+    chosen = sorted(scored)[: max(0, budget - (read - len(scored)))]
+    routed = {key for *_, key in chosen}
     limit = None if not chosen else -chosen[-1][0] * (1 if HIGHER_IS_WORSE[gate.score] else -1)
     decisions = []
-    for i, (candidate, value) in enumerate(zip(candidates, values, strict=True)):
+    for candidate, value in zip(candidates, values, strict=True):
         if value is None:
             decisions.append(Decision(Route.HUMAN_REVIEW, candidate.reason or Reason.NO_SCORE, None))
-        elif i in routed:
+        elif candidate.key in routed:
             decisions.append(Decision(Route.HUMAN_REVIEW, Reason.MOST_UNCERTAIN, limit))
         else:
             decisions.append(Decision(Route.AUTO_ACCEPT, Reason.LEAST_UNCERTAIN, limit))
@@ -235,4 +271,4 @@ def _by_budget(candidates: Sequence[Candidate], values: Sequence[float | None], 
 
 def _logprob(candidate: Candidate) -> float:
     logprob = candidate.scores.mean_logprob if candidate.scores else None
-    return 0.0 if logprob is None or not math.isfinite(logprob) else logprob
+    return -math.inf if logprob is None or not math.isfinite(logprob) else logprob

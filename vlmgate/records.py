@@ -42,6 +42,7 @@ class ImageFile:
     conversion: str | None  # what was done to reach upright 8-bit RGB, in words; None = nothing
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int = 0  # tells apart what was put in the place of a file with its size and time
 
 
 @dataclass(frozen=True, slots=True)

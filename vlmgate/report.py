@@ -7,9 +7,9 @@ caption or a file name is ever read as markup, and control characters are shown,
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,9 +23,11 @@ from rich.text import Text
 
 import vlmgate
 from vlmgate.config import BUILTIN, ScanConfig
+from vlmgate.diversity import content_words
 from vlmgate.gate import HIGHER_IS_WORSE, Gate
 from vlmgate.records import ModelInfo, Reason, Record, Route
 from vlmgate.store import SCHEMA_VERSION
+from vlmgate.text import plain
 
 BUILTIN_NOTICE = (
     "The built-in model knows rendered sample parts only; of your own images it says nothing worth having. "
@@ -57,20 +59,9 @@ _WHY = {
     Reason.DISAGREED: "the captions differ more than the limit allows",
     Reason.MOST_UNCERTAIN: "it is among the most uncertain images, which fill the review budget",
     Reason.AGREED: "the captions agree within the limit",
-    Reason.LEAST_UNCERTAIN: "it is less uncertain than the images that fill the review budget",
+    Reason.LEAST_UNCERTAIN: "it is not more uncertain than the images that fill the review budget",
 }
 _UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED)
-
-
-def plain(text: str) -> str:
-    """Return text with every character that could steer a terminal or reorder a line shown as an escape."""
-    return "".join(c if _is_harmless(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def _is_harmless(character: str) -> bool:
-    if character in "\u200c\u200d":  # joiners, which several scripts need
-        return True
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int) -> str:
@@ -161,7 +152,8 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "images": total,
         "duplicates": sum(r.duplicate_of is not None for r in records),
-        "unreadable": sum(r.reason in _UNREAD for r in records),
+        "unreadable": sum(r.reason == Reason.UNREADABLE for r in records),
+        "model_failed": sum(r.reason == Reason.MODEL_FAILED for r in records),
         **routes,
     }
 
@@ -206,58 +198,120 @@ def _cells(title: str, group: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gate: Gate, out: Path) -> list[str]:
+    accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
     notes = []
+    if accepted:
+        notes.append("Auto-accepted means: the reading is taken for true, be it 'no defect' or 'a crack'. Most often:")
+        notes += [f"  {count:>6,}  {caption}" for caption, count in accepted_readings(accepted)]
     if (provenance["model"] or {}).get("model") == BUILTIN:
         notes.append(BUILTIN_NOTICE)
     if gate.default:
         notes.append(
             "The limit is an uncalibrated default: nobody has measured what it lets through. "
-            "--threshold or --review-budget set your own."
+            "--threshold or --review-budget set your own; neither needs the model again."
         )
-    notes.append(f"Wrote {out} ({len(records):,} rows).")
+    if len(records) >= 10 and len(accepted) in (0, len(records)):
+        notes.append(
+            f"{'All' if accepted else 'None'} of the images were accepted, so this limit does not separate them. "
+            "--review-budget 10% sends the most uncertain to people, whatever the model's wording."
+        )
+    notes.append(f"Wrote {out} ({_count(len(records), 'row')}).")
+    notes += _notes_on_files(records, provenance)
+    worst = worst_routed(records, gate)
+    if worst:
+        notes.append(f"Next: vlmgate show {_quoted(str(out))} --routed")
+        notes.append(f"      vlmgate show {_quoted(str(out))} {_quoted(worst.file_name)}")
+    return notes
+
+
+def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) -> list[str]:
+    notes = []
     broken = [r for r in records if r.reason in _UNREAD]
     if broken:
-        plural = "image" if len(broken) == 1 else "images"
-        notes.append(f"{len(broken):,} {plural} could not be read, first: {broken[0].file_name} ({broken[0].error})")
+        first = f"{broken[0].file_name} ({broken[0].error})"
+        notes.append(f"{_count(len(broken), 'image')} could not be read, first: {first}")
     cut = sum(r.reason == Reason.CUT_OFF for r in records)
     if cut:
         limit = provenance["sampling"]["max_new_tokens"]
-        notes.append(
-            f"{cut:,} images have captions cut off at {limit} tokens; a larger --max-new-tokens lets them end."
-        )
+        notes.append(f"{_count(cut, 'image')} with captions cut off at {limit} tokens; --max-new-tokens lets them end.")
     several = [r for r in records if (r.num_pages or 1) > 1]
     if several and provenance["image_config"]["pages"] == "first":
+        first = several[0].file_name
         notes.append(
-            f"{len(several):,} files hold several pages, of which the first was read; --pages all reads every page. "
-            f"First: {several[0].file_name}"
+            f"{_count(len(several), 'file')} with several pages, of which the first was read, e.g. {first}; --pages all"
+        )
+    converted = [r for r in records if r.conversion]
+    if converted:
+        example = f"{converted[0].file_name} ({converted[0].conversion})"
+        notes.append(
+            f"{_count(len(converted), 'image')} converted to 8-bit RGB, see the column conversion, e.g. {example}"
         )
     copies = sum(r.duplicate_of is not None for r in records)
     if copies:
-        notes.append(f"{copies:,} images are exact duplicates of others and share their reading.")
+        notes.append(f"{_count(copies, 'exact duplicate')} sharing the reading of another file.")
     if provenance["ignored"]:
         first = provenance["ignored_first"][0]
-        notes.append(f"{provenance['ignored']:,} files are no images and were ignored, first: {first}")
+        notes.append(f"{_count(provenance['ignored'], 'file')} ignored, being no image, first: {first}")
+    if provenance["gone"]:
+        first = provenance["gone_first"][0]
+        notes.append(f"{_count(provenance['gone'], 'file')} read before and gone from the folder, first: {first}")
     waiting = sum(r.reason == Reason.NOT_READ for r in records)
     if waiting:
         notes.append(
-            f"Not complete: {waiting:,} images wait for their turn. The same command goes on where it stopped."
+            f"Not complete: {_count(waiting, 'image')} not read yet. The same command goes on where it stopped."
         )
-    worst = worst_routed(records, gate)
-    if worst:
-        notes.append(f"Next: vlmgate show {_quoted(str(out))} {_quoted(worst.file_name)}")
+    seconds = [r.seconds for r in records if r.seconds is not None]
+    if seconds:
+        notes.append(f"The model took {statistics.fmean(seconds):.2f} s an image, {sum(seconds) / 60:,.1f} min in all.")
     return notes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def accepted_readings(accepted: Sequence[Record], most: int = 5) -> list[tuple[str, int]]:
+    """Return what was accepted most often, with counts; captions that assert the same words count as one."""
+    said: dict[frozenset[str], list[str]] = {}
+    for record in accepted:
+        if record.caption is not None:
+            said.setdefault(content_words(record.caption), []).append(record.caption)
+    ordered = sorted(said.values(), key=lambda captions: (-len(captions), captions[0]))
+    return [(captions[0], len(captions)) for captions in ordered[:most]]
+
+
+def routed_worst_first(records: Sequence[Record], gate: Gate) -> list[Record]:
+    """Return the routed images: those without a score first, then by score, the worst first."""
+    sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
+
+    def key(record: Record) -> tuple[float, str, int]:
+        value = getattr(record, gate.score)
+        return (-math.inf if value is None else -sign * value, record.file_name, record.page)
+
+    return sorted((r for r in records if r.route == Route.HUMAN_REVIEW), key=key)
 
 
 def worst_routed(records: Sequence[Record], gate: Gate) -> Record | None:
     """Return the routed image with the worst score, or the first routed one where none has a score."""
-    routed = [r for r in records if r.route == Route.HUMAN_REVIEW]
-    sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
-    scored = [r for r in routed if getattr(r, gate.score) is not None]
-    return max(scored, key=lambda r: sign * getattr(r, gate.score)) if scored else next(iter(routed), None)
+    routed = routed_worst_first(records, gate)
+    return next((r for r in routed if getattr(r, gate.score) is not None), next(iter(routed), None))
+
+
+def print_routed(records: Sequence[Record], provenance: Mapping[str, Any], console: Console) -> None:
+    """Print the routed images, one a line, the worst first: score, reason, name."""
+    gate = Gate(**provenance["gate"])
+    for record in routed_worst_first(records, gate):
+        value = getattr(record, gate.score)
+        page = f" (page {record.page})" if (record.num_pages or 1) > 1 else ""
+        figure = "–" if value is None else f"{value:.3f}"
+        line = f"{figure:>8}  {_WORDS[Reason(record.reason)]:<16}  {plain(record.file_name)}{page}"
+        console.print(Text(line), soft_wrap=True)
 
 
 def _quoted(text: str) -> str:
-    return text if text and all(c.isalnum() or c in "._-/\\:" for c in text) else "'" + text.replace("'", "'\\''") + "'"
+    simple = text and all(c.isalnum() or c in "._-/\\:" for c in text)
+    dashes = "-- " if text.startswith("-") else ""
+    return dashes + (text if simple else "'" + text.replace("'", "'\\''") + "'")
 
 
 def summary_json(
@@ -300,6 +354,8 @@ def print_record(record: Record, provenance: Mapping[str, Any], console: Console
     if record.captions:
         console.print()
         console.print(_caption_table(record))
+        if differ := _differences(record.captions):
+            console.print(Text(plain(f"They differ on: {differ}")), soft_wrap=True)
     console.print()
     for name in ("vendi_score", "agreement", "mean_dissimilarity", "mean_logprob"):
         value = getattr(record, name)
@@ -330,13 +386,24 @@ def _caption_table(record: Record) -> Table:
     return table
 
 
+def _differences(captions: Sequence[str], most: int = 12) -> str:
+    """Return the content words that some captions assert and others do not, with the number that do."""
+    counted = Counter(word for caption in captions for word in content_words(caption))
+    split = [
+        (word, n) for word, n in sorted(counted.items(), key=lambda item: (-item[1], item[0])) if n < len(captions)
+    ]
+    shown = ", ".join(f"{word.replace('¬', 'no ')} ({n} of {len(captions)})" for word, n in split[:most])
+    return shown + (", …" if len(split) > most else "")
+
+
 def print_provenance(provenance: Mapping[str, Any], console: Console) -> None:
-    """Print what a result says of its making, one key a line."""
+    """Print what a result says of its making, one key a line; what is unset or said elsewhere is left out."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in flatten(provenance):
-        table.add_row(Text(plain(key)), Text(plain(str(value))))
+        if value is not None and not key.startswith("fingerprint."):
+            table.add_row(Text(plain(key)), Text(plain(str(value))))
     console.print(table)
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from vlmgate.diversity import score_captions
 from vlmgate.gate import Candidate, Gate, decide, degenerate
 from vlmgate.images import Walk
-from vlmgate.records import Decision, ImageFile, Reading, Reason, Record, Scores, Unreadable
-from vlmgate.store import Entry, Failure, Journal
+from vlmgate.journal import Entry, Failure, Journal, content_of, key_of
+from vlmgate.records import Decision, Reading, Reason, Record, Scores, Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,12 @@ class Row:
 
 def build_rows(walk: Walk, journal: Journal) -> list[Row]:
     """Return a row for every page of every image and every folder that could not be listed, by name and page."""
-    by_file: dict[str, dict[int, Entry]] = {}
-    for (file_name, page), known in journal.entries.items():
-        by_file.setdefault(file_name, {})[page] = known
     found: dict[tuple[str, int], Entry | None] = {(u.file_name, u.page): u for u in walk.unreadable}
     for source in walk.sources:
-        pages = by_file.get(source.file_name, {})
-        found |= {(source.file_name, page): pages.get(page) for page in _expected_pages(pages, journal)}
-    readings = {content_of(e.image): e for e in journal.entries.values() if isinstance(e, Reading)}
+        pages = {key_of(entry)[1]: entry for entry in journal.entries_of(source.file_name)}
+        for page in _expected_pages(pages, journal):
+            found[source.file_name, page] = pages.get(page)
+    readings = journal.readings
     failures = {content_of(e.image): e for e in journal.entries.values() if isinstance(e, Failure)}
     scored: dict[tuple[str, int], tuple[Scores | None, Reason | None]] = {}
     first: dict[tuple[str, int], str] = {}
@@ -59,7 +57,7 @@ def build_rows(walk: Walk, journal: Journal) -> list[Row]:
             rows.append(Row(file_name, page, failed, None, None, reason, twin, None))
             continue
         if content not in scored:
-            reason_or_none = degenerate(reading.captions)
+            reason_or_none = degenerate(reading.captions, journal.fingerprint["prompt"])
             scored[content] = (None if reason_or_none else score_captions(reading.captions), reason_or_none)
         seconds = journal.seconds.get((file_name, page))
         rows.append(Row(file_name, page, entry, reading, *scored[content], twin, seconds))
@@ -75,8 +73,12 @@ def _expected_pages(pages: dict[int, Entry], journal: Journal) -> Sequence[int]:
 
 def decide_rows(rows: Sequence[Row], gate: Gate, seed: int) -> list[Record]:
     """Return the rows of the result, each with its route."""
-    decisions = decide([Candidate((row.file_name, row.page), row.scores, row.reason) for row in rows], gate)
+    decisions = decide([Candidate(_decision_key(row), row.scores, row.reason) for row in rows], gate)
     return [_record(row, decision, seed) for row, decision in zip(rows, decisions, strict=True)]
+
+
+def _decision_key(row: Row) -> tuple[str, int]:
+    return content_of(row.reading.image) if row.reading else (row.file_name, row.page)
 
 
 def _record(row: Row, decision: Decision, seed: int) -> Record:
@@ -109,8 +111,3 @@ def _record(row: Row, decision: Decision, seed: int) -> Record:
         duplicate_of=row.duplicate_of,
         seconds=row.seconds,
     )
-
-
-def content_of(image: ImageFile) -> tuple[str, int]:
-    """Return what two files share when one reading serves both: the hash of their bytes, and the page."""
-    return image.sha256, image.page

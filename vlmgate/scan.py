@@ -15,23 +15,26 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import vlmgate
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
+from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
-from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError
+from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
 from vlmgate.gate import Gate, make_gate
 from vlmgate.images import Walk, find_images, read_ahead
+from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
 from vlmgate.records import Caption, ModelInfo, Picture, Reading, Reason, Record, Source, Unreadable
-from vlmgate.rows import build_rows, content_of, decide_rows
-from vlmgate.store import Duplicate, Entry, Failure, Journal, Outputs, write_result
+from vlmgate.rows import build_rows, decide_rows
+from vlmgate.signals import Interrupted, Signals
+from vlmgate.store import Outputs, write_result
+from vlmgate.text import plain
 
 log = logging.getLogger(__name__)
 
-MAX_FAILURES_IN_A_ROW = 16  # then it is the model or the device, not the images
+MAX_FAILURES_IN_A_ROW = 16  # then a picture that must be readable tells whether it is the model or the images
 _MODEL_KEYS = ("revision", "architecture", "num_parameters", "dtype", "device_kind", "image_processor")
 
 
@@ -43,6 +46,36 @@ class Progress(Protocol):
     def start(self, total: int, done: int) -> None: ...
     def advance(self, images: int) -> None: ...
     def stop(self) -> None: ...
+
+
+class _Unbreakable:
+    """Passes everything on to a `Progress` until that fails: a closed terminal must not end a night's run."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress: Progress | None = progress
+
+    def _tell(self, name: str, *arguments: object) -> None:
+        try:
+            if self._progress is not None:
+                getattr(self._progress, name)(*arguments)
+        except (Exception, SystemExit) as error:  # rich exits where its pipe is closed
+            self._progress = None
+            log.warning("nobody is told any more (%s)", one_line(error))
+
+    def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None:
+        self._tell("header", model, gate, config)
+
+    def message(self, text: str) -> None:
+        self._tell("message", text)
+
+    def start(self, total: int, done: int) -> None:
+        self._tell("start", total, done)
+
+    def advance(self, images: int) -> None:
+        self._tell("advance", images)
+
+    def stop(self) -> None:
+        self._tell("stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,62 +90,6 @@ class ScanResult:
     error: VlmgateError | None  # what ended the run before its time; the result is written all the same
 
 
-class Interrupted(BaseException):
-    """Ctrl-C, SIGTERM or SIGHUP arrived; not an `Exception`, so that no per-image handler takes it for a failure."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-class _Signals:
-    """Turns the signals that end a run into `Interrupted`, but never while the journal is being written."""
-
-    def __init__(self) -> None:
-        self._held = False
-        self._waiting: int | None = None
-
-    def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if self._held:
-            self._waiting = self._waiting or signum
-        else:
-            raise Interrupted(signum)
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        former: dict[signal.Signals, Any] = {}
-        try:
-            for name in names:
-                number = signal.Signals[name]
-                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has said that this one does not matter
-                    former[number] = signal.signal(number, self._handle)
-        except ValueError:  # not the main thread: whoever started it handles signals
-            pass
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let nothing interrupt the block; raise afterwards what arrived meanwhile."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            raise Interrupted(waiting)
-
-    def hold(self) -> int | None:
-        """Let nothing interrupt from here on; return what already waits."""
-        self._held = True
-        return self._waiting
-
-
 def scan(
     config: ScanConfig,
     progress: Progress,
@@ -125,7 +102,8 @@ def scan(
     right. What ends the run later (a signal, a dead model, a full disk) is in the result, which is written in any case
     where the disk allows.
     """
-    outputs = Outputs(config.out)
+    outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
+    progress = _Unbreakable(progress)
     gate = make_gate(
         num_samples=config.sampling.num_samples,
         score=config.score,
@@ -133,7 +111,10 @@ def scan(
         review_budget=config.review_budget,
     )
     outputs.check()
+    if outputs.journal.exists() and not is_journal(outputs.journal):
+        raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
     with _locked(outputs), _logging_to(outputs.log):
+        progress.message(f"Looking for images in {config.folder} …")
         walk = find_images(config.folder)
         walk = replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
         if not walk.sources and not walk.unreadable:
@@ -162,9 +143,11 @@ class _Run:
     ) -> None:
         self.config, self.gate, self.outputs, self.walk = config, gate, outputs, walk
         self.journal, self.progress, self.load = journal, progress, load
-        self.signals = _Signals()
+        self.signals = Signals()
         self.started = datetime.now(UTC)
-        self.loaded = False
+        self.captioner: Captioner | None = None
+        self.gone: list[str] = []  # read before, and not in the folder now
+        self.good: Picture | None = None  # one that the model has read in this run
         self.failures_in_a_row = 0
         self.last_failure = ""
 
@@ -180,14 +163,14 @@ class _Run:
             except KeyboardInterrupt:  # where our handler could not be installed
                 interrupted = signal.SIGINT
             except Exception as unexpected:
-                if not self.loaded:  # nothing was read, so nothing is to be saved
+                if self.captioner is None and not self.journal.readings:  # nothing is to be saved
                     raise
                 log.error("the run ends here", exc_info=unexpected)
                 error = (
                     unexpected
                     if isinstance(unexpected, VlmgateError)
                     else FatalError(
-                        f"internal error ({_one_line(unexpected)}). The traceback is in {self.outputs.log}; "
+                        f"internal error ({one_line(unexpected)}). The traceback is in {self.outputs.log}; "
                         "the same command resumes."
                     )
                 )
@@ -202,63 +185,75 @@ class _Run:
         done = len(self.walk.sources) - len(pending)
         if self.journal.dropped:
             self.progress.message(
-                f"{self.journal.dropped} journal lines were torn or damaged; these images are read again."
+                f"{self.journal.dropped} journal lines were torn or damaged; what they held is read again."
             )
-        if not pending:
-            self.progress.header(None, self.gate, self.config)
-            self.progress.message("Every image has been read before; no model is needed. --restart reads them again.")
-            return
-        captioner = self._load_model()
-        if done:
+        if self.gone:
+            self.progress.message(
+                f"{len(self.gone):,} files that were read before are not in the folder any more, first: {self.gone[0]}"
+            )
+        if done and pending:
             self.progress.message(f"Resuming: {done:,} of {len(self.walk.sources):,} files have been read before.")
         self.progress.start(len(self.walk.sources), done)
-        self._read(pending, captioner)
+        self._read(pending)
+        if self.captioner is None:
+            self.progress.header(None, self.gate, self.config)
+            self.progress.message(
+                "Every image has been read before, so no model was loaded. --restart reads them again."
+            )
 
-    def _load_model(self) -> Captioner:
-        captioner = self.load(self.config.model, self.config.sampling)
-        info = asdict(captioner.info)
-        log.info("model %s", info)
-        with self.signals.held():
-            self.journal.check_model(info | {"device_kind": captioner.info.device.split(":")[0]}, _MODEL_KEYS)
-        self.progress.header(captioner.info, self.gate, self.config)
-        self.loaded = True
-        return captioner
+    def _loaded(self) -> Captioner:
+        """Return the captioner, loaded the first time that there is something for it to read."""
+        if self.captioner is None:
+            self.progress.message(f"Loading {self.config.model.model} …")  # minutes, if it has to be downloaded first
+            captioner = self.load(self.config.model, self.config.sampling)
+            info = asdict(captioner.info)
+            log.info("model %s", info)
+            with self.signals.held():
+                self.journal.check_model(info | {"device_kind": captioner.info.device.split(":")[0]}, _MODEL_KEYS)
+            self.progress.header(captioner.info, self.gate, self.config)
+            self.captioner = captioner
+        return self.captioner
 
     def _pending(self) -> list[Source]:
-        """Return the files that still have to be read, and forget what the journal says of them.
+        """Return the files that have to be opened, and forget what the journal says of those that were replaced.
 
-        A file is done when all its pages have a reading and its size and modification time have not changed. What could
-        not be read, by us or by the model, is tried again.
+        A file is done when all its pages have a reading and its size and times have not changed. What could not be
+        read, by us or by the model, is tried again. Opening a file whose bytes were read before costs no model.
         """
-        read = {content_of(e.image) for e in self.journal.entries.values() if isinstance(e, Reading)}
-        by_file: dict[str, list[Entry]] = {}
-        for (file_name, _), entry in self.journal.entries.items():
-            by_file.setdefault(file_name, []).append(entry)
-        pending = [s for s in self.walk.sources if not self._is_done(s, by_file.get(s.file_name, []), read)]
-        for source in pending:
-            for entry in by_file.get(source.file_name, []):
-                image = entry if isinstance(entry, Unreadable) else entry.image
-                del self.journal.entries[image.file_name, image.page]
+        names = {source.file_name for source in self.walk.sources}
+        self.gone = sorted(name for name in self.journal.file_names() if name not in names)
+        pending = []
+        for source in self.walk.sources:
+            entries = self.journal.entries_of(source.file_name)
+            if not self._is_unchanged(source, entries):
+                self.journal.forget(source.file_name)
+                pending.append(source)
+            elif not self._is_done(entries):
+                pending.append(source)
         return pending
 
-    def _is_done(self, source: Source, entries: Sequence[Entry], read: set[tuple[str, int]]) -> bool:
-        images = [e.image for e in entries if isinstance(e, Reading | Duplicate) and content_of(e.image) in read]
-        if not images or len(images) != len(entries):
-            return False
-        if len(images) != (images[0].num_pages if self.config.images.pages == "all" else 1):
-            return False
+    def _is_unchanged(self, source: Source, entries: Sequence[Entry]) -> bool:
         try:
             stat = source.path.stat()
         except OSError:
             return False
-        return all((image.size_bytes, image.mtime_ns) == (stat.st_size, stat.st_mtime_ns) for image in images)
+        now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        images = [entry.image for entry in entries if not isinstance(entry, Unreadable)]
+        return all((image.size_bytes, image.mtime_ns, image.ctime_ns) == now for image in images)
 
-    def _read(self, pending: Sequence[Source], captioner: Captioner) -> None:
+    def _is_done(self, entries: Sequence[Entry]) -> bool:
+        images = [e.image for e in entries if isinstance(e, Reading | Duplicate)]
+        if not images or any(content_of(image) not in self.journal.readings for image in images):
+            return False
+        return len(entries) == len(images) == (images[0].num_pages if self.config.images.pages == "all" else 1)
+
+    def _read(self, pending: Sequence[Source]) -> None:
         """Read files in their order; every batch is journalled whole before the next one begins."""
-        seen = {content_of(e.image) for e in self.journal.entries.values() if isinstance(e, Reading)}
+        seen = set(self.journal.readings)
         batch: list[Picture] = []
         aside: list[Entry] = []  # needs no model
         finished = 0  # files whose last page is in the batch or aside
+        pages: set[int] = set()  # of the file in hand
         with closing(read_ahead(pending, self.config.images)) as opened:
             for one in opened:
                 page = one.result
@@ -270,27 +265,28 @@ class _Run:
                 else:
                     seen.add(content_of(page.file))
                     batch.append(page)
-                finished += one.last
+                pages.add(page.page if isinstance(page, Unreadable) else page.file.page)
+                if one.last:
+                    finished += 1
+                    self.journal.forget(one.source.file_name, keep=pages)  # pages that the file no longer has
+                    pages = set()
                 if len(batch) == self.config.sampling.batch_size or len(aside) >= 256:
-                    self._commit(batch, aside, captioner)
+                    self._commit(batch, aside)
                     batch, aside = [], []
                     self.progress.advance(finished)
                     finished = 0
-        self._commit(batch, aside, captioner)
+        self._commit(batch, aside)
         self.progress.advance(finished)
 
-    def _commit(self, batch: Sequence[Picture], aside: Sequence[Entry], captioner: Captioner) -> None:
+    def _commit(self, batch: Sequence[Picture], aside: Sequence[Entry]) -> None:
         begun = time.perf_counter()
-        entries = self._ask(batch, captioner) if batch else []
+        entries = self._ask(batch, self._loaded()) if batch else []
         each = round((time.perf_counter() - begun) / max(1, len(batch)), 4)
         if entries or aside:
             with self.signals.held():
                 self.journal.append([*entries, *aside], each)
         if self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
-            raise ModelError(
-                f"the model failed on {self.failures_in_a_row} images in a row, last with: {self.last_failure}. "
-                "See the log; the same command resumes."
-            )
+            self._check_that_the_model_lives()
 
     def _ask(self, pictures: Sequence[Picture], captioner: Captioner) -> list[Entry]:
         """Return a reading or a failure for each picture; a batch that fails is halved to find the culprit."""
@@ -300,22 +296,36 @@ class _Run:
                 raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
         except Exception as error:
             log.warning("a batch of %d failed", len(pictures), exc_info=error)
-            if len(pictures) > 1 and self.failures_in_a_row < MAX_FAILURES_IN_A_ROW:
+            if len(pictures) > 1:
                 middle = len(pictures) // 2
                 return self._ask(pictures[:middle], captioner) + self._ask(pictures[middle:], captioner)
-            self.failures_in_a_row += len(pictures)
-            self.last_failure = _one_line(error)
-            return [Failure(picture.file, self.last_failure) for picture in pictures]
+            self.failures_in_a_row += 1
+            self.last_failure = one_line(error)
+            return [Failure(pictures[0].file, self.last_failure)]
         self.failures_in_a_row = 0
+        self.good = pictures[0]
         return [Reading(p.file, tuple(_clean(c) for c in a)) for p, a in zip(pictures, answers, strict=True)]
+
+    def _check_that_the_model_lives(self) -> None:
+        """Let the model read what it can read; raise `ModelError` where it cannot, for then the rest would fail too."""
+        probe = self.good or trial_picture()
+        try:
+            self._loaded().read([probe])
+        except Exception as error:
+            raise ModelError(
+                f"the model failed on {self.failures_in_a_row} images in a row and on a test image, "
+                f"last with: {self.last_failure}. See the log; the same command resumes."
+            ) from error
+        log.warning("%d images in a row failed, but the model reads others; going on", self.failures_in_a_row)
+        self.failures_in_a_row = 0
 
     # --- finishing ---
 
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
         rows = build_rows(self.walk, self.journal)
         records = decide_rows(rows, self.gate, self.config.sampling.seed)
-        tried = [row for row in rows if isinstance(row.entry, Reading | Failure)]
-        if tried and error is None and not any(isinstance(row.entry, Reading) for row in tried):
+        failed = any(row.reason is Reason.MODEL_FAILED for row in rows)
+        if failed and error is None and not any(row.reading for row in rows):
             error = ModelError(f"the model failed on every image, last with: {self.last_failure}. See the log.")
         provenance = self._provenance(records, complete=not any(r.reason == Reason.NOT_READ for r in records))
         try:
@@ -337,6 +347,8 @@ class _Run:
             "images": len(records),
             "ignored": len(self.walk.ignored),
             "ignored_first": list(self.walk.ignored[:5]),
+            "gone": len(self.gone),
+            "gone_first": self.gone[:5],
             "model": self.journal.model,
             "sampling": asdict(self.config.sampling),
             "image_config": asdict(self.config.images),
@@ -352,11 +364,6 @@ def _clean(caption: Caption) -> Caption:
     finite = logprob is not None and abs(logprob) < float("inf")
     text = caption.text.encode("utf-8", "replace").decode()
     return replace(caption, text=text, mean_logprob=logprob if finite else None)
-
-
-def _one_line(error: BaseException, limit: int = 300) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text}"[:limit]
 
 
 def _no_images(folder: Path, walk: Walk) -> str:
@@ -390,11 +397,18 @@ def _locked(outputs: Outputs) -> Iterator[None]:
         lock.release()
 
 
+class PlainFormatter(logging.Formatter):
+    """Writes each record without characters that could steer a terminal; a traceback keeps its lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(plain(line) for line in super().format(record).split("\n"))
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Send everything that is logged, by us and by the libraries, to a file for the duration of a run."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     ours = logging.getLogger("vlmgate")
     former = ours.level
