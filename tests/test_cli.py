@@ -189,5 +189,24 @@ def test_every_command_and_option_is_in_the_readme() -> None:
                 assert not option.startswith("--") or f"`{option}" in text, f"{name} {option}"
 
 
+def test_doctor_tells_of_the_machine_and_of_a_model_that_does_not_load(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    out, err = run("doctor", "--model", "empty", code=1)
+    assert re.search(r"torch +\d", out) and re.search(r"model\.loads +no", out)
+    assert err.count("\n") == 1 and "config.json" in err
+    told = json.loads(run("doctor", "--model", "./nowhere", "--format", "json", code=1)[0])
+    assert told["schema_version"] == 1 and told["model"]["loads"] == "no"
+
+
+def test_toml_may_set_any_option_but_not_with_any_value(tmp_path: Path) -> None:
+    folder_of(tmp_path / "images", "part_1.png")
+    (tmp_path / "good.toml").write_text('format = "json"\nquiet = true\nreview-budget = 0\n')
+    out, err = run("scan", "images", "--config", "good.toml")
+    assert json.loads(out)["gate"]["budget_count"] == 0 and err == ""
+    assert json.loads(run("scan", "images", env={"VLMGATE_SCAN_FORMAT": "json"})[0])["complete"] is True
+    (tmp_path / "bad.toml").write_text("threshold = true\n")
+    assert "threshold = True is no value" in run("scan", "images", "--config", "bad.toml", code=2)[1]
+
+
 def test_version() -> None:
     assert run("--version")[0] == f"vlmgate {vlmgate.__version__}\n"

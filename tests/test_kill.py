@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from conftest import INBOX, Run
 from fakes import FakeCaptioner, SilentProgress, config_for, folder_of
 
@@ -23,6 +24,8 @@ TESTS = Path(__file__).parent
 SLOW_SCAN = """
 import sys, time
 from pathlib import Path
+
+import pytest
 sys.path.insert(0, {tests!r})
 from fakes import FakeCaptioner, SilentProgress, config_for
 from vlmgate.scan import scan
@@ -33,6 +36,24 @@ class Slow(FakeCaptioner):
         return super().read(pictures)
 
 scan(config_for(Path(sys.argv[1]), Path(sys.argv[2])), SilentProgress(), load=Slow(lambda name: (name, "a dent")).load)
+"""
+
+# The same through the command line, for what it tells the shell.
+SLOW_COMMAND = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import vlmgate.scan
+from fakes import FakeCaptioner
+
+class Slow(FakeCaptioner):
+    def read(self, pictures):
+        time.sleep(0.2)
+        return super().read(pictures)
+
+vlmgate.scan.scan.__kwdefaults__["load"] = Slow().load
+sys.argv = ["vlmgate", "scan", sys.argv[1], "-o", sys.argv[2]]
+from vlmgate.cli import main
+main()
 """
 
 
@@ -70,6 +91,23 @@ def test_killed_many_times_the_result_is_that_of_one_run(tmp_path: Path) -> None
     fake = FakeCaptioner()
     scan(config_for(folder, tmp_path / "killed.parquet"), SilentProgress(), load=fake.load)
     assert not fake.history, "a finished run was read again"
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_shell_is_told_which_signal_ended_the_run(tmp_path: Path, signum: int, code: int) -> None:
+    folder = folder_of(tmp_path / "in", *(f"part_{i:03d}.png" for i in range(200)))
+    out = tmp_path / "r.parquet"
+    command = [sys.executable, "-c", SLOW_COMMAND.format(tests=str(TESTS)), str(folder), str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = out.with_suffix(".journal.jsonl")
+    while process.poll() is None and (not journal.exists() or journal.stat().st_size < 3000):
+        time.sleep(0.02)
+    process.send_signal(signum)
+    printed, told = process.communicate(timeout=30)
+    assert process.returncode == code, told
+    rows, provenance = read_result(out)
+    assert len(rows) == 200 and provenance["complete"] is False and "Not complete: " in printed
+    assert "Traceback" not in told
 
 
 def test_the_real_command_killed_three_times_gives_the_same_parquet(inbox_run: Run, tmp_path: Path) -> None:

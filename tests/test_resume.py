@@ -1,0 +1,237 @@
+"""What a second run makes of the first: files that changed, moved, came or went, and settings that did."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
+from PIL import Image
+
+from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.errors import ModelError, ResumeError
+from vlmgate.records import Caption, Picture, Reason, Route
+from vlmgate.scan import ScanResult, scan
+from vlmgate.store import read_result
+
+PAGES = ImageConfig(pages="all")
+
+
+def run(config: ScanConfig, fake: FakeCaptioner) -> ScanResult:
+    return scan(config, SilentProgress(), load=fake.load)
+
+
+def stack(path: Path, pages: int, seed: int = 0) -> Path:
+    """Write a TIFF of several pages, no two alike."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    images = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(pages)]
+    images[0].save(path, save_all=True, append_images=images[1:])
+    return path
+
+
+class Stopping(FakeCaptioner):
+    """Asks this process to end after a number of batches."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+        captions = super().read(pictures)
+        if len(self.history) == self.batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return captions
+
+
+def test_a_file_in_the_place_of_another_of_its_size_and_time_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, colour in (("a.bmp", "red"), ("b.bmp", "blue")):
+        Image.new("RGB", (8, 8), colour).save(folder / name)
+        os.utime(folder / name, (315532800, 315532800))
+    config = config_for(folder, tmp_path / "r.parquet")
+    run(config, FakeCaptioner())
+    other = tmp_path / "other.bmp"
+    Image.new("RGB", (8, 8), "green").save(other)
+    os.utime(other, (315532800, 315532800))
+    other.replace(folder / "a.bmp")
+    fake = FakeCaptioner(lambda _: DISAGREE)
+    result = run(config, fake)
+    assert fake.read_names == ["a.bmp"]
+    assert [r.route for r in result.records] == [Route.HUMAN_REVIEW, Route.AUTO_ACCEPT]
+
+
+def test_touched_moved_and_copied_files_cost_no_model(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", "a.png", "b.png", "c.png")
+    config = config_for(folder, tmp_path / "r.parquet")
+    run(config, FakeCaptioner())
+    os.utime(folder / "a.png", (1, 1))
+    (folder / "b.png").rename(folder / "moved.png")
+    (folder / "copy.png").write_bytes((folder / "c.png").read_bytes())
+    fake = FakeCaptioner()
+    result = run(config, fake)
+    assert not fake.history and result.provenance["complete"]
+    assert [r.file_name for r in result.records] == ["a.png", "c.png", "copy.png", "moved.png"]
+    assert all(r.reason == Reason.AGREED for r in result.records)
+
+
+def test_a_duplicate_outlives_the_change_of_its_original(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", "a.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes())
+    config = config_for(folder, tmp_path / "r.parquet")
+    run(config, FakeCaptioner())
+    picture_file(folder / "a.png", salt="changed")
+    fake = FakeCaptioner()
+    result = run(config, fake)
+    assert fake.read_names == ["a.png"]
+    assert result.provenance["complete"] and all(r.reason == Reason.AGREED for r in result.records)
+
+
+def test_a_new_limit_needs_no_model_even_where_a_file_cannot_be_read(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", "a.png", "b.png")
+    (folder / "c.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    run(config_for(folder, tmp_path / "r.parquet"), FakeCaptioner())
+    fake = FakeCaptioner()
+    result = run(config_for(folder, tmp_path / "r.parquet", threshold=4.0), fake)
+    assert fake.num_samples == 0, "the model was loaded"
+    assert [r.threshold for r in result.records] == [4.0, 4.0, None]
+
+
+def test_a_stack_stopped_in_its_middle_goes_on_there(tmp_path: Path) -> None:
+    stack(tmp_path / "in" / "s.tif", 20)
+    config = config_for(tmp_path / "in", tmp_path / "r.parquet", images=PAGES)
+    first = run(config, Stopping(3))  # the batch in hand is lost
+    second = run(config, Stopping(2))
+    counts = [[r.reason for r in result.records].count(Reason.AGREED) for result in (first, second)]
+    assert counts[0] < counts[1] and len(first.records) == len(second.records) == 20
+    fake = FakeCaptioner()
+    result = run(config, fake)
+    assert len(fake.read_names) == 20 - counts[1]
+    assert all(r.reason == Reason.AGREED for r in result.records)
+
+
+def test_a_stack_with_a_broken_page_is_not_read_again(tmp_path: Path) -> None:
+    path = stack(tmp_path / "in" / "s.tif", 4)
+    path.write_bytes(path.read_bytes()[:-40])
+    config = config_for(tmp_path / "in", tmp_path / "r.parquet", images=PAGES)
+    first = run(config, FakeCaptioner())
+    fake = FakeCaptioner()
+    second = run(config, fake)
+    assert not fake.history and {r.reason for r in first.records} >= {Reason.UNREADABLE}
+    assert [(r.page, r.reason) for r in second.records] == [(r.page, r.reason) for r in first.records]
+
+
+def test_a_stack_that_lost_pages_has_rows_for_those_it_has(tmp_path: Path) -> None:
+    path = stack(tmp_path / "in" / "s.tif", 5)
+    config = config_for(tmp_path / "in", tmp_path / "r.parquet", images=PAGES)
+    run(config, FakeCaptioner())
+    stack(path, 3, seed=1)
+    for expected in (3, 0, 0):
+        fake = FakeCaptioner()
+        assert len(run(config, fake).records) == 3 and len(fake.read_names) == expected
+
+
+def test_what_is_gone_is_told_and_the_larger_result_kept(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", "a.png", "disk2/b.png", "disk2/c.png")
+    config = config_for(folder, tmp_path / "r.parquet")
+    run(config, FakeCaptioner())
+    for name in ("b.png", "c.png"):
+        (folder / "disk2" / name).unlink()
+    progress = SilentProgress()
+    result = scan(config, progress, load=FakeCaptioner().load)
+    assert any("2 files that were read before are not in the folder any more" in m for m in progress.messages)
+    assert result.provenance["gone"] == 2 and result.provenance["gone_first"] == ["disk2/b.png", "disk2/c.png"]
+    assert len(read_result(tmp_path / "r.old.parquet")[0]) == 3
+
+
+def test_a_first_try_that_read_nothing_binds_nobody(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", "a.png")
+
+    def load(*_: object) -> FakeCaptioner:
+        raise ModelError("no such model")
+
+    with pytest.raises(ModelError):
+        scan(config_for(folder, tmp_path / "r.parquet", num_samples=3), SilentProgress(), load=load)
+    assert run(config_for(folder, tmp_path / "r.parquet"), FakeCaptioner()).error is None
+
+
+CHANGES: dict[str, object] = {
+    "prompt": "What is this?",
+    "num_samples": 5,
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "top_k": 40,
+    "max_new_tokens": 32,
+    "seed": 1,
+}
+
+
+def test_every_sampling_setting_is_tried_below() -> None:
+    assert {*CHANGES, "batch_size"} == set(SamplingConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_setting_that_changes_captions_is_refused_on_resume(tmp_path: Path, name: str) -> None:
+    folder = folder_of(tmp_path / "in", "a.png")
+    config = config_for(folder, tmp_path / "r.parquet")
+    run(config, FakeCaptioner())
+    changed = replace(config, sampling=replace(config.sampling, **{name: CHANGES[name]}))
+    with pytest.raises(ResumeError, match=name):
+        run(changed, FakeCaptioner())
+
+
+def test_other_weights_pages_or_dtype_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vlmgate.scan
+
+    folder = folder_of(tmp_path / "in", "a.png")
+    config = config_for(folder, tmp_path / "r.parquet")
+    run(config, FakeCaptioner())
+    for changed in (replace(config, images=PAGES), replace(config, model=ModelConfig(dtype="bfloat16"))):
+        with pytest.raises(ResumeError):
+            run(changed, FakeCaptioner())
+    picture_file(folder / "b.png")
+    result = run(config, FakeCaptioner(dtype="bfloat16"))  # "auto" came to something else than before
+    assert isinstance(result.error, ResumeError) and "dtype" in str(result.error)
+    assert [r.reason for r in result.records] == [Reason.AGREED, Reason.NOT_READ]
+    monkeypatch.setattr(vlmgate.scan, "model_fingerprint", lambda _: {"content": "other"})
+    with pytest.raises(ResumeError, match="checkpoint"):
+        run(config, FakeCaptioner())
+
+
+class Deaf(SilentProgress):
+    """A terminal that was closed."""
+
+    def __init__(self, error: BaseException, deaf_from: str) -> None:
+        super().__init__()
+        self.error, self.deaf_from = error, deaf_from
+
+    def __getattribute__(self, name: str) -> object:
+        if name in ("header", "message", "start", "advance", "stop") and name == self.deaf_from:
+            raise self.error
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(5, "EIO"), SystemExit(1)])
+@pytest.mark.parametrize("where", ["header", "message", "start", "advance", "stop"])
+def test_a_closed_terminal_ends_nothing(tmp_path: Path, error: BaseException, where: str) -> None:
+    folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(9)))
+    result = scan(config_for(folder, tmp_path / "r.parquet"), Deaf(error, where), load=FakeCaptioner().load)
+    assert result.error is None and all(r.reason == Reason.AGREED for r in result.records)
+    assert AGREE[0] == result.records[0].caption
+
+
+def test_a_second_signal_takes_nothing_away(tmp_path: Path) -> None:
+    class Impatient(SilentProgress):
+        def stop(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(9)))
+    result = scan(config_for(folder, tmp_path / "r.parquet"), Impatient(), load=Stopping(1).load)
+    assert result.interrupted in (signal.SIGTERM, signal.SIGINT)
+    assert len(read_result(tmp_path / "r.parquet")[0]) == 9
