@@ -119,7 +119,6 @@ def scan(
         walk = replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
         if not walk.sources and not walk.unreadable:
             raise NoImagesError(_no_images(config.folder, walk))
-        _check_space(outputs, len(walk.sources), config.sampling)
         wanted = fingerprint(config, model_fingerprint(config.model))
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
@@ -191,6 +190,8 @@ class _Run:
             self.progress.message(
                 f"{len(self.gone):,} files that were read before are not in the folder any more, first: {self.gone[0]}"
             )
+        if pending:
+            _check_space(self.outputs, len(pending), self.config.sampling)
         if done and pending:
             self.progress.message(f"Resuming: {done:,} of {len(self.walk.sources):,} files have been read before.")
         self.progress.start(len(self.walk.sources), done)
@@ -271,8 +272,9 @@ class _Run:
                     self.journal.forget(one.source.file_name, keep=pages)  # pages that the file no longer has
                     pages = set()
                 if len(batch) == self.config.sampling.batch_size or len(aside) >= 256:
-                    self._commit(batch, aside)
-                    batch, aside = [], []
+                    full = batch if len(batch) == self.config.sampling.batch_size else []
+                    self._commit(full, aside)  # batches are always full ones, so a resumed run makes the same
+                    batch, aside = ([] if full else batch), []
                     self.progress.advance(finished)
                     finished = 0
         self._commit(batch, aside)

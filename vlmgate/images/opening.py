@@ -78,6 +78,7 @@ def _page(
         conversion="; ".join(notes) or None,
         size_bytes=contents.status.st_size,
         mtime_ns=contents.status.st_mtime_ns,
+        ctime_ns=contents.status.st_ctime_ns,
     )
     return Picture(file, rgb), False
 
