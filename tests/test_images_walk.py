@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from vlmgate.config import ImageConfig
 from vlmgate.errors import NoImagesError
 from vlmgate.images import ahead, find_images, open_pages, opening, read_ahead
+from vlmgate.images.formats import RefusedError
 from vlmgate.records import Picture, Source, Unreadable
 
 ALL = ImageConfig(pages="all")
@@ -124,6 +126,110 @@ def test_links(tmp_path: Path) -> None:
         "self": "a link that leads in circles",
     }
     assert walk.ignored == ("gone.txt", "real/up/")
+
+
+def test_folders_that_link_to_each_other_are_walked_once(tmp_path: Path) -> None:
+    for here in range(30):
+        save(tmp_path / f"f{here:02}/a.png")
+        for there in range(30):
+            (tmp_path / f"f{here:02}/to{there:02}").symlink_to(tmp_path / f"f{there:02}")
+    walk = find_images(tmp_path)
+    assert [source.file_name for source in walk.sources] == [f"f{here:02}/a.png" for here in range(30)]
+    assert walk.unreadable == ()
+    assert len(walk.ignored) == 900
+    assert walk.ignored[0] == "f00/to00/"
+
+
+def test_linked_folders_that_link_to_each_other_are_walked_once(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    for here in "abcdefghij":
+        save(outside / here / "in/x.png")
+        for there in "abcdefghij":
+            (outside / here / there).symlink_to(outside / there)
+    (root / "way").symlink_to(outside / "c")
+    found = names(root)
+    assert len(found) == 10
+    assert {"way/in/x.png", "way/a/in/x.png", "way/j/in/x.png"} < set(found)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_which_name_wins_does_not_hang_on_the_listing_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    save(root / "zz_real/1.png")
+    save(root / "sub/deep/2.png")
+    save(outside / "3.png")
+    save(outside / "more/4.png")
+    (root / "aa_link").symlink_to(root / "zz_real")
+    (root / "b").symlink_to(outside)
+    (root / "c").symlink_to(outside)
+    (root / "a_more").symlink_to(outside / "more")
+    (root / "sub/up").symlink_to(tmp_path)
+    (outside / "a").symlink_to(root / "sub")
+    scandir = os.scandir
+
+    class Ordered:
+        def __init__(self, path: str) -> None:
+            with scandir(path) as entries:
+                self.entries = sorted(entries, key=lambda entry: entry.name, reverse=backwards)
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return iter(self.entries)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("vlmgate.images.walk.os.scandir", Ordered)
+    walk = find_images(root)
+    assert [source.file_name for source in walk.sources] == [
+        "a_more/4.png", "b/3.png", "sub/deep/2.png", "zz_real/1.png"
+    ]  # fmt: skip
+    assert walk.ignored == ("aa_link/", "b/a/", "b/more/", "c/", "sub/up/outside/", "sub/up/root/")
+
+
+@pytest.mark.parametrize("oddity", [RefusedError("a folder, not a file"), TypeError("None"), RecursionError(), None])
+def test_one_odd_file_does_not_end_the_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, oddity: Exception | None
+) -> None:
+    for name in ("a.png", "m/x.png", "z.png"):
+        save(tmp_path / name)
+    for name in ("m/._x.png", "m/odd", "m/odd.bin"):
+        (tmp_path / name).write_bytes(b"x" * 600)
+
+    class Silent:
+        def read(self, size: int) -> bytes | None:
+            if oddity is not None:
+                raise oddity
+            return None  # as files do that are read without waiting and have nothing to say yet
+
+    @contextmanager
+    def fake(path: Path) -> Iterator[Any]:
+        yield Silent()
+
+    monkeypatch.setattr("vlmgate.images.walk.opened", fake)
+    walk = find_images(tmp_path)
+    assert [source.file_name for source in walk.sources] == ["a.png", "m/x.png", "z.png"]
+    assert [item.file_name for item in walk.unreadable] == ["m/._x.png", "m/odd"]
+    assert walk.ignored == ("m/odd.bin",)
+
+
+def test_a_file_that_becomes_a_pipe_between_listing_and_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scan").write_bytes(b"x")
+    save(tmp_path / "z.png")
+    open_ = os.open
+
+    def swap(path: Path, flags: int) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        return open_(path, flags)
+
+    monkeypatch.setattr("vlmgate.images.walk.os.open", swap)
+    assert find_images(tmp_path).unreadable == (Unreadable("scan", "a named pipe, not a file"),)
+    assert names(tmp_path) == ["z.png"]
 
 
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

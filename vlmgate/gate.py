@@ -25,9 +25,9 @@ HIGHER_IS_WORSE: dict[str, bool] = {
     "agreement": False,
     "mean_logprob": False,
 }
-# Nobody's measurement, but strict: at K = 8, four readings of "scratch" and four of "no defect" are far beyond it, and
-# so is one reading of another defect among eight short ones. Summaries call it uncalibrated.
-UNCALIBRATED_AGREEMENT = 0.98
+# Nobody's measurement, but strict, and the same for every K because it counts effective readings: short captions that
+# split evenly between two defects come to 1.33, between a defect and none to 1.6. Summaries call it uncalibrated.
+UNCALIBRATED_VENDI_SCORE = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def make_gate(
     """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
 
     `review_budget` is a share ("10%") or a number of images ("200"). Without either, the limit is the uncalibrated
-    default, an agreement of at least `UNCALIBRATED_AGREEMENT`, in units of the Vendi score.
+    default, a Vendi score of `UNCALIBRATED_VENDI_SCORE`.
     """
     if score not in HIGHER_IS_WORSE:
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
@@ -77,7 +77,7 @@ def make_gate(
         return Gate(score=name, threshold=_checked_threshold(name, threshold, num_samples))
     if score != "vendi_score":
         raise GateError(f"--score {score} has no default limit; give --threshold or --review-budget.")
-    return Gate(threshold=round(1 + (1 - UNCALIBRATED_AGREEMENT) * (num_samples - 1), 6), default=True)
+    return Gate(threshold=min(UNCALIBRATED_VENDI_SCORE, float(num_samples)), default=True)
 
 
 def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | None]:

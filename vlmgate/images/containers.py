@@ -1,11 +1,10 @@
-"""Open an image file, count its pages, check that it is whole, decode one page.
+"""Open an image file, count its pages, have it checked for damage, decode one page.
 
 Knows formats and Pillow's plugins; knows nothing of folders or threads, and never lets a warning out.
 """
 
 from __future__ import annotations
 
-import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,11 +30,18 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from vlmgate.images.damage import (
+    PngFrames,
+    check_integrity,
+    check_webp,
+    count_tiff_pages,
+    ends_with_gif_trailer,
+)
 from vlmgate.images.decoding import decode, decode_16_bit_colour, decode_pnm, is_16_bit_colour
 from vlmgate.images.formats import BY_EXTENSION, HEAD_BYTES, NOT_OPENABLE, RefusedError, one_line, sniff
+from vlmgate.images.jpeg import load_whole_jpeg
 
 MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
-_ZERO_TAIL = 8192  # bytes; no encoder of a compressed format leaves that many zeros at the end
 
 
 class _Tiff(TiffImagePlugin.TiffImageFile):
@@ -138,11 +144,12 @@ class Container:
         self.kind = _kind_of(head, extension)
         self.independent_pages = self.kind == "TIFF"  # others are frames that build on the one before
         with quiet() as complaints:
-            _check_integrity(stream, self.kind)
+            check_integrity(stream, self.kind)
             self._image = self._open()
             self.num_pages, self.cut_off = self._count_pages()
         self._complaints = complaints
         self._twin: ImageFile.ImageFile | None = None
+        self._png_frames: PngFrames | None = None
 
     def _open(self) -> ImageFile.ImageFile:
         self._stream.seek(0)
@@ -153,7 +160,9 @@ class Container:
         if self.kind == "TIFF":  # not Pillow's n_frames, which gives up at the first page of a kind it does not know
             return count_tiff_pages(self._stream, MAX_PAGES + 1)
         try:
-            return min(int(getattr(self._image, "n_frames", 1)), MAX_PAGES + 1), False
+            num_pages = int(getattr(self._image, "n_frames", 1))
+            cut_off = self.kind == "GIF" and not ends_with_gif_trailer(self._stream)
+            return min(num_pages + cut_off, MAX_PAGES + 1), cut_off
         except Exception:  # whatever is broken behind the first page must not take the first page with it
             num_pages = self._count_sound_frames()
             self._image = self._open()
@@ -182,6 +191,7 @@ class Container:
     def decode(self, page: int) -> tuple[Image.Image, str, list[str]]:
         """Decode the page that `seek` went to: upright 8-bit RGB, the stored mode, and what was done, in words."""
         with quiet() as complaints:
+            self._check_page(page)
             if is_16_bit_colour(self._image) and (self.kind == "TIFF" or self.num_pages == 1):
                 rgb, mode, notes = decode_16_bit_colour(self._image, self._stream, partial(self._open_twin, page))
             elif self.kind == "PNM" and self._image.tile[0].codec_name == "ppm":
@@ -194,70 +204,22 @@ class Container:
         rgb.info = {}  # an orientation left in here would turn the picture again in the next library
         return rgb, mode, notes
 
+    def _check_page(self, page: int) -> None:
+        """Refuse a page with pixels missing that the decoder would fill in; within the pixel limit by now."""
+        position = self._stream.tell()
+        if self.kind == "PNG":
+            self._png_frames = self._png_frames or PngFrames(self._stream)
+            self._png_frames.check(page)
+        elif self.kind == "WEBP" and page == 1:
+            self._stream.seek(0)
+            check_webp(self._stream.read())
+        self._stream.seek(position)  # Pillow goes on from there
+        if self.kind == "JPEG":
+            load_whole_jpeg(self._image)
+
     def _open_twin(self, page: int) -> ImageFile.ImageFile:
         """Return the same page in a second reader, which goes forwards beside the first."""
         self._twin = self._twin or self._open()
         if page > 1:
             self._twin.seek(page - 1)
         return self._twin
-
-
-def count_tiff_pages(stream: BinaryIO, limit: int) -> tuple[int, bool]:
-    """Follow the chain of TIFF directories; stop at the limit, at a loop, or where the file ends too early (True)."""
-    size = stream.seek(0, 2)
-    stream.seek(0)
-    head = stream.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = head[2:4] in (b"+\x00", b"\x00+")
-    count_format, entry_size, next_format, first = ("Q", 20, "Q", 8) if big else ("H", 12, "I", 4)
-    seen: set[int] = set()
-    try:
-        (offset,) = struct.unpack_from(order + next_format, head, first)
-        while (offset or not seen) and offset not in seen and len(seen) < limit:
-            seen.add(offset)
-            stream.seek(min(offset, size))
-            (entries,) = struct.unpack(order + count_format, stream.read(struct.calcsize(count_format)))
-            if stream.tell() + entries * entry_size > size:
-                return len(seen), True
-            stream.seek(entries * entry_size, 1)
-            pointer = stream.read(struct.calcsize(next_format))
-            # some writers leave out the last pointer, which is zero anyway
-            offset = (
-                struct.unpack(order + next_format, pointer)[0] if len(pointer) == struct.calcsize(next_format) else 0
-            )
-    except struct.error:
-        return max(1, len(seen)), True
-    return len(seen), False
-
-
-def _check_integrity(stream: BinaryIO, kind: str) -> None:
-    """Refuse damage that Pillow's decoders pass over in silence."""
-    stream.seek(0)
-    if kind == "PNG":  # checksums of the pixel data are compared by `verify` only
-        PngImagePlugin.PngImageFile(stream).verify()
-    elif kind == "JPEG" and not _has_end_of_jpeg(stream.read()):
-        # A copy that broke off is often padded with zeros, and zeros decode as grey. (Nothing can be told of formats
-        # that are not compressed: their zeros are black pixels.)
-        raise RefusedError("truncated")
-    elif kind == "TIFF" and count_tiff_pages(stream, 1)[1]:
-        raise RefusedError("truncated")
-    elif kind in ("WEBP", "AVIF", "QOI"):
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - _ZERO_TAIL))
-        if size > _ZERO_TAIL and not any(stream.read()):
-            raise RefusedError("truncated: ends in zeros")
-
-
-def _has_end_of_jpeg(data: bytes) -> bool:
-    """Tell whether an end-of-image marker follows the first scan (thumbnails in the header have one of their own)."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] == 0xDA:
-            return data.find(b"\xff\xd9", at) >= 0
-        if data[at + 1] == 0xFF:  # padding between segments
-            at += 1
-        elif data[at + 1] in (0x01, *range(0xD0, 0xD9)):  # markers without a length
-            at += 2
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.find(b"\xff\xd9", min(at, len(data))) >= 0

@@ -64,7 +64,8 @@ def _page(
         contents.check_unchanged()
     except Exception as error:
         end = page < container.num_pages and not container.independent_pages
-        reason = explain(error) + ("; the frames after it build on it and were not read" if end else "")
+        more = end and page < container.num_pages - container.cut_off  # else what is cut off is this very page
+        reason = explain(error) + ("; the frames after it build on it and were not read" if more else "")
         return Unreadable(source.file_name, reason, page), end
     file = ImageFile(
         file_name=source.file_name,

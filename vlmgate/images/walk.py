@@ -21,13 +21,17 @@ from vlmgate.records import Source, Unreadable
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # "._name" files that macOS leaves on foreign disks: metadata, not the image
 
 
+class _SpecialError(Exception):
+    """Not a file: a pipe, a socket, a device."""
+
+
 @dataclass(frozen=True, slots=True)
 class Walk:
     """What a folder holds."""
 
     sources: tuple[Source, ...]  # sorted by file_name
     unreadable: tuple[Unreadable, ...]  # folders that could not be listed, pipes, links to nothing; sorted
-    ignored: tuple[str, ...]  # names of files that are no images; sorted
+    ignored: tuple[str, ...]  # names of files that are no images, and more names of folders ("line2/"); sorted
 
 
 @dataclass(slots=True)
@@ -42,8 +46,9 @@ class _Found:
 def find_images(folder: Path) -> Walk:
     """Find every image under a folder, hidden files, hidden folders and linked folders included, or take one file.
 
-    An extension of an image makes a file an image; without one, its first bytes do. A linked folder that leads back to
-    a folder above it is not entered again. Raises NoImagesError if the folder itself is missing or cannot be listed.
+    An extension of an image makes a file an image; without one, its first bytes do. A folder that several names lead
+    to is walked under one of them; the others are among `ignored`, ending in a slash. Raises NoImagesError if the
+    folder itself is missing or cannot be listed.
     """
     found = _Found()
     try:
@@ -62,22 +67,39 @@ def find_images(folder: Path) -> Walk:
 
 
 def _walk(root: Path, found: _Found) -> None:
-    folders = [(os.fspath(root), "", False, frozenset[tuple[int, int]]())]
+    """Walk every folder once, however many links lead to it: first all that no link leads to, under their own names.
+
+    Then links, those nearest to the root first and by name, so that the listing order of the file system decides
+    nothing. A folder is known by its resolved path: some network disks give every folder the same number.
+    """
+    entered: set[str] = set()
+    links = [(os.fspath(root), "")]
+    while links:
+        found_links: list[tuple[str, str]] = []
+        for path, prefix in sorted(links, key=lambda link: link[1]):
+            _walk_tree(path, prefix, entered, found, found_links)
+        links = found_links
+
+
+def _walk_tree(path: str, prefix: str, entered: set[str], found: _Found, links: list[tuple[str, str]]) -> None:
+    """Walk a folder and the folders in it; linked ones are put on the list."""
+    folders = [(path, prefix, os.path.realpath(path))]
     while folders:
-        path, prefix, linked, above = folders.pop()
+        path, prefix, real = folders.pop()
+        if real in entered:
+            found.ignored.append(prefix)  # its images have another name already
+            continue
+        entered.add(real)
         try:
-            status = os.stat(path)  # noqa: PTH116 - a Path per entry is slow in large folders
-            here = (status.st_dev, status.st_ino)
-            if linked and here in above:  # links only: some network disks give every folder the same number
-                found.ignored.append(prefix)
-                continue
             with os.scandir(path) as entries:
                 for entry in entries:
                     name = prefix + entry.name
-                    if _is_folder(entry):
-                        folders.append((entry.path, name + "/", entry.is_symlink(), above | {here}))
-                    else:
+                    if not _is_folder(entry):
                         _look_at(entry, name, found)
+                    elif _is_link(entry):
+                        links.append((entry.path, name + "/"))
+                    else:
+                        folders.append((entry.path, name + "/", os.path.join(real, entry.name)))  # noqa: PTH118 - as it is
         except OSError as error:  # what was listed before is kept
             found.unreadable.append((prefix.rstrip("/") or ".", f"folder cannot be listed: {os_reason(error)}"))
 
@@ -89,36 +111,47 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _is_link(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink()
+    except OSError:
+        return True  # then its path is resolved, which is never wrong
+
+
 def _look_at(entry: os.DirEntry[str], name: str, found: _Found) -> None:
-    """Decide whether a file is an image: by its extension, or else by its first bytes."""
+    """Put a file where it belongs; whatever is odd about it is told, and ends nothing."""
     extension = extension_of(entry.name)
     by_name = extension in OPENABLE or extension in NOT_OPENABLE
     try:
-        regular = entry.is_file(follow_symlinks=False)
-        if not regular:
-            mode = os.stat(entry.path).st_mode  # noqa: PTH116 - as above
-            if not stat.S_ISREG(mode):
-                if by_name:
-                    found.unreadable.append((name, special(mode)))
-                else:
-                    found.ignored.append(name)
-                return
-        if by_name and not entry.name.startswith("._"):
+        if _is_image(entry, by_name):
             found.sources.append((name, Path(entry.path)))
-            return
-        with opened(Path(entry.path)) as file:
-            head = file.read(HEAD_BYTES)
-    except OSError as error:
-        if by_name or not extension:  # might be an image, or a folder of images on a disk that is not mounted
-            found.unreadable.append((name, os_reason(error)))
         else:
             found.ignored.append(name)
-        return
-    is_image = not head.startswith(_APPLE_DOUBLE) if by_name else sniff(head) is not None
-    if is_image:
-        found.sources.append((name, Path(entry.path)))
-    else:
-        found.ignored.append(name)
+    except _SpecialError as error:
+        if by_name:
+            found.unreadable.append((name, str(error)))
+        else:
+            found.ignored.append(name)
+    except Exception as error:
+        if by_name or not extension:  # might be an image, or a folder of images on a disk that is not mounted
+            found.unreadable.append((name, os_reason(error) if isinstance(error, OSError) else explain(error)))
+        else:
+            found.ignored.append(name)
+
+
+def _is_image(entry: os.DirEntry[str], by_name: bool) -> bool:
+    """Decide whether a file is an image: by its extension, or else by its first bytes."""
+    if not entry.is_file(follow_symlinks=False):
+        mode = os.stat(entry.path).st_mode  # noqa: PTH116 - a Path per entry is slow in large folders
+        if not stat.S_ISREG(mode):
+            raise _SpecialError(special(mode))
+    if by_name and not entry.name.startswith("._"):
+        return True
+    with opened(Path(entry.path)) as file:
+        head: bytes | None = file.read(HEAD_BYTES)
+    if head is None:  # from files that are not what they say, such as some in /proc
+        raise RefusedError("cannot be read without waiting")
+    return not head.startswith(_APPLE_DOUBLE) if by_name else sniff(head) is not None
 
 
 def _named(found: _Found) -> Walk:
