@@ -1,0 +1,233 @@
+"""Tell a damaged file from a whole one where Pillow's decoders pass over the damage in silence.
+
+Knows how the formats lay out their bytes; knows nothing of pixels, modes or threads. What cannot be told: bytes that
+were changed within compressed data without a checksum, and any zeros in formats that are not compressed, where they are
+black pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import BinaryIO
+
+from PIL import PngImagePlugin, WebPImagePlugin
+
+from vlmgate.images.formats import RefusedError
+from vlmgate.images.jpeg import has_end_of_jpeg
+
+_ZERO_TAIL = 64  # bytes; a copy that broke off is often padded with zeros, whole AVIF and JPEG 2000 end in none
+_SPARE = 16  # bytes; libwebp does not read that far ahead of what it needs
+_QOI_END = bytes(7) + b"\x01"
+_BLOCK = 1 << 20  # bytes inflated at a time
+
+
+def check_integrity(stream: BinaryIO, kind: str) -> None:
+    """Refuse a file that broke off, or fails its own checksums; nothing is decoded for it."""
+    stream.seek(0)
+    broke_off = False
+    if kind == "PNG":  # checksums of the pixel data are compared by `verify` only
+        PngImagePlugin.PngImageFile(stream).verify()
+    elif kind == "JPEG":
+        broke_off = not has_end_of_jpeg(stream.read())
+    elif kind == "TIFF":
+        broke_off = count_tiff_pages(stream, 1)[1]
+    elif kind == "QOI":
+        broke_off = not stream.read().rstrip(b"\0").endswith(_QOI_END)
+    elif kind in ("AVIF", "JPEG 2000"):
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - _ZERO_TAIL))
+        if size > _ZERO_TAIL and not any(stream.read()):
+            raise RefusedError("truncated: ends in zeros")
+    if broke_off:
+        raise RefusedError("truncated")
+
+
+# --- TIFF ------------------------------------------------------------------------------------------------------------
+
+
+def count_tiff_pages(stream: BinaryIO, limit: int) -> tuple[int, bool]:
+    """Follow the chain of TIFF directories; stop at the limit, at a loop, or where the file ends too early (True)."""
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    head = stream.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = head[2:4] in (b"+\x00", b"\x00+")
+    count_format, entry_size, next_format, first = ("Q", 20, "Q", 8) if big else ("H", 12, "I", 4)
+    seen: set[int] = set()
+    try:
+        (offset,) = struct.unpack_from(order + next_format, head, first)
+        while (offset or not seen) and offset not in seen and len(seen) < limit:
+            seen.add(offset)
+            stream.seek(min(offset, size))
+            (entries,) = struct.unpack(order + count_format, stream.read(struct.calcsize(count_format)))
+            if stream.tell() + entries * entry_size > size:
+                return len(seen), True
+            stream.seek(entries * entry_size, 1)
+            pointer = stream.read(struct.calcsize(next_format))
+            # some writers leave out the last pointer, which is zero anyway
+            offset = (
+                struct.unpack(order + next_format, pointer)[0] if len(pointer) == struct.calcsize(next_format) else 0
+            )
+    except struct.error:
+        return max(1, len(seen)), True
+    return len(seen), False
+
+
+# --- GIF -------------------------------------------------------------------------------------------------------------
+
+
+def ends_with_gif_trailer(stream: BinaryIO) -> bool:
+    """Tell whether the blocks of a GIF lead to its trailer; where they do not, frames may be missing."""
+    stream.seek(10)
+    _skip_colour_table(stream, _byte(stream))
+    stream.seek(2, 1)
+    while (block := _byte(stream)) in (0x00, 0x21, 0x2C):  # 0: stray, some writers leave them between blocks
+        if block == 0x21:  # extension: a label
+            stream.seek(1, 1)
+        elif block == 0x2C:  # frame: position and size, colours, code size
+            stream.seek(8, 1)
+            _skip_colour_table(stream, _byte(stream))
+            stream.seek(1, 1)
+        while block and (length := _byte(stream)) > 0:
+            stream.seek(length, 1)
+    return block == 0x3B
+
+
+def _byte(stream: BinaryIO) -> int:
+    """Read one byte; -1 at the end."""
+    return next(iter(stream.read(1)), -1)
+
+
+def _skip_colour_table(stream: BinaryIO, flags: int) -> None:
+    if flags & 0x80:
+        stream.seek(3 << ((flags & 7) + 1), 1)
+
+
+# --- PNG -------------------------------------------------------------------------------------------------------------
+
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_ADAM7 = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
+
+
+class PngFrames:
+    """Where the pixel data of each frame lies; data that end early inflate to fewer bytes than the frame needs.
+
+    Checksums do not help there: a writer that was stopped closes its file properly.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._bits, self._interlaced = 8, False  # bits of a pixel
+        self._frames: list[tuple[int, int, list[tuple[int, int]]]] = []  # width, height, (offset, length) of the data
+        width = height = 0
+        made_of = b""  # the kind of chunk that the last frame is made of
+        stream.seek(8)
+        while len(header := stream.read(8)) == 8:
+            length, name, at = int.from_bytes(header[:4], "big"), header[4:], stream.tell()
+            if name == b"IHDR":
+                width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", stream.read(13))
+                self._bits, self._interlaced = depth * _PNG_CHANNELS.get(colour, 4), bool(interlace)
+            elif name == b"fcTL":
+                width, height = struct.unpack(">II", stream.read(26)[4:12])
+                made_of = b""
+            elif name in (b"IDAT", b"fdAT"):
+                if made_of != name:
+                    self._frames.append((width, height, []))
+                skipped = 4 if name == b"fdAT" else 0  # sequence number
+                self._frames[-1][2].append((at + skipped, length - skipped))
+                made_of = name
+            stream.seek(at + length + 4)
+
+    def check(self, page: int) -> None:
+        """Refuse a frame (counted from 1) whose data end before its last row."""
+        if page > len(self._frames):
+            raise RefusedError("truncated")
+        width, height, parts = self._frames[page - 1]
+        missing = self._bytes_of(width, height)
+        inflater = zlib.decompressobj()
+        for offset, length in parts:
+            self._stream.seek(offset)
+            while length > 0 and missing > 0:
+                data = self._stream.read(min(length, _BLOCK))
+                length -= len(data) or length
+                missing -= self._inflated(inflater, data, missing)
+        if missing > 0:
+            raise RefusedError("truncated")
+
+    def _bytes_of(self, width: int, height: int) -> int:
+        """Return the size of a frame before compression: each row has one byte more, its filter."""
+        passes = _ADAM7 if self._interlaced else ((0, 1, 0, 1),)
+        shapes = [(len(range(x, width, dx)), len(range(y, height, dy))) for x, dx, y, dy in passes]
+        return sum(rows * (1 + (columns * self._bits + 7) // 8) for columns, rows in shapes if columns)
+
+    @staticmethod
+    def _inflated(inflater: zlib._Decompress, data: bytes, limit: int) -> int:
+        """Return how many bytes (limit at most) come out of these; only a block of them is in memory."""
+        count = 0
+        try:
+            while count < limit:
+                block = inflater.decompress(data, min(_BLOCK, limit - count))
+                if not block:
+                    break
+                count += len(block)
+                data = inflater.unconsumed_tail
+        except zlib.error as error:
+            raise RefusedError("corrupt image data (its compression is broken)") from error
+        return count
+
+
+# --- WebP ------------------------------------------------------------------------------------------------------------
+
+
+def check_webp(data: bytes) -> None:
+    """Refuse zeros that stand for data: chunks without a name, or image data that end in more zeros than are used.
+
+    The flat rest of a whole lossless image may be all zeros as well; there, every one of them is needed.
+    """
+    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    sizes, name = _last_webp_chunk(data[:end])
+    if not any(name):
+        raise RefusedError("truncated: ends in zeros")
+    zeros = end - len(data[:end].rstrip(b"\0"))
+    if zeros < _ZERO_TAIL or name not in (b"VP8 ", b"VP8L"):
+        return
+    if _webp_decodes(data[:end], sizes, _SPARE) and not _webp_decodes(data[:end], sizes, zeros & ~1):
+        raise RefusedError("truncated: ends in zeros")
+
+
+def _last_webp_chunk(data: bytes) -> tuple[list[int], bytes]:
+    """Return the offsets of the size fields that reach to the end, outermost first, and the innermost chunk's name."""
+    sizes, at, name = [4], 12, b"RIFF"
+    while at + 8 <= len(data):
+        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        after = at + 8 + length + length % 2
+        if not any(name):
+            break
+        if after < len(data):
+            at = after
+            continue
+        sizes.append(at + 4)
+        if name != b"ANMF":
+            break
+        at += 8 + 16  # a frame of an animation: its position and size, then chunks
+    return sizes, name
+
+
+def _webp_decodes(data: bytes, sizes: list[int], shorter: int) -> bool:
+    """Tell whether every frame still decodes with so many bytes less at the end."""
+    shortened = bytearray(data[: len(data) - shorter])
+    for at in sizes:
+        size = int.from_bytes(data[at : at + 4], "little") - shorter
+        if size < 0:
+            return False
+        shortened[at : at + 4] = size.to_bytes(4, "little")
+    try:
+        image = WebPImagePlugin.WebPImageFile(io.BytesIO(shortened))
+        for frame in range(getattr(image, "n_frames", 1)):
+            image.seek(frame)
+            image.load()
+    except Exception:
+        return False
+    return True
