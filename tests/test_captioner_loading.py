@@ -23,7 +23,7 @@ from vlmgate.captioner.failures import explain, one_line
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.location import Hub, Local, locate
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.errors import ModelError
+from vlmgate.errors import ConfigError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,10 @@ class TestCheckpointsThatAreNot:
         change(copy / "config.json", model_type="frobnicate", auto_map={"AutoConfig": "configuration_x.X"})
         assert "--trust-remote-code" in str(failure(copy))
 
+    def test_kernels_from_a_hub(self, copy: Path) -> None:
+        change(copy / "config.json", attn_implementation="somebody/fast-attention")
+        assert "asks for code from somebody/fast-attention" in str(failure(copy))
+
     def test_missing_weights_are_not_made_up(self, copy: Path) -> None:
         weights = load_file(copy / "model.safetensors")
         name = next(name for name in weights if "projector" in name)
@@ -199,8 +203,9 @@ class TestDeviceAndDtype:
         with pytest.raises(ModelError, match="Use auto, cpu, cuda, cuda:N or mps"):
             choose_device(name)
 
-    def test_unknown_dtype(self, llava: Path) -> None:
-        assert "Use auto, float32" in str(failure(llava, dtype="int8"))
+    def test_unknown_dtype(self) -> None:
+        with pytest.raises(ConfigError, match="dtype is 'int8'; allowed: auto, float32"):
+            ModelConfig(dtype="int8")
 
     def test_cuda_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -5,6 +5,7 @@ Knows names and folders; knows nothing of torch, and never touches the network.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def locate(model: ModelConfig) -> Local | Hub:
     Raises `ModelError` for a folder that is missing or holds no usable checkpoint.
     """
     place = _find(model)
+    if isinstance(place, Local) and not model.trust_remote_code:
+        _refuse_code_from_elsewhere(place.folder)
     if isinstance(place, Local) and model.revision is not None:
         raise ModelError(f"{model.model} is a folder on this machine and has no revisions. Leave out --revision.")
     return place
@@ -67,6 +70,17 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(
             f"{folder} holds no .safetensors weights, and pickled ones are refused because loading them runs code. "
             "Convert the model with save_pretrained."
+        )
+
+
+def _refuse_code_from_elsewhere(folder: Path) -> None:
+    """Raise `ModelError` where config.json names a kernel of a hub repository: compiled code, and a download."""
+    text = (folder / "config.json").read_text(encoding="utf-8", errors="replace")
+    named = re.search(r'"_?(?:attn|experts)_implementation"\s*:\s*"([^"]*/[^"]*)"', text)
+    if named:
+        raise ModelError(
+            f"{folder} asks for code from {named[1]}. Take that line out of its config.json, or allow it with "
+            "--trust-remote-code."
         )
 
 
