@@ -1,0 +1,141 @@
+"""Build the untrained model with its tokenizer and processor, and write it as an ordinary transformers checkpoint.
+
+Knows transformers' classes; knows nothing of training or rendering. Needs torch and transformers when called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmgate.builtin.captions import INSTRUCTIONS, all_captions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INPUT_SIZE = 160  # pixels, both ways
+PATCH = 16  # pixels
+_SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ 'User: ' if message['role'] == 'user' else 'Assistant:\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}{{ '<image>\\n' }}{% elif item['type'] == 'text' %}{{ item['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large the model is."""
+
+    width: int = 192
+    vision_layers: tuple[int, ...] = (1, 2, 4)  # per stage; each halves the grid and doubles the width
+    vision_heads: tuple[int, ...] = (2, 3, 6)
+    text_layers: int = 4
+    text_heads: int = 3
+    text_inner: int = 512
+
+
+def build_processor() -> Any:
+    """Return the processor: an image processor, a byte-level tokenizer made from the grammar, a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast, SiglipImageProcessorPil
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    raw.train_from_iterator([*all_captions(), *(f"User: {text}\nAssistant:\n" for text in INSTRUCTIONS * 50)], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+    image_processor = SiglipImageProcessorPil(size={"height": INPUT_SIZE, "width": INPUT_SIZE}, resample=3)
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        chat_template=_CHAT_TEMPLATE,
+        num_additional_image_tokens=0,
+    )
+
+
+def build_model(processor: Any, shape: Shape = Shape()) -> Any:
+    """Return an untrained model that fits `processor`; its weights come from torch's global generator."""
+    from transformers import (
+        GenerationConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        SwinConfig,
+    )
+
+    tokenizer = processor.tokenizer
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = SwinConfig(
+        image_size=INPUT_SIZE,
+        patch_size=PATCH // 2 ** (len(shape.vision_layers) - 1),
+        embed_dim=shape.width // 2 ** (len(shape.vision_layers) - 1),
+        depths=list(shape.vision_layers),
+        num_heads=list(shape.vision_heads),
+        window_size=5,
+        use_absolute_embeddings=True,
+        drop_path_rate=0.0,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.width,
+        intermediate_size=shape.text_inner,
+        num_hidden_layers=shape.text_layers,
+        num_attention_heads=shape.text_heads,
+        num_key_value_heads=shape.text_heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        **ids,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        image_seq_length=(INPUT_SIZE // PATCH) ** 2,
+        tie_word_embeddings=True,
+        **ids,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(**ids)
+    return model
+
+
+def export(model: nn.Module, processor: Any, folder: Path) -> None:
+    """Write the checkpoint in bfloat16."""
+    import copy
+
+    import torch
+
+    small: Any = copy.deepcopy(model).to("cpu", torch.bfloat16)
+    small.config.dtype = torch.bfloat16
+    small.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -1,0 +1,224 @@
+"""Train the built-in model from nothing: `python -m vlmgate.builtin.train --out FOLDER`.
+
+First the vision tower with heads that are thrown away, then the whole model on captions. The same command goes on where
+it stopped. Knows schedules and files; knows nothing of how images are drawn or sentences made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vlmgate.builtin.checkpoint import Shape, build_model, build_processor, export
+from vlmgate.builtin.dataset import Recipe, RenderedSet, load_or_render
+from vlmgate.builtin.muon import Muon
+from vlmgate.builtin.objectives import (
+    CaptionTask,
+    Heads,
+    draw_batch,
+    head_accuracy,
+    read_features,
+    vision_loss,
+)
+
+_NAMES = ("part", "finish", "condition", "position")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that decides what training does; the defaults made the weights that ship."""
+
+    images: int = 36_000
+    held_out: int = 1_024
+    vision_steps: int = 1_400
+    caption_steps: int = 2_000
+    batch: int = 64
+    captioned: int = 16  # images of a batch that are captioned; the heads learn from all
+    clean_share: float = 0.8  # of a batch; clean images teach faster what a defect looks like
+    muon_rate: float = 3e-3  # matrices inside the layers
+    adam_rate: float = 1.5e-3  # everything else
+    warm_up: int = 100  # steps
+    plateau: float = 0.6  # share of all steps before the rates go down
+    vision_weight: float = 1.0  # of the heads' loss while captions are learned
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Return the steps of both phases."""
+        return self.vision_steps + self.caption_steps
+
+
+class Trainer:
+    """The model being trained, and where it stands."""
+
+    def __init__(self, plan: Plan, out: Path, data: RenderedSet, held_out: RenderedSet, device: str) -> None:
+        torch.manual_seed(plan.seed)
+        self.plan, self.out, self.data, self.held_out, self.device = plan, out, data, held_out, device
+        self.processor = build_processor()
+        self.model = build_model(self.processor).to(device)
+        self.heads = Heads(Shape().width).to(device)
+        self.task = CaptionTask(self.processor)
+        self.optimizers = list(_optimizers(plan, self.model, self.heads))
+        self.step = 0
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.out / "training.pt"
+
+    def save(self) -> None:
+        """Write all that is needed to go on from here."""
+        temporary = self._checkpoint.with_suffix(".tmp")
+        state = {
+            "plan": json.dumps(asdict(self.plan)),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        torch.save(state, temporary)
+        temporary.replace(self._checkpoint)
+
+    def resume(self) -> None:
+        """Go on from a checkpoint of the same plan, if there is one."""
+        if not self._checkpoint.exists():
+            return
+        state = torch.load(self._checkpoint, map_location=self.device)
+        if state["plan"] != json.dumps(asdict(self.plan)):
+            raise SystemExit(f"{self._checkpoint} belongs to another plan; delete it or choose another --out.")
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+        tell(f"resumed after step {self.step:,}")
+
+    def advance(self) -> float:
+        """Take one step and return its loss."""
+        plan = self.plan
+        rng = np.random.default_rng((plan.seed, 7, self.step))  # a step's draw does not depend on where it was resumed
+        captions = self.step >= plan.vision_steps
+        picked = self._pick(rng)
+        batch = draw_batch(self.data, picked, rng, self.device)
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            features = read_features(self.model, batch.pixels)
+            loss = vision_loss(self.heads, features, batch)
+            if captions:
+                loss = plan.vision_weight * loss + self.task.loss(
+                    self.model, features[: plan.captioned], batch.labels[: plan.captioned], rng
+                )
+        loss.backward()  # type: ignore[no-untyped-call]
+        share = self._schedule()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
+        nn.utils.clip_grad_norm_(self.optimizers[1].param_groups[0]["params"], 1.0)  # Muon's steps have a fixed length
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return float(loss.detach())
+
+    def _pick(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the images of a batch, `clean_share` of them clean on average."""
+        clean = self.data.clean
+        share, count = self.plan.clean_share, max(1, int(clean.sum()))
+        chance = np.where(clean, share / count, (1 - share) / max(1, len(clean) - count))
+        return rng.choice(len(clean), size=self.plan.batch, p=chance / chance.sum())
+
+    def _schedule(self) -> float:
+        """Return the share of the peak rate: a warm-up, a long plateau over both phases, then a cosine down to zero."""
+        plan = self.plan
+        decay = (1 - plan.plateau) * plan.steps
+        left = min(1.0, (plan.steps - self.step) / decay)
+        return min(1.0, (self.step + 1) / plan.warm_up) * 0.5 * (1 - math.cos(math.pi * left))
+
+    @torch.no_grad()
+    def examine(self) -> str:
+        """Return, in words, how often the heads are right on held-out images."""
+        self.model.eval()
+        right = np.empty((len(self.held_out), 4), np.int64)
+        for begin in range(0, len(self.held_out), 128):
+            picked = np.arange(begin, min(begin + 128, len(self.held_out)))
+            batch = draw_batch(self.held_out, picked, None, self.device)
+            with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+                features = read_features(self.model, batch.pixels)
+                right[picked] = head_accuracy(self.heads, features, batch)
+        self.model.train()
+        clean = right[self.held_out.clean].mean(axis=0)
+        spoilt = right[~self.held_out.clean].mean(axis=0)
+        return "heads right, clean (degraded): " + ", ".join(
+            f"{name} {a:.1%} ({b:.1%})" for name, a, b in zip(_NAMES, clean, spoilt, strict=True)
+        )
+
+
+def _optimizers(plan: Plan, model: nn.Module, heads: nn.Module) -> Iterator[torch.optim.Optimizer]:
+    """Yield Muon for the matrices inside the layers and AdamW for all else; "peak" is each group's highest rate."""
+    inner = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2 and "bias" not in name]
+    chosen = {id(p) for p in inner}
+    outer = [p for p in model.parameters() if id(p) not in chosen] + list(heads.parameters())
+    yield Muon([{"params": inner, "peak": plan.muon_rate}], lr=plan.muon_rate)
+    yield torch.optim.AdamW(
+        [{"params": outer, "peak": plan.adam_rate}], lr=plan.adam_rate, betas=(0.9, 0.98), weight_decay=0.02
+    )
+
+
+def train(plan: Plan, out: Path, cache: Path, stop_after: int | None = None) -> None:
+    """Train as `plan` says and write to `out`; after `stop_after` steps of this call leave off, to go on later."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = load_or_render(Recipe(seed=1, count=plan.images), cache / "train", tell)
+    held_out = load_or_render(Recipe(seed=2, count=plan.held_out), cache / "held_out", tell)
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(plan, out, data, held_out, device)
+    trainer.resume()
+    trainer.model.train()
+    first, begin, losses = trainer.step, time.monotonic(), []
+    while trainer.step < plan.steps:
+        losses.append(trainer.advance())
+        step = trainer.step
+        if step % 50 == 0 or step == plan.steps:
+            left = (time.monotonic() - begin) / (step - first) * (plan.steps - step)
+            phase = "vision" if step <= plan.vision_steps else "captions"
+            tell(f"step {step:,} of {plan.steps:,} ({phase}) · loss {np.mean(losses):.3f} · {left / 60:.0f} min left")
+            losses.clear()
+        if step % 400 == 0 or step in (plan.vision_steps, plan.steps):
+            tell(trainer.examine())
+            trainer.save()
+            if step > plan.vision_steps:
+                export(trainer.model, trainer.processor, out / "weights")
+        if stop_after is not None and step - first >= stop_after:
+            trainer.save()
+            return
+    export(trainer.model, trainer.processor, out / "weights")
+
+
+def tell(text: str) -> None:
+    """Write a line of progress to stderr."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m vlmgate.builtin.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints; the model goes to OUT/weights")
+    parser.add_argument("--cache", type=Path, help="folder for the rendered training set (default: OUT/cache)")
+    defaults = Plan()
+    for name, value in asdict(defaults).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
+    options = vars(parser.parse_args())
+    out, cache = options.pop("out"), options.pop("cache")
+    train(Plan(**options), out, cache or out / "cache")
+
+
+if __name__ == "__main__":
+    main()
