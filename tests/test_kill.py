@@ -112,8 +112,15 @@ def test_the_shell_is_told_which_signal_ended_the_run(tmp_path: Path, signum: in
 
 def test_the_real_command_killed_three_times_gives_the_same_parquet(inbox_run: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vlmgate", "scan", str(INBOX), "-q", "-o", str(tmp_path / "killed.parquet")]
+    journal = tmp_path / "killed.journal.jsonl"
     chance = random.Random(7)
-    run_and_kill(command, [chance.uniform(0.6, 0.95) * inbox_run.seconds for _ in range(3)])
+    for lines in sorted(chance.sample(range(2, 30), 3)):  # of 41 when all is read
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < lines):
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     assert timeless(tmp_path / "killed.parquet") == timeless(inbox_run.parquet)

@@ -201,8 +201,10 @@ def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gat
     accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
     notes = []
     if accepted:
-        notes.append("Auto-accepted means: the reading is taken for true, be it 'no defect' or 'a crack'. Most often:")
-        notes += [f"  {count:>6,}  {caption}" for caption, count in accepted_readings(accepted)]
+        often = [pair for pair in accepted_readings(accepted) if pair[1] > 1]
+        meaning = "Auto-accepted means: the reading is taken for true, be it 'no defect' or 'a crack'."
+        notes.append(meaning + (" Most often:" if often else ""))
+        notes += [f"  {count:>6,}  {caption}" for caption, count in often]
     if (provenance["model"] or {}).get("model") == BUILTIN:
         notes.append(BUILTIN_NOTICE)
     if gate.default:

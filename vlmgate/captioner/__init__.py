@@ -36,8 +36,8 @@ class Captioner(Protocol):
 
 def load_captioner(model: ModelConfig, sampling: SamplingConfig) -> Captioner:
     """Load the engine that serves `model`; raises `ModelError` in one line when that cannot be done."""
-    # Idle threads that spin slow everything down where another program wants the cores: measured on two busy cores, a run
-    # took 1.6 times as long. Sleeping costs a few percent on an idle machine. Read by OpenMP when torch is imported.
+    # Idle threads that spin slow everything down where another program wants the cores: on two busy cores a run took
+    # 1.6 times as long. Sleeping costs a few percent on an idle machine. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from vlmgate.captioner.transformers_engine import TransformersCaptioner
