@@ -5,16 +5,19 @@ Knows transformers' classes; knows nothing of training or rendering. Needs torch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmgate.builtin.captions import INSTRUCTIONS, all_captions
+from vlmgate.answers import ABSTENTION
+from vlmgate.builtin.captions import INSTRUCTIONS, some_captions
+from vlmgate.builtin.questions import FULL, NUM_WORDINGS, SOUND
+from vlmgate.builtin.world import VIEW_SIZE
 
 if TYPE_CHECKING:
     from torch import nn
 
-INPUT_SIZE = 160  # pixels, both ways
+INPUT_SIZE = VIEW_SIZE
 PATCH = 16  # pixels
 _SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 _CHAT_TEMPLATE = (
@@ -41,6 +44,15 @@ class Shape:
     text_inner: int = 512
 
 
+def _prompts() -> list[str]:
+    """Return what the model is asked, often enough for its words to become tokens."""
+    questions = [
+        replace(FULL, choices=(*FULL.choices, *SOUND), wording=wording).text() for wording in range(NUM_WORDINGS)
+    ]
+    answers = [f"Assistant:\n{word}" for word in (*FULL.choices, *SOUND, ABSTENTION)]
+    return [*(f"User: \n{text}\nAssistant:\n" for text in (*INSTRUCTIONS, *questions)), *answers] * 400
+
+
 def build_processor() -> Any:
     """Return the processor: an image processor, a byte-level tokenizer made from the grammar, a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -55,7 +67,7 @@ def build_processor() -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    raw.train_from_iterator([*all_captions(), *(f"User: {text}\nAssistant:\n" for text in INSTRUCTIONS * 50)], trainer)
+    raw.train_from_iterator([*some_captions(), *_prompts()], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         pad_token="<pad>",

@@ -37,8 +37,8 @@ class Canvas:
         column = (at[0] - float(self.x[0, 0])) / self.pixel
         extent = reach / self.pixel + 2
         return (
-            slice(max(0, int(row - extent)), min(rows, int(row + extent) + 1)),
-            slice(max(0, int(column - extent)), min(columns, int(column + extent) + 1)),
+            slice(max(0, int(row - extent)), max(0, min(rows, int(row + extent) + 1))),
+            slice(max(0, int(column - extent)), max(0, min(columns, int(column + extent) + 1))),
         )
 
     def blend(self, where: Window, amount: Field, colour: Field) -> None:

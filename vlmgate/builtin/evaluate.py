@@ -1,112 +1,33 @@
 """Measure the built-in model on freshly drawn images: `python -m vlmgate.builtin.evaluate --seed S`.
 
-Reads through the product's own path. Knows truths and counts; knows nothing of how captions are sampled or scored.
+Prints tables, and the same as JSON. Knows counts and bars; knows nothing of how images are drawn, read or scored.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from vlmgate.builtin.captions import majority, parse
-from vlmgate.builtin.render import Render, Wanted, render
-from vlmgate.builtin.world import CLEAN, CONDITIONS, DEGRADATIONS
-from vlmgate.captioner import load_captioner
-from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.diversity import vendi_score, word_kernel
-from vlmgate.records import ImageFile, Picture
+from vlmgate.builtin import weights_folder
+from vlmgate.builtin.anomalies import KINDS
+from vlmgate.builtin.captions import majority
+from vlmgate.builtin.measure import ASPECTS, Reading, draw, read, seconds_per_image
+from vlmgate.builtin.world import CONDITIONS, DEGRADATIONS, VISIBLE
+from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
+from vlmgate.novelty import Reference
 
-STREAM = 4  # first word of every seed drawn here; training and the sample images use others
-STRONG = 0.7  # severity from which a degradation counts as strong
-_ASPECTS = ("part", "finish", "condition", "position")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """A render and what was said of it."""
-
-    made: Render
-    right: dict[str, bool]  # by majority of the captions; position only where there is a defect
-    said: str | None  # condition
-    vendi: float
-
-    @property
-    def group(self) -> str:
-        """Return the degradation, or "clean"."""
-        return "clean" if self.made.degradation == CLEAN else self.made.degradation
-
-    @property
-    def strong(self) -> bool:
-        """Say whether the image is strongly degraded."""
-        return self.made.severity >= STRONG
-
-
-def draw(seed: int, clean: int, each: int) -> Iterator[Render]:
-    """Draw `clean` clean images and `each` of every degradation, half of those strong."""
-    for i in range(clean):
-        yield render((STREAM, seed, 0, i), Wanted(degradation=CLEAN))
-    for k, kind in enumerate(DEGRADATIONS, start=1):
-        for i in range(each):
-            share = (i // 2 + 0.5) / max(1, each // 2)
-            severity = STRONG + (1 - STRONG) * share if i % 2 else 0.1 + (STRONG - 0.1) * share
-            yield render((STREAM, seed, k, i), Wanted(degradation=kind, severity=min(severity, 1.0)))
-
-
-def read(renders: Sequence[Render], model: ModelConfig, sampling: SamplingConfig) -> tuple[list[Reading], float]:
-    """Return what the model says of each render, and the seconds that the reading took."""
-    captioner = load_captioner(model, sampling)
-    pictures = [_picture(i, made) for i, made in enumerate(renders)]
-    readings: list[Reading] = []
-    begin = time.monotonic()
-    for start in range(0, len(pictures), sampling.batch_size):
-        batch = captioner.read(pictures[start : start + sampling.batch_size])
-        for made, captions in zip(renders[start : start + sampling.batch_size], batch, strict=True):
-            readings.append(_judge(made, [caption.text for caption in captions]))
-    return readings, time.monotonic() - begin
-
-
-def _picture(number: int, made: Render) -> Picture:
-    width, height = made.image.size
-    name = f"render_{number:05d}"
-    digest = hashlib.sha256(made.image.tobytes()).hexdigest()
-    file = ImageFile(
-        file_name=name,
-        path=Path(name),
-        sha256=digest,
-        page=1,
-        num_pages=1,
-        width=width,
-        height=height,
-        mode="RGB",
-        conversion=None,
-        size_bytes=0,
-        mtime_ns=0,
-        ctime_ns=0,
-    )
-    return Picture(file, made.image)
-
-
-def _judge(made: Render, texts: Sequence[str]) -> Reading:
-    said = [parse(text) for text in texts]
-    voted = {aspect: majority([getattr(one, aspect) for one in said]) for aspect in _ASPECTS}
-    truth = made.truth
-    right = {aspect: voted[aspect] == getattr(truth, aspect) for aspect in _ASPECTS}
-    if truth.position is None:
-        del right["position"]
-    return Reading(made, right, voted["condition"], vendi_score(word_kernel(texts)))
+DEFAULT_SCORE = "vendi_score"
+NOVELTY, JOINT = "novelty", "doubt"
+_BINS = 10  # of answer frequencies, for the calibration error
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -120,116 +41,247 @@ def auroc(worse: Sequence[float], better: Sequence[float]) -> float | None:
     return float(((a > b) + 0.5 * (a == b)).mean())
 
 
-def summarise(readings: Sequence[Reading], clean_in_mix: int) -> dict[str, Any]:
+def summarise(readings: Sequence[Reading]) -> dict[str, Any]:
     """Return every figure as plain data; null where there is nothing to count."""
-    clean = [reading for reading in readings if reading.group == "clean"]
-    by_kind = {kind: [reading for reading in readings if reading.group == kind] for kind in DEGRADATIONS}
-    spoilt = [reading for kind in DEGRADATIONS for reading in by_kind[kind]]
-    mixed = clean[:clean_in_mix] + spoilt
-    clean_scores = [reading.vendi for reading in clean]
-    strong = {kind: [reading.vendi for reading in group if reading.strong] for kind, group in by_kind.items()}
+    groups = {name: [r for r in readings if r.group == name] for name in ("clean", *DEGRADATIONS, *KINDS)}
+    clean = groups["clean"]
+    visible = [r for r in clean if r.made is not None and r.made.all_visible]
+    degraded = [r for kind in DEGRADATIONS for r in groups[kind]]
+    mixed = clean[: len(degraded)] + degraded
+    anomalies = [r for kind in KINDS for r in groups[kind]]
+    strong = {kind: [r for r in groups[kind] if r.strong] for kind in DEGRADATIONS}
+    wrong = [r for r in mixed if not r.right["condition"]]
+    names = list(readings[0].scores)
+    told = {"clean, visible": visible, "clean, all": clean, **{k: groups[k] for k in DEGRADATIONS}}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
+        "visible_from": VISIBLE,
+        "images": {"clean": len(clean), "visible": len(visible), "mixed": len(mixed), "anomalies": len(anomalies)},
         "accuracy": {
-            group: {aspect: _share(of, aspect) for aspect in _ASPECTS}
-            for group, of in {"clean": clean, **by_kind, "all degraded": spoilt}.items()
+            name: {aspect: _share(of, aspect) for aspect in ASPECTS}
+            for name, of in {**told, "all degraded": degraded, "mixed": mixed}.items()
         },
-        "clean_by_condition": {
-            name: _share([r for r in clean if r.made.truth.condition == name], "condition") for name in CONDITIONS
+        "visible_by_condition": {
+            name: _share([r for r in visible if r.made and r.made.truth.condition == name], "condition")
+            for name in CONDITIONS
         },
-        "clean_mistaken": [
-            {"truth": truth, "said": said or "-", "count": count}
-            for (truth, said), count in Counter(
-                (r.made.truth.condition, r.said) for r in clean if not r.right["condition"]
-            ).most_common(8)
-        ],
-        "median_vendi": {"clean": _median(clean_scores)} | {f"strong {k}": _median(v) for k, v in strong.items()},
-        "auroc_strong_against_clean": {kind: _rounded(auroc(values, clean_scores)) for kind, values in strong.items()},
-        "auroc_wrong_condition_mixed": _rounded(
-            auroc(
-                [r.vendi for r in mixed if not r.right["condition"]], [r.vendi for r in mixed if r.right["condition"]]
-            )
-        ),
-        "mixed": {"images": len(mixed), "wrong": sum(not r.right["condition"] for r in mixed)},
+        "median": {
+            name: {group: _median(of, name) for group, of in _medians_of(clean, strong, anomalies).items()}
+            for name in names
+        },
+        "auroc": {
+            name: {
+                "wrong condition, mixed": _area(wrong, [r for r in mixed if r.right["condition"]], name),
+                "all strong": _area([r for kind in DEGRADATIONS for r in strong[kind]], clean, name),
+                **{f"strong {kind}": _area(strong[kind], clean, name) for kind in DEGRADATIONS},
+                "anomaly": _area(anomalies, clean, name),
+                **{f"anomaly: {kind}": _area(groups[kind], clean, name) for kind in KINDS},
+            }
+            for name in names
+        },
+        "wrong_in_mixed": len(wrong),
+        "answers": _answers(clean, mixed),
     }
+
+
+def _medians_of(
+    clean: Sequence[Reading], strong: Mapping[str, Sequence[Reading]], anomalies: Sequence[Reading]
+) -> dict[str, Sequence[Reading]]:
+    return {"clean": clean, **{f"strong {kind}": of for kind, of in strong.items()}, "anomaly": anomalies}
+
+
+def _answers(clean: Sequence[Reading], mixed: Sequence[Reading]) -> dict[str, Any]:
+    """Return what answers come to, with "unsure" offered and without; by majority of K."""
+    forced = [r.is_right(majority([a.choice for a in r.forced])) for r in mixed]
+    decided = [(r, answer) for r in mixed if (answer := _voted(r)) is not None]
+    sampled = [a for r in clean for a in r.offered]
+    return {
+        "clean_unsure_images": _mean([_voted(r) is None for r in clean]),
+        "clean_unsure_answers": _mean([a.choice is None for a in sampled]),
+        "mixed_unsure_images": _mean([_voted(r) is None for r in mixed]),
+        "accuracy_without_offer": _mean(forced),
+        "accuracy_with_offer_where_sure": _mean([r.is_right(answer) for r, answer in decided]),
+        "unparsable": _mean([a.choice is None and not a.abstains for r in mixed for a in (*r.offered, *r.forced)]),
+        "unsure_though_not_offered": _mean([a.abstains for r in mixed for a in r.forced]),
+        "calibration_error": _calibration_error(mixed),
+    }
+
+
+def _voted(reading: Reading) -> str | None:
+    """Return what most of the answers say where "unsure" is offered; null where that is "unsure"."""
+    voted = majority([answer.choice or "" for answer in reading.offered])
+    return voted or None
+
+
+def _calibration_error(readings: Sequence[Reading]) -> float | None:
+    """Return the expected calibration error of the frequency of the most frequent answer, in [0, 1]; lower is better.
+
+    Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), with ten bins; "unsure" not offered. Of every
+    reading one half of the answers chooses the answer and the other half tells its frequency, and the other way round:
+    a frequency that also chose would be too high, the more so the fewer the samples.
+    """
+    pairs: list[tuple[float, bool]] = []
+    for reading in readings:
+        half = len(reading.forced) // 2
+        for chosen, told in (
+            (reading.forced[:half], reading.forced[half:]),
+            (reading.forced[half:], reading.forced[:half]),
+        ):
+            answer = majority([a.choice for a in chosen])
+            if answer is not None and told:
+                pairs.append((sum(a.choice == answer for a in told) / len(told), reading.is_right(answer)))
+    if not pairs:
+        return None
+    frequency, right = np.array([p for p, _ in pairs]), np.array([r for _, r in pairs], float)
+    bins = np.minimum((frequency * _BINS).astype(int), _BINS - 1)
+    gaps = [abs(frequency[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())]
+    return round(float(sum(gaps)), 4)
 
 
 def _share(group: Sequence[Reading], aspect: str) -> dict[str, float | int | None]:
     judged = [reading.right[aspect] for reading in group if aspect in reading.right]
-    return {"right": sum(judged), "of": len(judged), "share": _rounded(sum(judged) / len(judged)) if judged else None}
+    return {"right": sum(judged), "of": len(judged), "share": _mean(judged)}
 
 
-def _median(values: Sequence[float]) -> float | None:
-    scores: NDArray[np.float64] = np.asarray(values)
-    return _rounded(float(np.median(scores))) if len(values) else None
+def _mean(values: Sequence[bool]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _median(group: Sequence[Reading], score: str) -> float | None:
+    return round(float(np.median([r.scores[score] for r in group])), 4) if group else None
+
+
+def _area(worse: Sequence[Reading], better: Sequence[Reading], score: str) -> float | None:
+    area = auroc([r.scores[score] for r in worse], [r.scores[score] for r in better])
+    return None if area is None else round(area, 4)
+
+
+def bars(figures: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str, float]]:
+    """Yield (what, measured, "≥" or "≤", bar)."""
+    visible = figures["accuracy"]["clean, visible"]
+    for aspect, bar in (("part", 0.99), ("finish", 0.99), ("condition", 0.95), ("position", 0.90)):
+        yield f"clean and visible: {aspect} right", visible[aspect]["share"], "≥", bar
+    areas, answers = figures["auroc"], figures["answers"]
+    wrong = "wrong condition, mixed"
+    yield f"AUROC of {DEFAULT_SCORE}, {wrong}", areas[DEFAULT_SCORE][wrong], "≥", 0.85
+    best = max(areas, key=lambda name: areas[name][wrong] or 0)
+    yield f"AUROC of the best score ({best}), {wrong}", areas[best][wrong], "≥", 0.90
+    for kind in DEGRADATIONS:
+        yield f"AUROC of {DEFAULT_SCORE}, strong {kind}", areas[DEFAULT_SCORE][f"strong {kind}"], "≥", 0.90
+    yield f"AUROC of {NOVELTY}, anomalies", areas[NOVELTY]["anomaly"], "≥", 0.97
+    for of in (wrong, "all strong", "anomaly"):
+        either = max(areas[DEFAULT_SCORE][of] or 0, areas[NOVELTY][of] or 0)
+        yield f"AUROC of {JOINT} against the better of both, {of}", areas[JOINT][of], "≥", either
+    yield "unsure on clean images, where offered", answers["clean_unsure_images"], "≤", 0.03
+    gain = (answers["accuracy_with_offer_where_sure"] or 0) - (answers["accuracy_without_offer"] or 0)
+    yield "accuracy of answers that are not unsure, gain by the offer", round(gain, 4), "≥", 0.05
+    yield "calibration error of the answers, mixed", answers["calibration_error"], "≤", 0.05
+    yield "seconds an image for 8 captions", figures.get("seconds_per_image"), "≤", 0.15
+    yield "weights, MB", figures.get("weights_mb"), "≤", 16.0
 
 
 # --- what people read -------------------------------------------------------------------------------------------------
 
 
-def tables(figures: dict[str, Any]) -> Iterator[Table]:
+def tables(figures: Mapping[str, Any]) -> Iterator[Table]:
     """Yield the figures as tables."""
-    right = Table(title="Right by majority of the captions", title_justify="left")
-    for heading in ("images", *_ASPECTS):
-        right.add_column(heading, justify="left" if heading == "images" else "right")
-    for group, shares in figures["accuracy"].items():
-        right.add_row(group, *(_cell(shares[aspect]) for aspect in _ASPECTS))
-    yield right
+    yield _table(
+        "Right by majority of the captions",
+        ("images", *ASPECTS),
+        [(name, *(_cell(shares[a]) for a in ASPECTS)) for name, shares in figures["accuracy"].items()],
+    )
+    yield _table(
+        f"Condition, clean images with visibility from {figures['visible_from']:g}",
+        ("truth", "right"),
+        [(name, _cell(share)) for name, share in figures["visible_by_condition"].items()],
+    )
+    names = list(figures["auroc"])
+    rows = list(figures["auroc"][names[0]])
+    yield _table(
+        "AUROC of each score (degraded and anomalies: against clean)",
+        ("", *names),
+        [(row, *(_number(figures["auroc"][name][row]) for name in names)) for row in rows],
+    )
+    yield _table(
+        "Median of each score",
+        ("images", *names),
+        [(row, *(_number(figures["median"][name][row]) for name in names)) for row in figures["median"][names[0]]],
+    )
+    yield _table(
+        "Answers", ("", "share"), [(k.replace("_", " "), _number(v, 3)) for k, v in figures["answers"].items()]
+    )
+    yield _table(
+        "Bars",
+        ("", "measured", "bar", ""),
+        [
+            (what, _number(value, 3), f"{sign} {bar:.3g}", "ok" if reached(value, sign, bar) else "MISSED")
+            for what, value, sign, bar in bars(figures)
+        ],
+    )
 
-    conditions = Table(title="Condition, clean images", title_justify="left")
-    conditions.add_column("truth")
-    conditions.add_column("right", justify="right")
-    for name, share in figures["clean_by_condition"].items():
-        conditions.add_row(name, _cell(share))
-    yield conditions
 
-    scores = Table(title="Vendi score", title_justify="left")
-    for heading in ("images", "median", "AUROC against clean"):
-        scores.add_column(heading, justify="left" if heading == "images" else "right")
-    for group, median in figures["median_vendi"].items():
-        area = figures["auroc_strong_against_clean"].get(group.removeprefix("strong "))
-        scores.add_row(group, _number(median), _number(area))
-    yield scores
+def reached(value: float | None, sign: str, bar: float) -> bool:
+    """Say whether a bar is cleared."""
+    return value is not None and (value >= bar if sign == "≥" else value <= bar)
 
 
-def _cell(share: dict[str, Any]) -> str:
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _cell(share: Mapping[str, Any]) -> str:
     return "-" if share["share"] is None else f"{share['share']:.1%} ({share['right']}/{share['of']})"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def mistaken(readings: Sequence[Reading]) -> Iterator[str]:
+    """Yield the commonest mistakes on clean, visible conditions, in words."""
+    pairs = Counter(
+        (r.made.truth.condition, majority([a.choice for a in r.forced]) or "-")
+        for r in readings
+        if r.group == "clean" and r.made is not None and r.made.all_visible and not r.right["condition"]
+    )
+    for (truth, said), count in pairs.most_common(8):
+        yield f"captions wrong on clean, visible {truth}, answered {said}: {count}"
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m vlmgate.builtin.evaluate", description=__doc__)
     parser.add_argument("--seed", type=int, required=True, help="of the images; any, training used none of them")
-    parser.add_argument("--clean", type=int, default=400, help="clean images (default 400)")
+    parser.add_argument("--clean", type=int, default=600, help="clean images (default 600)")
     parser.add_argument("--each", type=int, default=60, help="images of each degradation, half strong (default 60)")
-    parser.add_argument("--model", default="builtin", help="a folder to measure instead of the built-in weights")
+    parser.add_argument("--anomalies", type=int, default=100, help="images of each kind of anomaly (default 100)")
+    parser.add_argument("--num-samples", type=int, default=8, help="captions and answers an image (default 8)")
+    parser.add_argument("--model", default=BUILTIN, help="a folder to measure instead of the built-in weights")
     parser.add_argument("--json", type=Path, help="file that takes the same figures as JSON")
     options = parser.parse_args()
-    renders = list(draw(options.seed, options.clean, options.each))
-    sampling = SamplingConfig(num_samples=8, temperature=1.0, batch_size=16)
-    readings, seconds = read(renders, ModelConfig(model=options.model), sampling)
-    figures = summarise(readings, len(DEGRADATIONS) * options.each)
-    figures |= {"seed": options.seed, "num_samples": 8, "temperature": 1.0}
-    figures["seconds_per_image"] = round(seconds / max(1, len(readings)), 4)
-    console = Console()
+    folder = weights_folder() if options.model == BUILTIN else Path(options.model)
+    drawn = list(draw(options.seed, options.clean, options.each, options.anomalies))
+    sampling = SamplingConfig(num_samples=options.num_samples, temperature=1.0, batch_size=16)
+    model = ModelConfig(model=options.model)
+    reference = Reference.load(folder / "novelty.npz")
+    readings = read(drawn, model, sampling, reference, lambda text: print(text, file=sys.stderr))
+    figures = summarise(readings) | {"seed": options.seed, "num_samples": options.num_samples, "temperature": 1.0}
+    figures["seconds_per_image"] = round(seconds_per_image(drawn, model, SamplingConfig(batch_size=16)), 4)
+    figures["weights_mb"] = round(sum(path.stat().st_size for path in folder.iterdir()) / 1e6, 2)
+    figures["bars"] = [
+        {"what": what, "measured": value, "bar": f"{sign} {bar:g}", "reached": reached(value, sign, bar)}
+        for what, value, sign, bar in bars(figures)
+    ]
+    console = Console(width=200)
     for table in tables(figures):
         console.print(table)
-    wrong, mixed = figures["auroc_wrong_condition_mixed"], figures["mixed"]
-    console.print(
-        f"AUROC of the Vendi score for a wrong condition, clean and degraded mixed: {_number(wrong)} "
-        f"({mixed['wrong']} wrong of {mixed['images']})"
-    )
-    for one in figures["clean_mistaken"]:
-        console.print(f"mistaken on clean images: {one['truth']} read as {one['said']}, {one['count']} times")
-    print(f"{figures['seconds_per_image']:.3f} s an image for 8 captions", file=sys.stderr)
+    for line in mistaken(readings):
+        console.print(line)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

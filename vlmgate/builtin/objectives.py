@@ -5,6 +5,7 @@ Knows torch and labels; knows nothing of files, schedules or renders.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,38 +15,44 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlmgate.builtin.captions import INSTRUCTIONS, KEY_WORDS, random_caption
-from vlmgate.builtin.dataset import NO_POSITION, RenderedSet
-from vlmgate.builtin.world import CONDITIONS, FINISHES, PARTS, POSITIONS, Truth
+from vlmgate.builtin.captions import INSTRUCTIONS, random_caption
+from vlmgate.builtin.dataset import MOST, NO_POSITION, UNKNOWN, RenderedSet, truth_of
+from vlmgate.builtin.questions import Question, Seen, random_question, true_answer
+from vlmgate.builtin.world import CONDITIONS, DEFECTS, FINISHES, PARTS, POSITIONS, Truth
 
-_SHARE = 8  # of 255: a patch with less of the defect than this does not count as showing it
-_KEY_WEIGHT = 3.0  # of a word on which the meaning hangs, against 1 for the frame around it
 _SOUND_PATCH_WEIGHT = 0.15  # most patches show no defect
 _NOT_A_TARGET = -100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """B images with their labels, turned and mirrored at random."""
+    """B images with what is true of them, turned and mirrored at random."""
 
-    pixels: Tensor  # (B, 3, 160, 160) in [-1, 1]
-    labels: Tensor  # (B, 4) part, finish, condition, position
-    patches: Tensor  # (B, 100) condition of each patch
+    pixels: Tensor  # (B, 3, V, V) in [-1, 1]
+    labels: Tensor  # (B, 2) part, finish
+    shown: Tensor  # (B, 7) 1.0 where the part has this defect
+    places: Tensor  # (B, 9) 1.0 where a defect lies at this position
+    patches: Tensor  # (B, 100) condition of each patch, or `_NOT_A_TARGET`
+    truths: tuple[Truth, ...]
+    seen: tuple[Seen, ...]
 
 
 class Heads(nn.Module):
-    """Read all four labels from the mean patch, and the condition from every patch; thrown away after training."""
+    """Read part, finish, defects and their positions from the mean patch, and the condition from every patch.
+
+    Thrown away after training.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.image = nn.ModuleList(
-            nn.Linear(width, count) for count in (len(PARTS), len(FINISHES), len(CONDITIONS), len(POSITIONS) + 1)
+            nn.Linear(width, count) for count in (len(PARTS), len(FINISHES), len(DEFECTS), len(POSITIONS))
         )
         self.patch = nn.Linear(width, len(CONDITIONS))
 
     def forward(self, features: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the logits of the image labels, and of each patch (B, 100, 8); features are (B, 100, width)."""
+        """Return the logits of the image, and of each patch (B, 100, 8); features are (B, 100, width)."""
         features = self.norm(features.float())
         mean = features.mean(dim=1)
         return [head(mean) for head in self.image], self.patch(features)
@@ -54,20 +61,32 @@ class Heads(nn.Module):
 def draw_batch(data: RenderedSet, picked: NDArray[np.int64], rng: np.random.Generator | None, device: str) -> Batch:
     """Return the images `picked`, each in one of the eight ways to lay a square if `rng` is given."""
     count = len(picked)
-    images, patches = data.images[picked], data.patches[picked]
-    labels = data.labels[picked].copy()
+    images, patches, positions = data.images[picked], data.patches[picked], data.positions[picked]
+    conditions, visibilities = data.conditions[picked], data.visibilities[picked]
     if rng is not None:
         ways = rng.integers(8, size=count)
         for i, way in enumerate(ways):
             images[i], patches[i] = _lay(images[i], way), _lay(patches[i], way)
-        labels[:, 3] = _MOVED[ways, labels[:, 3]]
-    flat = patches.reshape(count, -1)
-    shows = (flat >= _SHARE) | ((flat > 0) & (flat == flat.max(axis=1, keepdims=True)))
+        positions = _MOVED[ways[:, None], positions]
+    shown = (conditions[:, :, None] == np.arange(1, len(CONDITIONS))).any(axis=1)
+    places = (positions[:, :, None] == np.arange(len(POSITIONS))).any(axis=1)
+    flat = patches.reshape(count, -1).astype(np.int64)
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     return Batch(
-        pixels.contiguous(),
-        torch.from_numpy(labels).to(device),
-        torch.from_numpy(np.where(shows, labels[:, 2:3], 0)).to(device),
+        pixels=pixels.contiguous(),
+        labels=torch.from_numpy(data.labels[picked]).to(device),
+        shown=torch.from_numpy(shown.astype(np.float32)).to(device),
+        places=torch.from_numpy(places.astype(np.float32)).to(device),
+        patches=torch.from_numpy(np.where(flat == UNKNOWN, _NOT_A_TARGET, flat)).to(device),
+        truths=tuple(map(truth_of, data.labels[picked], conditions, positions)),
+        seen=tuple(map(_seen, conditions, visibilities, data.ghosts[picked])),
+    )
+
+
+def _seen(conditions: NDArray[np.int64], visibilities: NDArray[np.float32], ghost: float) -> Seen:
+    there = [i for i in range(MOST) if conditions[i]]
+    return Seen(
+        tuple(CONDITIONS[conditions[i]] for i in there), tuple(float(visibilities[i]) for i in there), float(ghost)
     )
 
 
@@ -102,67 +121,85 @@ def read_features(model: Any, pixels: Tensor) -> Tensor:
 
 def vision_loss(heads: Heads, features: Tensor, batch: Batch) -> Tensor:
     """Return the loss of the throw-away heads; lower is better."""
-    image_logits, patch_logits = heads(features)
-    whole = [functional.cross_entropy(logits, batch.labels[:, i]) for i, logits in enumerate(image_logits)]
-    weight = torch.where(batch.patches > 0, 1.0, _SOUND_PATCH_WEIGHT).flatten()
+    (part, finish, defects, places), patch_logits = heads(features)
     every = functional.cross_entropy(patch_logits.flatten(0, 1), batch.patches.flatten(), reduction="none")
+    weight = torch.where(batch.patches > 0, 1.0, torch.where(batch.patches == 0, _SOUND_PATCH_WEIGHT, 0.0)).flatten()
     dense = (every * weight).sum() / weight.sum()
-    return 0.3 * whole[0] + 0.3 * whole[1] + whole[2] + 0.7 * whole[3] + 2 * dense
+    return (
+        0.3 * functional.cross_entropy(part, batch.labels[:, 0])
+        + 0.3 * functional.cross_entropy(finish, batch.labels[:, 1])
+        + 4 * functional.binary_cross_entropy_with_logits(defects, batch.shown)
+        + 2 * functional.binary_cross_entropy_with_logits(places, batch.places)
+        + 2 * dense
+    )
 
 
-class CaptionTask:
+class LanguageTask:
     """Turns truths into token rows by the chat template that inference uses, and scores the model on them."""
 
     def __init__(self, processor: Any) -> None:
-        tokenizer = processor.tokenizer
-        self._tokenizer = tokenizer
-        self._image = tokenizer.convert_tokens_to_ids("<image>")
-        self._prefixes = [self._prefix(processor, text) for text in INSTRUCTIONS]
-        words = {tokenizer.decode([i]).strip() for i in range(len(tokenizer))} & KEY_WORDS
-        self._key = torch.tensor([tokenizer.decode([i]).strip() in words for i in range(len(tokenizer))])
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._image = self._tokenizer.convert_tokens_to_ids("<image>")
+        self._instructions = [self._prompt(text) for text in INSTRUCTIONS]
 
-    def _prefix(self, processor: Any, text: str) -> tuple[list[int], list[int]]:
+    def _prompt(self, text: str) -> tuple[list[int], list[int]]:
         """Return the tokens before and after the image."""
         content = [{"type": "image"}, {"type": "text", "text": text}]
-        chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        chat = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         tokens = self._tokenizer.encode(chat, add_special_tokens=False)
         at = tokens.index(self._image)
         return tokens[:at], tokens[at + 1 :]
 
-    def loss(self, model: Any, features: Tensor, labels: Tensor, rng: np.random.Generator) -> Tensor:
+    def _target(self, text: str) -> list[int]:
+        return [*self._tokenizer.encode(text), self._tokenizer.eos_token_id]
+
+    def caption_loss(self, model: Any, features: Tensor, truths: Sequence[Truth], rng: np.random.Generator) -> Tensor:
         """Return the loss of captions drawn from `rng`, per token; lower is better."""
+        rows = []
+        for truth in truths:
+            before, after = self._instructions[int(rng.integers(len(self._instructions)))]
+            rows.append((before, after, self._target(random_caption(truth, rng))))
+        return self._loss(model, features, rows).mean()
+
+    def answer_loss(self, model: Any, features: Tensor, seen: Sequence[Seen], rng: np.random.Generator) -> Tensor:
+        """Return the loss of answers to questions drawn from `rng`, per answer; lower is better."""
+        rows = []
+        for one in seen:
+            question: Question = random_question(one, rng)
+            rows.append((*self._prompt(question.text()), self._target(true_answer(question, one))))
+        return self._loss(model, features, rows).sum() / len(rows)
+
+    def _loss(self, model: Any, features: Tensor, rows: Sequence[tuple[list[int], list[int], list[int]]]) -> Tensor:
+        """Return the loss of every target token, one after the other; rows are (before, after, target) of B images.
+
+        Rows are padded at their end: what comes after a token changes nothing for it.
+        """
         device = features.device
-        before, after = self._prefixes[int(rng.integers(len(self._prefixes)))]
-        rows = [
-            [*self._tokenizer.encode(random_caption(_truth(row), rng)), self._tokenizer.eos_token_id]
-            for row in labels.tolist()
-        ]
-        longest = max(map(len, rows))
-        tokens = torch.tensor([row + [_NOT_A_TARGET] * (longest - len(row)) for row in rows], device=device)  # (B, T)
+        longest = max(len(after) + len(target) for _, after, target in rows)
+        fed = torch.full((len(rows), longest), self._tokenizer.pad_token_id)
+        wanted = torch.full((len(rows), longest), _NOT_A_TARGET)
+        for i, (_, after, target) in enumerate(rows):
+            fed[i, : len(after) + len(target)] = torch.tensor(after + target)
+            wanted[i, len(after) - 1 : len(after) + len(target) - 1] = torch.tensor(target)
         embed = model.get_input_embeddings()
-        start, end = (embed(torch.tensor(part, device=device)).expand(len(rows), -1, -1) for part in (before, after))
-        fed = embed(tokens[:, :-1].clamp(min=0))
-        image = model.model.multi_modal_projector(features).to(fed.dtype)
-        states = model.model.language_model(inputs_embeds=torch.cat([start, image, end, fed], 1)).last_hidden_state
-        logits = model.lm_head(states[:, -longest:]).float()  # (B, T, vocabulary)
-        every = functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
-        key = self._key.to(device)[tokens.clamp(min=0)]
-        weight = torch.where(key, _KEY_WEIGHT, 1.0).flatten() * (tokens != _NOT_A_TARGET).flatten()
-        return (every * weight).sum() / weight.sum()
-
-
-def _truth(row: list[int]) -> Truth:
-    part, finish, condition, position = row
-    return Truth(
-        PARTS[part],
-        FINISHES[finish],
-        CONDITIONS[condition],
-        None if position == NO_POSITION else POSITIONS[position],
-    )
+        start = embed(torch.tensor(rows[0][0], device=device)).expand(len(rows), -1, -1)  # the same in all prompts
+        text = embed(fed.to(device))
+        image = model.model.multi_modal_projector(features).to(text.dtype)
+        states = model.model.language_model(inputs_embeds=torch.cat([start, image, text], 1)).last_hidden_state
+        told = wanted.to(device).flatten()
+        kept = told != _NOT_A_TARGET
+        logits = model.lm_head(states[:, -longest:].flatten(0, 1)[kept]).float()  # (tokens, vocabulary)
+        return functional.cross_entropy(logits, told[kept], reduction="none")
 
 
 def head_accuracy(heads: Heads, features: Tensor, batch: Batch) -> NDArray[np.int64]:
-    """Return (B, 4): 1 where the throw-away heads are right."""
-    image_logits, _ = heads(features)
-    right = [logits.argmax(-1) == batch.labels[:, i] for i, logits in enumerate(image_logits)]
+    """Return (B, 4): 1 where the throw-away heads are right about part, finish, defects and their positions."""
+    (part, finish, defects, places), _ = heads(features)
+    right = [
+        part.argmax(-1) == batch.labels[:, 0],
+        finish.argmax(-1) == batch.labels[:, 1],
+        ((defects > 0) == (batch.shown > 0.5)).all(dim=1),
+        ((places > 0) == (batch.places > 0.5)).all(dim=1),
+    ]
     return torch.stack(right, dim=1).long().cpu().numpy()

@@ -17,13 +17,31 @@ from PIL import Image
 
 from vlmgate.builtin.defects import DRAW, Canvas
 from vlmgate.builtin.degrade import degrade, to_image
-from vlmgate.builtin.shapes import Field, Hole, Shape, draw_shape, hole_distance, step
-from vlmgate.builtin.world import CLEAN, CONDITIONS, DEGRADATIONS, FINISHES, NONE, PARTS, POSITIONS, Truth
+from vlmgate.builtin.lookalikes import Extras, draw_look_alike
+from vlmgate.builtin.photo import METALS, paint, photograph
+from vlmgate.builtin.shapes import Field, Hole, Shape, draw_shape, hole_distance
+from vlmgate.builtin.world import (
+    CLEAN,
+    CONDITIONS,
+    DEFECTS,
+    DEGRADATIONS,
+    FINISHES,
+    LOOK_ALIKES,
+    NONE,
+    PARTS,
+    POSITIONS,
+    VIEW_SIZE,
+    VISIBLE,
+    Defect,
+    Truth,
+)
 
-SIZE = 320  # pixels, both ways
-_T = TypeVar("_T", str, float)
+SIZES = (240, 260, 280, 300, 320)  # pixels, both ways
+_T = TypeVar("_T", str, float, int)
 _THIRD = 0.27  # part units; where the middle row and column end
 _MARGIN = 0.04  # part units; defects are not centred nearer than this to where one position becomes another
+_APART = 0.45  # part units between the middles of two defects
+_FLOOR = 0.02  # [0, 1] of full scale; texture below which nothing is told apart, however smooth the surface
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,11 +50,22 @@ class Render:
 
     image: Image.Image
     truth: Truth
-    mask: NDArray[np.bool_]  # (H, W) pixels of the defect
+    masks: tuple[NDArray[np.bool_], ...]  # of each defect, (H, W): its pixels; empty where it lies outside the frame
+    visibilities: tuple[float, ...]  # of each defect, >= 0, higher = plainer; see `visibility`
+    ghost_visibility: float  # of the plainest defect there is, or of a middling one that a sound part might have had
     degradation: str
     severity: float  # [0, 1], higher = worse; 0 for a clean render
-    defect_size: float  # [0, 1], small to large
-    defect_strength: float  # (0, 1], faint to plain
+    look_alike: str | None
+
+    @property
+    def tells(self) -> bool:
+        """Say whether the photograph shows what it takes to judge the condition."""
+        return self.ghost_visibility >= VISIBLE
+
+    @property
+    def all_visible(self) -> bool:
+        """Say whether every defect lies above the visibility bound."""
+        return min(self.visibilities, default=VISIBLE) >= VISIBLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,88 +74,268 @@ class Wanted:
 
     part: str | None = None
     finish: str | None = None
-    condition: str | None = None
-    position: str | None = None  # honoured where the defect can be there, otherwise another place
+    condition: str | None = None  # of the first defect
+    position: str | None = None  # of the first defect; honoured where it can be there, otherwise another place
+    num_defects: int | None = None  # 0 to 3; 0 and `condition` "none" mean the same
     degradation: str | None = None
     severity: float | None = None
     defect_size: float | None = None
     defect_strength: float | None = None
+    defect_contrast: float | None = None
+    size: int | None = None  # pixels
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Metal:
-    colour: tuple[float, float, float]
-    bare: tuple[float, float, float]  # where a tool or a blow laid it open
-    grain: float  # contrast of the tool marks
-    gloss: float  # strength of the broad highlight
-    dark: bool = False
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A defect to be drawn."""
+
+    condition: str
+    position: str | None
+    size: float  # [0, 1], small to large
+    strength: float  # [0, 1], slight to heavy
+    contrast: float  # (0, 1], barely visible to as drawn; a chip and a missing hole are always as drawn
+    seed: int
 
 
-_METALS = {
-    "brushed steel": _Metal((0.60, 0.61, 0.635), (0.98, 0.98, 0.99), 0.085, 0.26),
-    "brass": _Metal((0.72, 0.57, 0.23), (1.0, 0.93, 0.66), 0.035, 0.24),
-    "black oxide": _Metal((0.135, 0.14, 0.15), (0.66, 0.67, 0.69), 0.016, 0.13, dark=True),
-    "copper": _Metal((0.69, 0.37, 0.24), (1.0, 0.80, 0.66), 0.035, 0.24),
-}
-_BACKGROUNDS = (  # mat, belt, light table, bench, cardboard
-    ((0.30, 0.36, 0.42), 0.012),
-    ((0.23, 0.23, 0.24), 0.022),
-    ((0.86, 0.87, 0.87), 0.006),
-    ((0.42, 0.47, 0.43), 0.012),
-    ((0.66, 0.58, 0.47), 0.018),
-)
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Where the camera points: the part's centre and radius in the image, in units of half its width."""
+
+    x: float
+    y: float
+    scale: float
+
+    def grid(self, size: int) -> tuple[Field, Field]:
+        """Return (x, y) of every pixel in part units, axes those of the image."""
+        gx, gy = _grid(size)
+        return (gx - np.float32(self.x)) / np.float32(self.scale), (gy - np.float32(self.y)) / np.float32(self.scale)
 
 
-def render(seed: int | Sequence[int], wanted: Wanted = Wanted(), size: int = SIZE) -> Render:
-    """Draw one photograph of `size` by `size` pixels."""
+def render(seed: int | Sequence[int], wanted: Wanted = Wanted()) -> Render:
+    """Draw one photograph."""
     rng = np.random.default_rng(seed)
     # Everything is drawn even where it is not used, so that a wish changes nothing but what is wished for.
     part = _or(wanted.part, _pick(rng, PARTS))
     finish = _or(wanted.finish, _pick(rng, FINISHES))
-    condition = _or(wanted.condition, NONE if rng.random() < 0.22 else _pick(rng, CONDITIONS[1:]))
-    kind = _or(wanted.degradation, CLEAN if rng.random() < 0.6 else _pick(rng, DEGRADATIONS))
-    severity = _or(wanted.severity, float(rng.uniform(0.1, 1.0)))
-    defect_size = _or(wanted.defect_size, float(rng.uniform(0, 1)))
-    strength = _or(wanted.defect_strength, float(rng.uniform(0.5, 1)))
+    drawn = CLEAN if rng.random() < 0.5 else _pick(rng, DEGRADATIONS)
+    drawn_severity = float((rng.spawn(1)[0] if drawn == CLEAN else rng).uniform(0.1, 1.0))
+    kind = _or(wanted.degradation, drawn)
+    severity = _or(wanted.severity, drawn_severity) if kind != CLEAN else 0.0
+    size = _or(wanted.size, int(SIZES[int(rng.integers(len(SIZES)))]))
+    planned = _plan(rng, wanted)
+    look_alike = _pick(rng, LOOK_ALIKES) if rng.random() < 0.35 else None
+    seeds = [int(s) for s in rng.integers(0, 2**62, 6)]
+    dx, dy = rng.uniform(-0.07, 0.07, 2)
+    whole = _Frame(float(dx), float(dy), float(rng.uniform(0.64, 0.80)))
+    frame = _misframed(whole, severity, rng) if kind == "misframing" else whole
 
-    scale = float(rng.uniform(0.64, 0.80))
-    center = rng.uniform(-0.07, 0.07, 2)
-    gx, gy = _grid(size)
-    x, y = (gx - np.float32(center[0])) / np.float32(scale), (gy - np.float32(center[1])) / np.float32(scale)
-    angle = rng.uniform(0, 2 * np.pi)
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    shape = draw_shape(part, x * cos + y * sin, y * cos - x * sin, rng)
-    holes = [Hole(float(h.u * cos - h.v * sin), float(h.v * cos + h.u * sin), h.radius) for h in shape.holes]
-
-    metal = _METALS[finish]
-    pixel = 2 / (size * scale)
-    canvas = Canvas(
-        x=x,
-        y=y,
-        pixel=pixel,
-        outline=shape.outline,
-        height=np.zeros_like(x),
-        paint=_paint(metal, x, y, rng),
-        bare=np.array(metal.bare, np.float32),
-        dark=metal.dark,
-        mask=np.zeros(x.shape, np.bool_),
+    scene = _Scene(part, finish, frame, whole, size, seeds, look_alike)
+    real = scene.photograph(planned, kind, severity)
+    twins = [scene.photograph(planned[:i] + planned[i + 1 :], kind, severity) for i in range(len(planned))]
+    seen = tuple(visibility(real, twin) for twin in twins)
+    ghost = max(seen, default=0.0)
+    if not planned:
+        middling = _Planned(_pick(rng, DEFECTS), None, 0.6, 0.8, 1.0, seeds[5])
+        ghost = visibility(scene.photograph((middling,), kind, severity), real) if kind != CLEAN else VISIBLE
+    order = sorted(range(len(planned)), key=lambda i: CONDITIONS.index(planned[i].condition))
+    return Render(
+        image=real.image,
+        truth=Truth(part, finish, tuple(Defect(planned[i].condition, real.positions[i]) for i in order)),
+        masks=tuple(real.masks[i] for i in order),
+        visibilities=tuple(seen[i] for i in order),
+        ghost_visibility=ghost,
+        degradation=kind,
+        severity=severity,
+        look_alike=look_alike,
     )
-    lost = _lost_hole(holes, part, wanted.position, rng) if condition == "missing hole" else None
-    kept = [hole for hole in holes if hole is not lost]
-    openings = _openings(kept, canvas)
-    if lost is not None:
-        canvas.mask |= hole_distance(lost, x, y) < 0
-    elif condition != NONE:
-        at = _place(condition, canvas, openings, wanted.position, rng)
-        DRAW[condition](canvas, at, defect_size, strength, rng)
-    body = np.maximum(canvas.outline, openings)  # negative in metal
-    if condition != "chipped edge":
-        canvas.mask &= body < 0
-    pixels = _photograph(canvas, shape, body, metal, rng, (gx, gy))
-    if kind != CLEAN:
-        pixels = degrade(pixels, kind, severity, rng)
-    truth = Truth(part, finish, condition, _position(canvas) if condition != NONE else None)
-    return Render(to_image(pixels), truth, canvas.mask, kind, severity if kind != CLEAN else 0.0, defect_size, strength)
+
+
+def visibility(shown: Shot, without: Shot) -> float:
+    """Return how plainly a defect shows: what is left of its contrast, to the clutter of what it lies on; >= 0.
+
+    `without` is the same photograph of the same part, in the same light, with the same noise, but without the defect.
+    The difference of the two in the model's view is what the defect changes. It is matched with what the defect changes
+    before the degradation; the filter's output over the clutter is the signal-to-noise ratio of the ideal observer who
+    knows what to look for, and it is multiplied by the cosine of the two differences, for a contrast whose shape is
+    gone cannot be named. Rose (J. Opt. Soc. Am. 38, 1948) asks for about 5; `VISIBLE` asks for more, since here nobody
+    tells the observer where, or what.
+    """
+    seen, unseen = view(shown.image), view(without.image)
+    changed = (seen.astype(np.float32) - unseen) / np.float32(255)  # (V, V, 3)
+    before = (view(shown.sharp).astype(np.float32) - view(without.sharp)) / np.float32(255)
+    pattern = (before**2).sum(axis=2)
+    if pattern.max() < (1 / 255) ** 2:  # outside the frame
+        return 0.0
+    matched = float((changed * before).sum())
+    if matched <= 0:
+        return 0.0
+    signal = matched / float(np.sqrt(pattern.sum()))
+    likeness = signal / float(np.sqrt((changed**2).sum()))
+    rows, columns = np.nonzero(pattern > 0.06 * pattern.max())
+    around = (slice(max(0, rows.min() - 4), rows.max() + 5), slice(max(0, columns.min() - 4), columns.max() + 5))
+    surface = unseen.astype(np.float32)[around] / np.float32(255)
+    rough = np.concatenate([np.diff(surface, axis=0).reshape(-1), np.diff(surface, axis=1).reshape(-1)])
+    clutter = 1.4826 / np.sqrt(2) * float(np.median(np.abs(rough)))  # robust against the edges of the part
+    return signal * likeness / float(np.hypot(_FLOOR, clutter))
+
+
+def view(image: Image.Image) -> NDArray[np.uint8]:
+    """Return an image as the model's processor will see it before it scales the values: (V, V, 3)."""
+    return np.asarray(image.resize((VIEW_SIZE, VIEW_SIZE), Image.Resampling.BICUBIC))
+
+
+def _plan(rng: np.random.Generator, wanted: Wanted) -> tuple[_Planned, ...]:
+    """Draw which defects there are: none on 22 % of parts, several on 14 % of the others."""
+    drawn = 0 if rng.random() < 0.22 else int(rng.choice([1, 2, 3], p=[0.86, 0.12, 0.02]))
+    count = 0 if wanted.condition == NONE else _or(wanted.num_defects, drawn)
+    if wanted.condition not in (None, NONE):
+        count = max(1, count)
+    kinds = [str(kind) for kind in rng.permutation(DEFECTS)]
+    if wanted.condition in kinds:
+        kinds.remove(wanted.condition)
+        kinds.insert(0, wanted.condition)
+    shapes = rng.uniform((0, 0.2), (1, 1), (3, 2))  # size, strength
+    contrasts = np.where(rng.random(3) < 0.2, rng.uniform(0.03, 0.6, 3), 1.0)
+    seeds = rng.integers(0, 2**62, 3)
+    return tuple(
+        _Planned(
+            kinds[i],
+            wanted.position if i == 0 else None,
+            _or(wanted.defect_size, float(shapes[i, 0])),
+            _or(wanted.defect_strength, float(shapes[i, 1])),
+            _or(wanted.defect_contrast, float(contrasts[i])),
+            int(seeds[i]),
+        )
+        for i in range(count)
+    )
+
+
+def _misframed(frame: _Frame, severity: float, rng: np.random.Generator) -> _Frame:
+    """Move the part out of the image, or the camera too near; severity 1 leaves a sliver or a detail of it."""
+    angle = rng.uniform(0, 2 * np.pi)
+    if rng.random() < 0.6:
+        reach = 0.25 + 1.6 * severity
+        return _Frame(frame.x + float(reach * np.cos(angle)), frame.y + float(reach * np.sin(angle)), frame.scale)
+    scale = frame.scale * (1.25 + 4.5 * severity)
+    off = 0.55 * (scale - frame.scale) * float(rng.uniform(0.6, 1))
+    return _Frame(frame.x + off * float(np.cos(angle)), frame.y + off * float(np.sin(angle)), scale)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shot:
+    """A photograph with its defects' pixels and positions, in the order in which they were planned."""
+
+    image: Image.Image
+    sharp: Image.Image  # before the degradation
+    masks: tuple[NDArray[np.bool_], ...]
+    positions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scene:
+    """A part before a camera. Every photograph of it is the same but for the defects and what they change."""
+
+    part: str
+    finish: str
+    frame: _Frame
+    whole: _Frame  # the part as it lies when it is framed well; where defects are placed
+    size: int
+    seeds: Sequence[int]
+    look_alike: str | None
+
+    def photograph(self, planned: Sequence[_Planned], kind: str, severity: float) -> Shot:
+        """Take the picture with these defects."""
+        x, y = self.frame.grid(self.size)
+        shape, holes = self._shape(x, y)
+        metal = METALS[self.finish]
+        canvas = Canvas(
+            x=x,
+            y=y,
+            pixel=2 / (self.size * self.frame.scale),
+            outline=shape.outline,
+            height=np.zeros_like(x),
+            paint=paint(metal, x, y, np.random.default_rng(self.seeds[1])),
+            bare=np.array(metal.bare, np.float32),
+            dark=metal.dark,
+            mask=np.zeros(x.shape, np.bool_),
+        )
+        extras = self._draw_look_alike(canvas, holes)
+        points: list[tuple[float, float]] = []
+        lost: list[Hole] = []
+        masks: list[NDArray[np.bool_]] = []
+        for one in planned:
+            rng = np.random.default_rng(one.seed)
+            canvas.mask = np.zeros(x.shape, np.bool_)
+            if one.condition == "missing hole":
+                hole = _lost_hole(holes, one.position, rng)
+                canvas.mask |= hole_distance(hole, x, y) < 0
+                lost.append(hole)
+                points.append((hole.u, hole.v))
+            else:
+                at = self._place(one, holes, points, rng)
+                before, height = canvas.paint.copy(), canvas.height.copy()
+                DRAW[one.condition](canvas, at, one.size, one.strength, rng)
+                if one.condition != "chipped edge":
+                    canvas.paint = before + (canvas.paint - before) * np.float32(one.contrast)
+                    canvas.height = height + (canvas.height - height) * np.float32(one.contrast)
+                points.append(at)
+            masks.append(canvas.mask)
+        openings = _openings([hole for hole in holes if hole not in lost], canvas)
+        body = np.maximum(canvas.outline, openings)  # negative in metal
+        for one, mask in zip(planned, masks, strict=True):
+            if one.condition not in ("chipped edge", "missing hole"):
+                mask &= body < 0
+        rng = np.random.default_rng(self.seeds[2])
+        pixels = photograph(canvas, shape, body, metal, rng, _grid(self.size), extras)
+        sharp = image = to_image(pixels)
+        if kind not in (CLEAN, "misframing"):
+            image = to_image(degrade(pixels, kind, severity, np.random.default_rng(self.seeds[3])))
+        return Shot(image, sharp, tuple(masks), tuple(POSITIONS[_cell(*point)] for point in points))
+
+    def _shape(self, x: Field, y: Field) -> tuple[Shape, list[Hole]]:
+        """Return the part's shape on a grid, and its holes as they lie in the image."""
+        rng = np.random.default_rng(self.seeds[0])
+        angle = rng.uniform(0, 2 * np.pi)
+        cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        shape = draw_shape(self.part, x * cos + y * sin, y * cos - x * sin, rng)
+        turned = [Hole(float(h.u * cos - h.v * sin), float(h.v * cos + h.u * sin), h.radius) for h in shape.holes]
+        return shape, turned
+
+    def _draw_look_alike(self, canvas: Canvas, holes: Sequence[Hole]) -> Extras:
+        extras = Extras()
+        if self.look_alike is not None:
+            rng = np.random.default_rng(self.seeds[4])
+            at = self._place(_Planned(self.look_alike, None, 0, 0, 1, 0), holes, (), rng)
+            draw_look_alike(self.look_alike, canvas, at, extras, rng)
+        return extras
+
+    def _place(
+        self, one: _Planned, holes: Sequence[Hole], taken: Sequence[tuple[float, float]], rng: np.random.Generator
+    ) -> tuple[float, float]:
+        """Choose where a defect goes: a position first, so that all are equally frequent, then a point there."""
+        x, y = self.whole.grid(72)
+        outline = self._shape(x, y)[0].outline
+        nearest_hole = np.max([-hole_distance(hole, x, y) for hole in holes], axis=0)
+        body = np.maximum(outline, nearest_hole)
+        free = (np.abs(np.abs(x) - _THIRD) > _MARGIN) & (np.abs(np.abs(y) - _THIRD) > _MARGIN)
+        apart = free.copy()
+        for u, v in taken:
+            apart &= np.hypot(x - np.float32(u), y - np.float32(v)) > _APART
+        free = apart if apart.sum() > 200 else free
+        if one.condition == "chipped edge":
+            candidates = (np.abs(outline) < 0.03) & free
+        else:
+            candidates = (body < -0.09) & free
+            if candidates.sum() < 40:
+                candidates = (body < -0.05) & free
+        px, py = x[candidates], y[candidates]
+        cells = 3 * ((py > -_THIRD).astype(int) + (py > _THIRD)) + (px > -_THIRD).astype(int) + (px > _THIRD)
+        counts = np.bincount(cells, minlength=9)
+        cell = int(rng.choice(np.flatnonzero(counts >= min(3, counts.max()))))
+        if one.position is not None and counts[POSITIONS.index(one.position)] >= 3:
+            cell = POSITIONS.index(one.position)
+        chosen = int(rng.choice(np.flatnonzero(cells == cell)))
+        return float(px[chosen]), float(py[chosen])
 
 
 def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
@@ -151,15 +360,7 @@ def _cell(x: float, y: float) -> int:
     return 3 * int((y > -_THIRD) + 0 + (y > _THIRD)) + int((x > -_THIRD) + 0 + (x > _THIRD))
 
 
-def _position(canvas: Canvas) -> str:
-    """Name where the middle of the defect's pixels lies on the part."""
-    inside = canvas.mask
-    if not inside.any():
-        return "center"
-    return POSITIONS[_cell(float(canvas.x[inside].mean()), float(canvas.y[inside].mean()))]
-
-
-def _lost_hole(holes: Sequence[Hole], part: str, position: str | None, rng: np.random.Generator) -> Hole:
+def _lost_hole(holes: Sequence[Hole], position: str | None, rng: np.random.Generator) -> Hole:
     at_wish = [hole for hole in holes if POSITIONS[_cell(hole.u, hole.v)] == position]
     choices = at_wish or holes
     return choices[int(rng.integers(len(choices)))]
@@ -172,100 +373,3 @@ def _openings(holes: Sequence[Hole], canvas: Canvas) -> Field:
         where = canvas.window((hole.u, hole.v), hole.radius + 0.4)
         nearest[where] = np.maximum(nearest[where], -hole_distance(hole, canvas.x[where], canvas.y[where]))
     return nearest
-
-
-def _place(
-    condition: str, canvas: Canvas, openings: Field, position: str | None, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Choose where a defect goes: a position first, so that all are equally frequent, then a point there."""
-    x, y, outline = canvas.x[::4, ::4], canvas.y[::4, ::4], canvas.outline[::4, ::4]
-    body = np.maximum(outline, openings[::4, ::4])
-    free = (np.abs(np.abs(x) - _THIRD) > _MARGIN) & (np.abs(np.abs(y) - _THIRD) > _MARGIN)
-    if condition == "chipped edge":
-        candidates = (np.abs(outline) < 0.03) & free
-    else:
-        candidates = (body < -0.09) & free
-        if candidates.sum() < 40:
-            candidates = (body < -0.05) & free
-    px, py = x[candidates], y[candidates]
-    cells = 3 * ((py > -_THIRD).astype(int) + (py > _THIRD)) + (px > -_THIRD).astype(int) + (px > _THIRD)
-    counts = np.bincount(cells, minlength=9)
-    possible = np.flatnonzero(counts >= 3)
-    cell = int(rng.choice(possible))
-    if position is not None and counts[POSITIONS.index(position)] >= 3:
-        cell = POSITIONS.index(position)
-    chosen = int(rng.choice(np.flatnonzero(cells == cell)))
-    return float(px[chosen]), float(py[chosen])
-
-
-# --- light ------------------------------------------------------------------------------------------------------------
-
-
-def _paint(metal: _Metal, x: Field, y: Field, rng: np.random.Generator) -> Field:
-    """Return the metal's own colour with its tool marks, straight or round."""
-    angle = rng.uniform(0, np.pi)
-    across = np.hypot(x, y) if rng.random() < 0.35 else x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
-    marks = rng.standard_normal(512, dtype=np.float32)
-    marks = (marks + np.roll(marks, 1)) * np.float32(0.7)
-    fine = marks[((across + 2) * np.float32(128)).astype(np.int32) & 511]
-    blotch = _smooth_noise(x.shape, 7, rng)
-    tone = 1 + np.float32(metal.grain) * fine + np.float32(0.035) * blotch
-    batch = np.array(rng.uniform(0.94, 1.06, 3) * rng.uniform(0.92, 1.08), np.float32)  # no two are quite alike
-    colour = np.array(metal.colour, np.float32) * batch
-    painted: Field = tone[..., None] * colour
-    return painted
-
-
-def _smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> Field:
-    small = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
-    return np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC), dtype=np.float32)
-
-
-def _photograph(
-    canvas: Canvas, shape: Shape, body: Field, metal: _Metal, rng: np.random.Generator, grid: tuple[Field, Field]
-) -> Field:
-    """Light the part, lay it on a background and take the picture."""
-    gx, gy = grid
-    size = len(gx)
-    light = rng.uniform(0, 2 * np.pi)
-    lx, ly = np.float32(np.cos(light)), np.float32(np.sin(light))
-    bevel = np.float32(0.05) * (1 - np.sqrt(np.clip(1 - (np.clip(1 + body / np.float32(0.055), 0, 1)) ** 2, 0, 1)))
-    relief = canvas.height - bevel if shape.relief is None else canvas.height + shape.relief - bevel
-    slope = np.zeros_like(relief)  # towards the light
-    slope[:, 1:-1] += (relief[:, 2:] - relief[:, :-2]) * lx
-    slope[1:-1] += (relief[2:] - relief[:-2]) * ly
-    slope = np.clip(slope / np.float32(-2 * canvas.pixel), -1.3, 1.3)
-    sweep = gx * lx + gy * ly
-    shade = 1 + np.float32(0.55) * slope + np.float32(rng.uniform(0.02, 0.2)) * sweep
-    band = (canvas.x * np.float32(np.cos(light + 0.4)) + canvas.y * np.float32(np.sin(light + 0.4))) - np.float32(
-        rng.uniform(-0.7, 0.7)
-    )
-    gloss = np.exp(-((band / np.float32(rng.uniform(0.25, 0.5))) ** 2)) * np.float32(metal.gloss * rng.uniform(0.4, 1))
-    gloss += np.clip(slope, -0.5, 1) * np.float32(0.12)
-    lit = canvas.paint * shade[..., None] + gloss[..., None] * np.array((1.0, 0.98, 0.94), np.float32)
-
-    ground = _background(metal, (size, size), rng) * (1 + np.float32(0.12) * sweep)[..., None]
-    throw = round(0.03 * size)
-    outer = np.roll(canvas.outline, (round(float(-ly) * throw), round(float(-lx) * throw)), (0, 1))
-    ground *= (1 - np.float32(rng.uniform(0.3, 0.55)) * step(-outer, 0.16))[..., None]
-    alpha = np.clip(np.float32(0.5) - body / np.float32(canvas.pixel), 0, 1)[..., None]
-    pixels: Field = ground + alpha * (lit - ground)
-
-    pixels *= np.float32(rng.uniform(0.88, 1.12)) * (1 - np.float32(0.12) * (gx**2 + gy**2))[..., None]
-    pixels += rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(0.012)
-    return pixels
-
-
-def _background(metal: _Metal, shape: tuple[int, int], rng: np.random.Generator) -> Field:
-    """Return a surface that is clearly lighter or darker than the part."""
-    own = sum(metal.colour) / 3
-    choices = [b for b in _BACKGROUNDS if abs(sum(b[0]) / 3 - own) > 0.08]
-    colour, grain = choices[int(rng.integers(len(choices)))]
-    tone = 1 + np.float32(0.04) * _smooth_noise(shape, 5, rng)
-    tone += rng.standard_normal(shape, dtype=np.float32) * np.float32(grain)
-    if rng.random() < 0.3:  # ribs of a belt or fibres of a mat
-        axis = np.arange(shape[0], dtype=np.float32) * np.float32(rng.uniform(0.25, 0.7))
-        tone += np.float32(0.035) * np.sin(axis)[:, None] if rng.random() < 0.5 else np.float32(0.035) * np.sin(axis)
-    tint = np.array(colour, np.float32) * np.array(rng.uniform(0.9, 1.1, 3), np.float32)
-    surface: Field = tone[..., None] * tint
-    return surface

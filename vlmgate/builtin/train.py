@@ -18,34 +18,37 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from vlmgate.builtin.checkpoint import Shape, build_model, build_processor, export
 from vlmgate.builtin.dataset import Recipe, RenderedSet, load_or_render
 from vlmgate.builtin.muon import Muon
 from vlmgate.builtin.objectives import (
-    CaptionTask,
     Heads,
+    LanguageTask,
     draw_batch,
     head_accuracy,
     read_features,
     vision_loss,
 )
 
-_NAMES = ("part", "finish", "condition", "position")
+_NAMES = ("part", "finish", "defects", "positions")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that decides what training does; the defaults made the weights that ship."""
 
-    images: int = 36_000
-    held_out: int = 1_024
-    vision_steps: int = 1_400
-    caption_steps: int = 2_000
+    images: int = 50_000
+    held_out: int = 2_048
+    vision_steps: int = 1_500
+    language_steps: int = 3_500
     batch: int = 64
-    captioned: int = 16  # images of a batch that are captioned; the heads learn from all
-    clean_share: float = 0.8  # of a batch; clean images teach faster what a defect looks like
+    captioned: int = 20  # images of a batch that are captioned; the heads learn from all
+    questioned: int = 32  # images of a batch, the last ones, that are asked about
+    clean_share: float = 0.6  # of a batch; clean images teach faster what a defect looks like
     muon_rate: float = 3e-3  # matrices inside the layers
     adam_rate: float = 1.5e-3  # everything else
     warm_up: int = 100  # steps
@@ -56,7 +59,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Return the steps of both phases."""
-        return self.vision_steps + self.caption_steps
+        return self.vision_steps + self.language_steps
 
 
 class Trainer:
@@ -68,7 +71,7 @@ class Trainer:
         self.processor = build_processor()
         self.model = build_model(self.processor).to(device)
         self.heads = Heads(Shape().width).to(device)
-        self.task = CaptionTask(self.processor)
+        self.task = LanguageTask(self.processor)
         self.optimizers = list(_optimizers(plan, self.model, self.heads))
         self.step = 0
 
@@ -107,16 +110,17 @@ class Trainer:
         """Take one step and return its loss."""
         plan = self.plan
         rng = np.random.default_rng((plan.seed, 7, self.step))  # a step's draw does not depend on where it was resumed
-        captions = self.step >= plan.vision_steps
+        language = self.step >= plan.vision_steps
         picked = self._pick(rng)
         batch = draw_batch(self.data, picked, rng, self.device)
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
             features = read_features(self.model, batch.pixels)
             loss = vision_loss(self.heads, features, batch)
-            if captions:
-                loss = plan.vision_weight * loss + self.task.loss(
-                    self.model, features[: plan.captioned], batch.labels[: plan.captioned], rng
-                )
+            if language:
+                first, last = slice(plan.captioned), slice(plan.batch - plan.questioned, None)
+                said = self.task.caption_loss(self.model, features[first], batch.truths[first], rng)
+                answered = self.task.answer_loss(self.model, features[last], batch.seen[last], rng)
+                loss = plan.vision_weight * loss + 2 * said + answered
         loss.backward()  # type: ignore[no-untyped-call]
         share = self._schedule()
         for optimizer in self.optimizers:
@@ -182,24 +186,39 @@ def train(plan: Plan, out: Path, cache: Path, stop_after: int | None = None) -> 
     trainer = Trainer(plan, out, data, held_out, device)
     trainer.resume()
     trainer.model.train()
-    first, begin, losses = trainer.step, time.monotonic(), []
-    while trainer.step < plan.steps:
-        losses.append(trainer.advance())
-        step = trainer.step
-        if step % 50 == 0 or step == plan.steps:
-            left = (time.monotonic() - begin) / (step - first) * (plan.steps - step)
-            phase = "vision" if step <= plan.vision_steps else "captions"
-            tell(f"step {step:,} of {plan.steps:,} ({phase}) · loss {np.mean(losses):.3f} · {left / 60:.0f} min left")
-            losses.clear()
-        if step % 400 == 0 or step in (plan.vision_steps, plan.steps):
-            tell(trainer.examine())
-            trainer.save()
-            if step > plan.vision_steps:
-                export(trainer.model, trainer.processor, out / "weights")
-        if stop_after is not None and step - first >= stop_after:
-            trainer.save()
-            return
+    first, losses = trainer.step, []
+    with _progress_bar() as bar:
+        task = bar.add_task("", total=plan.steps, completed=first)
+        while trainer.step < plan.steps:
+            losses.append(trainer.advance())
+            step = trainer.step
+            phase = "vision" if step <= plan.vision_steps else "language"
+            bar.update(task, completed=step, description=f"{phase}, loss {np.mean(losses[-50:]):.3f}")
+            if step % 50 == 0 and bar.disable:
+                tell(f"step {step:,} of {plan.steps:,} ({phase}) · loss {np.mean(losses[-50:]):.3f}")
+            if step % 400 == 0 or step in (plan.vision_steps, plan.steps):
+                tell(trainer.examine())
+                trainer.save()
+                if step > plan.vision_steps:
+                    export(trainer.model, trainer.processor, out / "weights")
+            if stop_after is not None and step - first >= stop_after:
+                trainer.save()
+                return
     export(trainer.model, trainer.processor, out / "weights")
+
+
+def _progress_bar() -> Progress:
+    """Return a bar with the time left on stderr; where nobody watches it is off, and lines are written instead."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=300,
+    )
 
 
 def tell(text: str) -> None:
@@ -209,6 +228,8 @@ def tell(text: str) -> None:
 
 def main() -> None:
     """Run from the command line."""
+    from vlmgate.builtin.reference import write_reference  # brings the whole captioner, which training does without
+
     parser = argparse.ArgumentParser(prog="python -m vlmgate.builtin.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints; the model goes to OUT/weights")
     parser.add_argument("--cache", type=Path, help="folder for the rendered training set (default: OUT/cache)")
@@ -218,6 +239,7 @@ def main() -> None:
     options = vars(parser.parse_args())
     out, cache = options.pop("out"), options.pop("cache")
     train(Plan(**options), out, cache or out / "cache")
+    tell(f"writing {write_reference(out / 'weights')}")
 
 
 if __name__ == "__main__":

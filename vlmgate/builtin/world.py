@@ -1,4 +1,4 @@
-"""The words of the rendered world: parts, finishes, conditions, positions, degradations.
+"""The words of the rendered world: parts, finishes, conditions, positions, degradations, and what is true of a render.
 
 Knows names; knows nothing of pixels or of sentences.
 """
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 PARTS = ("washer", "gear", "hex nut", "plate", "flange", "bracket")
 FINISHES = ("brushed steel", "brass", "black oxide", "copper")
 NONE = "none"
-CONDITIONS = (NONE, "scratch", "crack", "dent", "stain", "rust", "chipped edge", "missing hole")
+# After "none" the defects, gravest first: of several on one part captions name them in this order, answers the first.
+CONDITIONS = (NONE, "crack", "missing hole", "chipped edge", "rust", "dent", "scratch", "stain")
+DEFECTS = CONDITIONS[1:]
 POSITIONS = (  # row by row; index = 3 * row + column
     "upper left",
     "upper center",
@@ -22,15 +24,46 @@ POSITIONS = (  # row by row; index = 3 * row + column
     "lower center",
     "lower right",
 )
+LOOK_ALIKES = ("machining mark", "reflection", "shadow", "drill point")  # no defects, and never spoken of
 CLEAN = "none"
-DEGRADATIONS = ("blur", "motion", "noise", "low light", "glare", "occlusion")
+DEGRADATIONS = (
+    "defocus",
+    "motion blur",
+    "sensor noise",
+    "under-exposure",
+    "over-exposure",
+    "glare",
+    "dust",
+    "compression",
+    "occlusion",
+    "misframing",
+)
+VIEW_SIZE = 160  # pixels, both ways: what the model sees of a photograph, and where visibility is defined
+VISIBLE = 16.0  # visibility (see `render.visibility`) from which on a defect counts as visible
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """One defect and where it lies on the part."""
+
+    condition: str
+    position: str
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What the renderer drew; `position` is null for a part without a defect."""
+    """What the renderer drew; the defects are in the order of `CONDITIONS`, none of them twice."""
 
     part: str
     finish: str
-    condition: str
-    position: str | None
+    defects: tuple[Defect, ...] = ()
+
+    @property
+    def condition(self) -> str:
+        """Return the gravest defect, or "none"."""
+        return self.defects[0].condition if self.defects else NONE
+
+    @property
+    def position(self) -> str | None:
+        """Return where the gravest defect lies."""
+        return self.defects[0].position if self.defects else None

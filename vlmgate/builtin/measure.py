@@ -1,0 +1,188 @@
+"""Read freshly drawn images through the product's own path, and set beside each reading what is true of the image.
+
+Knows renders, captioners and scores; knows nothing of tables, bars or files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlmgate.answers import DEFAULT_QUESTION, Parsed, parse, tally
+from vlmgate.builtin import captions as language
+from vlmgate.builtin import questions
+from vlmgate.builtin.anomalies import KINDS, draw_anomaly
+from vlmgate.builtin.render import Render, Wanted, render
+from vlmgate.builtin.world import CLEAN, DEGRADATIONS
+from vlmgate.captioner import Captioner, load_captioner
+from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.diversity import score_captions
+from vlmgate.novelty import Reference
+from vlmgate.records import ImageFile, Picture, Sampled
+
+STREAM = 4  # first word of every seed drawn here; training and the sample images use others
+STRONG = 0.7  # severity from which a degradation counts as strong
+ASPECTS = ("part", "finish", "condition", "position", "all defects")
+CHOICES = questions.FULL.choices
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """An image, what is true of it, and what was said of it."""
+
+    group: str  # "clean", a degradation, or a kind of anomaly
+    made: Render | None  # None for an anomaly, of which nothing that can be said is true
+    right: Mapping[str, bool]  # by majority of the captions; a position only where there is a defect
+    scores: Mapping[str, float]  # all turned so that higher = less to be trusted
+    offered: tuple[Parsed, ...]  # K answers where "unsure" was offered
+    forced: tuple[Parsed, ...]  # K answers where it was not
+
+    @property
+    def strong(self) -> bool:
+        """Say whether the image is strongly degraded."""
+        return self.made is not None and self.made.severity >= STRONG
+
+    def is_right(self, answer: str | None) -> bool:
+        """Say whether an answer names a defect that the part has, or none where it has none."""
+        return self.made is not None and questions.right(
+            answer, [defect.condition for defect in self.made.truth.defects], CHOICES
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """An image that is to be read."""
+
+    group: str
+    image: Image.Image
+    made: Render | None = None
+
+
+def draw(seed: int, clean: int, each: int, anomalies: int) -> Iterator[Drawn]:
+    """Draw `clean` clean images, `each` of every degradation, half of those strong, and `anomalies` of every kind."""
+    for i in range(clean):
+        made = render((STREAM, seed, 0, i), Wanted(degradation=CLEAN))
+        yield Drawn("clean", made.image, made)
+    for k, kind in enumerate(DEGRADATIONS, start=1):
+        for i in range(each):
+            share = (i // 2 + 0.5) / max(1, each // 2)
+            severity = STRONG + (1 - STRONG) * share if i % 2 else 0.1 + (STRONG - 0.1) * share
+            made = render((STREAM, seed, k, i), Wanted(degradation=kind, severity=min(severity, 1.0)))
+            yield Drawn(kind, made.image, made)
+    for k, kind in enumerate(KINDS, start=100):
+        for i in range(anomalies):
+            yield Drawn(kind, draw_anomaly(kind, (STREAM, seed, k, i)))
+
+
+def read(
+    drawn: Sequence[Drawn],
+    model: ModelConfig,
+    sampling: SamplingConfig,
+    reference: Reference,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Reading]:
+    """Return what the model says of each image: captions, and answers with and without the offer to be unsure."""
+    asking = replace(sampling, question=DEFAULT_QUESTION, choices=CHOICES, abstain=True)
+    pictures = [_picture(i, one.image) for i, one in enumerate(drawn)]
+    tell(f"reading {len(pictures):,} images, offering to be unsure")
+    offered = _sample(load_captioner(model, asking), pictures, sampling.batch_size)
+    tell("reading them again, without the offer")
+    forced = _sample(load_captioner(model, replace(asking, abstain=False)), pictures, sampling.batch_size)
+    return [_judge(*both, reference) for both in zip(drawn, offered, forced, strict=True)]
+
+
+def seconds_per_image(drawn: Sequence[Drawn], model: ModelConfig, sampling: SamplingConfig) -> float:
+    """Return how long K captions of an image take in batches, the median of five batches."""
+    captioner = load_captioner(model, sampling)
+    batch = [_picture(i, one.image) for i, one in enumerate(drawn[: sampling.batch_size])]
+    captioner.read(batch)  # warm up
+    taken = []
+    for _ in range(5):
+        begin = time.monotonic()
+        captioner.read(batch)
+        taken.append((time.monotonic() - begin) / len(batch))
+    return sorted(taken)[2]
+
+
+def features_of(images: Iterable[Image.Image], weights: Path) -> NDArray[np.float32]:
+    """Return the vision features (N, D) of images, as a scan sees them; what is said of them is thrown away."""
+    captioner = load_captioner(
+        ModelConfig(model=str(weights)), SamplingConfig(num_samples=2, max_new_tokens=1, batch_size=16)
+    )
+    pictures = [_picture(i, image) for i, image in enumerate(images)]
+    return np.array([sampled.features for sampled in _sample(captioner, pictures, 16)], np.float32)
+
+
+def _sample(captioner: Captioner, pictures: Sequence[Picture], batch_size: int) -> list[Sampled]:
+    starts = range(0, len(pictures), batch_size)
+    return [one for start in starts for one in captioner.read(pictures[start : start + batch_size])]
+
+
+def _picture(number: int, image: Image.Image) -> Picture:
+    name = f"render_{number:05d}"
+    file = ImageFile(
+        file_name=name,
+        path=Path(name),
+        sha256=hashlib.sha256(image.tobytes()).hexdigest(),
+        page=1,
+        num_pages=1,
+        width=image.width,
+        height=image.height,
+        mode="RGB",
+        conversion=None,
+        size_bytes=0,
+        mtime_ns=0,
+        ctime_ns=0,
+    )
+    return Picture(file, image)
+
+
+def _judge(drawn: Drawn, offered: Sampled, forced: Sampled, reference: Reference) -> Reading:
+    said = [language.parse(caption.text) for caption in offered.captions]
+    answers = tuple(parse(answer.text, CHOICES) for answer in offered.answers or ())
+    return Reading(
+        group=drawn.group,
+        made=drawn.made,
+        right=_right(drawn.made, said) if drawn.made else {},
+        scores=_scores(offered, answers, reference),
+        offered=answers,
+        forced=tuple(parse(answer.text, CHOICES) for answer in forced.answers or ()),
+    )
+
+
+def _right(made: Render, said: Sequence[language.Said]) -> dict[str, bool]:
+    truth = made.truth
+    right = {
+        "part": language.majority([one.part for one in said]) == truth.part,
+        "finish": language.majority([one.finish for one in said]) == truth.finish,
+        "condition": language.majority([language.named(one.conditions) for one in said]) == truth.condition,
+        "all defects": language.majority([one.conditions for one in said])
+        == frozenset(defect.condition for defect in truth.defects),
+    }
+    if truth.position is not None:
+        right["position"] = language.majority([one.position for one in said]) == truth.position
+    return right
+
+
+def _scores(sampled: Sampled, answers: Sequence[Parsed], reference: Reference) -> dict[str, float]:
+    scores = score_captions(sampled.captions)
+    counted = tally(answers)
+    novelty = float(reference.novelty([sampled.features or ()])[0])
+    assert scores.vendi_score is not None and scores.mean_dissimilarity is not None and scores.mean_logprob is not None
+    return {
+        "vendi_score": scores.vendi_score,
+        "mean_dissimilarity": scores.mean_dissimilarity,
+        "mean_logprob": -scores.mean_logprob,
+        "answer_entropy": counted.answer_entropy,
+        "answer_share": -counted.answer_share,
+        "abstain_rate": counted.abstain_rate,
+        "novelty": novelty,
+        "doubt": scores.vendi_score * max(1.0, novelty),
+    }
