@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vlmgate.builtin import weights_folder
 from vlmgate.answers import DEFAULT_QUESTION, question_prompt
+from vlmgate.builtin import weights_folder
 from vlmgate.builtin.anomalies import KINDS, draw_anomaly
 from vlmgate.builtin.captions import INSTRUCTIONS, majority, named, parse, random_caption, some_captions
 from vlmgate.builtin.questions import FULL, NUM_WORDINGS, Question, Seen, random_question, right, true_answer
@@ -101,7 +101,7 @@ def test_degradations_change_the_picture_and_not_the_truth() -> None:
         )
         assert mild.truth == strong.truth == clean.truth
         mild_change, strong_change = (_difference(clean.image, made.image) for made in (mild, strong))
-        assert 0 < mild_change
+        assert mild_change > 0
         # Of a part that has half left the frame no fewer pixels differ than of one that has left it wholly.
         assert mild_change < strong_change or kind == "misframing", kind
 
@@ -282,10 +282,11 @@ def test_any_prompt_is_tokenised() -> None:
 
 def test_the_built_in_model_reads_its_world_and_doubts_what_it_cannot_see() -> None:
     """A small edition of `python -m vlmgate.builtin.evaluate`; its bars are looser, for fewer images."""
+    from vlmgate.novelty import Reference
+
     from vlmgate.builtin.evaluate import bars, summarise
     from vlmgate.builtin.measure import draw, read
     from vlmgate.config import ModelConfig, SamplingConfig
-    from vlmgate.novelty import Reference
 
     drawn = list(draw(seed=123, clean=60, each=4, anomalies=6))
     reference = Reference.load(weights_folder() / "novelty.npz")
@@ -330,7 +331,16 @@ def test_the_sample_images_are_those_that_the_recipe_draws(drawn: dict[str, byte
 def test_the_labelled_samples_say_what_they_show(drawn: dict[str, bytes]) -> None:
     rows = list(csv.DictReader(io.StringIO(drawn["labelled/metadata.csv"].decode())))
     assert len(rows) == len(CONDITIONS) * PER_CONDITION >= 200
-    assert list(rows[0]) == ["file_name", "label", "part", "finish", "position", "degradation", "severity"]
+    assert list(rows[0]) == [
+        "file_name",
+        "label",
+        "part",
+        "finish",
+        "position",
+        "degradation",
+        "severity",
+        "visibility",
+    ]
     for row in rows:
         assert f"labelled/{row['file_name']}" in drawn
         assert row["file_name"].startswith(row["label"].replace(" ", "_") + "/")

@@ -10,21 +10,22 @@ import argparse
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from vlmgate.builtin.anomalies import draw_anomaly
 from vlmgate.builtin.render import Render, Wanted, render
 from vlmgate.builtin.world import CLEAN, CONDITIONS, DEGRADATIONS
 
 SEED = 3
 PER_CONDITION = 26
-_COLUMNS = ("file_name", "label", "part", "finish", "position", "degradation", "severity")
+_COLUMNS = ("file_name", "label", "part", "finish", "position", "degradation", "severity", "visibility")
 _NOTES = """Rendered inspection photographs, as a line might drop them: clear ones, spoilt ones, doubtful ones,
 a file that was cut off while copying, a 12-bit camera TIFF, a photograph taken with the camera turned,
-the same photograph twice under two names, and this note, which is no image.
+the same photograph twice under two names, two images that show no part at all, and this note, which is no image.
 """
 
 
@@ -50,29 +51,31 @@ def _inbox() -> Iterator[SampleFile]:
         return render((SEED, 0, next(draws)), wanted).image
 
     first = b""
-    for i in range(14):  # clear: every condition at least once
-        condition = CONDITIONS[i % len(CONDITIONS)]
-        content = _jpeg(shot(Wanted(condition=condition, degradation=CLEAN, defect_size=0.75, defect_strength=0.9)))
+    plain = Wanted(degradation=CLEAN, num_defects=1, defect_size=0.75, defect_strength=0.9, defect_contrast=1.0)
+    for i in range(20):  # every condition twice at least
+        content = _jpeg(shot(replace(plain, condition=CONDITIONS[i % len(CONDITIONS)])))
         first = first or content
         yield SampleFile(f"inbox/{next(names)}", content)
-    for severity in (0.35, 0.95):
-        for kind in DEGRADATIONS:
-            yield SampleFile(f"inbox/{next(names)}", _jpeg(shot(Wanted(degradation=kind, severity=severity))))
-    for condition in ("scratch", "dent", "stain", "crack"):  # small and faint
-        wanted = Wanted(condition=condition, degradation=CLEAN, defect_size=0.0, defect_strength=0.35)
+    for kind in DEGRADATIONS:
+        yield SampleFile(f"inbox/{next(names)}", _jpeg(shot(Wanted(degradation=kind, severity=0.9))))
+    for condition in ("scratch", "dent", "stain", "crack"):  # barely visible
+        wanted = Wanted(condition=condition, num_defects=1, degradation=CLEAN, defect_size=0.0, defect_contrast=0.15)
         yield SampleFile(f"inbox/{next(names)}", _jpeg(shot(wanted)))
     for number in (17, 42, 43):
         wanted = Wanted(degradation=CLEAN if number != 43 else "glare", severity=0.6)
         yield SampleFile(f"inbox/line2/part_{number:04d}.jpg", _jpeg(shot(wanted)))
+    yield SampleFile(f"inbox/{next(names)}", _jpeg(shot(Wanted(num_defects=2, degradation=CLEAN))))
     yield SampleFile("inbox/part_0001 (copy).jpg", first)
     broken = _jpeg(shot(Wanted(condition="scratch", degradation=CLEAN)))
     yield SampleFile("inbox/line2/part_0044.jpg", broken[: len(broken) * 2 // 5])
-    steel = Wanted(part="flange", finish="brushed steel", condition="rust", degradation=CLEAN, defect_size=0.8)
+    steel = replace(plain, part="flange", finish="brushed steel", condition="rust")
     yield SampleFile("inbox/camera7_12bit.tif", _twelve_bit_tiff(shot(steel)))
-    turned = Wanted(part="plate", finish="brass", condition="crack", degradation=CLEAN, defect_size=0.9)
+    turned = replace(plain, part="plate", finish="brass", condition="crack")
     yield SampleFile("inbox/handheld_0003.jpg", _turned_jpeg(shot(turned)))
     black = Wanted(part="gear", finish="black oxide", condition="missing hole", degradation=CLEAN)
     yield SampleFile("inbox/grey_0005.png", _png(shot(black).convert("L")))
+    for i, kind in enumerate(("text", "object")):  # what has no business on the line
+        yield SampleFile(f"inbox/strange_{i + 1:04d}.jpg", _jpeg(draw_anomaly(kind, (SEED, 9, i))))
     yield SampleFile("inbox/notes.txt", _NOTES.encode())
 
 
@@ -81,7 +84,8 @@ def _labelled() -> Iterator[SampleFile]:
     for c, condition in enumerate(CONDITIONS):
         folder = condition.replace(" ", "_")
         for i in range(PER_CONDITION):
-            made = render((SEED, 1 + c, i), Wanted(condition=condition))
+            # As a plant would label them: what nobody can see nobody has labelled.
+            made = render((SEED, 1 + c, i), Wanted(condition=condition, num_defects=1, defect_contrast=1.0))
             name = f"{folder}/{folder}_{i + 1:03d}.jpg"
             rows.append(_row(name, made))
             yield SampleFile(f"labelled/{name}", _jpeg(made.image))
@@ -102,6 +106,7 @@ def _row(name: str, made: Render) -> tuple[str, ...]:
         truth.position or "",
         made.degradation,
         f"{made.severity:.2f}",
+        f"{made.ghost_visibility:.1f}",
     )
 
 

@@ -43,11 +43,11 @@ class Plan:
 
     images: int = 50_000
     held_out: int = 2_048
-    vision_steps: int = 1_500
-    language_steps: int = 3_500
+    vision_steps: int = 1_800
+    language_steps: int = 2_500
     batch: int = 64
-    captioned: int = 20  # images of a batch that are captioned; the heads learn from all
-    questioned: int = 32  # images of a batch, the last ones, that are asked about
+    captioned: int = 16  # images of a batch that are captioned; the heads learn from all
+    questioned: int = 22  # images of a batch, the last ones, that are asked about
     clean_share: float = 0.6  # of a batch; clean images teach faster what a defect looks like
     muon_rate: float = 3e-3  # matrices inside the layers
     adam_rate: float = 1.5e-3  # everything else
