@@ -1,7 +1,7 @@
 """Train the built-in model from nothing: `python -m vlmgate.builtin.train --out FOLDER`.
 
-First the vision tower with heads that are thrown away, then the whole model on captions. The same command goes on where
-it stopped. Knows schedules and files; knows nothing of how images are drawn or sentences made.
+First the vision tower with heads that are thrown away, then what speaks, on captions and answers. The same command goes
+on where it stopped. Knows schedules and files; knows nothing of how images are drawn or sentences made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 
 from vlmgate.builtin.checkpoint import Shape, build_model, build_processor, export
 from vlmgate.builtin.dataset import Recipe, RenderedSet, load_or_render
@@ -43,17 +43,18 @@ class Plan:
 
     images: int = 50_000
     held_out: int = 2_048
-    vision_steps: int = 1_800
-    language_steps: int = 2_500
-    batch: int = 64
-    captioned: int = 16  # images of a batch that are captioned; the heads learn from all
-    questioned: int = 22  # images of a batch, the last ones, that are asked about
-    clean_share: float = 0.6  # of a batch; clean images teach faster what a defect looks like
+    vision_steps: int = 4_200
+    language_steps: int = 2_000
+    batch: int = 64  # images a step while the vision tower learns
+    captioned: int = 14  # images a step that are captioned while language is learned
+    questioned: int = 18  # other images, that are asked about
+    # From which step on which share of a batch is clean: clean images teach faster what a defect looks like, but how
+    # often what cannot be seen is what is learned from those that are not.
+    clean_shares: tuple[tuple[int, float], ...] = ((0, 0.6), (1_600, 0.75), (4_200, 0.5))
     muon_rate: float = 3e-3  # matrices inside the layers
     adam_rate: float = 1.5e-3  # everything else
     warm_up: int = 100  # steps
-    plateau: float = 0.6  # share of all steps before the rates go down
-    vision_weight: float = 1.0  # of the heads' loss while captions are learned
+    plateau: float = 0.6  # share of each phase before the rates go down
     seed: int = 0
 
     @property
@@ -108,19 +109,9 @@ class Trainer:
 
     def advance(self) -> float:
         """Take one step and return its loss."""
-        plan = self.plan
-        rng = np.random.default_rng((plan.seed, 7, self.step))  # a step's draw does not depend on where it was resumed
-        language = self.step >= plan.vision_steps
-        picked = self._pick(rng)
-        batch = draw_batch(self.data, picked, rng, self.device)
+        rng = np.random.default_rng((self.plan.seed, 7, self.step))  # does not depend on where it was resumed
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            features = read_features(self.model, batch.pixels)
-            loss = vision_loss(self.heads, features, batch)
-            if language:
-                first, last = slice(plan.captioned), slice(plan.batch - plan.questioned, None)
-                said = self.task.caption_loss(self.model, features[first], batch.truths[first], rng)
-                answered = self.task.answer_loss(self.model, features[last], batch.seen[last], rng)
-                loss = plan.vision_weight * loss + 2 * said + answered
+            loss = self._vision_loss(rng) if self.step < self.plan.vision_steps else self._language_loss(rng)
         loss.backward()  # type: ignore[no-untyped-call]
         share = self._schedule()
         for optimizer in self.optimizers:
@@ -133,19 +124,36 @@ class Trainer:
         self.step += 1
         return float(loss.detach())
 
-    def _pick(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the images of a batch, `clean_share` of them clean on average."""
+    def _vision_loss(self, rng: np.random.Generator) -> Tensor:
+        batch = draw_batch(self.data, self._pick(rng, self.plan.batch), rng, self.device)
+        return vision_loss(self.heads, read_features(self.model, batch.pixels), batch)
+
+    def _language_loss(self, rng: np.random.Generator) -> Tensor:
+        """Return the loss of captions and answers; the tower, which has learned, stays as it is."""
+        first = self.plan.captioned
+        batch = draw_batch(self.data, self._pick(rng, first + self.plan.questioned), rng, self.device)
+        with torch.no_grad():
+            features = read_features(self.model, batch.pixels)
+        said = self.task.caption_loss(self.model, features[:first], batch.truths[:first], rng)
+        answered = self.task.answer_loss(self.model, features[first:], batch.seen[first:], rng)
+        return 2 * said + answered
+
+    def _pick(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """Return the images of a batch, as many of them clean as the plan says, on average."""
         clean = self.data.clean
-        share, count = self.plan.clean_share, max(1, int(clean.sum()))
-        chance = np.where(clean, share / count, (1 - share) / max(1, len(clean) - count))
-        return rng.choice(len(clean), size=self.plan.batch, p=chance / chance.sum())
+        share = next(share for start, share in reversed(self.plan.clean_shares) if self.step >= start)
+        number = max(1, int(clean.sum()))
+        chance = np.where(clean, share / number, (1 - share) / max(1, len(clean) - number))
+        return rng.choice(len(clean), size=count, p=chance / chance.sum())
 
     def _schedule(self) -> float:
-        """Return the share of the peak rate: a warm-up, a long plateau over both phases, then a cosine down to zero."""
+        """Return the share of the peak rate: in each phase a warm-up, a long plateau, then a cosine down to zero."""
         plan = self.plan
-        decay = (1 - plan.plateau) * plan.steps
-        left = min(1.0, (plan.steps - self.step) / decay)
-        return min(1.0, (self.step + 1) / plan.warm_up) * 0.5 * (1 - math.cos(math.pi * left))
+        steps, step = plan.vision_steps, self.step
+        if step >= steps:
+            steps, step = plan.language_steps, step - steps
+        left = min(1.0, (steps - step) / ((1 - plan.plateau) * steps))
+        return min(1.0, (step + 1) / plan.warm_up) * 0.5 * (1 - math.cos(math.pi * left))
 
     @torch.no_grad()
     def examine(self) -> str:
@@ -235,6 +243,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder for the rendered training set (default: OUT/cache)")
     defaults = Plan()
     for name, value in asdict(defaults).items():
+        if isinstance(value, tuple):
+            continue
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
     options = vars(parser.parse_args())
     out, cache = options.pop("out"), options.pop("cache")
