@@ -29,6 +29,8 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers"},
     ),
     "diversity": ({"records", "errors"}, {"numpy"}),
+    "answers": (set(), set()),
+    "novelty": ({"errors"}, {"numpy"}),
     "gate": ({"records", "errors"}, set()),
     "store": ({"records", "errors"}, {"pyarrow"}),
     "journal": ({"records", "errors", "store"}, set()),
