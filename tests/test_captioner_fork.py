@@ -22,7 +22,7 @@ from vlmgate.captioner import load_captioner
 from vlmgate.captioner.sampling import Draw, Warp, draw, uniforms
 from vlmgate.captioner.transformers_engine import TransformersCaptioner, _image_token_ids, _to
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption, Picture
+from vlmgate.records import Picture, Sampled
 
 K, T = 3, 10
 TOLERANCE = 1e-4  # logits, float32
@@ -111,8 +111,8 @@ def random_tokens(captioner: TransformersCaptioner, rows: int) -> torch.Tensor:
     return torch.randint(60, min(vocabulary, 150), (rows, T), generator=generator)
 
 
-def texts(readings: list[tuple[Caption, ...]]) -> list[list[tuple[str, str, int]]]:
-    return [[(c.text, c.finish, c.num_tokens) for c in reading] for reading in readings]
+def texts(readings: list[Sampled]) -> list[list[tuple[str, str, int]]]:
+    return [[(c.text, c.finish, c.num_tokens) for c in reading.captions] for reading in readings]
 
 
 def test_same_logits_as_the_naive_route_under_teacher_forcing(
@@ -185,7 +185,7 @@ def naive_tokens(
 def test_captions_are_the_tokens_in_words(exact: TransformersCaptioner, pictures: list[Picture]) -> None:
     decoded = exact._decode(pictures, exact._sampler(pictures))
     ends = exact._checkpoint.end_ids
-    captions = [caption for reading in exact.read(pictures) for caption in reading]
+    captions = [caption for reading in exact.read(pictures) for caption in reading.captions]
     for caption, tokens, logprobs in zip(captions, decoded.tokens, decoded.logprobs, strict=True):
         words = exact._checkpoint.processor.tokenizer.decode(tokens, skip_special_tokens=True)
         assert (caption.text, caption.num_tokens) == (words.strip(), len(tokens))
@@ -202,7 +202,7 @@ def test_same_captions_whatever_the_batch_and_the_order(exact: TransformersCapti
     assert texts(together) == texts(alone)
     assert texts([together[i] for i in order]) == texts(shuffled)
     for a, b in zip(together, alone, strict=True):
-        assert [c.mean_logprob for c in a] == pytest.approx([c.mean_logprob for c in b], abs=1e-5)
+        assert [c.mean_logprob for c in a.captions] == pytest.approx([c.mean_logprob for c in b.captions], abs=1e-5)
 
 
 def test_no_caption_lands_on_another_image(exact: TransformersCaptioner) -> None:
@@ -215,7 +215,7 @@ def test_no_caption_lands_on_another_image(exact: TransformersCaptioner) -> None
 
 def test_captions_of_one_image_differ_from_each_other(exact: TransformersCaptioner, pictures: list[Picture]) -> None:
     for reading in exact.read(pictures):
-        assert len({caption.text for caption in reading}) == K
+        assert len({caption.text for caption in reading.captions}) == K
 
 
 def test_float32_gives_the_same_captions_but_for_a_rare_draw_on_a_border(
@@ -223,5 +223,6 @@ def test_float32_gives_the_same_captions_but_for_a_rare_draw_on_a_border(
 ) -> None:
     together = captioner.read(pictures)
     alone = [captioner.read([one])[0] for one in pictures]
-    different = sum(a.text != b.text for x, y in zip(together, alone, strict=True) for a, b in zip(x, y, strict=True))
+    pairs = [(a, b) for x, y in zip(together, alone, strict=True) for a, b in zip(x.captions, y.captions, strict=True)]
+    different = sum(a.text != b.text for a, b in pairs)
     assert different <= 1

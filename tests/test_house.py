@@ -25,9 +25,10 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "records": (set(), {"PIL"}),
     "images": ({"records", "errors", "config", "images"}, PIXELS),
     "captioner": (
-        {"records", "errors", "config", "captioner", "builtin"},
+        {"records", "errors", "config", "captioner", "builtin", "answers"},
         {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers"},
     ),
+    "answers": (set(), set()),
     "diversity": ({"records", "errors"}, {"numpy"}),
     "answers": (set(), set()),
     "novelty": ({"errors"}, {"numpy"}),
@@ -35,12 +36,13 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "store": ({"records", "errors"}, {"pyarrow"}),
     "journal": ({"records", "errors", "store"}, set()),
     "rows": ({"records", "images", "diversity", "gate", "journal"}, set()),
+    "progress": ({"records", "errors", "config", "gate"}, set()),
     "signals": (set(), set()),
     "text": (set(), set()),
     "scan": (
         {
             *("records", "errors", "config", "images", "captioner", "gate"),
-            *("store", "journal", "rows", "signals", "text"),
+            *("store", "journal", "rows", "progress", "signals", "text"),
         },
         {"filelock"},
     ),

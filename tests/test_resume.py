@@ -15,7 +15,7 @@ from PIL import Image
 
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import ModelError, ResumeError
-from vlmgate.records import Caption, Picture, Reason, Route
+from vlmgate.records import Picture, Reason, Route, Sampled
 from vlmgate.scan import ScanResult, scan
 from vlmgate.store import read_result
 
@@ -42,11 +42,11 @@ class Stopping(FakeCaptioner):
         super().__init__()
         self.batches = batches
 
-    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
-        captions = super().read(pictures)
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
+        sampled = super().read(pictures)
         if len(self.history) == self.batches:
             os.kill(os.getpid(), signal.SIGTERM)
-        return captions
+        return sampled
 
 
 def test_a_file_in_the_place_of_another_of_its_size_and_time_is_read(tmp_path: Path) -> None:

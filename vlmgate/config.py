@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,12 @@ class SamplingConfig:
     max_new_tokens: int = 64
     seed: int = 0
     batch_size: int = 8  # images per batch; changes speed, and captions only by rounding
+    question: str | None = None  # asked beside the captions, K times; None = none
+    choices: tuple[str, ...] = ()  # what may be answered
+    abstain: bool = True  # the prompt offers to be unsure
+    max_answer_tokens: int = 16
+    views: int = 1  # V noised copies of each image, K / V samples from each; 1 = the image alone
+    view_noise: float = 20.0  # sigma of the noise, of 255
 
     def __post_init__(self) -> None:
         _require(
@@ -69,6 +75,29 @@ class SamplingConfig:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         _require(1 <= self.batch_size <= 4096, "batch_size", self.batch_size, "1 to 4096")
         _require(bool(self.prompt.strip()), "prompt", self.prompt, "a non-empty text")
+        self._check_question()
+        _require(
+            self.views >= 1 and self.num_samples % self.views == 0,
+            "views",
+            self.views,
+            f"1 or more that divides num_samples ({self.num_samples})",
+        )
+        _require(0 < self.view_noise <= 255, "view_noise", self.view_noise, "above 0 and at most 255")
+
+    def _check_question(self) -> None:
+        """A question without choices has no answer that can be counted, and choices without a question none at all."""
+        if self.question is None:
+            _require(not self.choices, "choices", self.choices, "none without a question")
+        else:
+            _require(bool(self.question.strip()), "question", self.question, "a non-empty text")
+            different = {choice.strip().casefold() for choice in self.choices}
+            _require(
+                len(different) == len(self.choices) >= 2 and "" not in different,
+                "choices",
+                self.choices,
+                "two or more different ones",
+            )
+        _require(1 <= self.max_answer_tokens <= 32768, "max_answer_tokens", self.max_answer_tokens, "1 to 32768")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +129,10 @@ class ScanConfig:
     restart: bool = False
 
 
+# Left out of the fingerprint where they are as before there was a choice, so that a journal from then still resumes.
+_LATER_KEYS = ("question", "choices", "abstain", "max_answer_tokens", "views", "view_noise")
+
+
 def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, Any]:
     """Return what decides the readings of a scan, key by key; two scans with equal fingerprints may share a journal.
 
@@ -107,6 +140,9 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
     readings are made or what is done with them, not what they are. (The device is compared once the model is loaded.)
     """
     sampling = {key: value for key, value in asdict(config.sampling).items() if key != "batch_size"}
+    for option in fields(SamplingConfig):
+        if option.name in _LATER_KEYS and sampling[option.name] == option.default:
+            del sampling[option.name]
     return {
         "folder": os.fsdecode(config.folder.resolve()),
         "dtype": config.model.dtype,

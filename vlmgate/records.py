@@ -64,20 +64,33 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One sampled caption."""
+    """One sampled caption, or one sampled answer."""
 
     text: str
-    finish: Finish  # "stop" = the model ended it; "length" = cut off at max_new_tokens; "non-finite" = broken logits
+    finish: Finish  # "stop" = the model ended it; "length" = cut off at the limit; "non-finite" = broken logits
     mean_logprob: float | None  # nats per token at temperature 1 before top-k/top-p, ≤ 0; None = the engine cannot say
     num_tokens: int  # generated tokens, the end token included
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a captioner makes of one picture; what an engine cannot say, or was not asked for, is None."""
+
+    captions: tuple[Caption, ...]  # K
+    answers: tuple[Caption, ...] | None = None  # K sampled short answers; None = no question was asked
+    features: tuple[float, ...] | None = None  # pooled vision features of the clean view
+    views: tuple[int, ...] | None = None  # K, the noised view that each sample was drawn from (0 = clean); None = one
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
-    """The K captions of one image."""
+    """What was sampled from one image."""
 
     image: ImageFile
     captions: tuple[Caption, ...]
+    answers: tuple[Caption, ...] | None = None  # as in `Sampled`, the three of them
+    features: tuple[float, ...] | None = None
+    views: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

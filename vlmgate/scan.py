@@ -7,6 +7,7 @@ is decoded, how a caption is made, or how anything is shown.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import signal
 import time
@@ -15,7 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import vlmgate
 from vlmgate.captioner import Captioner, load_captioner
@@ -26,7 +27,8 @@ from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, V
 from vlmgate.gate import Gate, make_gate
 from vlmgate.images import Walk, find_images, read_ahead
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
-from vlmgate.records import Caption, ModelInfo, Picture, Reading, Reason, Record, Source, Unreadable
+from vlmgate.progress import Progress, Unbreakable
+from vlmgate.records import Caption, Picture, Reading, Reason, Record, Sampled, Source, Unreadable
 from vlmgate.rows import build_rows, decide_rows
 from vlmgate.signals import Interrupted, Signals
 from vlmgate.store import Outputs, write_result
@@ -36,46 +38,6 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 16  # then a picture that must be readable tells whether it is the model or the images
 _MODEL_KEYS = ("revision", "architecture", "num_parameters", "dtype", "device_kind", "image_processor")
-
-
-class Progress(Protocol):
-    """Told what happens, in the order in which it happens; `vlmgate.report` shows it to people."""
-
-    def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None: ...
-    def message(self, text: str) -> None: ...
-    def start(self, total: int, done: int) -> None: ...
-    def advance(self, images: int) -> None: ...
-    def stop(self) -> None: ...
-
-
-class _Unbreakable:
-    """Passes everything on to a `Progress` until that fails: a closed terminal must not end a night's run."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress: Progress | None = progress
-
-    def _tell(self, name: str, *arguments: object) -> None:
-        try:
-            if self._progress is not None:
-                getattr(self._progress, name)(*arguments)
-        except (Exception, SystemExit) as error:  # rich exits where its pipe is closed
-            self._progress = None
-            log.warning("nobody is told any more (%s)", one_line(error))
-
-    def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None:
-        self._tell("header", model, gate, config)
-
-    def message(self, text: str) -> None:
-        self._tell("message", text)
-
-    def start(self, total: int, done: int) -> None:
-        self._tell("start", total, done)
-
-    def advance(self, images: int) -> None:
-        self._tell("advance", images)
-
-    def stop(self) -> None:
-        self._tell("stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +65,7 @@ def scan(
     where the disk allows.
     """
     outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
-    progress = _Unbreakable(progress)
+    progress = Unbreakable(progress)
     gate = make_gate(
         num_samples=config.sampling.num_samples,
         score=config.score,
@@ -293,8 +255,8 @@ class _Run:
     def _ask(self, pictures: Sequence[Picture], captioner: Captioner) -> list[Entry]:
         """Return a reading or a failure for each picture; a batch that fails is halved to find the culprit."""
         try:
-            answers = captioner.read(pictures)
-            if len(answers) != len(pictures) or any(len(a) != self.config.sampling.num_samples for a in answers):
+            sampled = captioner.read(pictures)
+            if len(sampled) != len(pictures) or not all(self._is_complete(one) for one in sampled):
                 raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
         except Exception as error:
             log.warning("a batch of %d failed", len(pictures), exc_info=error)
@@ -306,7 +268,13 @@ class _Run:
             return [Failure(pictures[0].file, self.last_failure)]
         self.failures_in_a_row = 0
         self.good = pictures[0]
-        return [Reading(p.file, tuple(_clean(c) for c in a)) for p, a in zip(pictures, answers, strict=True)]
+        return [_reading(picture, one) for picture, one in zip(pictures, sampled, strict=True)]
+
+    def _is_complete(self, sampled: Sampled) -> bool:
+        """Say whether there are K captions, and K answers just where a question was asked."""
+        samples = self.config.sampling.num_samples
+        answers = None if sampled.answers is None else len(sampled.answers)
+        return len(sampled.captions) == samples and answers == (samples if self.config.sampling.question else None)
 
     def _check_that_the_model_lives(self) -> None:
         """Let the model read what it can read; raise `ModelError` where it cannot, for then the rest would fail too."""
@@ -360,6 +328,18 @@ class _Run:
         }
 
 
+def _reading(picture: Picture, sampled: Sampled) -> Reading:
+    """Return what is kept of a picture: text that can be stored, features that are numbers."""
+    features = sampled.features
+    return Reading(
+        picture.file,
+        captions=tuple(_clean(caption) for caption in sampled.captions),
+        answers=None if sampled.answers is None else tuple(_clean(answer) for answer in sampled.answers),
+        features=features if features is not None and all(math.isfinite(value) for value in features) else None,
+        views=sampled.views,
+    )
+
+
 def _clean(caption: Caption) -> Caption:
     """Return the caption with text that can be stored: UTF-8, and a finite log-probability or none."""
     logprob = caption.mean_logprob
@@ -375,7 +355,8 @@ def _no_images(folder: Path, walk: Walk) -> str:
 
 def _check_space(outputs: Outputs, images: int, sampling: SamplingConfig) -> None:
     """Raise `OutputError` where the disk would fill up before the run ends."""
-    per_image = 2000 + sampling.num_samples * (200 + 8 * sampling.max_new_tokens)  # bytes, journal and result, generous
+    tokens = sampling.max_new_tokens + (sampling.max_answer_tokens if sampling.question else 0)
+    per_image = 8000 + sampling.num_samples * (400 + 8 * tokens)  # bytes, journal and result, generous
     needed = 20_000_000 + images * per_image
     free = shutil.disk_usage(outputs.parquet.parent).free
     if free < needed:

@@ -22,7 +22,7 @@ from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder
 from vlmgate.captioner.quiet import quiet
 from vlmgate.captioner.sampling import Draw, Warp, draw, uniforms
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption, Finish, ModelInfo, Picture
+from vlmgate.records import Caption, Finish, ModelInfo, Picture, Sampled
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,12 @@ class TransformersCaptioner:
         """What it is and where it runs."""
         return self._info
 
-    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         """Return K captions for each of B pictures, in the order given; raises what processor and model raise.
 
         A batch that does not fit into memory is halved, and so are all later ones; a single picture raises.
         """
-        captions: list[tuple[Caption, ...]] = []
+        captions: list[Sampled] = []
         while len(captions) < len(pictures):
             batch = pictures[len(captions) : len(captions) + self._limit]
             done = self._read_if_it_fits(batch)
@@ -70,7 +70,7 @@ class TransformersCaptioner:
                 captions += done
         return captions
 
-    def _read_if_it_fits(self, batch: Sequence[Picture]) -> list[tuple[Caption, ...]] | None:
+    def _read_if_it_fits(self, batch: Sequence[Picture]) -> list[Sampled] | None:
         """Return None when memory ran out; only outside of the handler are the failed batch's tensors let go."""
         try:
             return self._read_batch(batch)
@@ -79,13 +79,13 @@ class TransformersCaptioner:
                 raise
         return None
 
-    def _read_batch(self, batch: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+    def _read_batch(self, batch: Sequence[Picture]) -> list[Sampled]:
         decoder = self._decode(batch, self._sampler(batch))
         rows = [self._caption(*row) for row in zip(decoder.tokens, decoder.logprobs, decoder.finite, strict=True)]
         k = self._sampling.num_samples
         if len(rows) != len(batch) * k:  # never seen; a caption on the wrong image would be worse than a stop
             raise RuntimeError(f"{len(rows)} captions came back for {len(batch)} images with {k} each")
-        return [tuple(rows[i : i + k]) for i in range(0, len(rows), k)]
+        return [Sampled(tuple(rows[i : i + k])) for i in range(0, len(rows), k)]
 
     def _decode(self, batch: Sequence[Picture], pick: Pick) -> ForkDecoder:
         """Run the model over a batch, with `pick` choosing every token."""
