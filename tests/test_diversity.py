@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from vlmgate.diversity import (
     agreement,
-    content_words,
     mean_dissimilarity,
     medoid,
     score_captions,
@@ -20,6 +19,7 @@ from vlmgate.diversity import (
 )
 from vlmgate.errors import KernelError
 from vlmgate.records import Caption
+from vlmgate.words import content_words
 
 
 def captions(*texts: str) -> list[Caption]:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from vlmgate.degenerate import degenerate, is_empty, is_refusal
 from vlmgate.diversity import score_captions
 from vlmgate.errors import GateError
-from vlmgate.gate import Candidate, Gate, decide, degenerate, is_empty, is_refusal, make_gate
+from vlmgate.gate import Candidate, Gate, decide, make_gate
 from vlmgate.records import Caption, Reason, Route, Scores
 
 

@@ -138,7 +138,11 @@ class Reason(StrEnum):
     EMPTY_CAPTION = "empty_caption"  # at least one caption says nothing
     REFUSED = "refused"  # at least one caption declines to answer
     CUT_OFF = "cut_off"  # at least one caption was cut off at max_new_tokens
-    NO_SCORE = "no_score"  # the score cannot be computed
+    EMPTY_ANSWER = "empty_answer"  # at least one answer to the question says nothing
+    ANSWER_CUT_OFF = "answer_cut_off"  # at least one answer was cut off at max_answer_tokens
+    NO_ANSWER = "no_answer"  # no choice was named more often than every other
+    NO_SCORE = "no_score"  # a column that has a limit cannot be computed
+    BEYOND_LIMIT = "beyond_limit"  # a column is beyond its own limit
     DISAGREED = "disagreed"  # the score is beyond the limit
     MOST_UNCERTAIN = "most_uncertain"  # among the most uncertain that fill the review budget
     AGREED = "agreed"  # the captions agree within the limit

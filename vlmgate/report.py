@@ -23,11 +23,11 @@ from rich.text import Text
 
 import vlmgate
 from vlmgate.config import BUILTIN, ScanConfig
-from vlmgate.diversity import content_words
 from vlmgate.gate import HIGHER_IS_WORSE, Gate
 from vlmgate.records import ModelInfo, Reason, Record, Route
 from vlmgate.store import SCHEMA_VERSION
 from vlmgate.text import plain
+from vlmgate.words import content_words
 
 BUILTIN_NOTICE = (
     "The built-in model knows rendered sample parts only; of your own images it says nothing worth having. "

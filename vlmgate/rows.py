@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from vlmgate.degenerate import degenerate
 from vlmgate.diversity import score_captions
-from vlmgate.gate import Candidate, Gate, decide, degenerate
+from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import Walk
 from vlmgate.journal import Entry, Failure, Journal, content_of, key_of
 from vlmgate.records import Decision, Reading, Reason, Record, Scores, Unreadable
