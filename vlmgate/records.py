@@ -54,12 +54,25 @@ class Unreadable:
     page: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How well a picture was taken; null where a picture is too small to tell."""
+
+    sharpness: float | None  # variance of the Laplacian at a standard size, ≥ 0; higher = sharper
+    exposure: float | None  # mean luma, [0, 1]; neither end is good
+    contrast: float | None  # standard deviation of luma, [0, 0.5]; higher = more
+    noise: float | None  # standard deviation, grey levels of 255; higher = noisier
+    clipped_dark: float | None  # share of pixels that are black, [0, 1]; higher = worse
+    clipped_bright: float | None  # share of pixels that are white, [0, 1]; higher = worse
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """An image ready for a captioner: upright 8-bit RGB pixels and the file they came from."""
 
     file: ImageFile
     rgb: Image.Image
+    quality: Quality | None = None  # None = was not or could not be measured
 
 
 @dataclass(frozen=True, slots=True)
