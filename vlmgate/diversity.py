@@ -21,6 +21,10 @@ from vlmgate.words import content_words
 
 Matrix = NDArray[np.float64]
 
+# Similarity from which captions are one reading under the kernel `words`: nine words in ten, so one defect for another
+# is another reading, and an article or a filler more is not.
+SAME_READING = 0.9
+
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
@@ -38,6 +42,22 @@ def word_kernel(texts: Sequence[str]) -> Matrix:
     sizes = vectors.sum(axis=1)  # (K,)
     kernel: Matrix = (vectors @ vectors.T) / np.sqrt(np.outer(sizes, sizes))  # equal sets give exactly 1
     return kernel
+
+
+def as_kernel(similarities: Matrix) -> Matrix:
+    """Return the kernel that a (K, K) table of similarities stands for: symmetric, unit diagonal, no negative eigenvalue.
+
+    What a model says of pairs need be none of these. Negative eigenvalues are cut and the diagonal set to 1 again, which
+    leaves a table that is a kernel already as it is.
+    """
+    symmetric = (similarities + similarities.T) / 2
+    eigenvalues, vectors = np.linalg.eigh(symmetric)
+    if eigenvalues[0] < 0:
+        symmetric = (vectors * np.maximum(eigenvalues, 0)) @ vectors.T
+    sizes = np.sqrt(np.maximum(np.diag(symmetric), 1e-12))
+    kernel: Matrix = symmetric / np.outer(sizes, sizes)
+    np.fill_diagonal(kernel, 1.0)
+    return (kernel + kernel.T) / 2
 
 
 def _checked(kernel: Matrix) -> Matrix:
@@ -76,7 +96,7 @@ def mean_dissimilarity(kernel: Matrix) -> float | None:
     """Return the mean of 1 - kernel over pairs, in [0, 1]; higher = more disagreement. None for K = 1."""
     kernel = _checked(kernel)
     k = len(kernel)
-    return None if k < 2 else float(1 - (kernel.sum() - k) / (k * (k - 1)))
+    return None if k < 2 else float(np.clip(1 - (kernel.sum() - k) / (k * (k - 1)), 0, 1))
 
 
 def medoid(kernel: Matrix) -> int:
@@ -84,9 +104,72 @@ def medoid(kernel: Matrix) -> int:
     return int(np.argmax(np.round(_checked(kernel).sum(axis=1), 9)))
 
 
-def score_captions(captions: Sequence[Caption]) -> Scores:
-    """Return the scores of one image's K captions under the `words` kernel, rounded to 6 decimals."""
-    kernel = word_kernel([caption.text for caption in captions])
+def semantic_entropy(kernel: Matrix, same: float = SAME_READING) -> float:
+    """Return the entropy of the clusters of captions in nats, in [0, ln K]; higher = more disagreement.
+
+    The discrete form of Farquhar et al. ("Detecting hallucinations in large language models using semantic entropy",
+    Nature 630, 2024); captions are of one cluster where a chain of similarities of at least `same` connects them.
+    """
+    linked = _checked(kernel) >= same - 1e-9
+    k = len(kernel)
+    cluster = np.arange(k)
+    for i in range(k):  # K is small; a caption takes its neighbours' clusters along
+        joined = np.unique(cluster[linked[i]])
+        cluster[np.isin(cluster, joined)] = joined[0]
+    shares = np.unique(cluster, return_counts=True)[1] / k
+    return abs(float(-(shares * np.log(shares)).sum()))
+
+
+def predictive_entropy(captions: Sequence[Caption]) -> float | None:
+    """Return the length-normalised predictive entropy in nats per token, ≥ 0; higher = less sure.
+
+    The Monte Carlo estimate of Malinin & Gales ("Uncertainty Estimation in Autoregressive Structured Prediction", ICLR
+    2021): the mean negative log-probability of the captions. None where one of them has no log-probability.
+    """
+    mean = _mean(caption.mean_logprob for caption in captions)
+    return None if mean is None else -mean
+
+
+def cocoa(kernel: Matrix, captions: Sequence[Caption]) -> float | None:
+    """Return confidence times consistency, ≥ 0; higher = worse. None for K = 1 or without log-probabilities.
+
+    The negative mean log-probability of the medoid times its mean dissimilarity to the others (Vashurin et al., "CoCoA:
+    A Minimum Bayes Risk Framework Bridging Confidence and Consistency for Uncertainty Quantification in LLMs", NeurIPS
+    2025, with the log-probability per token); there the judged text is decoded greedily, here it is the medoid.
+    """
+    centre = medoid(kernel)
+    logprob = captions[centre].mean_logprob
+    k = len(kernel)
+    if k < 2 or logprob is None or not math.isfinite(logprob):
+        return None
+    return max(0.0, -logprob * float(1 - (kernel[centre].sum() - 1) / (k - 1)))
+
+
+def view_contrast(kernel: Matrix, views: Sequence[int] | None) -> float | None:
+    """Return the mean dissimilarity between captions of the clean view (0) and of the noised ones, in [0, 1].
+
+    Higher = worse: noise that a person would not notice changes the reading. After the idea, not the score, of Zhang et
+    al. ("VL-Uncertainty: Detecting Hallucination in Large Vision-Language Model via Uncertainty Estimation", arXiv
+    2411.11919). None where all captions are of one view.
+    """
+    if views is None:
+        return None
+    clean = np.asarray(views) == 0  # (K,)
+    if clean.all() or not clean.any():
+        return None
+    return float(np.clip(1 - _checked(kernel)[np.ix_(clean, ~clean)].mean(), 0, 1))
+
+
+def score_captions(
+    captions: Sequence[Caption],
+    kernel: Matrix | None = None,
+    *,
+    same: float = SAME_READING,
+    views: Sequence[int] | None = None,
+) -> Scores:
+    """Return the scores of one image's K captions, rounded to 6 decimals; without a kernel, under `words`."""
+    if kernel is None:
+        kernel = word_kernel([caption.text for caption in captions])
     vendi = vendi_score(kernel)
     return Scores(
         vendi_score=_rounded(vendi),
@@ -94,6 +177,10 @@ def score_captions(captions: Sequence[Caption]) -> Scores:
         mean_dissimilarity=_rounded(mean_dissimilarity(kernel)),
         mean_logprob=_rounded(_mean(caption.mean_logprob for caption in captions)),
         medoid=medoid(kernel),
+        semantic_entropy=_rounded(semantic_entropy(kernel, same)),
+        predictive_entropy=_rounded(predictive_entropy(captions)),
+        cocoa=_rounded(cocoa(kernel, captions)),
+        view_contrast=_rounded(view_contrast(kernel, views)),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -150,6 +151,27 @@ class Reference:
             and math.isfinite(self.unit)
             and self.unit > 0
         )
+
+
+# --- features as they are kept ----------------------------------------------------------------------------------------
+
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def pack(features: Sequence[float] | None) -> bytes | None:
+    """Return features as float16, little-endian; None where there are none, or one is not finite."""
+    if not features:
+        return None
+    values = np.asarray(features, dtype=np.float64)
+    return np.clip(values, -_LARGEST, _LARGEST).astype("<f2").tobytes() if np.isfinite(values).all() else None
+
+
+def unpack(packed: Sequence[bytes]) -> NDArray[np.float32]:
+    """Return features of one length as (N, D)."""
+    return np.stack([np.frombuffer(one, "<f2") for one in packed]).astype(np.float32)
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
 def _table(features: ArrayLike) -> Matrix:

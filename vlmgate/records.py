@@ -101,9 +101,10 @@ class Reading:
 
     image: ImageFile
     captions: tuple[Caption, ...]
-    answers: tuple[Caption, ...] | None = None  # as in `Sampled`, the three of them
-    features: tuple[float, ...] | None = None
-    views: tuple[int, ...] | None = None
+    answers: tuple[Caption, ...] | None = None  # as in `Sampled`
+    features: bytes | None = None  # packed: float16, little-endian; a tuple of floats would take twelve times the memory
+    views: tuple[int, ...] | None = None  # as in `Sampled`
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How much the K captions of one image differ; every field is null where it cannot be computed, never NaN."""
+    """How sure the K captions and answers of one image are; what cannot be computed is null, never NaN."""
 
     vendi_score: float | None  # effective number of different captions, [1, K]; higher = more disagreement
     agreement: float | None  # 1 - (vendi_score - 1) / (K - 1), [0, 1]; higher = safer
@@ -132,6 +133,15 @@ class Scores:
         float | None
     )  # mean over captions of their mean log-probability, nats per token, ≤ 0; lower = less sure
     medoid: int | None  # index of the caption most like all the others; null without a usable caption
+    semantic_entropy: float | None = None  # of the clusters of captions, nats, [0, ln K]; higher = more disagreement
+    predictive_entropy: float | None = None  # -mean_logprob, under the name that papers give it; higher = less sure
+    cocoa: float | None = None  # -mean_logprob of the medoid × its dissimilarity to the others, ≥ 0; higher = worse
+    view_contrast: float | None = None  # dissimilarity of clean and noised views' captions, [0, 1]; higher = worse
+    answer: str | None = None  # the choice named most often; null without one, or where two are equally often
+    answer_share: float | None = None  # share of all K answers that name it, [0, 1]; higher = safer
+    answer_entropy: float | None = None  # of choices, abstaining and unparsable ones, nats, [0, ln K]; higher = worse
+    abstain_rate: float | None = None  # share of the answers that abstain, [0, 1]; higher = less sure
+    unparsable_rate: float | None = None  # share of the answers that are neither, [0, 1]; higher = worse
 
 
 class Route(StrEnum):
@@ -169,6 +179,7 @@ class Decision:
     route: Route
     reason: Reason
     threshold: float | None
+    column: str | None = None  # the column whose limit decided; null where none was compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +197,37 @@ class Record:
     captions: tuple[str, ...] | None
     caption_finishes: tuple[str, ...] | None
     caption_logprobs: tuple[float | None, ...] | None
+    caption_views: tuple[int, ...] | None  # the noised view that each caption and answer is of; null = one view
     caption: str | None  # the medoid
+    answers: tuple[str, ...] | None
+    answer_finishes: tuple[str, ...] | None
+    answer_logprobs: tuple[float | None, ...] | None
+    answer: str | None
     vendi_score: float | None
     agreement: float | None
     mean_dissimilarity: float | None
     mean_logprob: float | None
+    semantic_entropy: float | None
+    predictive_entropy: float | None
+    cocoa: float | None
+    view_contrast: float | None
+    answer_share: float | None
+    answer_entropy: float | None
+    abstain_rate: float | None
+    unparsable_rate: float | None
+    novelty: float | None  # distance from the reference, ≥ 0; 1 = as far out as its own strangest hundredth
+    sharpness: float | None  # this and the next five as in `Quality`
+    exposure: float | None
+    contrast: float | None
+    noise: float | None
+    clipped_dark: float | None
+    clipped_bright: float | None
     route: str
     reason: str
-    threshold: float | None
+    decided_by: str | None  # the column whose limit decided
+    threshold: float | None  # that limit
     seed: int
     error: str | None
     duplicate_of: str | None
     seconds: float | None  # share of its batch's wall time; null for what no model read
+    vision_features: bytes | None  # as in `Reading`; a list of floats in the file
