@@ -86,10 +86,10 @@ class ForkDecoder:
         state = {k: v for k, v in state.items() if k not in PREFILL_ONLY and k not in self.image_keys}
         batch = input_ids.shape[0]
         rows = torch.arange(batch, device=input_ids.device).repeat_interleave(self.num_samples)  # (B·K,)
-        cache: Any = state.get("past_key_values")
-        if not hasattr(cache, "reorder_cache"):
+        key = cache_key(state)
+        if key is None:
             raise NotImplementedError(f"{type(model).__name__} keeps no cache that can be forked.")
-        cache.reorder_cache(rows)
+        state[key].reorder_cache(rows)
         _one_row_each(state, batch)
         input_ids, state = model._expand_inputs_for_generation(
             input_ids=input_ids, expand_size=self.num_samples, is_encoder_decoder=encoder_decoder, **state
@@ -145,6 +145,14 @@ class _Log:
         return tokens, logprobs, self._finite.tolist()
 
 
+def cache_key(state: Mapping[str, Any]) -> str | None:
+    """Return the name under which the state holds a cache whose rows can be chosen; None where it holds none.
+
+    Transformers 5.24 renamed `past_key_values` to `cache`, and goes on using the old name for code that expects it.
+    """
+    return next((key for key, value in state.items() if hasattr(value, "reorder_cache")), None)
+
+
 def _can_drop_rows(model: Any, state: dict[str, Any]) -> bool:
     """Tell whether every part of the state is of a kind whose rows `_keep_rows` knows how to select.
 
@@ -156,14 +164,16 @@ def _can_drop_rows(model: Any, state: dict[str, Any]) -> bool:
     known = (torch.Tensor, bool, int, float, str, type(None))
     for key, value in state.items():
         parts = value.values() if key == "encoder_outputs" and isinstance(value, Mapping) else [value]
-        if key != "past_key_values" and not all(isinstance(part, known) for part in parts):
+        if not hasattr(value, "reorder_cache") and not all(isinstance(part, known) for part in parts):
             return False
     return True
 
 
 def _keep_rows(state: dict[str, Any], kept: torch.Tensor, rows: int) -> None:
     """Reduce cache, masks, positions and encoder outputs from `rows` rows to those in `kept`."""
-    state["past_key_values"].reorder_cache(kept)
+    key = cache_key(state)
+    if key is not None:
+        state[key].reorder_cache(kept)
     for part in (state, state.get("encoder_outputs") or {}):
         for key, value in part.items():
             if isinstance(value, torch.Tensor):
