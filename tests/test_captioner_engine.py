@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from tiny_models import SIZES, in_float64, picture
+from PIL import Image
+from tiny_models import SIZES, images, in_float64, picture
 
 from vlmgate.builtin import weights_folder
 from vlmgate.captioner import load_captioner
@@ -21,7 +22,7 @@ from vlmgate.captioner.fork import ForkDecoder
 from vlmgate.captioner.sampling import Draw
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption, Picture
+from vlmgate.records import Caption
 
 K, T = 4, 12
 PICTURES = [picture(i, size) for i, size in enumerate(SIZES)]
@@ -177,8 +178,8 @@ class TestEnds:
             plain, tmp_path / "ends", "generation_config.json", eos_token_id=ends, _from_model_config=False
         )
         engine = load(folder)
-        free = load(plain)._decode(PICTURES, load(plain)._sampler(PICTURES)).tokens
-        stopped = engine._decode(PICTURES, engine._sampler(PICTURES)).tokens
+        free = load(plain)._decode(images(PICTURES), load(plain)._sampler(PICTURES, "captions")).tokens
+        stopped = engine._decode(images(PICTURES), engine._sampler(PICTURES, "captions")).tokens
         for long, short in zip(free, stopped, strict=True):
             first = next((i for i, token in enumerate(long) if token in {2, *ends}), T - 1)
             assert short == long[: first + 1]
@@ -193,13 +194,13 @@ class TestEnds:
             steps.append(step)
             return Draw(torch.full_like(rows, 2), torch.zeros(len(rows)), torch.ones_like(rows, dtype=torch.bool))
 
-        assert captioner._decode(PICTURES, pick).tokens == [[2]] * (len(PICTURES) * K)
+        assert captioner._decode(images(PICTURES), pick).tokens == [[2]] * (len(PICTURES) * K)
         assert steps == [0]
 
     def test_an_empty_caption_is_empty_and_counts_its_end_token(
         self, captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def decode(batch: list[Picture], pick: Any) -> ForkDecoder:
+        def decode(batch: list[Image.Image], pick: Any) -> ForkDecoder:
             decoder = ForkDecoder(K, T, frozenset({2}), pick)
             decoder.tokens, decoder.logprobs, decoder.finite = [[2]] * K, [[-0.25]] * K, [True] * K
             return decoder
@@ -225,7 +226,7 @@ class TestMemory:
             self.decode, self.fits, self.error, self.message = captioner._decode, fits, error, message
             self.tried: list[int] = []
 
-        def __call__(self, batch: list[Picture], pick: Any) -> ForkDecoder:
+        def __call__(self, batch: list[Image.Image], pick: Any) -> ForkDecoder:
             self.tried.append(len(batch))
             if len(batch) > self.fits:
                 raise self.error(self.message)

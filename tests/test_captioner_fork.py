@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from tiny_models import SIZES, in_float64, picture
+from tiny_models import SIZES, images, in_float64, picture
 
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.sampling import Draw, Warp, draw, uniforms
+from vlmgate.captioner.sampling import Draw, Warp, draw
+from vlmgate.captioner.streams import uniforms
 from vlmgate.captioner.transformers_engine import TransformersCaptioner, _image_token_ids, _to
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.records import Picture, Sampled
@@ -79,7 +80,7 @@ def forked_logits(captioner: TransformersCaptioner, batch: list[Picture], forced
         seen.append(padded)
         return Draw(forced[rows, step], torch.zeros(len(rows)), torch.ones(len(rows), dtype=torch.bool))
 
-    captioner._decode(batch, pick)
+    captioner._decode(images(batch), pick)
     return torch.stack(seen, dim=1)
 
 
@@ -154,7 +155,7 @@ def test_pictures_matter(captioner: TransformersCaptioner, pictures: list[Pictur
 def test_same_tokens_as_the_naive_route_under_the_same_uniforms(
     exact: TransformersCaptioner, pictures: list[Picture]
 ) -> None:
-    forked = exact._decode(pictures, exact._sampler(pictures))
+    forked = exact._decode(images(pictures), exact._sampler(pictures, "captions"))
     compared = 0
     for b, one in enumerate(pictures[:3]):
         stream = torch.from_numpy(uniforms(0, one.file.sha256, 1, K, T))
@@ -183,7 +184,7 @@ def naive_tokens(
 
 
 def test_captions_are_the_tokens_in_words(exact: TransformersCaptioner, pictures: list[Picture]) -> None:
-    decoded = exact._decode(pictures, exact._sampler(pictures))
+    decoded = exact._decode(images(pictures), exact._sampler(pictures, "captions"))
     ends = exact._checkpoint.end_ids
     captions = [caption for reading in exact.read(pictures) for caption in reading.captions]
     for caption, tokens, logprobs in zip(captions, decoded.tokens, decoded.logprobs, strict=True):
