@@ -39,9 +39,10 @@ class FakeCaptioner:
         self.say, self.answer, self.features, self.dtype = say, answer, features, dtype
         self.history: list[list[str]] = []
         self.sampling = SamplingConfig()
+        self.num_samples = 0  # until it is loaded
 
     def load(self, _model: ModelConfig, sampling: SamplingConfig) -> FakeCaptioner:
-        self.sampling = sampling
+        self.sampling, self.num_samples = sampling, sampling.num_samples
         return self
 
     @property

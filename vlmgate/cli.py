@@ -170,7 +170,7 @@ def scan(
 
 
 def _log_to_stderr() -> None:
-    from vlmgate.scan import PlainFormatter
+    from vlmgate.logfile import PlainFormatter
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
@@ -207,7 +207,7 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
 
 
 def _print_result(result: ScanResult, format: Format, code: int) -> None:
-    from vlmgate.report import print_summary, summary_json
+    from vlmgate.summary import print_summary, summary_json
 
     if format is Format.JSON:
         error = str(result.error) if result.error else None
@@ -238,14 +238,15 @@ def show(
         from dataclasses import asdict
 
         from vlmgate.gate import Gate
-        from vlmgate.report import print_record, print_routed, print_summary, routed_worst_first, summary_json
+        from vlmgate.report import print_record
         from vlmgate.store import SCHEMA_VERSION, read_result
+        from vlmgate.summary import print_routed, print_summary, routed_worst_first, summary_json
 
-        records, provenance = read_result(result)
+        records, provenance = read_result(result, features=False)
         if routed and name is not None:
             raise UsageError("--routed lists every routed image; leave out the name, or --routed.")
         if routed and format is Format.JSON:
-            rows = [asdict(r) for r in routed_worst_first(records, Gate(**provenance["gate"]))]
+            rows = [asdict(r) for r in routed_worst_first(records, Gate.of(provenance["gate"]))]
             print(json.dumps({"schema_version": SCHEMA_VERSION, "routed": rows}, indent=2))
         elif routed:
             print_routed(records, provenance, _console())

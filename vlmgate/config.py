@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from vlmgate.answers import problem_with
 from vlmgate.errors import ConfigError
 
 BUILTIN = "builtin"
@@ -97,6 +98,9 @@ class SamplingConfig:
                 self.choices,
                 "two or more different ones",
             )
+            problem = problem_with(self.choices)
+            if problem:
+                raise ConfigError(f"choices: {problem}; name others.")
         _require(1 <= self.max_answer_tokens <= 32768, "max_answer_tokens", self.max_answer_tokens, "1 to 32768")
 
 
@@ -126,6 +130,9 @@ class ScanConfig:
     score: str = "vendi_score"
     threshold: float | None = None
     review_budget: str | None = None  # "10%" or "200"
+    limits: tuple[str, ...] = ()  # rules such as "abstain_rate <= 0.25", beside the threshold or budget
+    kernel: str = "words"  # how captions are compared
+    reference: Path | None = None  # folder of images that the model is meant for
     restart: bool = False
 
 
@@ -159,6 +166,9 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
 # --- TOML -------------------------------------------------------------------------------------------------------------
 
 
+_LISTS = ("choices", "limit")  # options that may be several values
+
+
 def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
     """Return the options that a TOML file sets, by their long names with "_" or "-".
 
@@ -176,7 +186,9 @@ def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
             near = difflib.get_close_matches(key, allowed, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(allowed))}."
             raise ConfigError(f"{path}: unknown key '{key}'; {hint}")
-        if isinstance(value, dict | list):
+        if key in _LISTS and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            options[key] = ",".join(value) if key == "choices" else value
+        elif isinstance(value, dict | list):
             raise ConfigError(f"{path}: '{key}' must be a single value.")
     return options
 

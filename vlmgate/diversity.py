@@ -45,10 +45,10 @@ def word_kernel(texts: Sequence[str]) -> Matrix:
 
 
 def as_kernel(similarities: Matrix) -> Matrix:
-    """Return the kernel that a (K, K) table of similarities stands for: symmetric, unit diagonal, no negative eigenvalue.
+    """Return the kernel that a (K, K) table of similarities stands for.
 
-    What a model says of pairs need be none of these. Negative eigenvalues are cut and the diagonal set to 1 again, which
-    leaves a table that is a kernel already as it is.
+    What a model says of pairs need not be symmetric, with a unit diagonal and without negative eigenvalues. The latter
+    are cut and the diagonal is set to 1 again, which leaves a table that is a kernel already as it is.
     """
     symmetric = (similarities + similarities.T) / 2
     eigenvalues, vectors = np.linalg.eigh(symmetric)

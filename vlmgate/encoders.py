@@ -28,7 +28,7 @@ _LONGEST = 512  # tokens
 
 
 class EmbeddingKernel:
-    """Cosine of sentence embeddings, in [-1, 1]: tokens are averaged, or the first is taken where its folder says so."""
+    """Cosine of sentence embeddings, in [-1, 1]; tokens are averaged, or the first is taken if the folder says so."""
 
     same = 0.9  # nobody's measurement; wordings of one fact lie mostly above it, and so do many contradictions
 

@@ -57,6 +57,7 @@ HIGHER_IS_WORSE: dict[str, bool] = {
 UNCALIBRATED_VENDI_SCORE = 1.25
 # Nobody's measurement either. Without it a single "ok" beside seven times "unsure" would be a majority.
 UNCALIBRATED_ANSWER_SHARE = 0.75
+ANSWER_COLUMNS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
 _WHOLE_ANSWERS = ("answer_share", "answer_entropy")  # both count what abstains and what cannot be parsed
 
 

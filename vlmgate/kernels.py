@@ -53,7 +53,7 @@ def check_kernel(name: str) -> None:
 
 
 def load_kernel(name: str) -> Kernel:
-    """Return a kernel by its name; raises `ConfigError` for an unknown one, `ModelError` where its model will not load."""
+    """Return a kernel by its name; raises `ConfigError` for an unknown one, `ModelError` where it will not load."""
     kind, folder = _place(name)
     if folder is None:
         return WordKernel()

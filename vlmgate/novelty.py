@@ -29,6 +29,7 @@ NEIGHBOURS = 5  # the distance to the fifth neighbour: one odd row of the refere
 FOLDS = 10
 QUANTILE = 0.99  # of the held-out distances; it is the unit
 _LEAST_SHRINKAGE = 1e-3  # features are stored as float16, so directions of less variance are rounding
+_PARTS = ("method", "mean", "scale", "rows", "rest", "unit", "count")  # arrays of a file
 _CHUNK = 512  # rows whose distances are computed at once
 
 
@@ -47,9 +48,10 @@ class Reference:
     rest: float  # variance in every direction that `rows` leaves out; 0 where there is none
     unit: float  # the distance that counts as 1
     count: int  # N, images in the reference
+    note: str = ""  # what it was made of, for whoever made it
 
     @classmethod
-    def fit(cls, features: ArrayLike, method: Method = "mahalanobis") -> Reference:
+    def fit(cls, features: ArrayLike, method: Method = "mahalanobis", *, note: str = "") -> Reference:
         """Fit a reference to (N, D) features; rows that are not finite are left out.
 
         "mahalanobis": distance from the mean under a shrunk covariance (Lee et al., "A Simple Unified Framework for
@@ -66,7 +68,7 @@ class Reference:
                 f"{len(table)} images with features make no reference; it takes {FEWEST}, and some hundred to be sharp."
             )
         unit = float(np.quantile(_held_out(table, method), QUANTILE))
-        return cls(method, *_fitted(table, method), unit=unit if unit > 0 else 1.0, count=len(table))
+        return cls(method, *_fitted(table, method), unit=unit if unit > 0 else 1.0, count=len(table), note=note)
 
     def novelty(self, features: ArrayLike) -> Matrix:
         """Return the novelty (M,) of (M, D) features, at least 0; higher = stranger, NaN for a row that is not finite.
@@ -109,6 +111,7 @@ class Reference:
                     rest=np.array(self.rest),
                     unit=np.array(self.unit),
                     count=np.array(self.count),
+                    note=np.array(self.note),
                 )
         except OSError as error:
             raise NoveltyError(f"{path}: cannot write the reference ({error.strerror}).") from error
@@ -118,7 +121,8 @@ class Reference:
         """Read what `save` wrote; raises `NoveltyError` for anything else."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-                parts = {key: held[key] for key in ("method", "mean", "scale", "rows", "rest", "unit", "count")}
+                parts = {key: held[key] for key in _PARTS}
+                note = str(held["note"]) if "note" in held else ""
             read = cls(
                 method=str(parts["method"]),  # type: ignore[arg-type]  # checked below
                 mean=parts["mean"].astype(np.float64),
@@ -127,6 +131,7 @@ class Reference:
                 rest=float(parts["rest"]),
                 unit=float(parts["unit"]),
                 count=int(parts["count"]),
+                note=note,
             )
         except OSError as error:
             raise NoveltyError(f"{path}: cannot read the reference ({error.strerror or error}).") from error

@@ -102,7 +102,9 @@ class Reading:
     image: ImageFile
     captions: tuple[Caption, ...]
     answers: tuple[Caption, ...] | None = None  # as in `Sampled`
-    features: bytes | None = None  # packed: float16, little-endian; a tuple of floats would take twelve times the memory
+    features: bytes | None = (
+        None  # packed: float16, little-endian; a tuple of floats would take twelve times the memory
+    )
     views: tuple[int, ...] | None = None  # as in `Sampled`
     quality: Quality | None = None
 

@@ -67,9 +67,7 @@ def build_rows(
             continue
         scores, why = scored[content]
         seconds = journal.seconds.get((file_name, page))
-        rows.append(
-            Row(file_name, page, entry, readings[content], scores, strange.get(content), why, twin, seconds)
-        )
+        rows.append(Row(file_name, page, entry, readings[content], scores, strange.get(content), why, twin, seconds))
     return rows
 
 

@@ -7,7 +7,6 @@ is decoded, how a caption is made, or how anything is shown.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import signal
 import time
@@ -23,16 +22,19 @@ from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
-from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
-from vlmgate.gate import Gate, make_gate
+from vlmgate.errors import FatalError, GateError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
+from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.images import Walk, find_images, read_ahead
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
+from vlmgate.kernels import Kernel, check_kernel, load_kernel
+from vlmgate.logfile import logging_to
+from vlmgate.novelty import Reference, pack
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.records import Caption, Picture, Reading, Reason, Record, Sampled, Source, Unreadable
+from vlmgate.reference import ReferenceFolder, checkpoint_reference
 from vlmgate.rows import build_rows, decide_rows
 from vlmgate.signals import Interrupted, Signals
 from vlmgate.store import Outputs, write_result
-from vlmgate.text import plain
 
 log = logging.getLogger(__name__)
 
@@ -71,20 +73,26 @@ def scan(
         score=config.score,
         threshold=config.threshold,
         review_budget=config.review_budget,
+        limits=config.limits,
+        answered=config.sampling.question is not None,
     )
+    _check_columns(gate, config)
+    check_kernel(config.kernel)
     outputs.check()
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
-    with _locked(outputs), _logging_to(outputs.log):
+    with _locked(outputs), logging_to(outputs.log):
         progress.message(f"Looking for images in {config.folder} …")
         walk = find_images(config.folder)
         walk = replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
         if not walk.sources and not walk.unreadable:
             raise NoImagesError(_no_images(config.folder, walk))
         wanted = fingerprint(config, model_fingerprint(config.model))
+        folder = ReferenceFolder(config.reference, outputs.reference, wanted) if config.reference else None
+        kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
-            return _Run(config, gate, outputs, walk, journal, progress, load).run()
+            return _Run(config, gate, outputs, walk, journal, progress, load, kernel, folder).run()
         finally:
             journal.close()
 
@@ -101,9 +109,13 @@ class _Run:
         journal: Journal,
         progress: Progress,
         load: Callable[[ModelConfig, SamplingConfig], Captioner],
+        kernel: Kernel,
+        folder: ReferenceFolder | None,
     ) -> None:
         self.config, self.gate, self.outputs, self.walk = config, gate, outputs, walk
         self.journal, self.progress, self.load = journal, progress, load
+        self.kernel, self.folder = kernel, folder
+        self.reference = None if folder else checkpoint_reference(config.model)
         self.signals = Signals()
         self.started = datetime.now(UTC)
         self.captioner: Captioner | None = None
@@ -156,6 +168,8 @@ class _Run:
             _check_space(self.outputs, len(pending), self.config.sampling)
         if done and pending:
             self.progress.message(f"Resuming: {done:,} of {len(self.walk.sources):,} files have been read before.")
+        if self.folder is not None:
+            self.reference = self.folder.load() or self._read_reference(self.folder)
         self.progress.start(len(self.walk.sources), done)
         self._read(pending)
         if self.captioner is None:
@@ -176,6 +190,12 @@ class _Run:
             self.progress.header(captioner.info, self.gate, self.config)
             self.captioner = captioner
         return self.captioner
+
+    def _read_reference(self, folder: ReferenceFolder) -> Reference:
+        """Read the reference before the images: where it cannot be had, no night is spent in vain."""
+        captioner = self._loaded()
+        self.progress.message(f"Reading the reference in {folder.folder} ({len(folder.sources):,} files) …")
+        return folder.read(captioner, self.config.images, self.config.sampling.batch_size)
 
     def _pending(self) -> list[Source]:
         """Return the files that have to be opened, and forget what the journal says of those that were replaced.
@@ -292,7 +312,7 @@ class _Run:
     # --- finishing ---
 
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
-        rows = build_rows(self.walk, self.journal)
+        rows = build_rows(self.walk, self.journal, self.kernel, self.reference)
         records = decide_rows(rows, self.gate, self.config.sampling.seed)
         failed = any(row.reason is Reason.MODEL_FAILED for row in rows)
         if failed and error is None and not any(row.reading for row in rows):
@@ -305,6 +325,16 @@ class _Run:
             log.error("%s", full, exc_info=full)
         log.info("finished: %d rows, interrupted=%s, error=%s", len(records), interrupted, error)
         return ScanResult(tuple(records), provenance, self.gate, self.outputs, interrupted, error)
+
+    def _told_of_reference(self) -> dict[str, Any] | None:
+        if self.reference is None:
+            return None
+        folder = self.folder.folder.resolve().as_posix() if self.folder else "checkpoint"
+        return {
+            "folder": folder.encode("utf-8", "backslashreplace").decode(),
+            "images": self.reference.count,
+            "method": self.reference.method,
+        }
 
     def _provenance(self, records: Sequence[Record], *, complete: bool) -> dict[str, Any]:
         return {
@@ -322,21 +352,33 @@ class _Run:
             "model": self.journal.model,
             "sampling": asdict(self.config.sampling),
             "image_config": asdict(self.config.images),
-            "kernel": "words",
+            "kernel": self.config.kernel,
+            "reference": self._told_of_reference(),
             "gate": asdict(self.gate),
             "fingerprint": self.journal.fingerprint,
         }
 
 
+def _check_columns(gate: Gate, config: ScanConfig) -> None:
+    """Raise `GateError` where the gate compares a column that this run could not fill: nothing would be accepted."""
+    for column in (gate.score, *(limit.column for limit in gate.limits)):
+        if column in ANSWER_COLUMNS and config.sampling.question is None:
+            raise GateError(f"{column} comes from answers, and none is asked for; add --question and --choices.")
+        if column == "view_contrast" and config.sampling.views == 1:
+            raise GateError("view_contrast compares views of an image, and there is one; add --views.")
+        if column == "novelty" and config.reference is None and checkpoint_reference(config.model) is None:
+            raise GateError("novelty is a distance from a reference, and this model carries none; add --reference.")
+
+
 def _reading(picture: Picture, sampled: Sampled) -> Reading:
     """Return what is kept of a picture: text that can be stored, features that are numbers."""
-    features = sampled.features
     return Reading(
         picture.file,
         captions=tuple(_clean(caption) for caption in sampled.captions),
         answers=None if sampled.answers is None else tuple(_clean(answer) for answer in sampled.answers),
-        features=features if features is not None and all(math.isfinite(value) for value in features) else None,
+        features=pack(sampled.features),
         views=sampled.views,
+        quality=picture.quality,
     )
 
 
@@ -378,36 +420,3 @@ def _locked(outputs: Outputs) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-class PlainFormatter(logging.Formatter):
-    """Writes each record without characters that could steer a terminal; a traceback keeps its lines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(plain(line) for line in super().format(record).split("\n"))
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Send everything that is logged, by us and by the libraries, to a file for the duration of a run."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    ours = logging.getLogger("vlmgate")
-    former = ours.level
-    ours.setLevel(logging.INFO)
-    root.addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        yield
-    except VlmgateError as error:
-        log.error("%s", error, exc_info=error)
-        raise
-    except Exception:
-        log.exception("internal error")
-        raise
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        ours.setLevel(former)
-        handler.close()

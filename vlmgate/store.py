@@ -39,12 +39,16 @@ class Outputs:
         return self.parquet.with_suffix(".log")
 
     @property
+    def reference(self) -> Path:
+        return self.parquet.with_suffix(".reference.npz")
+
+    @property
     def lock(self) -> Path:
         return self.parquet.with_name(f".{self.parquet.stem}.lock")
 
     def names(self) -> frozenset[str]:
         """Return the names of these files, which a scan of their own folder must not call ignored inputs."""
-        return frozenset(path.name for path in (self.parquet, self.journal, self.log, self.lock))
+        return frozenset(path.name for path in (self.parquet, self.journal, self.log, self.reference, self.lock))
 
     def check(self) -> None:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""
@@ -52,7 +56,7 @@ class Outputs:
             raise OutputError(f"{self.parquet}: the output must end in .parquet; give another -o.")
         if not self.parquet.parent.is_dir():
             raise OutputError(f"{self.parquet.parent}: no such folder; make it, or give another -o.")
-        for path in (self.parquet, self.journal, self.log, self.lock):
+        for path in (self.parquet, self.journal, self.log, self.reference, self.lock):
             if path.exists() and not path.is_file():
                 raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")
         longest = self.parquet.with_suffix(".journal.old.999.jsonl")  # the longest name that may be wanted tonight
