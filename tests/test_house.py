@@ -40,6 +40,8 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "encoders": ({"errors", "diversity", "captioner"}, {"numpy", "torch", "transformers"}),
     "scoring": ({"records", "answers", "degenerate", "diversity", "kernels"}, set()),
     "rows": ({"records", "images", "gate", "journal", "kernels", "novelty", "scoring"}, set()),
+    "rescore": ({"records", "errors", "gate", "kernels", "scoring", "store"}, set()),
+    "terminal": ({"errors", "text"}, {"typer", "rich"}),
     "reference": ({"records", "errors", "config", "images", "captioner", "novelty"}, set()),
     "progress": ({"records", "errors", "config", "gate"}, set()),
     "signals": (set(), set()),

@@ -186,7 +186,9 @@ def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
             near = difflib.get_close_matches(key, allowed, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(allowed))}."
             raise ConfigError(f"{path}: unknown key '{key}'; {hint}")
-        if key in _LISTS and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        if key == "limit" and isinstance(value, str):
+            options[key] = [value]
+        elif key in _LISTS and isinstance(value, list) and all(isinstance(one, str) for one in value):
             options[key] = ",".join(value) if key == "choices" else value
         elif isinstance(value, dict | list):
             raise ConfigError(f"{path}: '{key}' must be a single value.")

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import Walk
@@ -16,7 +15,7 @@ from vlmgate.journal import Content, Entry, Failure, Journal, content_of, key_of
 from vlmgate.kernels import Kernel
 from vlmgate.novelty import Reference, unpack
 from vlmgate.records import Caption, Decision, Reading, Reason, Record, Scores, Unreadable
-from vlmgate.scoring import NOTHING, Said, Scorer
+from vlmgate.scoring import NOTHING, Said, Scorer, columns_of
 
 _AT_ONCE = 4096  # readings whose features are unpacked at once
 
@@ -143,7 +142,7 @@ def _record(row: Row, decision: Decision, seed: int) -> Record:
         answers=_texts(answers),
         answer_finishes=_finishes(answers),
         answer_logprobs=_logprobs(answers),
-        **scores_of(scores),
+        **columns_of(scores),
         novelty=row.novelty,
         sharpness=quality.sharpness if quality else None,
         exposure=quality.exposure if quality else None,
@@ -161,11 +160,6 @@ def _record(row: Row, decision: Decision, seed: int) -> Record:
         seconds=row.seconds,
         vision_features=reading.features if reading else None,
     )
-
-
-def scores_of(scores: Scores) -> dict[str, Any]:
-    """Return the columns of a result that `Scores` fills."""
-    return {field.name: getattr(scores, field.name) for field in fields(Scores) if field.name != "medoid"}
 
 
 def _texts(said: Sequence[Caption] | None) -> tuple[str, ...] | None:

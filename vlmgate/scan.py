@@ -26,7 +26,7 @@ from vlmgate.errors import FatalError, GateError, ModelError, NoImagesError, Out
 from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.images import Walk, find_images, read_ahead
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
-from vlmgate.kernels import Kernel, check_kernel, load_kernel
+from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
 from vlmgate.novelty import Reference, pack
 from vlmgate.progress import Progress, Unbreakable
@@ -312,6 +312,8 @@ class _Run:
     # --- finishing ---
 
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
+        if self.config.kernel != WORDS and self.journal.readings:
+            self.progress.message(f"Comparing the captions with {self.config.kernel} …")
         rows = build_rows(self.walk, self.journal, self.kernel, self.reference)
         records = decide_rows(rows, self.gate, self.config.sampling.seed)
         failed = any(row.reason is Reason.MODEL_FAILED for row in rows)

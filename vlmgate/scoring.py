@@ -6,7 +6,8 @@ Knows captions, answers and kernels; knows nothing of limits, of files, or of ho
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from vlmgate.answers import Parsed, Tally, parse, tally
 from vlmgate.degenerate import degenerate, degenerate_answers
@@ -58,6 +59,11 @@ class Scorer:
     def _parsed(self, answer: Caption) -> Parsed:
         """Return what an answer says; one that was cut off or overflowed says nothing."""
         return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
+
+
+def columns_of(scores: Scores) -> dict[str, Any]:
+    """Return the columns of a result that scores fill."""
+    return {field.name: getattr(scores, field.name) for field in fields(Scores) if field.name != "medoid"}
 
 
 def _with(scores: Scores, told: Tally) -> Scores:
