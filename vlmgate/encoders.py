@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class EmbeddingKernel:
     same = 0.9  # nobody's measurement; wordings of one fact lie mostly above it, and so do many contradictions
 
     def __init__(self, folder: Path) -> None:
-        self._model, self._tokenizer, self._device = _loaded(folder, transformers.AutoModel)
+        self._loaded = _load(folder, transformers.AutoModel)
         self._first_token = _takes_first_token(folder)
         self._known: dict[str, NDArray[np.float32]] = {}
 
@@ -51,9 +52,9 @@ class EmbeddingKernel:
         return as_kernel(vectors @ vectors.T)
 
     def _encoded(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        inputs = _tokens(self._tokenizer, list(texts), None, self._device)
+        inputs = _tokens(self._loaded, list(texts), None)
         with torch.inference_mode():
-            states = self._model(**inputs).last_hidden_state  # (N, T, D)
+            states = self._loaded.model(**inputs).last_hidden_state  # (N, T, D)
         if self._first_token:
             pooled = states[:, 0]
         else:
@@ -73,9 +74,8 @@ class EntailmentKernel:
     same = 0.75  # both directions are more likely than not; one alone comes to half
 
     def __init__(self, folder: Path) -> None:
-        kind = transformers.AutoModelForSequenceClassification
-        self._model, self._tokenizer, self._device = _loaded(folder, kind)
-        labels = {str(label).casefold(): int(i) for i, label in self._model.config.id2label.items()}
+        self._loaded = _load(folder, transformers.AutoModelForSequenceClassification)
+        labels = {str(label).casefold(): int(i) for i, label in self._loaded.model.config.id2label.items()}
         found = [i for label, i in labels.items() if label.startswith("entail")]
         if len(found) != 1:
             raise ModelError(
@@ -90,9 +90,9 @@ class EntailmentKernel:
         new = sorted(pairs - self._known.keys(), key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
         for i in range(0, len(new), _BATCH):
             some = new[i : i + _BATCH]
-            inputs = _tokens(self._tokenizer, [a for a, _ in some], [b for _, b in some], self._device)
+            inputs = _tokens(self._loaded, [a for a, _ in some], [b for _, b in some])
             with torch.inference_mode():
-                chances = self._model(**inputs).logits.float().softmax(dim=1)[:, self._entailment]
+                chances = self._loaded.model(**inputs).logits.float().softmax(dim=1)[:, self._entailment]
             self._known |= zip(some, chances.cpu().tolist(), strict=True)
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
@@ -102,9 +102,17 @@ class EntailmentKernel:
         return as_kernel(table)
 
 
-def _loaded(folder: Path, kind: Any) -> tuple[Any, Any, torch.device]:
-    """Return model, tokenizer and device; raises `ModelError`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A text model, ready to run."""
+
+    model: Any
+    tokenizer: Any
+    longest: int  # tokens
+
+
+def _load(folder: Path, kind: Any) -> _Loaded:
+    """Load a model from its folder; raises `ModelError`."""
     try:
         with quiet():
             options = {"local_files_only": True, "trust_remote_code": False}
@@ -112,13 +120,16 @@ def _loaded(folder: Path, kind: Any) -> tuple[Any, Any, torch.device]:
             model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)
     except Exception as error:
         raise ModelError(f"{folder}: the model of --kernel cannot be loaded ({one_line(error, 200)}).") from error
-    return model.to(device).eval(), tokenizer, device
+    positions = getattr(model.config, "max_position_embeddings", None) or _LONGEST
+    longest = min(_LONGEST, int(tokenizer.model_max_length), positions - 2)  # some families count from the third
+    return _Loaded(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, longest)
 
 
-def _tokens(tokenizer: Any, first: list[str], second: list[str] | None, device: torch.device) -> dict[str, Any]:
-    longest = min(_LONGEST, int(tokenizer.model_max_length))
-    told = tokenizer(first, second, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-    return {key: value.to(device) for key, value in told.items()}
+def _tokens(loaded: _Loaded, first: list[str], second: list[str] | None) -> dict[str, Any]:
+    told = loaded.tokenizer(
+        first, second, padding=True, truncation=True, max_length=loaded.longest, return_tensors="pt"
+    )
+    return {key: value.to(loaded.model.device) for key, value in told.items()}
 
 
 def _takes_first_token(folder: Path) -> bool:
