@@ -73,9 +73,8 @@ class ReferenceFolder:
         features += _features(batch, captioner)
         if not features:
             raise NoveltyError(f"{self.folder}: this model shows no vision features, so --reference cannot be used.")
-        reference = Reference.fit(unpack(features), note=self._note)
-        reference.save(self.kept)
-        return reference
+        Reference.fit(unpack(features), note=self._note).save(self.kept)
+        return Reference.load(self.kept)  # rounded as the next run will find it
 
 
 def _features(batch: Sequence[Picture], captioner: Captioner) -> list[bytes]:
