@@ -158,6 +158,7 @@ def test_the_default_is_uncalibrated_and_says_so() -> None:
         ({"review_budget": "-1"}, "such as 10%"),
         ({"score": "luck"}, "choose one of"),
         ({"score": "agreement"}, "no default limit"),
+        ({"kernel": "minilm"}, "--kernel minilm has no default limit"),
     ],
 )
 def test_gates_that_mean_nothing_are_refused_in_one_line(options: dict[str, object], words: str) -> None:
@@ -331,7 +332,7 @@ def test_a_limit_on_the_score_takes_the_place_of_the_default_and_others_do_not()
     assert (b.route, b.reason) == (Route.HUMAN_REVIEW, Reason.BEYOND_LIMIT)
     beside = make_gate(num_samples=8, limits=["sharpness >= 20"])
     assert beside.threshold == 1.25 and beside.default
-    assert make_gate(num_samples=8, score="agreement", limits=["agreement >= 0.9"]).threshold is None
+    assert make_gate(num_samples=8, score="agreement", limits=["agreement >= .9"]).limits[0].value == 0.9
 
 
 def test_with_a_question_most_of_all_answers_must_name_the_answer_unless_told_otherwise() -> None:

@@ -90,7 +90,7 @@ def test_another_kernel_makes_other_scores_and_the_provenance_says_so(result: Pa
     row = rows_of(done.records)["part_3.png"]
     assert (row.vendi_score, row.route, row.caption) == (1.0, Route.AUTO_ACCEPT, DISAGREE[0])
     assert rows_of(done.records)["refused.png"].vendi_score is None
-    assert len(kernel.prepared) == 3, "copies and refusals are not compared"
+    assert len(kernel.prepared) == 4, "copies are compared once"
     assert done.provenance["kernel"] == "embedding:/models/x"
     told = done.provenance["rescored"]
     assert told["from"] == "r.parquet" and told["kernel_before"] == "words"

@@ -98,6 +98,11 @@ def parse(text: str, choices: Sequence[str]) -> Parsed:
     A choice is recognised whatever its case, width, punctuation, articles and plural, and inside a sentence where it is
     the only choice named and nothing denies it. In scripts written without spaces the answer must be the choice itself.
     """
+    return _parsed(text, tuple(choices))
+
+
+@lru_cache(maxsize=4096)  # a night's answers are mostly the same few
+def _parsed(text: str, choices: tuple[str, ...]) -> Parsed:
     folded = " ".join(fold(text).replace("o.k.", "ok").split())
     said = _LEAD_IN.sub("", folded)
     exact = [choice for choice in choices if said and "?" not in said and _plain(said) == _plain(fold(choice))]

@@ -278,7 +278,7 @@ def rescore(
     """
     with errors_in_one_line():
         from vlmgate.gate import make_gate
-        from vlmgate.kernels import load_kernel
+        from vlmgate.kernels import check_kernel, load_kernel
         from vlmgate.rescore import check_columns, check_output
         from vlmgate.rescore import rescore as run
         from vlmgate.store import read_result, write_result
@@ -288,6 +288,7 @@ def rescore(
         check_output(target)
         records, provenance = read_result(result)
         sampling, name = provenance["sampling"], kernel or provenance["kernel"]
+        check_kernel(name)
         gate = make_gate(
             num_samples=sampling["num_samples"],
             score=score,
@@ -295,6 +296,7 @@ def rescore(
             review_budget=review_budget,
             limits=limit or (),
             answered=sampling.get("question") is not None,
+            kernel=name,
         )
         check_columns(records, gate)
         done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)

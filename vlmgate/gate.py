@@ -128,12 +128,14 @@ def make_gate(
     review_budget: str | None = None,
     limits: Sequence[str] = (),
     answered: bool = False,
+    kernel: str = "words",
 ) -> Gate:
     """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
 
     `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Without
     threshold, budget and a limit on the score itself, the limit is the uncalibrated default, a Vendi score of
-    `UNCALIBRATED_VENDI_SCORE`. Where a question was `answered` and no limit concerns all answers, an
+    `UNCALIBRATED_VENDI_SCORE`; there is none for another `kernel` than words, under which "a crack" and "no crack" may
+    be near. Where a question was `answered` and no limit concerns all answers, an
     `UNCALIBRATED_ANSWER_SHARE` of them must name the answer.
     """
     if score not in HIGHER_IS_WORSE:
@@ -153,6 +155,8 @@ def make_gate(
         return Gate(score=score, limits=rules)
     if score != "vendi_score":
         raise GateError(f"--score {score} has no default limit; give --threshold, --review-budget or --limit.")
+    if kernel != "words":
+        raise GateError(f"--kernel {kernel} has no default limit; give --threshold, --review-budget or --limit.")
     return Gate(threshold=min(UNCALIBRATED_VENDI_SCORE, float(num_samples)), default=True, limits=rules)
 
 
@@ -168,7 +172,7 @@ def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | No
 
 def parse_limit(text: str, num_samples: int) -> Limit:
     """Read "abstain_rate <= 0.25"; raises `GateError` for anything else, and for a limit from the wrong side."""
-    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|≤|≥)\s*([+-]?\d{1,12}(?:\.\d{0,12})?)\s*", text, re.ASCII)
+    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|≤|≥)\s*([+-]?(?:\d{1,12}(?:\.\d{0,12})?|\.\d{1,12}))\s*", text, re.ASCII)
     if match is None:
         raise GateError(f"--limit is '{text}'; give a column, <= or >=, and a number, such as 'abstain_rate <= 0.25'.")
     column, side = match[1], "<=" if match[2] in ("<=", "≤") else ">="

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import vlmgate
 from vlmgate.errors import OutputError, StoreError, UsageError
-from vlmgate.gate import Candidate, Gate, decide
+from vlmgate.gate import ANSWER_COLUMNS, Candidate, Gate, decide
 from vlmgate.kernels import Kernel
 from vlmgate.records import Caption, Decision, Finish, Quality, Reason, Record, Scores
 from vlmgate.scoring import NOTHING, Said, Scorer, columns_of
@@ -80,7 +80,7 @@ def check_columns(records: Sequence[Record], gate: Gate) -> None:
     views = any(record.caption_views is not None for record in records)
     for column in (gate.score, *(limit.column for limit in gate.limits)):
         lacking = (
-            (column in _ANSWERED and not answers)
+            (column in ANSWER_COLUMNS and not answers)
             or (column == "view_contrast" and not views)
             or (column in _STORED and all(getattr(record, column) is None for record in records))
         )
@@ -88,7 +88,6 @@ def check_columns(records: Sequence[Record], gate: Gate) -> None:
             raise UsageError(f"{column}: this result holds nothing of it; scan again with what it needs.")
 
 
-_ANSWERED = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
 _STORED = ("novelty", *(field.name for field in fields(Quality)))  # taken as they are
 
 

@@ -68,6 +68,7 @@ def scan(
     """
     outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
     progress = Unbreakable(progress)
+    check_kernel(config.kernel)
     gate = make_gate(
         num_samples=config.sampling.num_samples,
         score=config.score,
@@ -75,9 +76,9 @@ def scan(
         review_budget=config.review_budget,
         limits=config.limits,
         answered=config.sampling.question is not None,
+        kernel=config.kernel,
     )
     _check_columns(gate, config)
-    check_kernel(config.kernel)
     outputs.check()
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
@@ -294,7 +295,9 @@ class _Run:
         """Say whether there are K captions, and K answers just where a question was asked."""
         samples = self.config.sampling.num_samples
         answers = None if sampled.answers is None else len(sampled.answers)
-        return len(sampled.captions) == samples and answers == (samples if self.config.sampling.question else None)
+        views = samples if sampled.views is None else len(sampled.views)
+        asked = samples if self.config.sampling.question else None
+        return len(sampled.captions) == views == samples and answers == asked
 
     def _check_that_the_model_lives(self) -> None:
         """Let the model read what it can read; raise `ModelError` where it cannot, for then the rest would fail too."""

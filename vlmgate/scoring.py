@@ -35,7 +35,7 @@ class Scorer:
 
     def prepare(self, several: Iterable[Said]) -> None:
         """Let the kernel do for many images at once what is slow one by one."""
-        self.kernel.prepare([c.text for c in said.captions] for said in several if not self._is_degenerate(said))
+        self.kernel.prepare([caption.text for caption in said.captions] for said in several)
 
     def score(self, said: Said) -> tuple[Scores, Reason | None]:
         """Return the scores, and the reason where they can save nothing.
@@ -52,9 +52,6 @@ class Scorer:
         told = tally([self._parsed(answer) for answer in said.answers])
         reason = reason or degenerate_answers(said.answers)
         return _with(scores, told), reason or (Reason.NO_ANSWER if told.answer is None else None)
-
-    def _is_degenerate(self, said: Said) -> bool:
-        return degenerate(said.captions, self.prompt) is not None
 
     def _parsed(self, answer: Caption) -> Parsed:
         """Return what an answer says; one that was cut off or overflowed says nothing."""
