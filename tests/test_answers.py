@@ -130,11 +130,17 @@ def test_yes_and_no_must_open_the_answer(text: str, choice: str | None) -> None:
         ("free of defects", "no defect"),
         ("The defect is visible.", "defect"),
         ("The defect is not visible.", "no defect"),
+        ("No: a dent", None),
         ("a dent", None),
     ],
 )
 def test_a_choice_may_hold_a_negation(text: str, choice: str | None) -> None:
     assert parse(text, ("defect", "no defect")).choice == choice
+
+
+def test_marks_between_words_part_them() -> None:
+    assert parse("no. defect", ("no defect", "ok")) == UNPARSABLE
+    assert parse("(no defect)!", ("no defect", "ok")) == Parsed("no defect")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ _NOT_ENGLISH = frozenset(
     """.split()
 )
 _SENTENTIAL = frozenset("not never neither nor cannot nothing none absent".split())  # reach back over a whole clause
+_MARKS = (STOP, ",")
 _LEAD_IN = re.compile(r"^\W*(?:the\ )?(?:correct\ |final\ |best\ |my\ )?(?:answer|option|choice)(?:\ is\b)?[\s:]*")
 
 
@@ -148,8 +149,15 @@ def tally(answers: Sequence[Parsed]) -> Tally:
 
 
 def _plain(folded: str) -> tuple[str, ...]:
-    """Return the words of a text without articles and plurals; all its words where it has nothing else."""
-    words = [_word(token) for token in tokens_of(folded) if token not in (STOP, ",")]
+    """Return the words of a text, without articles and plurals, and the marks between them.
+
+    "no. defect" is not "no defect". A text of nothing but articles keeps them.
+    """
+    words = [_word(token) for token in tokens_of(folded)]
+    while words and words[-1] in _MARKS:
+        words.pop()
+    while words and words[0] in _MARKS:
+        words.pop(0)
     return tuple(word for word in words if word not in ARTICLES) or tuple(words)
 
 
@@ -193,12 +201,12 @@ def _only_named(said: str, choices: Sequence[str], asserted: frozenset[str]) -> 
 def _is_denied(tokens: Sequence[str], start: int, end: int) -> bool:
     """Say whether a negation stands in the clause before the choice, or a sentential one after it."""
     for token in reversed(tokens[:start]):
-        if token in (STOP, ","):
+        if token in _MARKS:
             break
         if token in NEGATORS:
             return True
     for token in tokens[end:]:
-        if token in (STOP, ","):
+        if token in _MARKS:
             break
         if token in _SENTENTIAL or token.endswith("n't") or token == "free":
             return True
@@ -208,7 +216,7 @@ def _is_denied(tokens: Sequence[str], start: int, end: int) -> bool:
 def _leads(tokens: Sequence[str], named: tuple[str, int, int]) -> bool:
     """Say whether a choice such as "no" opens the answer and stands alone in its clause: "No, it is fine"."""
     _, start, end = named
-    return start == 0 and (end == len(tokens) or tokens[end] in (STOP, ","))
+    return start == 0 and (end == len(tokens) or tokens[end] in _MARKS)
 
 
 def _flipped(word: str) -> str:
