@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig
-from vlmgate.records import Caption, ModelInfo, Picture
+from vlmgate.records import Caption, ModelInfo, Picture, Sampled
 
 AGREE = ("a steel washer without visible defects",)
 DISAGREE = (
@@ -23,17 +23,26 @@ DISAGREE = (
 
 
 class FakeCaptioner:
-    """Says what `say` returns for a file name, cycled to K captions; `history` tells the batches it was given."""
+    """Says what `say` returns for a file name, cycled to K captions; `history` tells the batches it was given.
+
+    Asked a question, it says what `answer` returns for the file name, cycled to K answers.
+    """
 
     def __init__(
-        self, say: Callable[[str], Sequence[str | Caption]] = lambda _: AGREE, *, dtype: str = "float32"
+        self,
+        say: Callable[[str], Sequence[str | Caption]] = lambda _: AGREE,
+        *,
+        answer: Callable[[str], Sequence[str | Caption]] = lambda _: ("unsure",),
+        features: Callable[[str], tuple[float, ...] | None] = lambda _: None,
+        dtype: str = "float32",
     ) -> None:
-        self.say, self.dtype = say, dtype
+        self.say, self.answer, self.features, self.dtype = say, answer, features, dtype
         self.history: list[list[str]] = []
-        self.num_samples = 0
+        self.sampling = SamplingConfig()
+        self.num_samples = 0  # until it is loaded
 
     def load(self, _model: ModelConfig, sampling: SamplingConfig) -> FakeCaptioner:
-        self.num_samples = sampling.num_samples
+        self.sampling, self.num_samples = sampling, sampling.num_samples
         return self
 
     @property
@@ -44,14 +53,22 @@ class FakeCaptioner:
     def read_names(self) -> list[str]:
         return [name for batch in self.history for name in batch]
 
-    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         names = [picture.file.file_name for picture in pictures]
         self.history.append(names)
-        return [self._captions(name) for name in names]
+        return [self._sampled(name) for name in names]
 
-    def _captions(self, name: str) -> tuple[Caption, ...]:
-        said = self.say(name)
-        return tuple(_as_caption(said[i % len(said)]) for i in range(self.num_samples))
+    def _sampled(self, name: str) -> Sampled:
+        samples, views = self.sampling.num_samples, self.sampling.views
+        return Sampled(
+            captions=self._cycled(self.say(name)),
+            answers=self._cycled(self.answer(name)) if self.sampling.question else None,
+            features=self.features(name),
+            views=tuple(k * views // samples for k in range(samples)) if views > 1 else None,
+        )
+
+    def _cycled(self, said: Sequence[str | Caption]) -> tuple[Caption, ...]:
+        return tuple(_as_caption(said[i % len(said)]) for i in range(self.sampling.num_samples))
 
 
 def _as_caption(said: str | Caption) -> Caption:

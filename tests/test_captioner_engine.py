@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from tiny_models import SIZES, in_float64, picture
+from PIL import Image
+from tiny_models import SIZES, images, in_float64, picture
 
 from vlmgate.builtin import weights_folder
 from vlmgate.captioner import load_captioner
@@ -21,7 +22,7 @@ from vlmgate.captioner.fork import ForkDecoder
 from vlmgate.captioner.sampling import Draw
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption, Picture
+from vlmgate.records import Caption
 
 K, T = 4, 12
 PICTURES = [picture(i, size) for i, size in enumerate(SIZES)]
@@ -127,14 +128,16 @@ class TestGenerationConfig:
         for change in ({"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"seed": 1}, {"prompt": "What is it?"}):
             assert load(folder, **change).read(PICTURES) != plain
         greedy = load(folder, temperature=1e-4).read(PICTURES)
-        assert all(len({caption.text for caption in reading}) == 1 for reading in greedy)
+        assert all(len({caption.text for caption in reading.captions}) == 1 for reading in greedy)
 
     def test_fewer_samples_or_tokens_are_the_beginning_of_more(self, root: Path) -> None:
         folder = tiny_models.build("llava", root)
         more, fewer = load(folder).read(PICTURES), load(folder, num_samples=2).read(PICTURES)
-        assert [[c.text for c in reading[:2]] for reading in more] == [[c.text for c in r] for r in fewer]
+        assert [[c.text for c in reading.captions[:2]] for reading in more] == [
+            [c.text for c in r.captions] for r in fewer
+        ]
         for long, short in zip(more, load(folder, max_new_tokens=5).read(PICTURES), strict=True):
-            assert all(a.text.startswith(b.text) for a, b in zip(long, short, strict=True))
+            assert all(a.text.startswith(b.text) for a, b in zip(long.captions, short.captions, strict=True))
 
 
 class TestEnds:
@@ -175,12 +178,12 @@ class TestEnds:
             plain, tmp_path / "ends", "generation_config.json", eos_token_id=ends, _from_model_config=False
         )
         engine = load(folder)
-        free = load(plain)._decode(PICTURES, load(plain)._sampler(PICTURES)).tokens
-        stopped = engine._decode(PICTURES, engine._sampler(PICTURES)).tokens
+        free = load(plain)._decode(images(PICTURES), load(plain)._sampler(PICTURES, "captions")).tokens
+        stopped = engine._decode(images(PICTURES), engine._sampler(PICTURES, "captions")).tokens
         for long, short in zip(free, stopped, strict=True):
             first = next((i for i, token in enumerate(long) if token in {2, *ends}), T - 1)
             assert short == long[: first + 1]
-        finishes = [(c.finish, c.num_tokens) for reading in engine.read(PICTURES) for c in reading]
+        finishes = [(c.finish, c.num_tokens) for reading in engine.read(PICTURES) for c in reading.captions]
         assert {finish for finish, _ in finishes} >= {"stop"}
         assert all(count == T for finish, count in finishes if finish == "length")
 
@@ -191,19 +194,19 @@ class TestEnds:
             steps.append(step)
             return Draw(torch.full_like(rows, 2), torch.zeros(len(rows)), torch.ones_like(rows, dtype=torch.bool))
 
-        assert captioner._decode(PICTURES, pick).tokens == [[2]] * (len(PICTURES) * K)
+        assert captioner._decode(images(PICTURES), pick).tokens == [[2]] * (len(PICTURES) * K)
         assert steps == [0]
 
     def test_an_empty_caption_is_empty_and_counts_its_end_token(
         self, captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def decode(batch: list[Picture], pick: Any) -> ForkDecoder:
+        def decode(batch: list[Image.Image], pick: Any) -> ForkDecoder:
             decoder = ForkDecoder(K, T, frozenset({2}), pick)
             decoder.tokens, decoder.logprobs, decoder.finite = [[2]] * K, [[-0.25]] * K, [True] * K
             return decoder
 
         monkeypatch.setattr(captioner, "_decode", decode)
-        assert captioner.read(PICTURES[:1]) == [(Caption("", "stop", -0.25, 1),) * K]
+        assert captioner.read(PICTURES[:1])[0].captions == (Caption("", "stop", -0.25, 1),) * K
 
     def test_a_tokenizer_without_a_padding_token_will_do(self, root: Path, tmp_path: Path) -> None:
         plain = tiny_models.build("idefics3", root)  # its prompts are of different lengths
@@ -211,8 +214,8 @@ class TestEnds:
         content = json.loads((folder / "tokenizer_config.json").read_text())
         del content["pad_token"]
         (folder / "tokenizer_config.json").write_text(json.dumps(content))
-        captions = [[c.text for c in reading] for reading in load(folder).read(PICTURES)]
-        assert captions == [[c.text for c in reading] for reading in load(plain).read(PICTURES)]
+        captions = [[c.text for c in reading.captions] for reading in load(folder).read(PICTURES)]
+        assert captions == [[c.text for c in reading.captions] for reading in load(plain).read(PICTURES)]
 
 
 class TestMemory:
@@ -223,7 +226,7 @@ class TestMemory:
             self.decode, self.fits, self.error, self.message = captioner._decode, fits, error, message
             self.tried: list[int] = []
 
-        def __call__(self, batch: list[Picture], pick: Any) -> ForkDecoder:
+        def __call__(self, batch: list[Image.Image], pick: Any) -> ForkDecoder:
             self.tried.append(len(batch))
             if len(batch) > self.fits:
                 raise self.error(self.message)
@@ -242,10 +245,10 @@ class TestMemory:
     def test_batches_are_halved_and_stay_so(
         self, captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch, error: type[Exception], message: str
     ) -> None:
-        expected = [[c.text for c in reading] for reading in captioner.read(PICTURES)]
+        expected = [[c.text for c in reading.captions] for reading in captioner.read(PICTURES)]
         card = self.Card(captioner, 2, error, message)
         monkeypatch.setattr(captioner, "_decode", card)
-        assert [[c.text for c in reading] for reading in captioner.read(PICTURES)] == expected
+        assert [[c.text for c in reading.captions] for reading in captioner.read(PICTURES)] == expected
         assert card.tried == [5, 2, 2, 1]
         captioner.read(PICTURES)
         assert card.tried[4:] == [2, 2, 1]
@@ -297,12 +300,12 @@ class TestBrokenLogits:
             spoilt = captioner.read(PICTURES)
         finally:
             hook.remove()
-        assert spoilt[1] == (Caption("", "non-finite", None, 0),) * K
-        broken = spoilt[2][1]
+        assert spoilt[1].captions == (Caption("", "non-finite", None, 0),) * K
+        broken = spoilt[2].captions[1]
         assert (broken.finish, broken.mean_logprob, broken.num_tokens) == ("non-finite", None, 3)
-        assert good[2][1].text.startswith(broken.text)
+        assert good[2].captions[1].text.startswith(broken.text)
         assert [spoilt[i] for i in (0, 3, 4)] == [good[i] for i in (0, 3, 4)]
-        assert [spoilt[2][k] for k in (0, 2, 3)] == [good[2][k] for k in (0, 2, 3)]
+        assert [spoilt[2].captions[k] for k in (0, 2, 3)] == [good[2].captions[k] for k in (0, 2, 3)]
 
 
 class TestForms:
@@ -355,7 +358,7 @@ class TestInfo:
         assert "transformers" in info.versions
 
     def test_mean_logprobs_are_rounded_and_not_positive(self, captioner: TransformersCaptioner) -> None:
-        values = [c.mean_logprob for reading in captioner.read(PICTURES) for c in reading]
+        values = [c.mean_logprob for reading in captioner.read(PICTURES) for c in reading.captions]
         assert all(v is not None and v <= 0 and v == round(v, 6) for v in values)
         assert np.std([v for v in values if v is not None]) > 0
 
@@ -368,4 +371,5 @@ def test_the_builtin_model_gives_the_same_captions_in_batches_of_1_and_8() -> No
     pictures = [picture(i, (160, 120)) for i in range(8)]
     together = engine.read(pictures)
     alone = [engine.read([one])[0] for one in pictures]
-    assert [[c.text for c in reading] for reading in together] == [[c.text for c in reading] for reading in alone]
+    said = [[[c.text for c in reading.captions] for reading in readings] for readings in (together, alone)]
+    assert said[0] == said[1]

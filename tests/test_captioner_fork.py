@@ -1,8 +1,4 @@
-"""The fork route against the naive one, on tiny random checkpoints of real architectures.
-
-The naive route is a plain forward over prompt and tokens, of one image alone: no cache, no padding, no fork. Nothing in
-it can put a caption on the wrong image or shift a position.
-"""
+"""The fork route against the naive one, on tiny random checkpoints of real architectures."""
 
 from __future__ import annotations
 
@@ -10,23 +6,22 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
-from tiny_models import SIZES, in_float64, picture
+from naive import TOLERANCE, Forced, naive_logits, random_tokens, tolerance
+from tiny_models import SIZES, images, in_float64, picture
 
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.sampling import Draw, Warp, draw, uniforms
-from vlmgate.captioner.transformers_engine import TransformersCaptioner, _image_token_ids, _to
+from vlmgate.captioner.sampling import Warp, draw
+from vlmgate.captioner.streams import uniforms
+from vlmgate.captioner.transformers_engine import TransformersCaptioner, _image_token_ids
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption, Picture
+from vlmgate.records import Picture, Sampled
 
 K, T = 3, 10
-TOLERANCE = 1e-4  # logits, float32
-LOOSE = 1e-3  # for linear attention, where step by step and in chunks are two algorithms
 
 pytestmark = pytest.mark.filterwarnings(
     # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
@@ -71,68 +66,33 @@ def pictures() -> list[Picture]:
 
 def forked_logits(captioner: TransformersCaptioner, batch: list[Picture], forced: torch.Tensor) -> torch.Tensor:
     """Return the (B·K, T, V) logits of the fork route when it is made to say `forced` (B·K, T); NaN: not computed."""
-    seen = []
-
-    def pick(logits: torch.Tensor, step: int, rows: torch.Tensor) -> Draw:
-        padded = torch.full((len(forced), logits.shape[-1]), torch.nan)
-        padded[rows] = logits.float()
-        seen.append(padded)
-        return Draw(forced[rows, step], torch.zeros(len(rows)), torch.ones(len(rows), dtype=torch.bool))
-
-    captioner._decode(batch, pick)
-    return torch.stack(seen, dim=1)
+    pick = Forced(forced)
+    captioner._decode(images(batch), pick)
+    return pick.logits
 
 
-def naive_logits(captioner: TransformersCaptioner, picture: Picture, forced: torch.Tensor) -> torch.Tensor:
-    """Return the (T, V) logits that follow the prompt and each of T - 1 forced tokens, by one plain forward."""
-    model: Any = captioner._checkpoint.model
-    inputs = _to(captioner._encode([picture.rgb]), torch.device("cpu"), captioner._checkpoint.dtype)
-    inputs.pop("labels", None)
-    said = forced[None, :-1]  # (1, T - 1)
-    with torch.inference_mode():
-        if model.config.is_encoder_decoder:
-            start = torch.full((1, 1), model.config.get_text_config(decoder=True).decoder_start_token_id)
-            logits = model(**inputs, decoder_input_ids=torch.cat([start, said], 1), use_cache=False).logits
-            return logits[0]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], said], 1)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        # In PaliGemma type 0 is the prompt, which attends both ways, and type 1 what follows; elsewhere 0 is text.
-        kind = int("PaliGemma" in type(model).__name__)
-        for key in ("token_type_ids", "mm_token_type_ids"):
-            if key in inputs:
-                inputs[key] = torch.cat([inputs[key], torch.full_like(said, kind)], 1)
-        return model(**inputs, use_cache=False).logits[0, -len(forced) :]
-
-
-def random_tokens(captioner: TransformersCaptioner, rows: int) -> torch.Tensor:
-    """Return (rows, T) tokens that are neither special nor the end."""
-    generator = torch.Generator().manual_seed(4)
-    vocabulary = len(captioner._checkpoint.processor.tokenizer)
-    return torch.randint(60, min(vocabulary, 150), (rows, T), generator=generator)
-
-
-def texts(readings: list[tuple[Caption, ...]]) -> list[list[tuple[str, str, int]]]:
-    return [[(c.text, c.finish, c.num_tokens) for c in reading] for reading in readings]
+def texts(readings: list[Sampled]) -> list[list[tuple[str, str, int]]]:
+    return [[(c.text, c.finish, c.num_tokens) for c in reading.captions] for reading in readings]
 
 
 def test_same_logits_as_the_naive_route_under_teacher_forcing(
     captioner: TransformersCaptioner, pictures: list[Picture]
 ) -> None:
-    tolerance = LOOSE if "Qwen3_5" in captioner.info.architecture else TOLERANCE
-    forced = random_tokens(captioner, len(pictures) * K)
+    close = tolerance(captioner)
+    forced = random_tokens(captioner, len(pictures) * K, T)
     forked = forked_logits(captioner, pictures, forced)  # all pictures in one batch
     for b, one in enumerate(pictures):
         for k in range(K):
             row = b * K + k
             naive = naive_logits(captioner, one, forced[row])
-            assert torch.allclose(forked[row], naive, atol=tolerance, rtol=tolerance), (one.file.file_name, k)
+            assert torch.allclose(forked[row], naive, atol=close, rtol=close), (one.file.file_name, k)
 
 
 def test_rows_that_ended_are_dropped_and_the_others_go_on_as_before(
     captioner: TransformersCaptioner, pictures: list[Picture]
 ) -> None:
-    tolerance = LOOSE if "Qwen3_5" in captioner.info.architecture else TOLERANCE
-    forced = random_tokens(captioner, len(pictures) * K)
+    close = tolerance(captioner)
+    forced = random_tokens(captioner, len(pictures) * K, T)
     lengths = torch.tensor([(3 * row) % T + 1 for row in range(len(forced))])  # 1 to T, in no order
     forced[torch.arange(len(forced)), lengths - 1] = min(captioner._checkpoint.end_ids)
     forked = forked_logits(captioner, pictures, forced)
@@ -140,12 +100,12 @@ def test_rows_that_ended_are_dropped_and_the_others_go_on_as_before(
     assert computed[-1] < len(forced) / 2 and computed.tolist() == sorted(computed.tolist(), reverse=True)
     for row, length in enumerate(lengths.tolist()):
         naive = naive_logits(captioner, pictures[row // K], forced[row, :length])
-        assert torch.allclose(forked[row, :length], naive, atol=tolerance, rtol=tolerance), row
+        assert torch.allclose(forked[row, :length], naive, atol=close, rtol=close), row
 
 
 def test_pictures_matter(captioner: TransformersCaptioner, pictures: list[Picture]) -> None:
     """Without this, the tests of this file could pass with every caption on the wrong image."""
-    forced = random_tokens(captioner, 1).expand(len(pictures) * K, -1)
+    forced = random_tokens(captioner, 1, T).expand(len(pictures) * K, -1)
     logits = forked_logits(captioner, pictures, forced)[::K]  # (B, T, V)
     for a, b in pairwise(logits):
         assert (a - b).abs().mean(-1).min() > 500 * TOLERANCE  # at every step, the last one included
@@ -154,7 +114,7 @@ def test_pictures_matter(captioner: TransformersCaptioner, pictures: list[Pictur
 def test_same_tokens_as_the_naive_route_under_the_same_uniforms(
     exact: TransformersCaptioner, pictures: list[Picture]
 ) -> None:
-    forked = exact._decode(pictures, exact._sampler(pictures))
+    forked = exact._decode(images(pictures), exact._sampler(pictures, "captions"))
     compared = 0
     for b, one in enumerate(pictures[:3]):
         stream = torch.from_numpy(uniforms(0, one.file.sha256, 1, K, T))
@@ -183,9 +143,9 @@ def naive_tokens(
 
 
 def test_captions_are_the_tokens_in_words(exact: TransformersCaptioner, pictures: list[Picture]) -> None:
-    decoded = exact._decode(pictures, exact._sampler(pictures))
+    decoded = exact._decode(images(pictures), exact._sampler(pictures, "captions"))
     ends = exact._checkpoint.end_ids
-    captions = [caption for reading in exact.read(pictures) for caption in reading]
+    captions = [caption for reading in exact.read(pictures) for caption in reading.captions]
     for caption, tokens, logprobs in zip(captions, decoded.tokens, decoded.logprobs, strict=True):
         words = exact._checkpoint.processor.tokenizer.decode(tokens, skip_special_tokens=True)
         assert (caption.text, caption.num_tokens) == (words.strip(), len(tokens))
@@ -202,7 +162,7 @@ def test_same_captions_whatever_the_batch_and_the_order(exact: TransformersCapti
     assert texts(together) == texts(alone)
     assert texts([together[i] for i in order]) == texts(shuffled)
     for a, b in zip(together, alone, strict=True):
-        assert [c.mean_logprob for c in a] == pytest.approx([c.mean_logprob for c in b], abs=1e-5)
+        assert [c.mean_logprob for c in a.captions] == pytest.approx([c.mean_logprob for c in b.captions], abs=1e-5)
 
 
 def test_no_caption_lands_on_another_image(exact: TransformersCaptioner) -> None:
@@ -215,7 +175,7 @@ def test_no_caption_lands_on_another_image(exact: TransformersCaptioner) -> None
 
 def test_captions_of_one_image_differ_from_each_other(exact: TransformersCaptioner, pictures: list[Picture]) -> None:
     for reading in exact.read(pictures):
-        assert len({caption.text for caption in reading}) == K
+        assert len({caption.text for caption in reading.captions}) == K
 
 
 def test_float32_gives_the_same_captions_but_for_a_rare_draw_on_a_border(
@@ -223,5 +183,6 @@ def test_float32_gives_the_same_captions_but_for_a_rare_draw_on_a_border(
 ) -> None:
     together = captioner.read(pictures)
     alone = [captioner.read([one])[0] for one in pictures]
-    different = sum(a.text != b.text for x, y in zip(together, alone, strict=True) for a, b in zip(x, y, strict=True))
+    pairs = [(a, b) for x, y in zip(together, alone, strict=True) for a, b in zip(x.captions, y.captions, strict=True)]
+    different = sum(a.text != b.text for a, b in pairs)
     assert different <= 1

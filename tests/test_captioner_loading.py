@@ -255,7 +255,7 @@ class TestDeviceAndDtype:
         config = ModelConfig(model=str(llava), device="cpu", dtype="bfloat16")
         engine = load_captioner(config, SamplingConfig(num_samples=2, max_new_tokens=3))
         assert engine.info.dtype == "bfloat16"
-        assert len(engine.read([tiny_models.picture(0, (40, 30))])[0]) == 2
+        assert len(engine.read([tiny_models.picture(0, (40, 30))])[0].captions) == 2
 
 
 class TestFingerprint:

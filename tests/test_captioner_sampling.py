@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlmgate.captioner.sampling import Warp, draw, uniforms
+from vlmgate.captioner.sampling import Warp, draw
+from vlmgate.captioner.streams import fixed_normal, uniforms, view_noise
 
 SHA = hashlib.sha256(b"a picture").hexdigest()
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
@@ -30,7 +31,7 @@ def counts(logits: torch.Tensor, uniform: torch.Tensor, warp: Warp = Warp()) -> 
 
 class TestUniforms:
     def test_shape_range_and_type(self) -> None:
-        values = uniforms(0, SHA, 1, num_samples=5, max_new_tokens=1000)
+        values = uniforms(0, SHA, 1, num_samples=5, num_tokens=1000)
         assert values.shape == (5, 1000)
         assert values.dtype == np.float64
         assert values.min() >= 0 and values.max() < 1
@@ -39,22 +40,52 @@ class TestUniforms:
     def test_every_part_of_the_key_changes_every_stream(self) -> None:
         other = hashlib.sha256(b"another picture").hexdigest()
         keys = [(0, SHA, 1), (1, SHA, 1), (2**32, SHA, 1), (0, other, 1), (0, SHA, 2)]
-        streams = [uniforms(*key, num_samples=3, max_new_tokens=4) for key in keys]
+        streams = [uniforms(*key, num_samples=3, num_tokens=4) for key in keys]
         rows = np.concatenate(streams)
         assert len(np.unique(rows[:, 0])) == len(rows)
 
     def test_more_captions_or_tokens_extend_and_change_nothing(self) -> None:
-        small = uniforms(7, SHA, 1, num_samples=2, max_new_tokens=3)
-        large = uniforms(7, SHA, 1, num_samples=9, max_new_tokens=50)
+        small = uniforms(7, SHA, 1, num_samples=2, num_tokens=3)
+        large = uniforms(7, SHA, 1, num_samples=9, num_tokens=50)
         assert np.array_equal(large[:2, :3], small)
 
     def test_values_are_frozen(self) -> None:
         """Stored results are reproducible only as long as these numbers stay."""
-        values = uniforms(2**40 + 1, SHA, 3, num_samples=2, max_new_tokens=2)
+        values = uniforms(2**40 + 1, SHA, 3, num_samples=2, num_tokens=2)
         assert values.tolist() == FROZEN
+
+    def test_answers_have_streams_of_their_own(self) -> None:
+        captions = uniforms(7, SHA, 1, num_samples=9, num_tokens=4)
+        answers = uniforms(7, SHA, 1, num_samples=9, num_tokens=4, use="answers")
+        assert len(np.unique([captions, answers])) == captions.size + answers.size
+        fewer = uniforms(7, SHA, 1, num_samples=2, num_tokens=3, use="answers")
+        assert np.array_equal(answers[:2, :3], fewer)
 
 
 FROZEN = [[0.9905660075524643, 0.3153712457219542], [0.4962353271978347, 0.6818080699701304]]
+
+
+class TestNormals:
+    def test_they_are_normal(self) -> None:
+        values = np.sort(view_noise(0, SHA, 1, 1, (301, 201, 3)).ravel())
+        assert values.shape == (301 * 201 * 3,)
+        assert values.mean() == pytest.approx(0, abs=0.01) and values.std() == pytest.approx(1, abs=0.01)
+        inside = [np.mean(np.abs(values) < sigma) for sigma in (1, 2, 3)]
+        assert inside == pytest.approx([0.6827, 0.9545, 0.9973], abs=0.003)
+
+    def test_every_part_of_the_key_changes_them(self) -> None:
+        other = hashlib.sha256(b"another picture").hexdigest()
+        keys = [(0, SHA, 1, 1), (1, SHA, 1, 1), (0, other, 1, 1), (0, SHA, 2, 1), (0, SHA, 1, 2)]
+        values = np.stack([view_noise(*key, shape=(500,)) for key in keys])
+        assert np.abs(np.corrcoef(values) - np.eye(len(keys))).max() < 0.2
+
+    def test_values_are_frozen(self) -> None:
+        assert view_noise(0, SHA, 1, 1, (3,)) == pytest.approx(FROZEN_NOISE, abs=1e-12)
+        assert fixed_normal((2, 1)).ravel() == pytest.approx(FROZEN_NORMAL, abs=1e-12)
+
+
+FROZEN_NOISE = [-1.1122394971789125, -1.7631389110755886, 0.18613868999374342]
+FROZEN_NORMAL = [1.300120213835345, -1.676420168252694]
 
 
 class TestFrequencies:

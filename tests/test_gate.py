@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, fields, replace
 
 import pytest
 
+from vlmgate.degenerate import degenerate, is_empty, is_refusal
 from vlmgate.diversity import score_captions
 from vlmgate.errors import GateError
-from vlmgate.gate import Candidate, Gate, decide, degenerate, is_empty, is_refusal, make_gate
-from vlmgate.records import Caption, Reason, Route, Scores
+from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, decide, make_gate
+from vlmgate.records import Caption, Quality, Reason, Record, Route, Scores
 
 
 def scored(name: str, vendi: float | None, logprob: float | None = None) -> Candidate:
@@ -156,6 +158,7 @@ def test_the_default_is_uncalibrated_and_says_so() -> None:
         ({"review_budget": "-1"}, "such as 10%"),
         ({"score": "luck"}, "choose one of"),
         ({"score": "agreement"}, "no default limit"),
+        ({"kernel": "minilm"}, "--kernel minilm has no default limit"),
     ],
 )
 def test_gates_that_mean_nothing_are_refused_in_one_line(options: dict[str, object], words: str) -> None:
@@ -252,3 +255,129 @@ def test_a_cut_off_or_overflowed_caption_is_for_a_person() -> None:
     assert degenerate([caption("a brass gear"), caption("a brass", "length")]) == Reason.CUT_OFF
     assert degenerate([caption("a brass gear"), caption("a brass", "non-finite")]) == Reason.NON_FINITE
     assert degenerate([]) is not None
+
+
+# --- limits on several columns ----------------------------------------------------------------------------------------
+
+
+def full(name: str, *, quality: Quality | None = None, novelty: float | None = None, **scores: object) -> Candidate:
+    values: dict[str, object] = {"vendi_score": 1.0, "mean_logprob": -0.1} | scores
+    empty = Scores(None, None, None, None, 0)
+    return Candidate((name, 1), replace(empty, **values), None, quality, novelty)  # type: ignore[arg-type]
+
+
+def test_each_limit_routes_with_its_own_column() -> None:
+    gate = make_gate(
+        num_samples=8,
+        threshold=1.8,
+        limits=["abstain_rate <= 0.25", "answer_share ≥ 0.75", "sharpness>=20", "novelty <= 1"],
+    )
+    sharp, soft = Quality(25.0, 0.5, 0.1, 1.0, 0.0, 0.0), Quality(5.0, 0.5, 0.1, 1.0, 0.0, 0.0)
+    good = {"abstain_rate": 0.25, "answer_share": 0.75}
+    rows = [
+        full("a", **good, quality=sharp, novelty=1.0),
+        full("b", **good | {"abstain_rate": 0.375}, quality=sharp, novelty=1.0),
+        full("c", **good | {"answer_share": 0.5}, quality=sharp, novelty=1.0),
+        full("d", **good, quality=soft, novelty=1.0),
+        full("e", **good, quality=sharp, novelty=1.01),
+        full("f", **good | {"vendi_score": 1.9}, quality=sharp, novelty=1.0),
+    ]
+    told = [(d.route == Route.AUTO_ACCEPT, d.reason, d.column, d.threshold) for d in decide(rows, gate)]
+    assert told == [
+        (True, Reason.AGREED, "vendi_score", 1.8),
+        (False, Reason.BEYOND_LIMIT, "abstain_rate", 0.25),
+        (False, Reason.BEYOND_LIMIT, "answer_share", 0.75),
+        (False, Reason.BEYOND_LIMIT, "sharpness", 20.0),
+        (False, Reason.BEYOND_LIMIT, "novelty", 1.0),
+        (False, Reason.DISAGREED, "vendi_score", 1.8),
+    ]
+    assert gate.describe() == (
+        "vendi_score ≤ 1.8 and abstain_rate ≤ 0.25 and answer_share ≥ 0.75 and sharpness ≥ 20 and novelty ≤ 1"
+    )
+
+
+@pytest.mark.parametrize("column", sorted(COLUMNS))
+@pytest.mark.parametrize("budget", [None, "0"])
+def test_what_is_unknown_in_a_limited_column_is_never_accepted(column: str, budget: str | None) -> None:
+    safe = "<=" if HIGHER_IS_WORSE.get(column, True) else ">="
+    value = {"vendi_score": 8, "mean_logprob": -100}.get(column, 0.5)
+    gate = make_gate(
+        num_samples=8, threshold=None if budget else 8, review_budget=budget, limits=[f"{column} {safe} {value}"]
+    )
+    nothing = Candidate(("a", 1), Scores(None, None, None, None, 0), None)
+    broken = full("b", **{column: float("nan")}) if hasattr(nothing.scores, column) else nothing
+    for decision in decide([nothing, broken], gate):
+        assert (decision.route, decision.reason, decision.column) == (Route.HUMAN_REVIEW, Reason.NO_SCORE, column)
+
+
+def test_every_number_of_a_reading_can_be_limited() -> None:
+    numbers = {f.name for kind in (Scores, Quality) for f in fields(kind)} - {"medoid", "answer"}
+    assert set(COLUMNS) == numbers | {"novelty"}
+    assert set(COLUMNS) <= {f.name for f in fields(Record)}
+
+
+def test_what_is_beyond_a_limit_takes_its_place_in_the_budget_first() -> None:
+    rows = [full("a", abstain_rate=0.9), full("b", abstain_rate=0.0, vendi_score=2.0), full("c", abstain_rate=0.0)]
+    for budget, routed in (("1", "a"), ("2", "ab"), ("0", "a")):
+        gate = make_gate(num_samples=8, review_budget=budget, limits=["abstain_rate <= 0.5"])
+        names = [c.key[0] for c, d in zip(rows, decide(rows, gate), strict=True) if d.route == Route.HUMAN_REVIEW]
+        assert "".join(names) == routed
+
+
+def test_a_limit_on_the_score_takes_the_place_of_the_default_and_others_do_not() -> None:
+    alone = make_gate(num_samples=8, limits=["vendi_score <= 2"])
+    assert alone.threshold is None and alone.describe() == "vendi_score ≤ 2"
+    a, b = decide([scored("a", 2.0), scored("b", 2.1)], alone)
+    assert (a.route, a.reason, a.threshold, a.column) == (Route.AUTO_ACCEPT, Reason.AGREED, 2.0, "vendi_score")
+    assert (b.route, b.reason) == (Route.HUMAN_REVIEW, Reason.BEYOND_LIMIT)
+    beside = make_gate(num_samples=8, limits=["sharpness >= 20"])
+    assert beside.threshold == 1.25 and beside.default
+    assert make_gate(num_samples=8, score="agreement", limits=["agreement >= .9"]).limits[0].value == 0.9
+
+
+def test_with_a_question_most_of_all_answers_must_name_the_answer_unless_told_otherwise() -> None:
+    gate = make_gate(num_samples=8, threshold=1.8, answered=True)
+    assert gate.describe() == "vendi_score ≤ 1.8 and answer_share ≥ 0.75 (uncalibrated default)"
+    lonely = full("a", answer="ok", answer_share=0.125, abstain_rate=0.875)
+    assert decide([lonely], gate)[0].column == "answer_share"
+    told = make_gate(num_samples=8, threshold=1.8, answered=True, limits=["answer_share >= 0.5"])
+    assert told.describe() == "vendi_score ≤ 1.8 and answer_share ≥ 0.5"
+    assert len(make_gate(num_samples=8, answered=True, limits=["abstain_rate <= 0.5"]).limits) == 2
+    assert not make_gate(num_samples=8, limits=[]).limits
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("abstain_rate < 0.25", "<= or >="),
+        ("abstain_rate", "<= or >="),
+        ("abstain_rate <= nan", "<= or >="),
+        ("abstain_rate <= 1e9", "<= or >="),
+        ("luck <= 1", "unknown column 'luck'"),
+        ("answer <= 1", "unknown column 'answer'"),
+        ("abstain_rate >= 0.25", "would accept the worst"),
+        ("answer_share <= 0.25", "would accept the worst"),
+        ("novelty >= 1", "would accept the worst"),
+        ("abstain_rate <= 1.5", "lies between 0 and 1"),
+        ("vendi_score <= 9", "lies between 1 and 8"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused_in_one_line(text: str, words: str) -> None:
+    with pytest.raises(GateError, match=words) as caught:
+        make_gate(num_samples=8, limits=[text])
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_may_be_limited_from_both_sides() -> None:
+    gate = make_gate(num_samples=8, limits=["exposure >= 0.2", "exposure <= 0.8", "noise >= 0"])
+    rows = [full(f"{x}", quality=Quality(1.0, x, 0.1, 1.0, 0.0, 0.0)) for x in (0.1, 0.5, 0.9)]
+    assert [d.route == Route.AUTO_ACCEPT for d in decide(rows, gate)] == [False, True, False]
+    with pytest.raises(GateError, match="unknown score 'exposure'"):
+        make_gate(num_samples=8, score="exposure", review_budget="10%")
+
+
+def test_a_gate_survives_the_provenance_of_a_result() -> None:
+    gate = make_gate(num_samples=8, threshold=1.8, limits=["novelty <= 1", "exposure >= 0.2"])
+    assert Gate.of(json.loads(json.dumps(asdict(gate)))) == gate
+    before = {"score": "vendi_score", "threshold": 1.8, "budget_share": None, "budget_count": None, "default": False}
+    assert Gate.of(before) == make_gate(num_samples=8, threshold=1.8)

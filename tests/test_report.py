@@ -10,8 +10,9 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, config_for, folder_of
 from rich.console import Console
 
 from vlmgate.gate import make_gate
-from vlmgate.report import TerminalProgress, header_line, print_summary
+from vlmgate.report import TerminalProgress, header_line
 from vlmgate.scan import ScanResult, scan
+from vlmgate.summary import print_summary
 from vlmgate.text import plain
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from PIL import Image
 
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import ModelError, ResumeError
-from vlmgate.records import Caption, Picture, Reason, Route
+from vlmgate.journal import _sealed
+from vlmgate.records import Picture, Reason, Route, Sampled
 from vlmgate.scan import ScanResult, scan
 from vlmgate.store import read_result
 
@@ -42,11 +44,11 @@ class Stopping(FakeCaptioner):
         super().__init__()
         self.batches = batches
 
-    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
-        captions = super().read(pictures)
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
+        sampled = super().read(pictures)
         if len(self.history) == self.batches:
             os.kill(os.getpid(), signal.SIGTERM)
-        return captions
+        return sampled
 
 
 def test_a_file_in_the_place_of_another_of_its_size_and_time_is_read(tmp_path: Path) -> None:
@@ -161,6 +163,7 @@ def test_a_first_try_that_read_nothing_binds_nobody(tmp_path: Path) -> None:
     assert run(config_for(folder, tmp_path / "r.parquet"), FakeCaptioner()).error is None
 
 
+ASKED: dict[str, object] = {"question": "Is it ok?", "choices": ("ok", "scratch")}
 CHANGES: dict[str, object] = {
     "prompt": "What is this?",
     "num_samples": 5,
@@ -169,6 +172,12 @@ CHANGES: dict[str, object] = {
     "top_k": 40,
     "max_new_tokens": 32,
     "seed": 1,
+    "question": "Is it good?",
+    "choices": ("ok", "dent"),
+    "abstain": False,
+    "max_answer_tokens": 8,
+    "views": 2,
+    "view_noise": 10.0,
 }
 
 
@@ -177,13 +186,33 @@ def test_every_sampling_setting_is_tried_below() -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_setting_that_changes_captions_is_refused_on_resume(tmp_path: Path, name: str) -> None:
+def test_every_setting_that_changes_readings_is_refused_on_resume(tmp_path: Path, name: str) -> None:
     folder = folder_of(tmp_path / "in", "a.png")
     config = config_for(folder, tmp_path / "r.parquet")
+    config = replace(config, sampling=replace(config.sampling, **ASKED))
     run(config, FakeCaptioner())
     changed = replace(config, sampling=replace(config.sampling, **{name: CHANGES[name]}))
     with pytest.raises(ResumeError, match=name):
         run(changed, FakeCaptioner())
+
+
+def test_a_journal_of_before_there_were_questions_still_resumes(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", "a.png")
+    config = config_for(folder, tmp_path / "r.parquet")
+    run(config, FakeCaptioner())
+    lines = (tmp_path / "r.journal.jsonl").read_bytes().splitlines()
+    assert not {"question", "choices", "views"} & set(json.loads(lines[0])["fingerprint"])
+    del (reading := json.loads(lines[-1]))["quality"]
+    del reading["crc"]
+    lines[-1] = _sealed(reading).encode()
+    (tmp_path / "r.journal.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    fake = FakeCaptioner()
+    (row,) = run(config, fake).records
+    assert not fake.history and row.reason == Reason.AGREED
+    assert row.sharpness is None and row.answers is None and row.vision_features is None
+    asked = replace(config, sampling=replace(config.sampling, **ASKED))
+    with pytest.raises(ResumeError, match="question"):
+        run(asked, FakeCaptioner())
 
 
 def test_other_weights_pages_or_dtype_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

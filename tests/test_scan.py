@@ -13,7 +13,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 
 from vlmgate.config import ImageConfig
 from vlmgate.errors import ModelError, NoImagesError, OutputError, ResumeError
-from vlmgate.records import Caption, ImageFile, Picture, Reason, Record, Route
+from vlmgate.records import Caption, ImageFile, Picture, Reason, Record, Route, Sampled
 from vlmgate.rows import content_of
 from vlmgate.scan import MAX_FAILURES_IN_A_ROW, ScanResult, scan
 from vlmgate.store import read_result
@@ -143,7 +143,7 @@ class _Stopping(FakeCaptioner):
         super().__init__()
         self.signum, self.batch = signum, batch
 
-    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         if len(self.history) == self.batch:
             os.kill(os.getpid(), self.signum)
         return super().read(pictures)
@@ -186,7 +186,7 @@ class _Picky(FakeCaptioner):
         super().__init__()
         self.poison = set(poison)
 
-    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         if self.poison & {p.file.file_name for p in pictures}:
             raise RuntimeError("height and width must be\nlarger than factor")
         return super().read(pictures)
@@ -212,7 +212,7 @@ class _Dying(FakeCaptioner):
         super().__init__()
         self.batches = batches
 
-    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         if len(self.history) >= self.batches:
             raise RuntimeError("CUDA error: device-side assert triggered")
         return super().read(pictures)
@@ -244,8 +244,8 @@ def test_a_model_that_fails_on_everything_ends_the_run_with_what_it_has(tmp_path
 
 def test_short_answers_are_no_readings(tmp_path: Path) -> None:
     class Short(FakeCaptioner):
-        def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
-            return [captions[:-1] for captions in super().read(pictures)]
+        def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
+            return [replace(one, captions=one.captions[:-1]) for one in super().read(pictures)]
 
     folder = folder_of(tmp_path / "in", "a.png")
     (row,) = scan(config_for(folder, tmp_path / "r.parquet"), SilentProgress(), load=Short().load).records
@@ -323,7 +323,7 @@ def test_two_scans_do_not_share_an_output(tmp_path: Path) -> None:
     config = config_for(folder, tmp_path / "r.parquet")
 
     class Nosy(FakeCaptioner):
-        def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+        def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
             with pytest.raises(OutputError, match="another scan"):
                 scan(config, SilentProgress(), load=FakeCaptioner().load)
             return super().read(pictures)

@@ -11,7 +11,8 @@ import pytest
 
 from vlmgate.errors import OutputError, ResumeError, StoreError
 from vlmgate.journal import Duplicate, Entry, Failure, Journal
-from vlmgate.records import Caption, ImageFile, Reading, Record, Unreadable
+from vlmgate.novelty import pack
+from vlmgate.records import Caption, ImageFile, Quality, Reading, Record, Unreadable
 from vlmgate.store import Outputs, read_provenance, read_result, write_result
 
 FINGERPRINT = {"prompt": "Describe.", "num_samples": 2, "pages": "first"}
@@ -23,6 +24,17 @@ def image(name: str, sha: str = "0" * 64, page: int = 1) -> ImageFile:
 
 def reading(name: str, *texts: str) -> Reading:
     return Reading(image(name, name * 8), tuple(Caption(t, "stop", -0.5, 3) for t in texts or ("a dent", "a crack")))
+
+
+def full_reading(name: str) -> Reading:
+    return Reading(
+        image(name, name * 8),
+        captions=(Caption("a dent", "stop", -0.5, 3), Caption("a crack", "stop", -0.7, 3)),
+        answers=(Caption("dent", "stop", None, 2), Caption("", "length", -0.25, 16)),
+        features=pack([0.5, -1.25, 3.0]),
+        views=(0, 1),
+        quality=Quality(12.5, 0.4, 0.1, None, 0.0, 0.25),
+    )
 
 
 def record(name: str, **changes: object) -> Record:
@@ -39,6 +51,25 @@ def written(path: Path) -> Journal:
     )
     journal.close()
     return journal
+
+
+def test_answers_features_views_and_quality_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    journal = Journal.open(path, FINGERPRINT)
+    journal.append([full_reading("a"), reading("b")], 0.5)
+    journal.close()
+    assert reopened(path) == {("a", 1): full_reading("a"), ("b", 1): reading("b")}
+    line = json.loads(path.read_bytes().splitlines()[2])
+    assert not {"answers", "features", "views", "quality"} & set(line), "a reading without them is as before"
+
+
+@pytest.mark.parametrize("change", [{"answers": ()}, {"views": (0,)}])
+def test_a_reading_with_too_few_answers_or_views_is_read_again(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    journal = Journal.open(path, FINGERPRINT)
+    journal.append([dataclasses.replace(full_reading("a"), **change)])  # type: ignore[arg-type]
+    journal.close()
+    assert not reopened(path)
 
 
 def reopened(path: Path) -> dict[tuple[str, int], Entry]:
@@ -134,6 +165,28 @@ def test_a_result_reads_back_equal_and_unknown_is_null(tmp_path: Path) -> None:
     assert table["vendi_score"].null_count == 1
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
     assert [p.name for p in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_features_are_lists_of_floats_in_the_file_and_need_not_be_read(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    rows = [record("a", vision_features=pack([0.5, -1.0])), record("b"), record("c", vision_features=pack([1e9]))]
+    path = tmp_path / "r.parquet"
+    write_result(path, rows, {"run_id": "1"})
+    assert pq.read_table(path)["vision_features"].to_pylist() == [[0.5, -1.0], None, [65504.0]]
+    assert read_result(path)[0] == rows
+    assert [r.vision_features for r in read_result(path, features=False)[0]] == [None] * 3
+
+
+def test_a_result_of_before_there_were_answers_is_read_with_nulls(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "r.parquet"
+    write_result(path, [record("a", vendi_score=1.25)], {"run_id": "1"})
+    table = pq.read_table(path)
+    later = ["answers", "answer", "novelty", "sharpness", "decided_by", "vision_features", "caption_views"]
+    pq.write_table(table.drop_columns(later), path)
+    assert read_result(path)[0] == [record("a", vendi_score=1.25)]
 
 
 def test_the_result_of_another_run_is_kept_and_that_of_the_same_run_replaced(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -365,6 +365,11 @@ def picture(index: int, size: tuple[int, int], content: int | None = None) -> Pi
     name = f"{index}.png"
     sha256 = hashlib.sha256(name.encode()).hexdigest()
     return Picture(ImageFile(name, Path(name), sha256, 1, 1, *size, "RGB", None, 1, 1), rgb)
+
+
+def images(pictures: Sequence[Picture]) -> list[Image.Image]:
+    """Return what a model looks at."""
+    return [one.rgb for one in pictures]
 
 
 def in_float64(engine: Any) -> Any:

@@ -1,17 +1,223 @@
 """Ask a closed question and tell what an answer says.
 
-Knows strings; knows nothing of models, images or scores.
+Knows strings; knows nothing of models, images or limits.
+
+Parsing is strict, and errs in one direction: an answer is a choice only where it says nothing else, an abstention where
+it declines or hedges, and unparsable otherwise. Neither of the latter ever becomes a choice; both count against trust.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from vlmgate.degenerate import is_empty, is_refusal
+from vlmgate.words import ARTICLES, NEGATORS, SPACELESS, STOP, content_words, fold, singular, tokens_of
 
 DEFAULT_QUESTION = "Which of these does the part show?"
 ABSTENTION = "unsure"  # the word that the prompt offers
+
+_ABSTAINS = re.compile(
+    r"""
+      \b(?:unsure|uncertain|undecided|undetermined|indeterminate|inconclusive|unanswerable|unclear|unknown|ambiguous)\b
+    | \b(?:not|never|isn't|aren't|ain't)\ (?:\w+\ )?(?:sure|certain|clear)\b | \bno\ (?:idea|clue|answer)\b | \bn/a\b
+    | \b(?:can\ ?not|can't|cant|couldn't|unable\ to|hard\ to|impossible\ to)\ (?:\w+\ )?
+      (?:tell|say|decide|determine|judge|answer|see|be\ (?:sure|certain))\b
+    | \b(?:don't|dont|do\ not)\ know\b | \babstain\b
+    | \b(?:weiß\ nicht|weiss\ nicht|unsicher|unklar|no\ sé|no\ estoy\ segur[oa]|je\ ne\ sais\ pas|pas\ sûre?|non\ so
+        |incerto|weet\ niet|onzeker)\b
+    """,
+    re.VERBOSE,
+)
+# A model that hedges is not sure, and says so; "appears to be" is how models write, and no hedge.
+_HEDGES = re.compile(
+    r"""
+      \b(?:maybe|perhaps|possibly|possible|probably|probable|presumably|likely|unlikely|might|could|may\ be|doubt\w*
+        |guess\w*|suspect\w*|assum\w+|either|vielleicht|möglicherweise|wahrscheinlich|peut-être|quizás?|forse)\b
+    """,
+    re.VERBOSE,
+)
+_DENIES = re.compile(
+    r"\b(?:hardly|barely|scarcely|anything\ but|far\ from|ruled\ out|except|unless|instead\ of|rather\ than|denied"
+    r"|false|wrong|no\ longer)\b"
+)
+_NOT_ENGLISH = frozenset(
+    """
+    kein keine keinen keiner keinem keines nicht ohne pas sans aucun aucune ni sin ningún ningun ninguna senza nessun
+    nessuna nessuno non sem nenhum nenhuma não geen niet zonder
+    """.split()
+)
+_SENTENTIAL = frozenset("not never neither nor cannot nothing none absent".split())  # reach back over a whole clause
+_MARKS = (STOP, ",")
+_LEAD_IN = re.compile(r"^\W*(?:the\ )?(?:correct\ |final\ |best\ |my\ )?(?:answer|option|choice)(?:\ is\b)?[\s:]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What one answer says: one of the choices, or, with `choice` None, that it abstains, or nothing that counts."""
+
+    choice: str | None
+    abstains: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What K answers come to; all shares are of all K, so that what is no choice counts against trust."""
+
+    answer: str | None  # the choice named most often; None where none was named, or two equally often
+    answer_share: float  # of the choice named most often, [0, 1]; higher = safer
+    answer_entropy: float  # nats, [0, ln K]; higher = more disagreement
+    abstain_rate: float  # [0, 1]; higher = less sure
+    unparsable_rate: float  # [0, 1]; higher = worse
 
 
 def question_prompt(question: str, choices: Sequence[str], *, abstain: bool) -> str:
     """Return the prompt that asks for one of `choices`; with `abstain` it offers to be unsure as well."""
     offer = f", or {ABSTENTION} if you cannot tell" if abstain else ""
     return f"{question.strip()} Answer with one of: {', '.join(choices)}{offer}."
+
+
+def problem_with(choices: Sequence[str]) -> str | None:
+    """Return why answers could not be told apart with these choices, or None where they can."""
+    for choice in choices:
+        if is_empty(choice):
+            return f"'{choice}' says nothing"
+        if _ABSTAINS.search(" ".join(fold(choice).split())):
+            return f"'{choice}' is how a model abstains, which needs no choice of its own"
+        if parse(choice, choices).choice != choice:
+            return f"'{choice}' cannot be told from the other choices"
+    return None
+
+
+def parse(text: str, choices: Sequence[str]) -> Parsed:
+    """Return what an answer says.
+
+    A choice is recognised whatever its case, width, punctuation, articles and plural, and inside a sentence where it is
+    the only choice named and nothing denies it. In scripts written without spaces the answer must be the choice itself.
+    """
+    return _parsed(text, tuple(choices))
+
+
+@lru_cache(maxsize=4096)  # a night's answers are mostly the same few
+def _parsed(text: str, choices: tuple[str, ...]) -> Parsed:
+    folded = " ".join(fold(text).replace("o.k.", "ok").split())
+    said = _LEAD_IN.sub("", folded)
+    exact = [choice for choice in choices if said and "?" not in said and _plain(said) == _plain(fold(choice))]
+    if exact:
+        return Parsed(exact[0] if len(exact) == 1 else None)
+    if _ABSTAINS.search(folded) or _HEDGES.search(folded) or is_refusal(text):
+        return Parsed(None, abstains=True)
+    if "?" in folded or _DENIES.search(folded) or SPACELESS.search(folded):
+        return Parsed(None)
+    if any(len("".join(_plain(fold(choice)))) == 1 for choice in choices):  # "A" is an article, "1" counts things
+        return Parsed(None)
+    asserted = content_words(said)
+    same = [choice for choice in choices if _content(choice) == asserted]
+    if same and sum(token in NEGATORS for token in tokens_of(said)) <= 1:  # of two nobody knows what they come to
+        return Parsed(same[0] if len(same) == 1 else None)
+    return Parsed(_only_named(said, choices, asserted))
+
+
+def tally(answers: Sequence[Parsed]) -> Tally:
+    """Return what K answers come to.
+
+    The entropy is the discrete semantic entropy of Farquhar et al. ("Detecting hallucinations in large language models
+    using semantic entropy", Nature 630, 2024) with the parsed answers as clusters: abstaining is a class of its own,
+    and each answer that cannot be parsed is one.
+    """
+    k = len(answers)
+    named = Counter(answer.choice for answer in answers if answer.choice is not None)
+    abstaining = sum(answer.abstains for answer in answers)
+    unparsable = k - abstaining - named.total()
+    ranked = named.most_common(2)
+    tied = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
+    sizes = [*named.values(), *([abstaining] if abstaining else []), *[1] * unparsable]
+    return Tally(
+        answer=ranked[0][0] if ranked and not tied else None,
+        answer_share=ranked[0][1] / k if ranked else 0.0,
+        answer_entropy=abs(sum(n / k * math.log(k / n) for n in sizes)),
+        abstain_rate=abstaining / k if k else 0.0,
+        unparsable_rate=unparsable / k if k else 0.0,
+    )
+
+
+# --- inside a sentence ------------------------------------------------------------------------------------------------
+
+
+def _plain(folded: str) -> tuple[str, ...]:
+    """Return the words of a text, without articles and plurals, and the marks between them.
+
+    "no. defect" is not "no defect". A text of nothing but articles keeps them.
+    """
+    words = [_word(token) for token in tokens_of(folded)]
+    while words and words[-1] in _MARKS:
+        words.pop()
+    while words and words[0] in _MARKS:
+        words.pop(0)
+    return tuple(word for word in words if word not in ARTICLES) or tuple(words)
+
+
+def _word(token: str) -> str:
+    return "ok" if token == "okay" else singular(token)
+
+
+@lru_cache(maxsize=256)
+def _content(choice: str) -> frozenset[str]:
+    """Return what a choice asserts; nothing where it is function words and filler only, as "no" and "visible" are."""
+    mark = "zzz"  # keeps `content_words` from falling back to function words
+    return content_words(f"{choice} {mark}") - {mark, f"¬{mark}"}
+
+
+def _only_named(said: str, choices: Sequence[str], asserted: frozenset[str]) -> str | None:
+    """Return the choice that a sentence names, where it names no other and does not deny it."""
+    raw = [token for token in tokens_of(said) if token not in ARTICLES]
+    tokens = [_word(token) for token in raw]
+    taken = [False] * len(tokens)
+    named: list[tuple[str, int, int]] = []  # (choice, start, end)
+    for choice in sorted(choices, key=lambda c: -len(_plain(fold(c)))):  # "no defect" before the "defect" in it
+        words = list(_plain(fold(choice)))
+        for i in range(len(tokens) - len(words) + 1):
+            if tokens[i : i + len(words)] == words and not any(taken[i : i + len(words)]):
+                taken[i : i + len(words)] = [True] * len(words)
+                named.append((choice, i, i + len(words)))
+    if len({choice for choice, _, _ in named}) != 1:
+        return None
+    choice = named[0][0]
+    rest = [token for token, inside in zip(raw, taken, strict=True) if not inside]
+    if _NOT_ENGLISH.intersection(rest) or any(_is_denied(tokens, start, end) for _, start, end in named):
+        return None
+    own = _content(choice)
+    if own:
+        return choice if own <= asserted and not {_flipped(word) for word in own} & asserted else None
+    said_alone = not NEGATORS.isdisjoint(_plain(fold(choice))) or choice.casefold() == "yes"
+    stands = _leads(tokens, named[0]) if said_alone else True
+    return choice if stands and NEGATORS.isdisjoint(rest) else None
+
+
+def _is_denied(tokens: Sequence[str], start: int, end: int) -> bool:
+    """Say whether a negation stands in the clause before the choice, or a sentential one after it."""
+    for token in reversed(tokens[:start]):
+        if token in _MARKS:
+            break
+        if token in NEGATORS:
+            return True
+    for token in tokens[end:]:
+        if token in _MARKS:
+            break
+        if token in _SENTENTIAL or token.endswith("n't") or token == "free":
+            return True
+    return False
+
+
+def _leads(tokens: Sequence[str], named: tuple[str, int, int]) -> bool:
+    """Say whether a choice such as "no" opens the answer and stands alone in its clause: "No, it is fine"."""
+    _, start, end = named
+    return start == 0 and (end == len(tokens) or tokens[end] in _MARKS)
+
+
+def _flipped(word: str) -> str:
+    return word[1:] if word.startswith("¬") else f"¬{word}"

@@ -1,4 +1,4 @@
-"""The command line: options → configurations, results → exit codes. The only module that exits.
+"""The command line: options → configurations, results → exit codes. With its edges, the only module that exits.
 
 Knows what a user may type and what they are told; knows nothing of how any of it is done. Heavy imports stay inside the
 commands, so that `vlmgate --help` answers at once.
@@ -6,25 +6,22 @@ commands, so that `vlmgate --help` answers at once.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import vlmgate
+from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig, load_toml
-from vlmgate.errors import UsageError, VlmgateError, one_line
+from vlmgate.errors import UsageError, VlmgateError
+from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from vlmgate.records import Record
     from vlmgate.scan import ScanResult
 
@@ -57,11 +54,20 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
+ScoreOption = Annotated[str, typer.Option(help="Column that images are ordered by; see README, 'The scores'.")]
+KernelOption = Annotated[
+    str, typer.Option(help="How captions are compared: words, minilm, embedding:FOLDER or nli:FOLDER.")
+]
+ThresholdOption = Annotated[float | None, typer.Option(help="Accept up to this score (from it, where lower is worse).")]
+BudgetOption = Annotated[str | None, typer.Option(help="Route the most uncertain: a share (10%) or a number (200).")]
+LimitOption = Annotated[
+    list[str] | None, typer.Option("--limit", help="Accept only within this, too: 'abstain_rate <= 0.25'. Repeatable.")
+]
 
 
 def _read_toml(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
-        with _errors_in_one_line():
+        with errors_in_one_line():
             options = {p.name: p for p in context.command.params if p.name and p.name not in ("folder", "config")}
             values = load_toml(path, options)
             for name, value in values.items():
@@ -88,6 +94,14 @@ def scan(
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
     prompt: Annotated[str, typer.Option(help="What the model is asked about each image.")] = DEFAULT_PROMPT,
+    question: Annotated[
+        str | None, typer.Option(help=f"Closed question asked beside. [with --choices: {DEFAULT_QUESTION}]")
+    ] = None,
+    choices: Annotated[str | None, typer.Option(help="What may be answered, separated by commas.")] = None,
+    no_abstain: Annotated[bool, typer.Option("--no-abstain", help="Do not offer to be unsure.")] = False,
+    max_answer_tokens: Annotated[
+        int, typer.Option(help="An answer is cut off here, and its image goes to a person.")
+    ] = 16,
     num_samples: Annotated[int, typer.Option("--num-samples", "-k", help="K, captions per image.")] = 8,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0.8 to 1 separates best.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 = off.")] = 1.0,
@@ -95,6 +109,8 @@ def scan(
     max_new_tokens: Annotated[
         int, typer.Option(help="A caption is cut off here, and its image goes to a person.")
     ] = 64,
+    views: Annotated[int, typer.Option(help="Sample from so many noised copies of each image; divides K.")] = 1,
+    view_noise: Annotated[float, typer.Option(help="Standard deviation of their noise, of 255.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Same seed, same captions.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images per batch; changes speed, not captions.")] = 8,
     pages: Annotated[
@@ -104,14 +120,13 @@ def scan(
         int, typer.Option(help="Refuse larger images (a guard against decompression bombs).")
     ] = 500_000_000,
     workers: Annotated[int, typer.Option(help="Decoding threads; 0 = from the number of cores.")] = 0,
-    score: Annotated[
-        str, typer.Option(help="vendi_score, mean_dissimilarity, agreement or mean_logprob.")
-    ] = "vendi_score",
-    threshold: Annotated[
-        float | None, typer.Option(help="Accept up to this score (from it, for agreement and mean_logprob).")
-    ] = None,
-    review_budget: Annotated[
-        str | None, typer.Option(help="Route the most uncertain: a share (10%) or a number (200).")
+    score: ScoreOption = "vendi_score",
+    kernel: KernelOption = "words",
+    threshold: ThresholdOption = None,
+    review_budget: BudgetOption = None,
+    limit: LimitOption = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of images that the model is meant for; others are novel.")
     ] = None,
     max_routed: Annotated[
         str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
@@ -133,7 +148,7 @@ def scan(
     fatal, 2 usage, 3 done but some images could not be read (they are routed to a person), 4 more than --max-routed,
     130 Ctrl-C. Every option can also be set in the environment (VLMGATE_SCAN_NUM_SAMPLES=16) or in --config.
     """
-    with _errors_in_one_line():
+    with errors_in_one_line():
         if not _exists(folder):
             raise UsageError(f"{folder}: no such folder or image; name a folder of images.")
         parquet = out or Path(
@@ -143,34 +158,56 @@ def scan(
             folder=folder,
             out=parquet,
             model=ModelConfig(model, revision, device, dtype, trust_remote_code),
-            sampling=SamplingConfig(prompt, num_samples, temperature, top_p, top_k, max_new_tokens, seed, batch_size),
+            sampling=SamplingConfig(
+                prompt=prompt,
+                num_samples=num_samples,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                batch_size=batch_size,
+                question=DEFAULT_QUESTION if question is None and choices is not None else question,
+                choices=_split(choices),
+                abstain=not no_abstain,
+                max_answer_tokens=max_answer_tokens,
+                views=views,
+                view_noise=view_noise,
+            ),
             images=ImageConfig(pages.value, max_pixels, workers),
             score=score,
             threshold=threshold,
             review_budget=review_budget,
+            limits=tuple(limit or ()),
+            kernel=kernel,
+            reference=reference,
             restart=restart,
         )
-        limit = _max_routed(max_routed)
+        most = _max_routed(max_routed)
         if verbose:
             _log_to_stderr()
         from vlmgate.report import TerminalProgress
         from vlmgate.scan import scan as run
 
-        progress = TerminalProgress(_console(stderr=True), quiet=quiet)
-        with _crashes_to(parquet.with_suffix(".log")):
+        progress = TerminalProgress(console(stderr=True), quiet=quiet)
+        with crashes_to(parquet.with_suffix(".log")):
             result = run(settings, progress)
-    code = _exit_code(result, limit)
-    with _reader_may_leave():
+    code = _exit_code(result, most)
+    with reader_may_leave():
         _print_result(result, format, code)
     if result.error:
-        _complain(str(result.error))
+        complain(str(result.error))
     if code == 4:
-        _complain(f"more images were routed to a person than --max-routed {max_routed} allows.")
+        complain(f"more images were routed to a person than --max-routed {max_routed} allows.")
     raise typer.Exit(code)
 
 
+def _split(choices: str | None) -> tuple[str, ...]:
+    return () if choices is None else tuple(choice.strip() for choice in choices.split(","))
+
+
 def _log_to_stderr() -> None:
-    from vlmgate.scan import PlainFormatter
+    from vlmgate.logfile import PlainFormatter
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
@@ -207,18 +244,68 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
 
 
 def _print_result(result: ScanResult, format: Format, code: int) -> None:
-    from vlmgate.report import print_summary, summary_json
+    from vlmgate.summary import print_summary, summary_json
 
     if format is Format.JSON:
         error = str(result.error) if result.error else None
         print(summary_json(result.records, result.provenance, result.outputs.parquet, code, error))
     else:
-        print_summary(result.records, result.provenance, result.outputs.parquet, _console())
+        print_summary(result.records, result.provenance, result.outputs.parquet, console())
 
 
 ResultArgument = Annotated[
     Path, typer.Argument(metavar="RESULT", help="Parquet file that `vlmgate scan` wrote.", show_default=False)
 ]
+
+
+@app.command()
+def rescore(
+    result: ResultArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Parquet file to write. [default: RESULT.rescored.parquet]"),
+    ] = None,
+    score: ScoreOption = "vendi_score",
+    kernel: Annotated[str | None, typer.Option(help="As for scan. [default: that of RESULT]")] = None,
+    threshold: ThresholdOption = None,
+    review_budget: BudgetOption = None,
+    limit: LimitOption = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Score and split a result anew, from what is stored in it: no model reads and no image is opened.
+
+    The gate is that of the options, as for scan; RESULT itself stays as it is.
+    """
+    with errors_in_one_line():
+        from vlmgate.gate import make_gate
+        from vlmgate.kernels import check_kernel, load_kernel
+        from vlmgate.rescore import check_columns, check_output
+        from vlmgate.rescore import rescore as run
+        from vlmgate.store import read_result, write_result
+        from vlmgate.summary import print_summary, summary_json
+
+        target = out or result.with_suffix(".rescored.parquet")
+        check_output(target)
+        records, provenance = read_result(result)
+        sampling, name = provenance["sampling"], kernel or provenance["kernel"]
+        check_kernel(name)
+        gate = make_gate(
+            num_samples=sampling["num_samples"],
+            score=score,
+            threshold=threshold,
+            review_budget=review_budget,
+            limits=limit or (),
+            answered=sampling.get("question") is not None,
+            kernel=name,
+        )
+        check_columns(records, gate)
+        done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)
+        write_result(target, done.records, done.provenance)
+    with reader_may_leave():
+        if format is Format.JSON:
+            print(summary_json(done.records, done.provenance, target, 0, None))
+        else:
+            print_summary(done.records, done.provenance, target, console())
 
 
 @app.command()
@@ -234,29 +321,37 @@ def show(
     format: FormatOption = Format.TABLE,
 ) -> None:
     """Show one image's K captions and why it goes where it goes; without a name, the summary of the run or --routed."""
-    with _errors_in_one_line():
-        from dataclasses import asdict
-
+    with errors_in_one_line():
         from vlmgate.gate import Gate
-        from vlmgate.report import print_record, print_routed, print_summary, routed_worst_first, summary_json
+        from vlmgate.report import print_record
         from vlmgate.store import SCHEMA_VERSION, read_result
+        from vlmgate.summary import print_routed, print_summary, routed_worst_first, summary_json
 
-        records, provenance = read_result(result)
+        records, provenance = read_result(result, features=False)
         if routed and name is not None:
             raise UsageError("--routed lists every routed image; leave out the name, or --routed.")
         if routed and format is Format.JSON:
-            rows = [asdict(r) for r in routed_worst_first(records, Gate(**provenance["gate"]))]
+            rows = [_as_dict(r) for r in routed_worst_first(records, Gate.of(provenance["gate"]))]
             print(json.dumps({"schema_version": SCHEMA_VERSION, "routed": rows}, indent=2))
         elif routed:
-            print_routed(records, provenance, _console())
+            print_routed(records, provenance, console())
         elif name is None and format is Format.JSON:
             print(summary_json(records, provenance, result, 0, None))
         elif name is None:
-            print_summary(records, provenance, result, _console())
+            print_summary(records, provenance, result, console())
         elif format is Format.JSON:
-            print(json.dumps({"schema_version": SCHEMA_VERSION} | asdict(_find(records, name, page, result)), indent=2))
+            print(
+                json.dumps({"schema_version": SCHEMA_VERSION} | _as_dict(_find(records, name, page, result)), indent=2)
+            )
         else:
-            print_record(_find(records, name, page, result), provenance, _console())
+            print_record(_find(records, name, page, result), provenance, console())
+
+
+def _as_dict(record: Record) -> dict[str, Any]:
+    """Return a row for JSON, without the vision features, which no person reads."""
+    from dataclasses import asdict
+
+    return {key: value for key, value in asdict(record).items() if key != "vision_features"}
 
 
 def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
@@ -284,7 +379,7 @@ def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
 @app.command()
 def info(result: ResultArgument, format: FormatOption = Format.TABLE) -> None:
     """Tell how a result was made: model, prompt, sampling, gate, versions, dates."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from vlmgate.report import print_provenance
         from vlmgate.store import read_provenance
 
@@ -292,7 +387,7 @@ def info(result: ResultArgument, format: FormatOption = Format.TABLE) -> None:
         if format is Format.JSON:
             print(json.dumps(provenance, indent=2))
         else:
-            print_provenance(provenance, _console())
+            print_provenance(provenance, console())
 
 
 @app.command()
@@ -305,7 +400,7 @@ def doctor(
     format: FormatOption = Format.TABLE,
 ) -> None:
     """Tell what this machine offers, and whether the model can be loaded here and reads a test image."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from vlmgate.captioner.machine import describe_machine
         from vlmgate.captioner.trial import try_model
         from vlmgate.report import print_provenance
@@ -319,7 +414,7 @@ def doctor(
         if format is Format.JSON:
             print(json.dumps({"schema_version": 1} | facts, indent=2))
         else:
-            print_provenance(facts, _console())
+            print_provenance(facts, console())
         if problem:
             raise problem
 
@@ -333,70 +428,10 @@ def _root(
         raise typer.Exit
 
 
-# --- edges ------------------------------------------------------------------------------------------------------------
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    class PatientConsole(Console):
-        """A console whose closed pipe is an error like any other; rich's own would end the program."""
-
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError("the reader has gone")
-
-    console = PatientConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
-    console.width = max(console.width, 40)
-    return console
-
-
-def _complain(text: str) -> None:
-    """Print one line on stderr, whatever a path or an exception put into it, if there is anybody to read it."""
-    from vlmgate.text import plain
-
-    with contextlib.suppress(OSError):
-        print(plain(f"vlmgate: error: {' '.join(text.split())}"), file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Go on where stdout cannot be written (`| head`, a full disk): the exit code tells what was done."""
-    try:
-        yield
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextlib.contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except VlmgateError as error:
-        _fail(str(error), error.exit_code)
-
-
-@contextlib.contextmanager
-def _crashes_to(log: Path) -> Iterator[None]:
-    """Turn what nobody expected into one line that names the log, where the traceback is."""
-    try:
-        yield
-    except (VlmgateError, typer.Exit):
-        raise
-    except Exception as error:
-        _fail(f"internal error ({one_line(error)}). The traceback is in {log}; the same command resumes.", 1)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    _complain(text)
-    raise typer.Exit(code)
-
-
 def main() -> None:
     """Run the command line; what a terminal cannot show is escaped rather than raised."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    with _reader_may_leave():
+    with reader_may_leave():
         app()

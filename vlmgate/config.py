@@ -11,10 +11,11 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from vlmgate.answers import problem_with
 from vlmgate.errors import ConfigError
 
 BUILTIN = "builtin"
@@ -57,6 +58,12 @@ class SamplingConfig:
     max_new_tokens: int = 64
     seed: int = 0
     batch_size: int = 8  # images per batch; changes speed, and captions only by rounding
+    question: str | None = None  # asked beside the captions, K times; None = none
+    choices: tuple[str, ...] = ()  # what may be answered
+    abstain: bool = True  # the prompt offers to be unsure
+    max_answer_tokens: int = 16
+    views: int = 1  # V noised copies of each image, K / V samples from each; 1 = the image alone
+    view_noise: float = 20.0  # sigma of the noise, of 255
 
     def __post_init__(self) -> None:
         _require(
@@ -69,6 +76,32 @@ class SamplingConfig:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         _require(1 <= self.batch_size <= 4096, "batch_size", self.batch_size, "1 to 4096")
         _require(bool(self.prompt.strip()), "prompt", self.prompt, "a non-empty text")
+        self._check_question()
+        _require(
+            self.views >= 1 and self.num_samples % self.views == 0,
+            "views",
+            self.views,
+            f"1 or more that divides num_samples ({self.num_samples})",
+        )
+        _require(0 < self.view_noise <= 255, "view_noise", self.view_noise, "above 0 and at most 255")
+
+    def _check_question(self) -> None:
+        """A question without choices has no answer that can be counted, and choices without a question none at all."""
+        if self.question is None:
+            _require(not self.choices, "choices", self.choices, "none without a question")
+        else:
+            _require(bool(self.question.strip()), "question", self.question, "a non-empty text")
+            different = {choice.strip().casefold() for choice in self.choices}
+            _require(
+                len(different) == len(self.choices) >= 2 and "" not in different,
+                "choices",
+                self.choices,
+                "two or more different ones",
+            )
+            problem = problem_with(self.choices)
+            if problem:
+                raise ConfigError(f"choices: {problem}; name others.")
+        _require(1 <= self.max_answer_tokens <= 32768, "max_answer_tokens", self.max_answer_tokens, "1 to 32768")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +130,14 @@ class ScanConfig:
     score: str = "vendi_score"
     threshold: float | None = None
     review_budget: str | None = None  # "10%" or "200"
+    limits: tuple[str, ...] = ()  # rules such as "abstain_rate <= 0.25", beside the threshold or budget
+    kernel: str = "words"  # how captions are compared
+    reference: Path | None = None  # folder of images that the model is meant for
     restart: bool = False
+
+
+# Left out of the fingerprint where they are as before there was a choice, so that a journal from then still resumes.
+_LATER_KEYS = ("question", "choices", "abstain", "max_answer_tokens", "views", "view_noise")
 
 
 def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, Any]:
@@ -107,6 +147,9 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
     readings are made or what is done with them, not what they are. (The device is compared once the model is loaded.)
     """
     sampling = {key: value for key, value in asdict(config.sampling).items() if key != "batch_size"}
+    for option in fields(SamplingConfig):
+        if option.name in _LATER_KEYS and sampling[option.name] == option.default:
+            del sampling[option.name]
     return {
         "folder": os.fsdecode(config.folder.resolve()),
         "dtype": config.model.dtype,
@@ -121,6 +164,9 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
 
 
 # --- TOML -------------------------------------------------------------------------------------------------------------
+
+
+_LISTS = ("choices", "limit")  # options that may be several values
 
 
 def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
@@ -140,7 +186,11 @@ def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
             near = difflib.get_close_matches(key, allowed, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(allowed))}."
             raise ConfigError(f"{path}: unknown key '{key}'; {hint}")
-        if isinstance(value, dict | list):
+        if key == "limit" and isinstance(value, str):
+            options[key] = [value]
+        elif key in _LISTS and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            options[key] = ",".join(value) if key == "choices" else value
+        elif isinstance(value, dict | list):
             raise ConfigError(f"{path}: '{key}' must be a single value.")
     return options
 

@@ -10,7 +10,8 @@
     └── FatalError               1   the run cannot go on
         ├── ModelError           1   a model that cannot be loaded or run
         ├── StoreError           1   a result or journal that cannot be read or written
-        └── KernelError          1   a kernel matrix that is no kernel
+        ├── KernelError          1   a kernel matrix that is no kernel
+        └── NoveltyError         1   features that make no reference, or a reference that does not fit
 
 Every message is one line: what, where, what to do next. What is expected of a single image (a broken file,
 an empty caption) is a value in `records`, never one of these.
@@ -69,3 +70,7 @@ class StoreError(FatalError):
 
 class KernelError(FatalError):
     """A matrix given as a kernel is not symmetric, finite and of unit diagonal."""
+
+
+class NoveltyError(FatalError):
+    """Features make no reference, or a reference file is damaged or of another model."""

@@ -1,83 +1,163 @@
-"""Compare scores with a limit; say where an image goes and why.
+"""Compare scores with limits; say where an image goes and why.
 
-Knows scores, captions and limits; knows nothing of how a caption was made or where a decision is written.
-
-A reading that is no reading (empty, refused, cut off, overflowed) goes to a person before any score is looked at: K
-equal refusals agree perfectly.
+Knows columns, directions and limits; knows nothing of how a score was made or where a decision is written.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from vlmgate.errors import GateError
-from vlmgate.records import Caption, Decision, Reason, Route, Scores
+from vlmgate.records import Decision, Quality, Reason, Route, Scores
 
-ScoreName = Literal["vendi_score", "agreement", "mean_dissimilarity", "mean_logprob"]
+Side = Literal["<=", ">="]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What may be limited: which values are worse, and where they lie."""
+
+    higher_is_worse: bool | None  # None = neither end is good
+    low: float
+    high: float | None  # None = K
+    either_side: bool = False  # a limit from the better side means something, too
+
+
+COLUMNS: dict[str, Column] = {
+    "vendi_score": Column(True, 1, None),
+    "agreement": Column(False, 0, 1),
+    "mean_dissimilarity": Column(True, 0, 1),
+    "mean_logprob": Column(False, -math.inf, 0),
+    "semantic_entropy": Column(True, 0, math.inf),
+    "predictive_entropy": Column(True, 0, math.inf),
+    "cocoa": Column(True, 0, math.inf),
+    "view_contrast": Column(True, 0, 1),
+    "answer_share": Column(False, 0, 1),
+    "answer_entropy": Column(True, 0, math.inf),
+    "abstain_rate": Column(True, 0, 1),
+    "unparsable_rate": Column(True, 0, 1),
+    "novelty": Column(True, 0, math.inf),
+    "sharpness": Column(False, 0, math.inf, either_side=True),
+    "exposure": Column(None, 0, 1, either_side=True),
+    "contrast": Column(False, 0, 0.5, either_side=True),
+    "noise": Column(True, 0, math.inf, either_side=True),
+    "clipped_dark": Column(True, 0, 1, either_side=True),
+    "clipped_bright": Column(True, 0, 1, either_side=True),
+}
+# What images can be ordered by, the worst first.
 HIGHER_IS_WORSE: dict[str, bool] = {
-    "vendi_score": True,
-    "mean_dissimilarity": True,
-    "agreement": False,
-    "mean_logprob": False,
+    name: column.higher_is_worse for name, column in COLUMNS.items() if column.higher_is_worse is not None
 }
 # Nobody's measurement, but strict, and the same for every K because it counts effective readings: short captions that
 # split evenly between two defects come to 1.33, between a defect and none to 1.6. Summaries call it uncalibrated.
 UNCALIBRATED_VENDI_SCORE = 1.25
+# Nobody's measurement either. Without it a single "ok" beside seven times "unsure" would be a majority.
+UNCALIBRATED_ANSWER_SHARE = 0.75
+ANSWER_COLUMNS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
+_WHOLE_ANSWERS = ("answer_share", "answer_entropy")  # both count what abstains and what cannot be parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What one column must keep to; an image beyond it, or without a value, is not accepted."""
+
+    column: str
+    side: Side
+    value: float  # the limit itself is still accepted
+    default: bool = False  # nobody chose this limit
+
+    def describe(self) -> str:
+        """Return the rule in a few words, e.g. "abstain_rate ≤ 0.25"."""
+        sign = "≤" if self.side == "<=" else "≥"
+        return f"{self.column} {sign} {self.value:.6g}" + (" (uncalibrated default)" if self.default else "")
+
+    def holds(self, value: float) -> bool:
+        """Say whether a value keeps to it."""
+        return value <= self.value if self.side == "<=" else value >= self.value
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """How images are split: by a limit on a score, or by what a reviewer can look at.
+    """How images are split: by limits, or by limits and what a reviewer can look at besides.
 
-    Exactly one of `threshold` and the two budgets is set; anything else raises `GateError`.
+    Exactly one of `threshold` and the two budgets is set, or none where a limit on `score` stands in `limits`; anything
+    else raises `GateError`.
     """
 
-    score: ScoreName = "vendi_score"
+    score: str = "vendi_score"
     threshold: float | None = None  # in the score's own units; the limit itself is still accepted
     budget_share: float | None = None  # share of all images, [0, 1]
     budget_count: int | None = None  # images
-    default: bool = False  # nobody chose this limit
+    default: bool = False  # nobody chose this threshold
+    limits: tuple[Limit, ...] = ()
 
     def __post_init__(self) -> None:
-        if sum(limit is not None for limit in (self.threshold, self.budget_share, self.budget_count)) != 1:
-            raise GateError("a gate needs exactly one limit: a threshold or a review budget.")
+        rules = sum(rule is not None for rule in (self.threshold, self.budget_share, self.budget_count))
+        limited = any(limit.column == self.score for limit in self.limits)
+        if rules > 1 or (rules == 0 and not limited):
+            raise GateError("a gate needs exactly one limit on its score: a threshold or a review budget.")
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Gate:
+        """Return the gate that a result's provenance tells of."""
+        known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in stored.items() if key in known}
+        return cls(**values | {"limits": tuple(Limit(**limit) for limit in stored.get("limits", ()))})
 
     def describe(self) -> str:
-        """Return the rule in a few words, e.g. "vendi_score ≤ 1.8"."""
+        """Return the rule in a few words, e.g. "vendi_score ≤ 1.8 and abstain_rate ≤ 0.25"."""
+        parts = []
         if self.budget_share is not None:
-            return f"the {self.budget_share * 100:.6g}% of images most uncertain by {self.score} go to a person"
-        if self.budget_count is not None:
-            return f"the {self.budget_count:,} images most uncertain by {self.score} go to a person"
-        sign = "≤" if HIGHER_IS_WORSE[self.score] else "≥"
-        return f"{self.score} {sign} {self.threshold:.6g}"
+            parts = [f"the {self.budget_share * 100:.6g}% of images most uncertain by {self.score} go to a person"]
+        elif self.budget_count is not None:
+            parts = [f"the {self.budget_count:,} images most uncertain by {self.score} go to a person"]
+        elif self.threshold is not None:
+            parts = [Limit(self.score, _safe_side(self.score), self.threshold, self.default).describe()]
+        return " and ".join([*parts, *(limit.describe() for limit in self.limits)])
 
 
 def make_gate(
-    *, num_samples: int, score: str = "vendi_score", threshold: float | None = None, review_budget: str | None = None
+    *,
+    num_samples: int,
+    score: str = "vendi_score",
+    threshold: float | None = None,
+    review_budget: str | None = None,
+    limits: Sequence[str] = (),
+    answered: bool = False,
+    kernel: str = "words",
 ) -> Gate:
     """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
 
-    `review_budget` is a share ("10%") or a number of images ("200"). Without either, the limit is the uncalibrated
-    default, a Vendi score of `UNCALIBRATED_VENDI_SCORE`.
+    `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Without
+    threshold, budget and a limit on the score itself, the limit is the uncalibrated default, a Vendi score of
+    `UNCALIBRATED_VENDI_SCORE`; there is none for another `kernel` than words, under which "a crack" and "no crack" may
+    be near. Where a question was `answered` and no limit concerns all answers, an
+    `UNCALIBRATED_ANSWER_SHARE` of them must name the answer.
     """
     if score not in HIGHER_IS_WORSE:
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
     if threshold is not None and review_budget is not None:
         raise GateError("--threshold and --review-budget exclude each other; give one of them.")
-    name: ScoreName = score  # type: ignore[assignment]  # checked against the same names above
+    rules = tuple(parse_limit(text, num_samples) for text in limits)
+    about_answers = score in _WHOLE_ANSWERS or any(rule.column in _WHOLE_ANSWERS for rule in rules)
+    if answered and not about_answers:
+        rules += (Limit("answer_share", ">=", UNCALIBRATED_ANSWER_SHARE, default=True),)
     if review_budget is not None:
         share, count = parse_share_or_count(review_budget, "--review-budget")
-        return Gate(score=name, budget_share=share, budget_count=count)
+        return Gate(score=score, budget_share=share, budget_count=count, limits=rules)
     if threshold is not None:
-        return Gate(score=name, threshold=_checked_threshold(name, threshold, num_samples))
+        return Gate(score, _checked(score, threshold, num_samples, "--threshold"), limits=rules)
+    if any(rule.column == score for rule in rules):
+        return Gate(score=score, limits=rules)
     if score != "vendi_score":
-        raise GateError(f"--score {score} has no default limit; give --threshold or --review-budget.")
-    return Gate(threshold=min(UNCALIBRATED_VENDI_SCORE, float(num_samples)), default=True)
+        raise GateError(f"--score {score} has no default limit; give --threshold, --review-budget or --limit.")
+    if kernel != "words":
+        raise GateError(f"--kernel {kernel} has no default limit; give --threshold, --review-budget or --limit.")
+    return Gate(threshold=min(UNCALIBRATED_VENDI_SCORE, float(num_samples)), default=True, limits=rules)
 
 
 def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | None]:
@@ -90,119 +170,32 @@ def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | No
     raise GateError(f"{option} is '{text}'; give a share such as 10% or a number of images such as 200.")
 
 
-def _checked_threshold(score: ScoreName, threshold: float, num_samples: int) -> float:
-    low, high = {
-        "vendi_score": (1.0, float(num_samples)),
-        "agreement": (0.0, 1.0),
-        "mean_dissimilarity": (0.0, 1.0),
-        "mean_logprob": (-math.inf, 0.0),
-    }[score]
-    if not math.isfinite(threshold) or not low <= threshold <= high:
-        raise GateError(
-            f"--threshold is {threshold}; {score} lies between {low:g} and {high:g} with this many samples."
-        )
-    return threshold
+def parse_limit(text: str, num_samples: int) -> Limit:
+    """Read "abstain_rate <= 0.25"; raises `GateError` for anything else, and for a limit from the wrong side."""
+    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|≤|≥)\s*([+-]?(?:\d{1,12}(?:\.\d{0,12})?|\.\d{1,12}))\s*", text, re.ASCII)
+    if match is None:
+        raise GateError(f"--limit is '{text}'; give a column, <= or >=, and a number, such as 'abstain_rate <= 0.25'.")
+    column, side = match[1], "<=" if match[2] in ("<=", "≤") else ">="
+    if column not in COLUMNS:
+        raise GateError(f"--limit '{text}': unknown column '{column}'; choose one of {', '.join(COLUMNS)}.")
+    if not COLUMNS[column].either_side and side != _safe_side(column):
+        worse = "higher" if HIGHER_IS_WORSE[column] else "lower"
+        raise GateError(f"--limit '{text}' would accept the worst: of {column}, {worse} is worse; turn the sign round.")
+    value = _checked(column, float(match[3]), num_samples, f"--limit '{text}'")
+    return Limit(column, "<=" if side == "<=" else ">=", value)
 
 
-# --- readings that are no readings ------------------------------------------------------------------------------------
-
-LONGEST = 10_000  # characters of a caption that are looked at
-_CANNOT = r"(?:can\ ?not|can't|could\ not|couldn't)"
-_JUDGE = r"(?:determine|tell|say|know|identify|describe|assess|judge|make\ out|discern|interpret|verify|confirm)"
-_REFUSAL = re.compile(
-    rf"""
-      \b(?:i(?:'m|\ am)|we(?:'re|\ are))\ (?:very\ |so\ |really\ )?sorry\b
-    | ^\W*(?:sorry|apologies|unfortunately|i\ apologi[sz]e)\b
-    | \bas\ an?\ (?:ai|artificial|large\ language|language|vision)\b
-    | \b(?:i|we)(?:\ (?:{_CANNOT}|do\ not|don't|won't|will\ not|would\ not|must)
-        |(?:'m|\ am|\ are|'re)\ (?:not\ able|unable|not\ allowed|not\ permitted)\ to)\ (?:\w+\ )?
-      (?:{_JUDGE}|help|assist|provide|answer|process|view|access|analy[sz]e|comply|fulfill?|decline
-        |have\ (?:access|enough|the\ ability)|see\ (?:the|this|that|your|any|an)\ (?:image|picture|photo|attachment))
-    | \b(?:unable|not\ able|impossible|not\ possible|difficult|hard)\ to\ (?:\w+\ )?
-      (?:{_JUDGE}|comply|help|see\ (?:the|what|any))
-    | \b{_CANNOT}\ be\ (?:\w+\ )?
-      (?:determined|identified|assessed|described|judged|answered|told|verified|confirmed|discerned|made\ out
-        |seen|recogni[sz]ed)
-    | \b(?:details?|anything|nothing|much)\ (?:{_CANNOT}|can)\ be\ (?:seen|made\ out)
-    | \bnot\ (?:discernible|recogni[sz]able)\b
-    | \b(?:not\ enough|insufficient|inadequate)\ (?:\w+\ )?(?:information|detail|details|light|quality|resolution)\b
-    | \b(?:i|we)\ {_CANNOT}\ (?:\w+\ )?see\ (?:anything|(?:any\ )?(?:images?|pictures?|photos?))\b
-    | \bi(?:'d|\ would)?\ (?:refuse|rather\ not)\b | \bapologies\b
-    | \b(?:part|object|component|item)\ (?:is|are)\ not\ (?:visible|recogni[sz]able|identifiable|clear)\b
-    | \bno\ (?:part|object|component|item)\ (?:is\ )?(?:visible|found|present|seen|recogni[sz]able)\b
-    | \bunknown\ (?:part|object|component|item)\b
-    | \b(?:insufficient|not\ enough|too\ (?:\w+))\ (?:\w+\ ){{0,3}}to\ (?:\w+\ )?(?:{_JUDGE}|see)\b
-    | \b(?:un|not\ )clear\ (?:whether|if|what)\b
-    | \b(?:not\ (?:sure|certain)|no\ idea)\b
-    | ^\W*{_CANNOT}\ (?:\w+\ )?{_JUDGE}\b
-    | \bplease\ (?:provide|upload|attach|send)\b
-    | \bno\ (?:image|picture|photo|photograph)\ (?:(?:was|is|has\ been|were)\ )?
-      (?:provided|attached|given|available|uploaded|included)
-    | \b(?:see|find|have|received?)\ no\ (?:image|picture|photo|photograph)\b
-    | \b(?:the|this)\ (?:image|picture|photo|photograph)\ (?:is|appears|seems)\ (?:to\ be\ )?
-      (?:completely\ |entirely\ |totally\ |mostly\ |all\ |too\ \w+\ to\ )?
-      (?:blank|empty|missing|corrupted|unclear|unreadable|not\ clear|not\ visible|(?:black|white)(?!-|\ ?and|\ &))\b
-    | ^\W*(?:unsure|uncertain|unclear|unknown|unanswerable|inconclusive|indeterminate|undefined
-        |null|none|nan|n/?a|nothing|blank
-        |n\.a\.|not\ (?:sure|clear|visible|applicable)
-        |(?:there\ is\ )?no\ (?:comment|description|answer|(?:image|picture)(?:\ found)?)|it\ is\ not\ clear)\W*$
-    | ^\W*error\b
-    | \b(?:image|picture|photo|photograph)\ (?:is|appears|looks)\ (?:\w+\ )?(?:dark|blurr?y|blurred)\b
-    | \b(?:black|blank|empty|white)\ (?:image|picture|photo|photograph|screen)\b
-    | \b(?:image|picture|photo|photograph)\ (?:\w+\ ){{0,2}}
-      (?:too|very|completely|entirely|all)\ (?:dark|blurr?y|bright|blank|black)
-    | <(?:unk|image|pad)>
-    | \b(?:es\ tut\ mir\ leid|(?:ich\ kann|kann\ ich|ich\ wei(?:ß|ss))\ (?:\w+\ ){{0,4}}(?:nicht|kein\w*)
-        |zu\ (?:dunkel|hell|unscharf),?\ um
-        |lo\ siento|no\ puedo|je\ suis\ désolé
-        |je\ ne\ peux\ pas|mi\ dispiace|non\ posso|desculpe|não\ posso)\b
-    | 見えません|不知道|nicht\ erkennbar|keine\ ahnung|不明|わかりません|看不清
-    | 抱歉|对不起|無法|无法|不能提供|申し訳|できません|죄송|할\ 수\ 없
-    """,
-    re.VERBOSE,
-)
+def _safe_side(column: str) -> Side:
+    return "<=" if HIGHER_IS_WORSE[column] else ">="
 
 
-def is_empty(text: str) -> bool:
-    """Say whether a caption says nothing: no letter or digit, one of them only, or few words over and over."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    characters = [c for c in folded if c.isalnum()]
-    if not characters or (len(characters) >= 4 and len(set(characters)) == 1):
-        return True
-    words = re.findall(r"\w+", folded)
-    most = max((words.count(word) for word in set(words)), default=0)
-    return (len(words) >= 3 and most >= 0.7 * len(words)) or (len(words) >= 9 and 3 * len(set(words)) <= len(words))
-
-
-def _letters(text: str) -> str:
-    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
-
-
-def is_refusal(text: str) -> bool:
-    """Say whether a caption declines to answer, or says that it cannot tell.
-
-    A list of phrases, English first: it errs towards a person, and it cannot know every way to say no.
-    """
-    folded = " ".join(unicodedata.normalize("NFKC", text[:LONGEST]).casefold().replace("’", "'").split())
-    return _REFUSAL.search(folded) is not None
-
-
-def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:
-    """Return why these captions are no reading, or None where every one of them can be scored.
-
-    One bad caption is enough: what it would have said is unknown, and unknown is for a person. A caption that repeats
-    the prompt says nothing.
-    """
-    if not captions or any(caption.finish == "non-finite" for caption in captions):
-        return Reason.NON_FINITE if captions else Reason.EMPTY_CAPTION
-    asked = _letters(prompt)
-    if any(is_empty(caption.text) or _letters(caption.text) == asked for caption in captions):
-        return Reason.EMPTY_CAPTION
-    if any(is_refusal(caption.text) for caption in captions):
-        return Reason.REFUSED
-    if any(caption.finish != "stop" for caption in captions):
-        return Reason.CUT_OFF
-    return None
+def _checked(name: str, value: float, num_samples: int, option: str) -> float:
+    low, high = COLUMNS[name].low, COLUMNS[name].high
+    high = float(num_samples) if high is None else high
+    if not math.isfinite(value) or not low <= value <= high:
+        said = f"{option} is {value}" if option == "--threshold" else option
+        raise GateError(f"{said}: {name} lies between {low:g} and {high:g} with this many samples.")
+    return value
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
@@ -215,36 +208,57 @@ class Candidate:
     key: tuple[str, int]  # (sha256, page): what shares it shares a decision; and the last word among equals
     scores: Scores | None
     reason: Reason | None
+    quality: Quality | None = None
+    novelty: float | None = None
+
+    def value(self, column: str) -> float | None:
+        """Return what it has in a column; None where that cannot be compared."""
+        holder = next((part for part in (self.scores, self.quality, self) if hasattr(part, column)), None)
+        found: float | None = getattr(holder, column, None)
+        return found if found is not None and math.isfinite(found) else None
 
 
 def decide(candidates: Sequence[Candidate], gate: Gate) -> list[Decision]:
-    """Return a decision for each candidate, in order. Only a finite score within the limit is auto-accepted."""
-    values = [_value(candidate, gate.score) for candidate in candidates]
-    if gate.threshold is not None:
-        return [_by_threshold(c, v, gate, gate.threshold) for c, v in zip(candidates, values, strict=True)]
-    return _by_budget(candidates, values, gate)
+    """Return a decision for each candidate, in order. Only finite values within every limit are auto-accepted."""
+    barred = [_barred(candidate, gate) for candidate in candidates]
+    if gate.budget_share is not None or gate.budget_count is not None:
+        return _by_budget(candidates, barred, gate)
+    return [b or _by_threshold(c, gate) for c, b in zip(candidates, barred, strict=True)]
 
 
-def _value(candidate: Candidate, score: ScoreName) -> float | None:
-    """Return the score such that higher is worse, or None where there is none that could be compared."""
-    if candidate.reason is not None or candidate.scores is None:
-        return None
-    value: float | None = getattr(candidate.scores, score)
-    if value is None or not math.isfinite(value):
-        return None
+def _barred(candidate: Candidate, gate: Gate) -> Decision | None:
+    """Return the decision on what goes to a person whatever its score, and on what has none; None for all others."""
+    if candidate.reason is not None:
+        return Decision(Route.HUMAN_REVIEW, candidate.reason, None)
+    for limit in gate.limits:
+        value = candidate.value(limit.column)
+        if value is None:
+            return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, limit.column)
+        if not limit.holds(value):
+            return Decision(Route.HUMAN_REVIEW, Reason.BEYOND_LIMIT, limit.value, limit.column)
+    if candidate.value(gate.score) is None:
+        return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, gate.score)
+    return None
+
+
+def _uncertainty(candidate: Candidate, score: str) -> float:
+    """Return the score such that higher is worse, of a candidate that has one."""
+    value = candidate.value(score)
+    assert value is not None
     return value if HIGHER_IS_WORSE[score] else -value
 
 
-def _by_threshold(candidate: Candidate, value: float | None, gate: Gate, threshold: float) -> Decision:
-    if value is None:
-        return Decision(Route.HUMAN_REVIEW, candidate.reason or Reason.NO_SCORE, None)
-    limit = threshold if HIGHER_IS_WORSE[gate.score] else -threshold
-    if value <= limit:
-        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, threshold)
-    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, threshold)
+def _by_threshold(candidate: Candidate, gate: Gate) -> Decision:
+    if gate.threshold is None:  # the limits, which hold, are the whole gate
+        limit = next(limit for limit in gate.limits if limit.column == gate.score)
+        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, limit.value, gate.score)
+    limit_value = gate.threshold if HIGHER_IS_WORSE[gate.score] else -gate.threshold
+    if _uncertainty(candidate, gate.score) <= limit_value:
+        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, gate.threshold, gate.score)
+    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, gate.threshold, gate.score)
 
 
-def _by_budget(candidates: Sequence[Candidate], values: Sequence[float | None], gate: Gate) -> list[Decision]:
+def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None], gate: Gate) -> list[Decision]:
     """Fill the budget: first what must be seen whatever its score (even beyond the budget), then the most uncertain.
 
     Equals are told apart by the mean log-probability of their captions (unknown first, then less likely first). Exact
@@ -254,21 +268,16 @@ def _by_budget(candidates: Sequence[Candidate], values: Sequence[float | None], 
     if gate.budget_share is not None:
         budget = math.ceil(round(gate.budget_share * len(candidates), 9))
     read = sum(candidate.reason is not Reason.NOT_READ for candidate in candidates)  # the others' turn comes later
-    scored = [(-value, _logprob(c), c.key) for c, value in zip(candidates, values, strict=True) if value is not None]
-    chosen = sorted(scored)[: max(0, budget - (read - len(scored)))]
+    free = [candidate for candidate, decision in zip(candidates, barred, strict=True) if decision is None]
+    ranked = sorted((-_uncertainty(c, gate.score), _logprob(c), c.key) for c in free)
+    chosen = ranked[: max(0, budget - (read - len(free)))]
     routed = {key for *_, key in chosen}
     limit = None if not chosen else -chosen[-1][0] * (1 if HIGHER_IS_WORSE[gate.score] else -1)
-    decisions = []
-    for candidate, value in zip(candidates, values, strict=True):
-        if value is None:
-            decisions.append(Decision(Route.HUMAN_REVIEW, candidate.reason or Reason.NO_SCORE, None))
-        elif candidate.key in routed:
-            decisions.append(Decision(Route.HUMAN_REVIEW, Reason.MOST_UNCERTAIN, limit))
-        else:
-            decisions.append(Decision(Route.AUTO_ACCEPT, Reason.LEAST_UNCERTAIN, limit))
-    return decisions
+    uncertain = Decision(Route.HUMAN_REVIEW, Reason.MOST_UNCERTAIN, limit, gate.score)
+    certain = Decision(Route.AUTO_ACCEPT, Reason.LEAST_UNCERTAIN, limit, gate.score)
+    return [b or (uncertain if c.key in routed else certain) for c, b in zip(candidates, barred, strict=True)]
 
 
 def _logprob(candidate: Candidate) -> float:
-    logprob = candidate.scores.mean_logprob if candidate.scores else None
-    return -math.inf if logprob is None or not math.isfinite(logprob) else logprob
+    logprob = candidate.value("mean_logprob")
+    return -math.inf if logprob is None else logprob

@@ -9,6 +9,7 @@ any moment it is at worst one batch behind; what is torn at its end, or damaged 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.records import Caption, ImageFile, Reading, Unreadable
+from vlmgate.records import Caption, ImageFile, Quality, Reading, Unreadable
 from vlmgate.store import sync_folder, unused
 
 JOURNAL_VERSION = 1
@@ -301,8 +302,14 @@ def _to_json(entry: Entry, seconds: float | None) -> dict[str, Any]:
         return {"kind": "failure", "image": image, "error": entry.error}
     if isinstance(entry, Duplicate):
         return {"kind": "duplicate", "image": image}
-    captions = [asdict(caption) for caption in entry.captions]
-    return {"kind": "reading", "image": image, "captions": captions, "seconds": seconds}
+    line = {"kind": "reading", "image": image, "captions": [asdict(caption) for caption in entry.captions]}
+    more = {
+        "answers": None if entry.answers is None else [asdict(answer) for answer in entry.answers],
+        "features": None if entry.features is None else base64.b64encode(entry.features).decode("ascii"),
+        "views": entry.views,
+        "quality": None if entry.quality is None else asdict(entry.quality),
+    }
+    return line | {key: value for key, value in more.items() if value is not None} | {"seconds": seconds}
 
 
 def _from_json(line: Mapping[str, Any], num_samples: int | None) -> tuple[Entry, float | None]:
@@ -314,7 +321,16 @@ def _from_json(line: Mapping[str, Any], num_samples: int | None) -> tuple[Entry,
         return Failure(image, line["error"]), None
     if kind == "duplicate":
         return Duplicate(image), None
-    captions = tuple(Caption(**caption) for caption in line["captions"])
-    if num_samples is not None and len(captions) != num_samples:
-        raise ValueError(f"{len(captions)} captions instead of {num_samples}")
-    return Reading(image, captions), line["seconds"]
+    reading = Reading(
+        image,
+        captions=tuple(Caption(**caption) for caption in line["captions"]),
+        answers=tuple(Caption(**answer) for answer in line["answers"]) if "answers" in line else None,
+        features=base64.b64decode(line["features"], validate=True) if "features" in line else None,
+        views=tuple(line["views"]) if "views" in line else None,
+        quality=Quality(**line["quality"]) if "quality" in line else None,  # journals of before have none of the four
+    )
+    for what in ("captions", "answers", "views"):
+        told = getattr(reading, what)
+        if num_samples is not None and told is not None and len(told) != num_samples:
+            raise ValueError(f"{len(told)} {what} instead of {num_samples}")
+    return reading, line["seconds"]

@@ -54,30 +54,59 @@ class Unreadable:
     page: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How well a picture was taken; null where a picture is too small to tell."""
+
+    sharpness: float | None  # variance of the Laplacian at a standard size, ≥ 0; higher = sharper
+    exposure: float | None  # mean luma, [0, 1]; neither end is good
+    contrast: float | None  # standard deviation of luma, [0, 0.5]; higher = more
+    noise: float | None  # standard deviation, grey levels of 255; higher = noisier
+    clipped_dark: float | None  # share of pixels that are black, [0, 1]; higher = worse
+    clipped_bright: float | None  # share of pixels that are white, [0, 1]; higher = worse
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """An image ready for a captioner: upright 8-bit RGB pixels and the file they came from."""
 
     file: ImageFile
     rgb: Image.Image
+    quality: Quality | None = None  # None = was not or could not be measured
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One sampled caption."""
+    """One sampled caption, or one sampled answer."""
 
     text: str
-    finish: Finish  # "stop" = the model ended it; "length" = cut off at max_new_tokens; "non-finite" = broken logits
+    finish: Finish  # "stop" = the model ended it; "length" = cut off at the limit; "non-finite" = broken logits
     mean_logprob: float | None  # nats per token at temperature 1 before top-k/top-p, ≤ 0; None = the engine cannot say
     num_tokens: int  # generated tokens, the end token included
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a captioner makes of one picture; what an engine cannot say, or was not asked for, is None."""
+
+    captions: tuple[Caption, ...]  # K
+    answers: tuple[Caption, ...] | None = None  # K sampled short answers; None = no question was asked
+    features: tuple[float, ...] | None = None  # pooled vision features of the clean view
+    views: tuple[int, ...] | None = None  # K, the noised view that each sample was drawn from (0 = clean); None = one
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
-    """The K captions of one image."""
+    """What was sampled from one image."""
 
     image: ImageFile
     captions: tuple[Caption, ...]
+    answers: tuple[Caption, ...] | None = None  # as in `Sampled`
+    features: bytes | None = (
+        None  # packed: float16, little-endian; a tuple of floats would take twelve times the memory
+    )
+    views: tuple[int, ...] | None = None  # as in `Sampled`
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +126,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How much the K captions of one image differ; every field is null where it cannot be computed, never NaN."""
+    """How sure the K captions and answers of one image are; what cannot be computed is null, never NaN."""
 
     vendi_score: float | None  # effective number of different captions, [1, K]; higher = more disagreement
     agreement: float | None  # 1 - (vendi_score - 1) / (K - 1), [0, 1]; higher = safer
@@ -106,6 +135,15 @@ class Scores:
         float | None
     )  # mean over captions of their mean log-probability, nats per token, ≤ 0; lower = less sure
     medoid: int | None  # index of the caption most like all the others; null without a usable caption
+    semantic_entropy: float | None = None  # of the clusters of captions, nats, [0, ln K]; higher = more disagreement
+    predictive_entropy: float | None = None  # -mean_logprob, under the name that papers give it; higher = less sure
+    cocoa: float | None = None  # -mean_logprob of the medoid × its dissimilarity to the others, ≥ 0; higher = worse
+    view_contrast: float | None = None  # dissimilarity of clean and noised views' captions, [0, 1]; higher = worse
+    answer: str | None = None  # the choice named most often; null without one, or where two are equally often
+    answer_share: float | None = None  # share of all K answers that name it, [0, 1]; higher = safer
+    answer_entropy: float | None = None  # of choices, abstaining and unparsable ones, nats, [0, ln K]; higher = worse
+    abstain_rate: float | None = None  # share of the answers that abstain, [0, 1]; higher = less sure
+    unparsable_rate: float | None = None  # share of the answers that are neither, [0, 1]; higher = worse
 
 
 class Route(StrEnum):
@@ -125,7 +163,11 @@ class Reason(StrEnum):
     EMPTY_CAPTION = "empty_caption"  # at least one caption says nothing
     REFUSED = "refused"  # at least one caption declines to answer
     CUT_OFF = "cut_off"  # at least one caption was cut off at max_new_tokens
-    NO_SCORE = "no_score"  # the score cannot be computed
+    EMPTY_ANSWER = "empty_answer"  # at least one answer to the question says nothing
+    ANSWER_CUT_OFF = "answer_cut_off"  # at least one answer was cut off at max_answer_tokens
+    NO_ANSWER = "no_answer"  # no choice was named more often than every other
+    NO_SCORE = "no_score"  # a column that has a limit cannot be computed
+    BEYOND_LIMIT = "beyond_limit"  # a column is beyond its own limit
     DISAGREED = "disagreed"  # the score is beyond the limit
     MOST_UNCERTAIN = "most_uncertain"  # among the most uncertain that fill the review budget
     AGREED = "agreed"  # the captions agree within the limit
@@ -139,6 +181,7 @@ class Decision:
     route: Route
     reason: Reason
     threshold: float | None
+    column: str | None = None  # the column whose limit decided; null where none was compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +199,37 @@ class Record:
     captions: tuple[str, ...] | None
     caption_finishes: tuple[str, ...] | None
     caption_logprobs: tuple[float | None, ...] | None
+    caption_views: tuple[int, ...] | None  # the noised view that each caption and answer is of; null = one view
     caption: str | None  # the medoid
+    answers: tuple[str, ...] | None
+    answer_finishes: tuple[str, ...] | None
+    answer_logprobs: tuple[float | None, ...] | None
+    answer: str | None
     vendi_score: float | None
     agreement: float | None
     mean_dissimilarity: float | None
     mean_logprob: float | None
+    semantic_entropy: float | None
+    predictive_entropy: float | None
+    cocoa: float | None
+    view_contrast: float | None
+    answer_share: float | None
+    answer_entropy: float | None
+    abstain_rate: float | None
+    unparsable_rate: float | None
+    novelty: float | None  # distance from the reference, ≥ 0; 1 = as far out as its own strangest hundredth
+    sharpness: float | None  # this and the next five as in `Quality`
+    exposure: float | None
+    contrast: float | None
+    noise: float | None
+    clipped_dark: float | None
+    clipped_bright: float | None
     route: str
     reason: str
-    threshold: float | None
+    decided_by: str | None  # the column whose limit decided
+    threshold: float | None  # that limit
     seed: int
     error: str | None
     duplicate_of: str | None
     seconds: float | None  # share of its batch's wall time; null for what no model read
+    vision_features: bytes | None  # as in `Reading`; a list of floats in the file

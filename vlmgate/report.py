@@ -1,4 +1,4 @@
-"""What a person sees of a run: header, progress, the summary table, one image, a result's provenance.
+"""What a person sees of a run and of one image: header, progress, captions and answers, a result's provenance.
 
 Knows rows and how to show them on a terminal; knows nothing of how they were made. Nothing that comes from an image, a
 caption or a file name is ever read as markup, and control characters are shown, not sent.
@@ -6,9 +6,6 @@ caption or a file name is ever read as markup, and control characters are shown,
 
 from __future__ import annotations
 
-import json
-import math
-import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,17 +20,16 @@ from rich.text import Text
 
 import vlmgate
 from vlmgate.config import BUILTIN, ScanConfig
-from vlmgate.diversity import content_words
-from vlmgate.gate import HIGHER_IS_WORSE, Gate
+from vlmgate.gate import COLUMNS, Gate
 from vlmgate.records import ModelInfo, Reason, Record, Route
-from vlmgate.store import SCHEMA_VERSION
 from vlmgate.text import plain
+from vlmgate.words import content_words
 
 BUILTIN_NOTICE = (
     "The built-in model knows rendered sample parts only; of your own images it says nothing worth having. "
     "Name a real one: --model FOLDER or --model HUB_ID (see README, 'Choosing a model')."
 )
-_WORDS = {
+WORDS = {
     Reason.UNREADABLE: "unreadable",
     Reason.NOT_READ: "not read yet",
     Reason.MODEL_FAILED: "model failed",
@@ -41,7 +37,11 @@ _WORDS = {
     Reason.EMPTY_CAPTION: "empty caption",
     Reason.REFUSED: "refused",
     Reason.CUT_OFF: "caption cut off",
+    Reason.EMPTY_ANSWER: "empty answer",
+    Reason.ANSWER_CUT_OFF: "answer cut off",
+    Reason.NO_ANSWER: "no answer",
     Reason.NO_SCORE: "no score",
+    Reason.BEYOND_LIMIT: "beyond limit",
     Reason.DISAGREED: "disagreed",
     Reason.MOST_UNCERTAIN: "most uncertain",
     Reason.AGREED: "agreed",
@@ -55,13 +55,16 @@ _WHY = {
     Reason.EMPTY_CAPTION: "at least one caption says nothing",
     Reason.REFUSED: "at least one caption declines to answer",
     Reason.CUT_OFF: "at least one caption was cut off at --max-new-tokens",
-    Reason.NO_SCORE: "the score cannot be computed",
+    Reason.EMPTY_ANSWER: "at least one answer says nothing",
+    Reason.ANSWER_CUT_OFF: "at least one answer was cut off at --max-answer-tokens",
+    Reason.NO_ANSWER: "no choice was named more often than every other",
+    Reason.NO_SCORE: "a column that has a limit cannot be computed",
+    Reason.BEYOND_LIMIT: "a column is beyond its limit",
     Reason.DISAGREED: "the captions differ more than the limit allows",
     Reason.MOST_UNCERTAIN: "it is among the most uncertain images, which fill the review budget",
     Reason.AGREED: "the captions agree within the limit",
     Reason.LEAST_UNCERTAIN: "it is not more uncertain than the images that fill the review budget",
 }
-_UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED)
 
 
 def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int) -> str:
@@ -70,7 +73,7 @@ def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int) -
     if model:
         revision = f"@{model['revision'][:7]}" if model.get("revision") else ""
         parts += [f"{short_model(model['model'])}{revision}", f"{model['device']} {model['dtype']}"]
-    parts += [f"{num_samples} samples", gate.describe() + (" (uncalibrated default)" if gate.default else "")]
+    parts += [f"{num_samples} samples", gate.describe()]
     return plain(" · ".join(parts))
 
 
@@ -132,214 +135,11 @@ class TerminalProgress:
             self._bar = None
 
 
-# --- the end of a run -------------------------------------------------------------------------------------------------
-
-
-def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the figures of the summary: counts, shares and median Vendi scores by route and reason."""
-    total = len(records)
-
-    def group(rows: Sequence[Record]) -> dict[str, Any]:
-        scores = [row.vendi_score for row in rows if row.vendi_score is not None]
-        median = round(statistics.median(scores), 6) if scores else None
-        return {"images": len(rows), "share": len(rows) / total if total else 0.0, "median_vendi_score": median}
-
-    routes = {
-        route.value: group(rows := [r for r in records if r.route == route])
-        | {"reasons": {str(reason): group([r for r in rows if r.reason == reason]) for reason in _reasons(rows)}}
-        for route in Route
-    }
-    return {
-        "images": total,
-        "duplicates": sum(r.duplicate_of is not None for r in records),
-        "unreadable": sum(r.reason == Reason.UNREADABLE for r in records),
-        "model_failed": sum(r.reason == Reason.MODEL_FAILED for r in records),
-        **routes,
-    }
-
-
-def _reasons(rows: Sequence[Record]) -> list[str]:
-    return [
-        reason
-        for reason, _ in sorted(Counter(row.reason for row in rows).items(), key=lambda item: (-item[1], item[0]))
-    ]
-
-
-def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out: Path, console: Console) -> None:
-    """Print the table that splits the folder, and what to do next."""
-    gate, sampling = Gate(**provenance["gate"]), provenance["sampling"]
-    console.print(Text(header_line(provenance["model"], gate, sampling["num_samples"])), soft_wrap=True)
-    console.print()
-    console.print(_summary_table(summarise(records)))
-    console.print()
-    for line in _summary_notes(records, provenance, gate, out):
-        console.print(Text(plain(line)), soft_wrap=True)
-
-
-def _summary_table(figures: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("", no_wrap=True)
-    for title in ("images", "share", "median vendi"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for route, title, style in (
-        (Route.AUTO_ACCEPT, "auto-accepted", "bold green"),
-        (Route.HUMAN_REVIEW, "routed to human", "bold yellow"),
-    ):
-        table.add_row(*_cells(title, figures[route]), style=style)
-        if route is Route.HUMAN_REVIEW:
-            for reason, group in figures[route]["reasons"].items():
-                table.add_row(*_cells(f"  {_WORDS[Reason(reason)]}", group))
-    return table
-
-
-def _cells(title: str, group: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    median = group["median_vendi_score"]
-    return title, f"{group['images']:,}", f"{group['share']:.1%}", "–" if median is None else f"{median:.2f}"
-
-
-def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gate: Gate, out: Path) -> list[str]:
-    accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
-    notes = []
-    if accepted:
-        often = [pair for pair in accepted_readings(accepted) if pair[1] > 1]
-        meaning = "Auto-accepted means: the reading is taken for true, be it 'no defect' or 'a crack'."
-        notes.append(meaning + (" Most often:" if often else ""))
-        notes += [f"  {count:>6,}  {caption}" for caption, count in often]
-    if (provenance["model"] or {}).get("model") == BUILTIN:
-        notes.append(BUILTIN_NOTICE)
-    if gate.default:
-        notes.append(
-            "The limit is an uncalibrated default: nobody has measured what it lets through. "
-            "--threshold or --review-budget set your own; neither needs the model again."
-        )
-    if len(records) >= 10 and len(accepted) in (0, len(records)):
-        notes.append(
-            f"{'All' if accepted else 'None'} of the images were accepted, so this limit does not separate them. "
-            "--review-budget 10% sends the most uncertain to people, whatever the model's wording."
-        )
-    notes.append(f"Wrote {out} ({_count(len(records), 'row')}).")
-    notes += _notes_on_files(records, provenance)
-    worst = worst_routed(records, gate)
-    if worst:
-        notes.append(f"Next: vlmgate show {_quoted(str(out))} --routed")
-        notes.append(f"      vlmgate show {_quoted(str(out))} {_quoted(worst.file_name)}")
-    return notes
-
-
-def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) -> list[str]:
-    notes = []
-    broken = [r for r in records if r.reason in _UNREAD]
-    if broken:
-        first = f"{broken[0].file_name} ({broken[0].error})"
-        notes.append(f"{_count(len(broken), 'image')} could not be read, first: {first}")
-    cut = sum(r.reason == Reason.CUT_OFF for r in records)
-    if cut:
-        limit = provenance["sampling"]["max_new_tokens"]
-        notes.append(f"{_count(cut, 'image')} with captions cut off at {limit} tokens; --max-new-tokens lets them end.")
-    several = [r for r in records if (r.num_pages or 1) > 1]
-    if several and provenance["image_config"]["pages"] == "first":
-        first = several[0].file_name
-        notes.append(
-            f"{_count(len(several), 'file')} with several pages, of which the first was read, e.g. {first}; --pages all"
-        )
-    converted = [r for r in records if r.conversion]
-    if converted:
-        example = f"{converted[0].file_name} ({converted[0].conversion})"
-        notes.append(
-            f"{_count(len(converted), 'image')} converted to 8-bit RGB, see the column conversion, e.g. {example}"
-        )
-    copies = sum(r.duplicate_of is not None for r in records)
-    if copies:
-        notes.append(f"{_count(copies, 'exact duplicate')} sharing the reading of another file.")
-    if provenance["ignored"]:
-        first = provenance["ignored_first"][0]
-        notes.append(f"{_count(provenance['ignored'], 'file')} ignored, being no image, first: {first}")
-    if provenance["gone"]:
-        first = provenance["gone_first"][0]
-        notes.append(f"{_count(provenance['gone'], 'file')} read before and gone from the folder, first: {first}")
-    waiting = sum(r.reason == Reason.NOT_READ for r in records)
-    if waiting:
-        notes.append(
-            f"Not complete: {_count(waiting, 'image')} not read yet. The same command goes on where it stopped."
-        )
-    seconds = [r.seconds for r in records if r.seconds is not None]
-    if seconds:
-        notes.append(f"The model took {statistics.fmean(seconds):.2f} s an image, {sum(seconds) / 60:,.1f} min in all.")
-    return notes
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def accepted_readings(accepted: Sequence[Record], most: int = 5) -> list[tuple[str, int]]:
-    """Return what was accepted most often, with counts; captions that assert the same words count as one."""
-    said: dict[frozenset[str], list[str]] = {}
-    for record in accepted:
-        if record.caption is not None:
-            said.setdefault(content_words(record.caption), []).append(record.caption)
-    ordered = sorted(said.values(), key=lambda captions: (-len(captions), captions[0]))
-    return [(captions[0], len(captions)) for captions in ordered[:most]]
-
-
-def routed_worst_first(records: Sequence[Record], gate: Gate) -> list[Record]:
-    """Return the routed images: those without a score first, then by score, the worst first."""
-    sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
-
-    def key(record: Record) -> tuple[float, str, int]:
-        value = getattr(record, gate.score)
-        return (-math.inf if value is None else -sign * value, record.file_name, record.page)
-
-    return sorted((r for r in records if r.route == Route.HUMAN_REVIEW), key=key)
-
-
-def worst_routed(records: Sequence[Record], gate: Gate) -> Record | None:
-    """Return the routed image with the worst score, or the first routed one where none has a score."""
-    routed = routed_worst_first(records, gate)
-    return next((r for r in routed if getattr(r, gate.score) is not None), next(iter(routed), None))
-
-
-def print_routed(records: Sequence[Record], provenance: Mapping[str, Any], console: Console) -> None:
-    """Print the routed images, one a line, the worst first: score, reason, name."""
-    gate = Gate(**provenance["gate"])
-    for record in routed_worst_first(records, gate):
-        value = getattr(record, gate.score)
-        page = f" (page {record.page})" if (record.num_pages or 1) > 1 else ""
-        figure = "–" if value is None else f"{value:.3f}"
-        line = f"{figure:>8}  {_WORDS[Reason(record.reason)]:<16}  {plain(record.file_name)}{page}"
-        console.print(Text(line), soft_wrap=True)
-
-
-def _quoted(text: str) -> str:
-    simple = text and all(c.isalnum() or c in "._-/\\:" for c in text)
-    dashes = "-- " if text.startswith("-") else ""
-    return dashes + (text if simple else "'" + text.replace("'", "'\\''") + "'")
-
-
-def summary_json(
-    records: Sequence[Record], provenance: Mapping[str, Any], out: Path, exit_code: int, error: str | None
-) -> str:
-    """Return the summary as one JSON object with a `schema_version`."""
-    return json.dumps(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "exit_code": exit_code,
-            "error": error,
-            "output": str(out),
-            "complete": provenance["complete"],
-            "gate": provenance["gate"],
-            "model": provenance["model"],
-            "summary": summarise(records),
-        },
-        indent=2,
-    )
-
-
 # --- one image, one result --------------------------------------------------------------------------------------------
 
 
 def print_record(record: Record, provenance: Mapping[str, Any], console: Console) -> None:
-    """Print one image's captions, identical ones merged with their count, its scores, where it goes and why."""
+    """Print one image's captions and answers, its scores, where it goes and why."""
     page = f" (page {record.page} of {record.num_pages})" if (record.num_pages or 1) > 1 else ""
     console.print(Text(plain(record.file_name) + page, style="bold"), soft_wrap=True)
     if record.width:
@@ -355,14 +155,20 @@ def print_record(record: Record, provenance: Mapping[str, Any], console: Console
     )
     if record.captions:
         console.print()
-        console.print(_caption_table(record))
+        console.print(_table_of("caption", record.captions, record.caption_finishes))
         if differ := _differences(record.captions):
             console.print(Text(plain(f"They differ on: {differ}")), soft_wrap=True)
+    if record.answers:
+        console.print()
+        console.print(_table_of("answer", record.answers, record.answer_finishes))
+        told = f"They come to: {record.answer}" if record.answer is not None else "They come to no answer."
+        console.print(Text(plain(told)), soft_wrap=True)
     console.print()
-    for name in ("vendi_score", "agreement", "mean_dissimilarity", "mean_logprob"):
+    for name, column in COLUMNS.items():
         value = getattr(record, name)
-        worse = "higher = worse" if HIGHER_IS_WORSE[name] else "lower = worse"
-        console.print(Text(f"{name:<20}{'–' if value is None else format(value, '.3f'):>8}   {worse}"))
+        if value is not None or name in ("vendi_score", "agreement", "mean_dissimilarity", "mean_logprob"):
+            worse = {True: "higher = worse", False: "lower = worse", None: "both ends = worse"}[column.higher_is_worse]
+            console.print(Text(f"{name:<20}{'–' if value is None else format(value, '.3f'):>9}   {worse}"))
 
 
 def why(record: Record, provenance: Mapping[str, Any]) -> str:
@@ -370,18 +176,21 @@ def why(record: Record, provenance: Mapping[str, Any]) -> str:
     sentence = _WHY[Reason(record.reason)]
     if record.error:
         sentence += f" ({record.error})"
-    score = provenance["gate"]["score"]
-    value = getattr(record, score)
+    column = record.decided_by or provenance["gate"]["score"]
+    value = getattr(record, column)
     if record.threshold is not None and value is not None:
-        sentence += f": {score} {value:.3f}, limit {record.threshold:.3f}"
+        sentence += f": {column} {value:.3f}, limit {record.threshold:.3f}"
+    elif record.reason == Reason.NO_SCORE:
+        sentence += f": {column}"
     return sentence
 
 
-def _caption_table(record: Record) -> Table:
-    counted = Counter(zip(record.captions or (), record.caption_finishes or (), strict=True))
+def _table_of(title: str, said: Sequence[str], finishes: Sequence[str] | None) -> Table:
+    """Return what was sampled, the same texts merged with their count."""
+    counted = Counter(zip(said, finishes or (), strict=True))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("times", justify="right")
-    table.add_column("caption", overflow="fold")
+    table.add_column(title, overflow="fold")
     for (text, finish), times in counted.most_common():
         shown = Text(plain(text)) if text else Text("(empty)", style="dim")
         table.add_row(str(times), shown if finish == "stop" else shown + Text(f"  [{finish}]", style="dim"))

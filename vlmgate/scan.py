@@ -15,67 +15,31 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import vlmgate
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
-from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
-from vlmgate.gate import Gate, make_gate
+from vlmgate.errors import FatalError, GateError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
+from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.images import Walk, find_images, read_ahead
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
-from vlmgate.records import Caption, ModelInfo, Picture, Reading, Reason, Record, Source, Unreadable
+from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
+from vlmgate.logfile import logging_to
+from vlmgate.novelty import Reference, pack
+from vlmgate.progress import Progress, Unbreakable
+from vlmgate.records import Caption, Picture, Reading, Reason, Record, Sampled, Source, Unreadable
+from vlmgate.reference import ReferenceFolder, checkpoint_reference
 from vlmgate.rows import build_rows, decide_rows
 from vlmgate.signals import Interrupted, Signals
 from vlmgate.store import Outputs, write_result
-from vlmgate.text import plain
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 16  # then a picture that must be readable tells whether it is the model or the images
 _MODEL_KEYS = ("revision", "architecture", "num_parameters", "dtype", "device_kind", "image_processor")
-
-
-class Progress(Protocol):
-    """Told what happens, in the order in which it happens; `vlmgate.report` shows it to people."""
-
-    def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None: ...
-    def message(self, text: str) -> None: ...
-    def start(self, total: int, done: int) -> None: ...
-    def advance(self, images: int) -> None: ...
-    def stop(self) -> None: ...
-
-
-class _Unbreakable:
-    """Passes everything on to a `Progress` until that fails: a closed terminal must not end a night's run."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress: Progress | None = progress
-
-    def _tell(self, name: str, *arguments: object) -> None:
-        try:
-            if self._progress is not None:
-                getattr(self._progress, name)(*arguments)
-        except (Exception, SystemExit) as error:  # rich exits where its pipe is closed
-            self._progress = None
-            log.warning("nobody is told any more (%s)", one_line(error))
-
-    def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None:
-        self._tell("header", model, gate, config)
-
-    def message(self, text: str) -> None:
-        self._tell("message", text)
-
-    def start(self, total: int, done: int) -> None:
-        self._tell("start", total, done)
-
-    def advance(self, images: int) -> None:
-        self._tell("advance", images)
-
-    def stop(self) -> None:
-        self._tell("stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +67,33 @@ def scan(
     where the disk allows.
     """
     outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
-    progress = _Unbreakable(progress)
+    progress = Unbreakable(progress)
+    check_kernel(config.kernel)
     gate = make_gate(
         num_samples=config.sampling.num_samples,
         score=config.score,
         threshold=config.threshold,
         review_budget=config.review_budget,
+        limits=config.limits,
+        answered=config.sampling.question is not None,
+        kernel=config.kernel,
     )
+    _check_columns(gate, config)
     outputs.check()
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
-    with _locked(outputs), _logging_to(outputs.log):
+    with _locked(outputs), logging_to(outputs.log):
         progress.message(f"Looking for images in {config.folder} …")
         walk = find_images(config.folder)
         walk = replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
         if not walk.sources and not walk.unreadable:
             raise NoImagesError(_no_images(config.folder, walk))
         wanted = fingerprint(config, model_fingerprint(config.model))
+        folder = ReferenceFolder(config.reference, outputs.reference, wanted) if config.reference else None
+        kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
-            return _Run(config, gate, outputs, walk, journal, progress, load).run()
+            return _Run(config, gate, outputs, walk, journal, progress, load, kernel, folder).run()
         finally:
             journal.close()
 
@@ -139,9 +110,13 @@ class _Run:
         journal: Journal,
         progress: Progress,
         load: Callable[[ModelConfig, SamplingConfig], Captioner],
+        kernel: Kernel,
+        folder: ReferenceFolder | None,
     ) -> None:
         self.config, self.gate, self.outputs, self.walk = config, gate, outputs, walk
         self.journal, self.progress, self.load = journal, progress, load
+        self.kernel, self.folder = kernel, folder
+        self.reference = None if folder else checkpoint_reference(config.model)
         self.signals = Signals()
         self.started = datetime.now(UTC)
         self.captioner: Captioner | None = None
@@ -194,6 +169,8 @@ class _Run:
             _check_space(self.outputs, len(pending), self.config.sampling)
         if done and pending:
             self.progress.message(f"Resuming: {done:,} of {len(self.walk.sources):,} files have been read before.")
+        if self.folder is not None:
+            self.reference = self.folder.load() or self._read_reference(self.folder)
         self.progress.start(len(self.walk.sources), done)
         self._read(pending)
         if self.captioner is None:
@@ -214,6 +191,12 @@ class _Run:
             self.progress.header(captioner.info, self.gate, self.config)
             self.captioner = captioner
         return self.captioner
+
+    def _read_reference(self, folder: ReferenceFolder) -> Reference:
+        """Read the reference before the images: where it cannot be had, no night is spent in vain."""
+        captioner = self._loaded()
+        self.progress.message(f"Reading the reference in {folder.folder} ({len(folder.sources):,} files) …")
+        return folder.read(captioner, self.config.images, self.config.sampling.batch_size)
 
     def _pending(self) -> list[Source]:
         """Return the files that have to be opened, and forget what the journal says of those that were replaced.
@@ -293,8 +276,8 @@ class _Run:
     def _ask(self, pictures: Sequence[Picture], captioner: Captioner) -> list[Entry]:
         """Return a reading or a failure for each picture; a batch that fails is halved to find the culprit."""
         try:
-            answers = captioner.read(pictures)
-            if len(answers) != len(pictures) or any(len(a) != self.config.sampling.num_samples for a in answers):
+            sampled = captioner.read(pictures)
+            if len(sampled) != len(pictures) or not all(self._is_complete(one) for one in sampled):
                 raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
         except Exception as error:
             log.warning("a batch of %d failed", len(pictures), exc_info=error)
@@ -306,7 +289,15 @@ class _Run:
             return [Failure(pictures[0].file, self.last_failure)]
         self.failures_in_a_row = 0
         self.good = pictures[0]
-        return [Reading(p.file, tuple(_clean(c) for c in a)) for p, a in zip(pictures, answers, strict=True)]
+        return [_reading(picture, one) for picture, one in zip(pictures, sampled, strict=True)]
+
+    def _is_complete(self, sampled: Sampled) -> bool:
+        """Say whether there are K captions, and K answers just where a question was asked."""
+        samples = self.config.sampling.num_samples
+        answers = None if sampled.answers is None else len(sampled.answers)
+        views = samples if sampled.views is None else len(sampled.views)
+        asked = samples if self.config.sampling.question else None
+        return len(sampled.captions) == views == samples and answers == asked
 
     def _check_that_the_model_lives(self) -> None:
         """Let the model read what it can read; raise `ModelError` where it cannot, for then the rest would fail too."""
@@ -324,7 +315,9 @@ class _Run:
     # --- finishing ---
 
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
-        rows = build_rows(self.walk, self.journal)
+        if self.config.kernel != WORDS and self.journal.readings:
+            self.progress.message(f"Comparing the captions with {self.config.kernel} …")
+        rows = build_rows(self.walk, self.journal, self.kernel, self.reference)
         records = decide_rows(rows, self.gate, self.config.sampling.seed)
         failed = any(row.reason is Reason.MODEL_FAILED for row in rows)
         if failed and error is None and not any(row.reading for row in rows):
@@ -337,6 +330,16 @@ class _Run:
             log.error("%s", full, exc_info=full)
         log.info("finished: %d rows, interrupted=%s, error=%s", len(records), interrupted, error)
         return ScanResult(tuple(records), provenance, self.gate, self.outputs, interrupted, error)
+
+    def _told_of_reference(self) -> dict[str, Any] | None:
+        if self.reference is None:
+            return None
+        folder = self.folder.folder.resolve().as_posix() if self.folder else "checkpoint"
+        return {
+            "folder": folder.encode("utf-8", "backslashreplace").decode(),
+            "images": self.reference.count,
+            "method": self.reference.method,
+        }
 
     def _provenance(self, records: Sequence[Record], *, complete: bool) -> dict[str, Any]:
         return {
@@ -354,10 +357,34 @@ class _Run:
             "model": self.journal.model,
             "sampling": asdict(self.config.sampling),
             "image_config": asdict(self.config.images),
-            "kernel": "words",
+            "kernel": self.config.kernel,
+            "reference": self._told_of_reference(),
             "gate": asdict(self.gate),
             "fingerprint": self.journal.fingerprint,
         }
+
+
+def _check_columns(gate: Gate, config: ScanConfig) -> None:
+    """Raise `GateError` where the gate compares a column that this run could not fill: nothing would be accepted."""
+    for column in (gate.score, *(limit.column for limit in gate.limits)):
+        if column in ANSWER_COLUMNS and config.sampling.question is None:
+            raise GateError(f"{column} comes from answers, and none is asked for; add --question and --choices.")
+        if column == "view_contrast" and config.sampling.views == 1:
+            raise GateError("view_contrast compares views of an image, and there is one; add --views.")
+        if column == "novelty" and config.reference is None and checkpoint_reference(config.model) is None:
+            raise GateError("novelty is a distance from a reference, and this model carries none; add --reference.")
+
+
+def _reading(picture: Picture, sampled: Sampled) -> Reading:
+    """Return what is kept of a picture: text that can be stored, features that are numbers."""
+    return Reading(
+        picture.file,
+        captions=tuple(_clean(caption) for caption in sampled.captions),
+        answers=None if sampled.answers is None else tuple(_clean(answer) for answer in sampled.answers),
+        features=pack(sampled.features),
+        views=sampled.views,
+        quality=picture.quality,
+    )
 
 
 def _clean(caption: Caption) -> Caption:
@@ -375,7 +402,8 @@ def _no_images(folder: Path, walk: Walk) -> str:
 
 def _check_space(outputs: Outputs, images: int, sampling: SamplingConfig) -> None:
     """Raise `OutputError` where the disk would fill up before the run ends."""
-    per_image = 2000 + sampling.num_samples * (200 + 8 * sampling.max_new_tokens)  # bytes, journal and result, generous
+    tokens = sampling.max_new_tokens + (sampling.max_answer_tokens if sampling.question else 0)
+    per_image = 8000 + sampling.num_samples * (400 + 8 * tokens)  # bytes, journal and result, generous
     needed = 20_000_000 + images * per_image
     free = shutil.disk_usage(outputs.parquet.parent).free
     if free < needed:
@@ -397,36 +425,3 @@ def _locked(outputs: Outputs) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-class PlainFormatter(logging.Formatter):
-    """Writes each record without characters that could steer a terminal; a traceback keeps its lines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(plain(line) for line in super().format(record).split("\n"))
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Send everything that is logged, by us and by the libraries, to a file for the duration of a run."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    ours = logging.getLogger("vlmgate")
-    former = ours.level
-    ours.setLevel(logging.INFO)
-    root.addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        yield
-    except VlmgateError as error:
-        log.error("%s", error, exc_info=error)
-        raise
-    except Exception:
-        log.exception("internal error")
-        raise
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        ours.setLevel(former)
-        handler.close()

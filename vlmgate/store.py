@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"vlmgate"
+_FEATURES = "vision_features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,16 @@ class Outputs:
         return self.parquet.with_suffix(".log")
 
     @property
+    def reference(self) -> Path:
+        return self.parquet.with_suffix(".reference.npz")
+
+    @property
     def lock(self) -> Path:
         return self.parquet.with_name(f".{self.parquet.stem}.lock")
 
     def names(self) -> frozenset[str]:
         """Return the names of these files, which a scan of their own folder must not call ignored inputs."""
-        return frozenset(path.name for path in (self.parquet, self.journal, self.log, self.lock))
+        return frozenset(path.name for path in (self.parquet, self.journal, self.log, self.reference, self.lock))
 
     def check(self) -> None:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""
@@ -51,7 +56,7 @@ class Outputs:
             raise OutputError(f"{self.parquet}: the output must end in .parquet; give another -o.")
         if not self.parquet.parent.is_dir():
             raise OutputError(f"{self.parquet.parent}: no such folder; make it, or give another -o.")
-        for path in (self.parquet, self.journal, self.log, self.lock):
+        for path in (self.parquet, self.journal, self.log, self.reference, self.lock):
             if path.exists() and not path.is_file():
                 raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")
         longest = self.parquet.with_suffix(".journal.old.999.jsonl")  # the longest name that may be wanted tonight
@@ -93,7 +98,7 @@ def schema() -> pa.Schema:
     """Return the columns of a result, in the order of `Record`; `file_name` is the key, as Hugging Face expects."""
     import pyarrow as pa
 
-    types = {
+    types = dict.fromkeys((f.name for f in fields(Record) if "float" in str(f.type)), pa.float64()) | {
         "page": pa.int32(),
         "num_pages": pa.int32(),
         "width": pa.int32(),
@@ -101,10 +106,13 @@ def schema() -> pa.Schema:
         "captions": pa.list_(pa.string()),
         "caption_finishes": pa.list_(pa.string()),
         "caption_logprobs": pa.list_(pa.float64()),
+        "caption_views": pa.list_(pa.int32()),
+        "answers": pa.list_(pa.string()),
+        "answer_finishes": pa.list_(pa.string()),
+        "answer_logprobs": pa.list_(pa.float64()),
         "seed": pa.int64(),
-    } | dict.fromkeys(
-        ("vendi_score", "agreement", "mean_dissimilarity", "mean_logprob", "threshold", "seconds"), pa.float64()
-    )
+        "vision_features": pa.list_(pa.float32()),  # kept as float16, which not every reader of Parquet knows
+    }
     required = {"file_name", "page", "route", "reason", "seed"}
     return pa.schema([pa.field(f.name, types.get(f.name, pa.string()), f.name not in required) for f in fields(Record)])
 
@@ -141,6 +149,7 @@ def _write_table(path: Path, records: Sequence[Record], provenance: Mapping[str,
     counts = {"schema_version": SCHEMA_VERSION, "readings": sum(record.captions is not None for record in records)}
     note = json.dumps(counts | dict(provenance), allow_nan=False).encode("ascii")
     columns = {f.name: [_plain(getattr(record, f.name)) for record in records] for f in fields(Record)}
+    columns[_FEATURES] = _unpacked([record.vision_features for record in records])
     table = pa.table(columns, schema=schema().with_metadata({METADATA_KEY: note}))
     with path.open("wb") as file:  # pyarrow cannot open every name that the system can
         pq.write_table(table, file, compression="zstd")
@@ -166,6 +175,33 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _unpacked(packed: Sequence[bytes | None]) -> pa.Array:
+    """Return features, kept as float16, as a column of lists."""
+    import numpy as np
+    import pyarrow as pa
+
+    lengths = [len(one or b"") // 2 for one in packed]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    unknown = np.array([*(one is None for one in packed), False])
+    values = np.frombuffer(b"".join(one or b"" for one in packed), "<f2").astype(np.float32)
+    return pa.ListArray.from_arrays(pa.array(offsets, mask=unknown), pa.array(values))
+
+
+def _packed(column: pa.ChunkedArray) -> list[bytes | None]:
+    """Return a column of features as they are kept."""
+    import numpy as np
+
+    kept: list[bytes | None] = []
+    for chunk in column.chunks:
+        values = chunk.values.to_numpy(zero_copy_only=False).astype("<f2")
+        bounds, known = chunk.offsets.to_numpy(), chunk.is_valid().to_numpy(zero_copy_only=False)
+        kept += [
+            values[a:b].tobytes() if there else None
+            for a, b, there in zip(bounds, np.roll(bounds, -1), known, strict=False)
+        ]
+    return kept
+
+
 def read_provenance(path: Path) -> dict[str, Any]:
     """Return what a result says of its making; raises `StoreError` for a file that is no result of vlmgate."""
     import pyarrow as pa
@@ -184,16 +220,28 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return provenance
 
 
-def read_result(path: Path) -> tuple[list[Record], dict[str, Any]]:
-    """Return the rows and the provenance of a result; raises `StoreError`."""
+def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dict[str, Any]]:
+    """Return the rows and the provenance of a result; raises `StoreError`.
+
+    Columns that an older version did not write are null. Without `features`, which are most of a file, those are too.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     provenance = read_provenance(path)
+    names = [f.name for f in fields(Record) if f.name != _FEATURES]
     try:
         with path.open("rb") as file:
-            rows = pq.read_table(file, columns=[f.name for f in fields(Record)]).to_pylist()
+            there = pq.ParquetFile(file)
+            held = set(there.schema_arrow.names)
+            rows = there.read(columns=[name for name in names if name in held]).to_pylist()
+            kept: list[bytes | None] = [None] * len(rows)
+            if features and _FEATURES in held:
+                kept = _packed(there.read(columns=[_FEATURES])[_FEATURES])
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
-    lists = ("captions", "caption_finishes", "caption_logprobs")
-    return [Record(**row | {k: None if row[k] is None else tuple(row[k]) for k in lists}) for row in rows], provenance
+    unknown = dict.fromkeys(names)
+    return [
+        Record(**unknown | {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}, vision_features=one)
+        for row, one in zip(rows, kept, strict=True)
+    ], provenance

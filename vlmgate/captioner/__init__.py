@@ -11,14 +11,15 @@ from typing import Protocol
 
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import ModelError, VlmgateError
-from vlmgate.records import Caption, ModelInfo, Picture
+from vlmgate.records import ModelInfo, Picture, Sampled
 
 
 class Captioner(Protocol):
     """Reads pictures.
 
-    Promise: same picture + same model + same sampling configuration + same seed = same captions, whatever else is in
-    the batch and in whatever order (up to floating-point differences between devices and dtypes).
+    Promise: same picture + same model + same sampling configuration + same seed = same captions and answers, whatever
+    else is in the batch and in whatever order (up to floating-point differences between devices and dtypes). The
+    captions are the same whether or not a question is asked.
     """
 
     @property
@@ -26,8 +27,8 @@ class Captioner(Protocol):
         """What it is and where it runs."""
         ...
 
-    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
-        """Return K captions for each of B pictures, in the order given.
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
+        """Return K captions, and K answers where a question is asked, for each of B pictures, in the order given.
 
         Raises whatever the engine raises for a batch that it cannot read; the caller then tries smaller ones.
         """

@@ -1,4 +1,4 @@
-"""Decode K captions of each of B images from one prefill.
+"""Decode K captions, or K answers, of each of B images from one prefill.
 
 Knows the decoding hook and the cache of transformers; knows nothing of files, prompts or text. The vision tower and the
 prompt are run once per image, the cache is then copied to K rows, and one short loop draws the tokens.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -39,6 +39,13 @@ PREFILL_ONLY = frozenset(
 )
 
 
+class Then(Protocol):
+    """What goes on from the first prompt's prefill: `begin` before the cache is copied to K rows, `run` at the end."""
+
+    def begin(self, input_ids: torch.Tensor, state: Mapping[str, Any]) -> None: ...
+    def run(self, model: Any) -> None: ...
+
+
 @dataclass(slots=True)
 class ForkDecoder:
     """The callable that `model.generate(custom_generate=…)` runs in place of its own loop; for one batch.
@@ -51,6 +58,7 @@ class ForkDecoder:
     end_ids: frozenset[int]
     pick: Pick
     image_keys: frozenset[str] = frozenset()
+    then: Then | None = None
     tokens: list[list[int]] = field(init=False, default_factory=list)  # B·K rows, the end token included
     logprobs: list[list[float]] = field(init=False, default_factory=list)  # the same shape, nats
     finite: list[bool] = field(init=False, default_factory=list)  # B·K
@@ -69,30 +77,45 @@ class ForkDecoder:
         The processors, criteria and generation settings that `generate` prepared are ignored on purpose: sampling is
         `pick`, stopping is `end_ids` and `max_new_tokens`, and nothing else may have a say.
         """
-        first_logits, input_ids, state = self._prefill(model, input_ids, state)
-        return self._loop(model, first_logits, input_ids, state)
+        logits, state = self._prefill(model, input_ids, state)
+        if self.then is not None:
+            self.then.begin(input_ids, state)
+        said = self.go_on(model, logits, input_ids, state)
+        if self.then is not None:
+            self.then.run(model)
+        return said
+
+    def go_on(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        """Draw K rows for each of B prompts that have been run: their last logits, their tokens, what they left."""
+        return self._loop(model, *self._fork(model, logits, input_ids, state))
 
     def _prefill(
         self, model: Any, input_ids: torch.Tensor, state: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Run B images once and return logits, sequences and state for B·K rows."""
-        encoder_decoder = bool(model.config.is_encoder_decoder)
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Run B images once and return their (B, V) logits and the state, less what only the prefill reads."""
         inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **state)
         outputs = model(**inputs, return_dict=True)
-        logits = outputs.logits[:, -1]  # (B, V)
+        encoder_decoder = bool(model.config.is_encoder_decoder)
         state = model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=encoder_decoder)
-        del outputs
-
         state = {k: v for k, v in state.items() if k not in PREFILL_ONLY and k not in self.image_keys}
+        return last_logits(outputs), state
+
+    def _fork(
+        self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Copy the rows of B images to B·K rows."""
         batch = input_ids.shape[0]
         rows = torch.arange(batch, device=input_ids.device).repeat_interleave(self.num_samples)  # (B·K,)
-        cache: Any = state.get("past_key_values")
-        if not hasattr(cache, "reorder_cache"):
+        key = cache_key(state)
+        if key is None:
             raise NotImplementedError(f"{type(model).__name__} keeps no cache that can be forked.")
-        cache.reorder_cache(rows)
+        state[key].reorder_cache(rows)
         _one_row_each(state, batch)
         input_ids, state = model._expand_inputs_for_generation(
-            input_ids=input_ids, expand_size=self.num_samples, is_encoder_decoder=encoder_decoder, **state
+            input_ids=input_ids,
+            expand_size=self.num_samples,
+            is_encoder_decoder=bool(model.config.is_encoder_decoder),
+            **state,
         )
         return logits[rows.to(logits.device)], input_ids, state
 
@@ -123,6 +146,12 @@ class ForkDecoder:
         return input_ids
 
 
+def last_logits(outputs: Any) -> torch.Tensor:
+    """Return the (B, V) logits of the last position, without holding on to those of the others."""
+    logits: torch.Tensor = outputs.logits[:, -1].clone()
+    return logits
+
+
 class _Log:
     """What was drawn, by original row and step, until each row ended; kept on the device, read once."""
 
@@ -145,6 +174,14 @@ class _Log:
         return tokens, logprobs, self._finite.tolist()
 
 
+def cache_key(state: Mapping[str, Any]) -> str | None:
+    """Return the name under which the state holds a cache whose rows can be chosen; None where it holds none.
+
+    Transformers 5.24 renamed `past_key_values` to `cache`, and goes on using the old name for code that expects it.
+    """
+    return next((key for key, value in state.items() if hasattr(value, "reorder_cache")), None)
+
+
 def _can_drop_rows(model: Any, state: dict[str, Any]) -> bool:
     """Tell whether every part of the state is of a kind whose rows `_keep_rows` knows how to select.
 
@@ -156,14 +193,16 @@ def _can_drop_rows(model: Any, state: dict[str, Any]) -> bool:
     known = (torch.Tensor, bool, int, float, str, type(None))
     for key, value in state.items():
         parts = value.values() if key == "encoder_outputs" and isinstance(value, Mapping) else [value]
-        if key != "past_key_values" and not all(isinstance(part, known) for part in parts):
+        if not hasattr(value, "reorder_cache") and not all(isinstance(part, known) for part in parts):
             return False
     return True
 
 
 def _keep_rows(state: dict[str, Any], kept: torch.Tensor, rows: int) -> None:
     """Reduce cache, masks, positions and encoder outputs from `rows` rows to those in `kept`."""
-    state["past_key_values"].reorder_cache(kept)
+    key = cache_key(state)
+    if key is not None:
+        state[key].reorder_cache(kept)
     for part in (state, state.get("encoder_outputs") or {}):
         for key, value in part.items():
             if isinstance(value, torch.Tensor):

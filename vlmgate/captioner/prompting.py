@@ -32,6 +32,13 @@ class Form:
     options: tuple[tuple[str, Any], ...]  # further keyword arguments of the processor
 
 
+def trial_images() -> list[Image.Image]:
+    """Return two images with something on them, of shapes so different that their prompts are often of two lengths."""
+    ramp = Image.linear_gradient("L")
+    colours = Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))
+    return [colours.resize((192, 64)), colours.resize((96, 96))]
+
+
 class PromptEncoder:
     """Turn pictures into model inputs with one fixed prompt."""
 

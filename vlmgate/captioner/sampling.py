@@ -1,7 +1,7 @@
 """Turn one uniform number and one row of logits into one token, reproducibly.
 
-Knows random streams and distributions over a vocabulary; knows nothing of models, images or text. There is no global
-random state here: whoever samples brings the uniforms.
+Knows distributions over a vocabulary; knows nothing of models, images or text. There is no random state here: whoever
+samples brings the uniforms.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 BLOCK = 512  # tokens; the inverse CDF first finds a block of the vocabulary, then the token inside it
 SMALLEST_TEMPERATURE = 1e-30  # below it float32 divides zero by zero; sampling is greedy long before that
@@ -33,19 +31,6 @@ class Draw(NamedTuple):
     tokens: torch.Tensor  # (R,) int64; 0 where the row is not finite
     logprobs: torch.Tensor  # (R,) float32, nats at temperature 1 before top-k and top-p
     finite: torch.Tensor  # (R,) bool; False = the logits hold NaN or +inf, or nothing but -inf
-
-
-def uniforms(seed: int, sha256: str, page: int, num_samples: int, max_new_tokens: int) -> NDArray[np.float64]:
-    """Return the (K, T) uniforms in [0, 1) with which the captions of one page are drawn, one row per caption.
-
-    Row k comes from a stream of its own, so that a larger K or T adds to what a smaller one gives and changes none of
-    it. PCG64 and SeedSequence are frozen by numpy's compatibility policy and so is `random_raw`; the 53-bit conversion
-    is spelled out because `Generator.random` carries no such promise.
-    """
-    digest = [int(sha256[i : i + 8], 16) for i in range(0, 64, 8)]
-    root = np.random.SeedSequence([seed & 0xFFFFFFFF, seed >> 32, *digest, page])
-    raw = np.stack([np.random.PCG64(s).random_raw(max_new_tokens) for s in root.spawn(num_samples)])  # (K, T) uint64
-    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, warp: Warp) -> Draw:

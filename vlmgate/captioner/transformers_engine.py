@@ -1,6 +1,6 @@
 """Caption with any vision-language checkpoint that transformers loads, on the route *fork*.
 
-Knows how a batch of pictures becomes K captions each; knows nothing of folders, scores or results.
+Knows how a batch of pictures becomes K captions, and K answers, each; knows nothing of folders, scores or results.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 
+from vlmgate.answers import question_prompt
 from vlmgate.captioner.checkpoint import Checkpoint, load_checkpoint
-from vlmgate.captioner.failures import out_of_memory
+from vlmgate.captioner.failures import one_line, out_of_memory
+from vlmgate.captioner.features import FeatureTap
 from vlmgate.captioner.fork import ForkDecoder, Pick
-from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder
+from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, trial_images
 from vlmgate.captioner.quiet import quiet
-from vlmgate.captioner.sampling import Draw, Warp, draw, uniforms
+from vlmgate.captioner.sampling import Draw, Warp, draw
+from vlmgate.captioner.sharing import TRIAL_STEPS, CannotShareError, Continuation, Recorder, Tails, alike, find_tails
+from vlmgate.captioner.streams import Use, uniforms
+from vlmgate.captioner.views import views_of
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption, Finish, ModelInfo, Picture
+from vlmgate.records import Caption, Finish, ModelInfo, Picture, Sampled
 
 logger = logging.getLogger(__name__)
 
@@ -35,42 +41,49 @@ class TransformersCaptioner:
         self._name = model.model
         self._sampling = sampling
         self._checkpoint = load_checkpoint(model)
+        self._image_ids = _image_token_ids(self._checkpoint)
         with quiet():
-            self._encode = PromptEncoder(
-                self._checkpoint.processor,
-                sampling.prompt,
-                padding_side="right" if self._checkpoint.model.config.is_encoder_decoder else "left",
-                image_token_ids=_image_token_ids(self._checkpoint),
-            )
+            self._encode = self._encoder(sampling.prompt)
+            self._ask = self._encoder(_question(sampling)) if sampling.question else None
         self._generation = _own_generation_config(self._checkpoint, sampling.max_new_tokens)
         self._image_keys = frozenset(self._checkpoint.processor.image_processor.model_input_names)
         self._accepted = _accepted_keys(self._checkpoint.model)
+        self._tap = FeatureTap(self._checkpoint.model)
         self._limit = sampling.batch_size  # images per forward; halved for good when memory runs out
         self._info = _describe(model.model, self._checkpoint)
+        self._tails = None if self._ask is None else self._shared_tails(self._ask)
+
+    def _encoder(self, prompt: str) -> PromptEncoder:
+        return PromptEncoder(
+            self._checkpoint.processor,
+            prompt,
+            padding_side="right" if self._checkpoint.model.config.is_encoder_decoder else "left",
+            image_token_ids=self._image_ids,
+        )
 
     @property
     def info(self) -> ModelInfo:
         """What it is and where it runs."""
         return self._info
 
-    def read(self, pictures: Sequence[Picture]) -> list[tuple[Caption, ...]]:
-        """Return K captions for each of B pictures, in the order given; raises what processor and model raise.
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
+        """Return what is sampled of each of B pictures, in the order given; raises what processor and model raise.
 
         A batch that does not fit into memory is halved, and so are all later ones; a single picture raises.
         """
-        captions: list[tuple[Caption, ...]] = []
-        while len(captions) < len(pictures):
-            batch = pictures[len(captions) : len(captions) + self._limit]
+        sampled: list[Sampled] = []
+        while len(sampled) < len(pictures):
+            batch = pictures[len(sampled) : len(sampled) + self._limit]
             done = self._read_if_it_fits(batch)
             if done is None:
                 self._limit = len(batch) // 2
                 logger.warning("out of memory with %d images at once; going on with %d", len(batch), self._limit)
                 _release_memory(self._checkpoint.device)
             else:
-                captions += done
-        return captions
+                sampled += done
+        return sampled
 
-    def _read_if_it_fits(self, batch: Sequence[Picture]) -> list[tuple[Caption, ...]] | None:
+    def _read_if_it_fits(self, batch: Sequence[Picture]) -> list[Sampled] | None:
         """Return None when memory ran out; only outside of the handler are the failed batch's tensors let go."""
         try:
             return self._read_batch(batch)
@@ -79,25 +92,58 @@ class TransformersCaptioner:
                 raise
         return None
 
-    def _read_batch(self, batch: Sequence[Picture]) -> list[tuple[Caption, ...]]:
-        decoder = self._decode(batch, self._sampler(batch))
-        rows = [self._caption(*row) for row in zip(decoder.tokens, decoder.logprobs, decoder.finite, strict=True)]
-        k = self._sampling.num_samples
-        if len(rows) != len(batch) * k:  # never seen; a caption on the wrong image would be worse than a stop
-            raise RuntimeError(f"{len(rows)} captions came back for {len(batch)} images with {k} each")
-        return [tuple(rows[i : i + k]) for i in range(0, len(rows), k)]
+    def _read_batch(self, batch: Sequence[Picture]) -> list[Sampled]:
+        sampling = self._sampling
+        images = [
+            view for p in batch for view in views_of(p, sampling.views, sampling.view_noise, sampling.seed)
+        ]  # B·V, those of one picture together
+        captions, answers = self._sample(batch, images)
+        features = self._tap.take(len(images))[:: sampling.views]
+        samples = range(sampling.num_samples)
+        views = tuple(k * sampling.views // sampling.num_samples for k in samples) if sampling.views > 1 else None
+        return [
+            Sampled(captions[b], answers[b] if answers is not None else None, features[b], views)
+            for b in range(len(batch))
+        ]
 
-    def _decode(self, batch: Sequence[Picture], pick: Pick) -> ForkDecoder:
-        """Run the model over a batch, with `pick` choosing every token."""
-        inputs = self._encode([picture.rgb for picture in batch])
-        inputs = {k: v for k, v in inputs.items() if k not in OPTIONAL_KEYS or k in self._accepted}
-        decoder = ForkDecoder(
-            num_samples=self._sampling.num_samples,
-            max_new_tokens=self._sampling.max_new_tokens,
+    def _sample(
+        self, batch: Sequence[Picture], images: Sequence[Image.Image]
+    ) -> tuple[list[tuple[Caption, ...]], list[tuple[Caption, ...]] | None]:
+        """Return K captions, and K answers where there is a question, of each picture in a batch."""
+        captioning = self._sampler(batch, "captions")
+        if self._ask is None:
+            return self._grouped(self._decode(images, captioning), len(batch)), None
+        answers = self._decoder(self._sampler(batch, "answers"), self._sampling.max_answer_tokens)
+        captions = self._decode(images, captioning, answers)
+        if not answers.tokens:  # they could not go on from the captions' prefill
+            self._generate(self._inputs(self._ask, images), answers)
+        return self._grouped(captions, len(batch)), self._grouped(answers, len(batch))
+
+    def _decode(self, images: Sequence[Image.Image], pick: Pick, answers: ForkDecoder | None = None) -> ForkDecoder:
+        """Caption a batch, with `pick` choosing every token; fill `answers` on the way where the prefill is shared."""
+        decoder = self._decoder(pick, self._sampling.max_new_tokens)
+        inputs = self._inputs(self._encode, images)
+        if answers is not None and self._tails is not None and self._tails.fit(inputs["input_ids"]):
+            decoder.then = Continuation(self._tails, answers)
+        with self._tap.watching(self._image_tokens(inputs)):
+            self._generate(inputs, decoder)
+        return decoder
+
+    def _decoder(self, pick: Pick, max_tokens: int) -> ForkDecoder:
+        return ForkDecoder(
+            num_samples=self._sampling.num_samples // self._sampling.views,
+            max_new_tokens=max_tokens,
             end_ids=self._checkpoint.end_ids,
             pick=pick,
             image_keys=self._image_keys,
         )
+
+    def _inputs(self, encode: PromptEncoder, images: Sequence[Image.Image]) -> dict[str, Any]:
+        inputs = encode(images)
+        return {k: v for k, v in inputs.items() if k not in OPTIONAL_KEYS or k in self._accepted}
+
+    def _generate(self, inputs: dict[str, Any], decoder: ForkDecoder) -> None:
+        """Run the model over a batch's inputs, with `decoder` in the place of its own loop."""
         model = self._checkpoint.model
         with torch.inference_mode():
             # Of the class, because a repository's own code may have replaced the instance's method.
@@ -107,15 +153,20 @@ class TransformersCaptioner:
                 generation_config=self._generation,
                 custom_generate=decoder,
             )
-        return decoder
 
-    def _sampler(self, batch: Sequence[Picture]) -> Pick:
+    def _image_tokens(self, inputs: dict[str, Any]) -> list[int]:
+        """Return how many image tokens each prompt of a batch holds; 1 each where nothing tells."""
+        ids = inputs["input_ids"]
+        if not self._image_ids:
+            return [1] * len(ids)
+        counts: list[int] = torch.isin(ids, torch.tensor(sorted(self._image_ids))).sum(-1).tolist()
+        return counts
+
+    def _sampler(self, batch: Sequence[Picture], use: Use) -> Pick:
         """Return the function that draws row b·K + k of every step from stream k of image b."""
         sampling = self._sampling
-        streams = [
-            uniforms(sampling.seed, p.file.sha256, p.file.page, sampling.num_samples, sampling.max_new_tokens)
-            for p in batch
-        ]
+        steps = sampling.max_answer_tokens if use == "answers" else sampling.max_new_tokens
+        streams = [uniforms(sampling.seed, p.file.sha256, p.file.page, sampling.num_samples, steps, use) for p in batch]
         streams_on = "cpu" if self._checkpoint.device.type == "mps" else self._checkpoint.device  # mps has no float64
         table = torch.from_numpy(np.concatenate(streams)).to(streams_on)  # (B·K, T)
         warp = Warp(sampling.temperature, sampling.top_k, sampling.top_p)
@@ -124,6 +175,43 @@ class TransformersCaptioner:
             return draw(logits, table[rows.to(table.device), step], warp)
 
         return pick
+
+    def _grouped(self, decoder: ForkDecoder, batch: int) -> list[tuple[Caption, ...]]:
+        """Return the decoder's rows in words, K by K."""
+        rows = [self._caption(*row) for row in zip(decoder.tokens, decoder.logprobs, decoder.finite, strict=True)]
+        k = self._sampling.num_samples
+        if len(rows) != batch * k:  # never seen; a caption on the wrong image would be worse than a stop
+            raise RuntimeError(f"{len(rows)} texts came back for {batch} images with {k} each")
+        return [tuple(rows[i : i + k]) for i in range(0, len(rows), k)]
+
+    # --- sharing the prefill ---
+
+    def _shared_tails(self, ask: PromptEncoder) -> Tails | None:
+        """Return how the two prompts end where answers may go on from the captions' prefill; None where they may not.
+
+        Whatever the structure promises, the first steps are computed both ways and compared. Both ways give the same
+        answers, so this decides about time only.
+        """
+        images = trial_images()
+        try:
+            with quiet():
+                inputs = self._inputs(self._encode, images), self._inputs(ask, images)
+                tails = find_tails(self._checkpoint.model, *inputs, self._image_ids)
+                shared, apart = Recorder(tails.second), Recorder(tails.second)
+                captions = self._decoder(Recorder(tails.second), 1)
+                captions.then = Continuation(tails, self._decoder(shared, TRIAL_STEPS))
+                self._generate(inputs[0], captions)
+                self._generate(inputs[1], self._decoder(apart, TRIAL_STEPS))
+                if not alike(shared.seen, apart.seen, self._checkpoint.dtype):
+                    raise CannotShareError("the answers would come out differently")
+        except CannotShareError as error:
+            logger.info("captions and answers are prefilled apart: %s", error)
+            return None
+        except Exception as error:  # what a model that was not made for this raises, or too little memory
+            logger.warning("captions and answers are prefilled apart: %s", one_line(error))
+            return None
+        logger.info("answers go on from the captions' prefill; %d tokens of their own", len(tails.second))
+        return tails
 
     def _caption(self, tokens: list[int], logprobs: list[float], finite: bool) -> Caption:
         ends = self._checkpoint.end_ids
@@ -134,6 +222,10 @@ class TransformersCaptioner:
         )
         mean = round(min(sum(logprobs) / len(logprobs), 0.0), 6) + 0.0 if finite and logprobs else None
         return Caption(text=text.strip(), finish=finish, mean_logprob=mean, num_tokens=len(tokens))
+
+
+def _question(sampling: SamplingConfig) -> str:
+    return question_prompt(str(sampling.question), sampling.choices, abstain=sampling.abstain)
 
 
 def _own_generation_config(checkpoint: Checkpoint, max_new_tokens: int) -> Any:

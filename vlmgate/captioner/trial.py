@@ -26,7 +26,7 @@ def try_model(config: ModelConfig) -> dict[str, Any]:
     captioner = load_captioner(config, SamplingConfig())
     loaded = time.perf_counter()
     try:
-        captions = captioner.read([trial_picture()])[0]
+        captions = captioner.read([trial_picture()])[0].captions
     except Exception as error:
         raise ModelError(f"{config.model}: loads, but cannot read a test image ({one_line(error)}).") from error
     return asdict(captioner.info) | {

@@ -5,7 +5,7 @@ with one file is a value about that file, never an exception and never a Python 
 
     walk ──► ahead ──► opening ──► containers ──► decoding ──► depth
     folder   threads   pages       one file       one page     10 bits and more
-                                      └─ damage, jpeg: is all of it there?
+                     └─ quality       └─ damage, jpeg: is all of it there?
 """
 
 from vlmgate.images.ahead import Opened, read_ahead

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from vlmgate.config import ImageConfig
 from vlmgate.images.containers import MAX_PAGES, Container
 from vlmgate.images.formats import RefusedError, explain, extension_of
+from vlmgate.images.quality import measure
 from vlmgate.images.walk import opened
 from vlmgate.records import ImageFile, Picture, Source, Unreadable
 
@@ -81,7 +82,7 @@ def _page(
         mtime_ns=contents.status.st_mtime_ns,
         ctime_ns=contents.status.st_ctime_ns,
     )
-    return Picture(file, rgb), False
+    return Picture(file, rgb, measure(rgb)), False
 
 
 class _Contents:

@@ -1,0 +1,60 @@
+"""Random numbers that belong to one page of one image, and to one use of them.
+
+Knows seeds and streams; knows nothing of images, models or tokens. PCG64 and SeedSequence are frozen by numpy's
+compatibility policy, and so is `random_raw`; the rest is spelled out here because `Generator` carries no such promise.
+There is no global random state: a stream is made anew from its key wherever it is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Use = Literal["captions", "answers", "views"]
+
+# The words that follow the page in a stream's key. Captions have none: their streams were there first. The lengths
+# differ from use to use, so that no child of one use is another use's stream.
+_USE: dict[Use, tuple[int, ...]] = {"captions": (), "answers": (1,), "views": (2, 0)}
+
+
+def uniforms(
+    seed: int, sha256: str, page: int, num_samples: int, num_tokens: int, use: Use = "captions"
+) -> NDArray[np.float64]:
+    """Return the (K, T) uniforms in [0, 1) with which the samples of one page are drawn, one row per sample.
+
+    Row k comes from a stream of its own, so that a larger K or T adds to what a smaller one gives and changes none of
+    it; and captions have other streams than answers, so that a question changes no caption.
+    """
+    children = _root(seed, sha256, page, use).spawn(num_samples)
+    return _uniform(np.stack([np.random.PCG64(child).random_raw(num_tokens) for child in children]))
+
+
+def view_noise(seed: int, sha256: str, page: int, view: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the standard normal noise of one view of one page."""
+    children = _root(seed, sha256, page, "views").spawn(view + 1)
+    return _normal(children[view], shape)
+
+
+def fixed_normal(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return standard normal numbers that are always the same for a shape, whatever the seed of a run."""
+    return _normal(np.random.SeedSequence(shape), shape)
+
+
+def _root(seed: int, sha256: str, page: int, use: Use) -> np.random.SeedSequence:
+    digest = [int(sha256[i : i + 8], 16) for i in range(0, 64, 8)]
+    return np.random.SeedSequence([seed & 0xFFFFFFFF, seed >> 32, *digest, page, *_USE[use]])
+
+
+def _normal(key: np.random.SeedSequence, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return standard normal numbers by the method of Box and Muller (1958)."""
+    count = int(np.prod(shape))
+    first, second = _uniform(np.random.PCG64(key).random_raw((2, -(-count // 2))))
+    radius = np.sqrt(-2.0 * np.log1p(-first))
+    normal = np.concatenate([radius * np.cos(2.0 * np.pi * second), radius * np.sin(2.0 * np.pi * second)])
+    return normal[:count].reshape(shape)
+
+
+def _uniform(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,124 @@
+"""Tell a reading that is none: empty, refused, cut off, overflowed.
+
+Knows what captions and answers say when they say nothing; knows nothing of scores or limits.
+
+Such a reading goes to a person before any score is looked at: K equal refusals agree perfectly.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from vlmgate.records import Caption, Reason
+
+LONGEST = 10_000  # characters of a caption that are looked at
+_CANNOT = r"(?:can\ ?not|can't|could\ not|couldn't)"
+_JUDGE = r"(?:determine|tell|say|know|identify|describe|assess|judge|make\ out|discern|interpret|verify|confirm)"
+_REFUSAL = re.compile(
+    rf"""
+      \b(?:i(?:'m|\ am)|we(?:'re|\ are))\ (?:very\ |so\ |really\ )?sorry\b
+    | ^\W*(?:sorry|apologies|unfortunately|i\ apologi[sz]e)\b
+    | \bas\ an?\ (?:ai|artificial|large\ language|language|vision)\b
+    | \b(?:i|we)(?:\ (?:{_CANNOT}|do\ not|don't|won't|will\ not|would\ not|must)
+        |(?:'m|\ am|\ are|'re)\ (?:not\ able|unable|not\ allowed|not\ permitted)\ to)\ (?:\w+\ )?
+      (?:{_JUDGE}|help|assist|provide|answer|process|view|access|analy[sz]e|comply|fulfill?|decline
+        |have\ (?:access|enough|the\ ability)|see\ (?:the|this|that|your|any|an)\ (?:image|picture|photo|attachment))
+    | \b(?:unable|not\ able|impossible|not\ possible|difficult|hard)\ to\ (?:\w+\ )?
+      (?:{_JUDGE}|comply|help|see\ (?:the|what|any))
+    | \b{_CANNOT}\ be\ (?:\w+\ )?
+      (?:determined|identified|assessed|described|judged|answered|told|verified|confirmed|discerned|made\ out
+        |seen|recogni[sz]ed)
+    | \b(?:details?|anything|nothing|much)\ (?:{_CANNOT}|can)\ be\ (?:seen|made\ out)
+    | \bnot\ (?:discernible|recogni[sz]able)\b
+    | \b(?:not\ enough|insufficient|inadequate)\ (?:\w+\ )?(?:information|detail|details|light|quality|resolution)\b
+    | \b(?:i|we)\ {_CANNOT}\ (?:\w+\ )?see\ (?:anything|(?:any\ )?(?:images?|pictures?|photos?))\b
+    | \bi(?:'d|\ would)?\ (?:refuse|rather\ not)\b | \bapologies\b
+    | \b(?:part|object|component|item)\ (?:is|are)\ not\ (?:visible|recogni[sz]able|identifiable|clear)\b
+    | \bno\ (?:part|object|component|item)\ (?:is\ )?(?:visible|found|present|seen|recogni[sz]able)\b
+    | \bunknown\ (?:part|object|component|item)\b
+    | \b(?:insufficient|not\ enough|too\ (?:\w+))\ (?:\w+\ ){{0,3}}to\ (?:\w+\ )?(?:{_JUDGE}|see)\b
+    | \b(?:un|not\ )clear\ (?:whether|if|what)\b
+    | \b(?:not\ (?:sure|certain)|no\ idea)\b
+    | ^\W*{_CANNOT}\ (?:\w+\ )?{_JUDGE}\b
+    | \bplease\ (?:provide|upload|attach|send)\b
+    | \bno\ (?:image|picture|photo|photograph)\ (?:(?:was|is|has\ been|were)\ )?
+      (?:provided|attached|given|available|uploaded|included)
+    | \b(?:see|find|have|received?)\ no\ (?:image|picture|photo|photograph)\b
+    | \b(?:the|this)\ (?:image|picture|photo|photograph)\ (?:is|appears|seems)\ (?:to\ be\ )?
+      (?:completely\ |entirely\ |totally\ |mostly\ |all\ |too\ \w+\ to\ )?
+      (?:blank|empty|missing|corrupted|unclear|unreadable|not\ clear|not\ visible|(?:black|white)(?!-|\ ?and|\ &))\b
+    | ^\W*(?:unsure|uncertain|unclear|unknown|unanswerable|inconclusive|indeterminate|undefined
+        |null|none|nan|n/?a|nothing|blank
+        |n\.a\.|not\ (?:sure|clear|visible|applicable)
+        |(?:there\ is\ )?no\ (?:comment|description|answer|(?:image|picture)(?:\ found)?)|it\ is\ not\ clear)\W*$
+    | ^\W*error\b
+    | \b(?:image|picture|photo|photograph)\ (?:is|appears|looks)\ (?:\w+\ )?(?:dark|blurr?y|blurred)\b
+    | \b(?:black|blank|empty|white)\ (?:image|picture|photo|photograph|screen)\b
+    | \b(?:image|picture|photo|photograph)\ (?:\w+\ ){{0,2}}
+      (?:too|very|completely|entirely|all)\ (?:dark|blurr?y|bright|blank|black)
+    | <(?:unk|image|pad)>
+    | \b(?:es\ tut\ mir\ leid|(?:ich\ kann|kann\ ich|ich\ wei(?:ß|ss))\ (?:\w+\ ){{0,4}}(?:nicht|kein\w*)
+        |zu\ (?:dunkel|hell|unscharf),?\ um
+        |lo\ siento|no\ puedo|je\ suis\ désolé
+        |je\ ne\ peux\ pas|mi\ dispiace|non\ posso|desculpe|não\ posso)\b
+    | 見えません|不知道|nicht\ erkennbar|keine\ ahnung|不明|わかりません|看不清
+    | 抱歉|对不起|無法|无法|不能提供|申し訳|できません|죄송|할\ 수\ 없
+    """,
+    re.VERBOSE,
+)
+
+
+def is_empty(text: str) -> bool:
+    """Say whether a caption says nothing: no letter or digit, one of them only, or few words over and over."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    characters = [c for c in folded if c.isalnum()]
+    if not characters or (len(characters) >= 4 and len(set(characters)) == 1):
+        return True
+    words = re.findall(r"\w+", folded)
+    most = max((words.count(word) for word in set(words)), default=0)
+    return (len(words) >= 3 and most >= 0.7 * len(words)) or (len(words) >= 9 and 3 * len(set(words)) <= len(words))
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
+
+
+def is_refusal(text: str) -> bool:
+    """Say whether a caption declines to answer, or says that it cannot tell.
+
+    A list of phrases, English first: it errs towards a person, and it cannot know every way to say no.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text[:LONGEST]).casefold().replace("’", "'").split())
+    return _REFUSAL.search(folded) is not None
+
+
+def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:
+    """Return why these captions are no reading, or None where every one of them can be scored.
+
+    One bad caption is enough: what it would have said is unknown, and unknown is for a person. A caption that repeats
+    the prompt says nothing.
+    """
+    if not captions or any(caption.finish == "non-finite" for caption in captions):
+        return Reason.NON_FINITE if captions else Reason.EMPTY_CAPTION
+    asked = _letters(prompt)
+    if any(is_empty(caption.text) or _letters(caption.text) == asked for caption in captions):
+        return Reason.EMPTY_CAPTION
+    if any(is_refusal(caption.text) for caption in captions):
+        return Reason.REFUSED
+    if any(caption.finish != "stop" for caption in captions):
+        return Reason.CUT_OFF
+    return None
+
+
+def degenerate_answers(answers: Sequence[Caption]) -> Reason | None:
+    """Return why these answers are no reading, or None where every one of them can be parsed.
+
+    One bad answer is enough, as with captions. One that declines is not bad: abstaining is what was offered.
+    """
+    if not answers or any(answer.finish == "non-finite" for answer in answers):
+        return Reason.NON_FINITE if answers else Reason.EMPTY_ANSWER
+    if any(is_empty(answer.text) for answer in answers):
+        return Reason.EMPTY_ANSWER
+    return None if all(answer.finish == "stop" for answer in answers) else Reason.ANSWER_CUT_OFF

@@ -1,0 +1,103 @@
+"""Where the reference for novelty comes from: a folder read with the same model, or what a checkpoint carries.
+
+Knows folders and captioners; knows nothing of distances. A reference that was read is kept beside the output, with a
+note of what it was made of, so that the same command does not read it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from vlmgate.captioner import Captioner
+from vlmgate.captioner.location import Local, locate
+from vlmgate.config import ImageConfig, ModelConfig
+from vlmgate.errors import NoImagesError, NoveltyError
+from vlmgate.images import find_images, read_ahead
+from vlmgate.novelty import Reference, pack, unpack
+from vlmgate.records import Picture, Source
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FILE = "novelty.npz"  # in a checkpoint's folder
+# What a reference depends on besides its images: how pixels and features come about.
+_KEYS = ("dtype", "pages", "max_pixels", "image_pipeline", "caption_pipeline")
+
+
+def checkpoint_reference(model: ModelConfig) -> Reference | None:
+    """Return the reference that lies in the checkpoint's own folder, if there is one; raises `NoveltyError`."""
+    place = locate(model)
+    if not isinstance(place, Local) or not (place.folder / CHECKPOINT_FILE).is_file():
+        return None
+    return Reference.load(place.folder / CHECKPOINT_FILE)
+
+
+class ReferenceFolder:
+    """A folder of images that the model is meant for."""
+
+    def __init__(self, folder: Path, kept: Path, fingerprint: Mapping[str, Any]) -> None:
+        """Find the images; raises `UsageError` where there are none. Nothing is opened yet."""
+        self.folder, self.kept = folder, kept
+        self.sources: Sequence[Source] = find_images(folder).sources
+        if not self.sources:
+            raise NoImagesError(f"{folder}: no image found; name a folder of images for --reference.")
+        self._note = _digest(self.sources, fingerprint)
+
+    def load(self) -> Reference | None:
+        """Return the reference as it was kept, unless an image, the model or its settings have changed since."""
+        try:
+            found = Reference.load(self.kept) if self.kept.exists() else None
+        except NoveltyError as error:
+            log.warning("%s", error)
+            return None
+        return found if found is not None and found.note == self._note else None
+
+    def read(self, captioner: Captioner, images: ImageConfig, batch_size: int) -> Reference:
+        """Read the folder, fit the reference and keep it; raises `NoveltyError` where it cannot be had."""
+        features: list[bytes] = []
+        batch: list[Picture] = []
+        with closing(read_ahead(self.sources, images)) as opened:
+            for one in opened:
+                if isinstance(one.result, Picture):
+                    batch.append(one.result)
+                else:
+                    log.warning("reference: %s: %s", one.result.file_name, one.result.reason)
+                if len(batch) == batch_size:
+                    features += _features(batch, captioner)
+                    batch = []
+        features += _features(batch, captioner)
+        if not features:
+            raise NoveltyError(f"{self.folder}: this model shows no vision features, so --reference cannot be used.")
+        Reference.fit(unpack(features), note=self._note).save(self.kept)
+        return Reference.load(self.kept)  # rounded as the next run will find it
+
+
+def _features(batch: Sequence[Picture], captioner: Captioner) -> list[bytes]:
+    """Return the features of pictures; those that the model cannot read or says nothing of are left out."""
+    if not batch:
+        return []
+    try:
+        packed = [pack(sampled.features) for sampled in captioner.read(batch)]
+    except Exception as error:
+        log.warning("reference: a batch of %d failed", len(batch), exc_info=error)
+        return [one for picture in batch for one in _features([picture], captioner)] if len(batch) > 1 else []
+    return [one for one in packed if one is not None]
+
+
+def _digest(sources: Sequence[Source], fingerprint: Mapping[str, Any]) -> str:
+    """Return a hash of what a reference is made of: names, sizes and times of the files, model, and image settings."""
+    files = []
+    for source in sources:
+        try:
+            status = source.path.stat()
+        except OSError:
+            continue
+        files.append([source.file_name, status.st_size, status.st_mtime_ns])
+    settings = {key: value for key, value in fingerprint.items() if key in _KEYS or key.startswith("checkpoint.")}
+    told = json.dumps([files, settings], sort_keys=True)
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,127 @@
+"""Score and decide a result anew from what is stored in it: no model reads, no image is opened.
+
+Knows rows and provenance; knows nothing of files of images, of models that read them, or of how a result is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import vlmgate
+from vlmgate.errors import OutputError, StoreError, UsageError
+from vlmgate.gate import ANSWER_COLUMNS, Candidate, Gate, decide
+from vlmgate.kernels import Kernel
+from vlmgate.records import Caption, Decision, Finish, Quality, Reason, Record, Scores
+from vlmgate.scoring import NOTHING, Said, Scorer, columns_of
+from vlmgate.store import read_provenance
+
+Key = tuple[str, int]  # (sha256, page): what a reading belongs to
+
+
+@dataclass(frozen=True, slots=True)
+class Rescored:
+    """What came of it, not written yet."""
+
+    records: list[Record]
+    provenance: dict[str, Any]
+
+
+def rescore(
+    records: Sequence[Record],
+    provenance: Mapping[str, Any],
+    gate: Gate,
+    kernel: Kernel,
+    *,
+    kernel_name: str,
+    source: Path,
+) -> Rescored:
+    """Return the rows with scores under another kernel and routes by another gate, and a provenance that says so."""
+    sampling = provenance["sampling"]
+    scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel)
+    said = {_key(r): _said(r) for r in records if r.captions is not None}
+    scorer.prepare(said.values())
+    scored = {key: scorer.score(one) for key, one in said.items()}
+    unread: dict[Key, tuple[Scores, Reason | None]] = {
+        _key(r): (NOTHING, Reason(r.reason)) for r in records if r.captions is None
+    }
+    told = scored | unread
+    decisions = decide([Candidate(_key(r), *told[_key(r)], _quality(r), r.novelty) for r in records], gate)
+    rows = [_renewed(r, told[_key(r)][0], decision) for r, decision in zip(records, decisions, strict=True)]
+    note = {
+        "from": source.name,
+        "vlmgate_version": vlmgate.__version__,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kernel_before": provenance["kernel"],
+        "gate_before": provenance["gate"],
+    }
+    return Rescored(rows, dict(provenance) | {"kernel": kernel_name, "gate": asdict(gate), "rescored": note})
+
+
+def check_output(out: Path) -> None:
+    """Raise `OutputError` unless a result may be written there."""
+    if out.suffix != ".parquet":
+        raise OutputError(f"{out}: the output must end in .parquet; give another -o.")
+    if not out.parent.is_dir():
+        raise OutputError(f"{out.parent}: no such folder; make it, or give another -o.")
+    if out.exists():
+        try:
+            read_provenance(out)
+        except StoreError as error:
+            raise OutputError(f"{out}: exists and is no result of vlmgate; give another -o.") from error
+
+
+def check_columns(records: Sequence[Record], gate: Gate) -> None:
+    """Raise `UsageError` where the gate compares a column of the readings that is empty throughout."""
+    answers = any(record.answers is not None for record in records)
+    views = any(record.caption_views is not None for record in records)
+    for column in (gate.score, *(limit.column for limit in gate.limits)):
+        lacking = (
+            (column in ANSWER_COLUMNS and not answers)
+            or (column == "view_contrast" and not views)
+            or (column in _STORED and all(getattr(record, column) is None for record in records))
+        )
+        if lacking and records:
+            raise UsageError(f"{column}: this result holds nothing of it; scan again with what it needs.")
+
+
+_STORED = ("novelty", *(field.name for field in fields(Quality)))  # taken as they are
+
+
+def _key(record: Record) -> Key:
+    return (record.sha256, record.page) if record.sha256 and record.captions else (f"\0{record.file_name}", record.page)
+
+
+def _said(record: Record) -> Said:
+    captions = _captions(record.captions, record.caption_finishes, record.caption_logprobs)
+    answers = _captions(record.answers, record.answer_finishes, record.answer_logprobs)
+    return Said(captions or (), answers, record.caption_views)
+
+
+def _captions(
+    texts: Sequence[str] | None, finishes: Sequence[str] | None, logprobs: Sequence[float | None] | None
+) -> tuple[Caption, ...] | None:
+    if texts is None:
+        return None
+    told = zip(texts, finishes or (), logprobs or (), strict=True)
+    return tuple(Caption(text, cast(Finish, finish), logprob, 0) for text, finish, logprob in told)
+
+
+def _quality(record: Record) -> Quality:
+    return Quality(**{field.name: getattr(record, field.name) for field in fields(Quality)})
+
+
+def _renewed(record: Record, scores: Scores, decision: Decision) -> Record:
+    captions = record.captions
+    return replace(
+        record,
+        **columns_of(scores),
+        caption=captions[scores.medoid] if captions and scores.medoid is not None else None,
+        route=decision.route,
+        reason=decision.reason,
+        decided_by=decision.column,
+        threshold=decision.threshold,
+    )

@@ -1,0 +1,74 @@
+"""From what was sampled of one image to its scores, and to why no score can save it.
+
+Knows captions, answers and kernels; knows nothing of limits, of files, or of how anything was sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from vlmgate.answers import Parsed, Tally, parse, tally
+from vlmgate.degenerate import degenerate, degenerate_answers
+from vlmgate.diversity import score_captions
+from vlmgate.kernels import Kernel, WordKernel
+from vlmgate.records import Caption, Reason, Scores
+
+NOTHING = Scores(None, None, None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """All that was sampled of one image, as the journal and the result keep it."""
+
+    captions: tuple[Caption, ...]
+    answers: tuple[Caption, ...] | None
+    views: tuple[int, ...] | None
+
+
+class Scorer:
+    """Scores one image after the other under one kernel, for one prompt and one question."""
+
+    def __init__(self, prompt: str, choices: Sequence[str] = (), kernel: Kernel | None = None) -> None:
+        self.prompt, self.choices, self.kernel = prompt, tuple(choices), kernel or WordKernel()
+
+    def prepare(self, several: Iterable[Said]) -> None:
+        """Let the kernel do for many images at once what is slow one by one."""
+        self.kernel.prepare([caption.text for caption in said.captions] for said in several)
+
+    def score(self, said: Said) -> tuple[Scores, Reason | None]:
+        """Return the scores, and the reason where they can save nothing.
+
+        Captions that are no reading have no scores; their answers are counted all the same, for the person who looks.
+        """
+        reason = degenerate(said.captions, self.prompt)
+        scores = NOTHING
+        if reason is None:
+            kernel = self.kernel([caption.text for caption in said.captions])
+            scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views)
+        if said.answers is None:
+            return scores, reason
+        told = tally([self._parsed(answer) for answer in said.answers])
+        reason = reason or degenerate_answers(said.answers)
+        return _with(scores, told), reason or (Reason.NO_ANSWER if told.answer is None else None)
+
+    def _parsed(self, answer: Caption) -> Parsed:
+        """Return what an answer says; one that was cut off or overflowed says nothing."""
+        return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
+
+
+def columns_of(scores: Scores) -> dict[str, Any]:
+    """Return the columns of a result that scores fill."""
+    return {field.name: getattr(scores, field.name) for field in fields(Scores) if field.name != "medoid"}
+
+
+def _with(scores: Scores, told: Tally) -> Scores:
+    return replace(
+        scores,
+        answer=told.answer,
+        answer_share=round(told.answer_share, 6),
+        answer_entropy=round(told.answer_entropy, 6),
+        abstain_rate=round(told.abstain_rate, 6),
+        unparsable_rate=round(told.unparsable_rate, 6),
+    )

@@ -1,0 +1,259 @@
+"""The end of a run: the table that splits the folder, what was accepted, what to do next; and the list of the routed.
+
+Knows rows and how to sum them up; knows nothing of how they were made. What comes from an image, a caption, an answer
+or a file name is never read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vlmgate.config import BUILTIN
+from vlmgate.gate import HIGHER_IS_WORSE, Gate
+from vlmgate.records import Reason, Record, Route
+from vlmgate.report import BUILTIN_NOTICE, WORDS, header_line
+from vlmgate.store import SCHEMA_VERSION
+from vlmgate.text import plain
+from vlmgate.words import content_words
+
+_UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED)
+_NAMES_COLUMN = (Reason.BEYOND_LIMIT, Reason.NO_SCORE)  # these say which column it was
+
+
+def summarise(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the figures of the summary: counts, shares and median Vendi scores by route and reason."""
+    total = len(records)
+
+    def group(rows: Sequence[Record]) -> dict[str, Any]:
+        scores = [row.vendi_score for row in rows if row.vendi_score is not None]
+        median = round(statistics.median(scores), 6) if scores else None
+        return {"images": len(rows), "share": len(rows) / total if total else 0.0, "median_vendi_score": median}
+
+    routes = {
+        route.value: group(rows := [r for r in records if r.route == route])
+        | {"reasons": {reason: group([r for r in rows if reason_of(r) == reason]) for reason in _reasons(rows)}}
+        | {"answers": dict(Counter(r.answer for r in rows if r.answer is not None).most_common())}
+        for route in Route
+    }
+    return {
+        "images": total,
+        "duplicates": sum(r.duplicate_of is not None for r in records),
+        "unreadable": sum(r.reason == Reason.UNREADABLE for r in records),
+        "model_failed": sum(r.reason == Reason.MODEL_FAILED for r in records),
+        **routes,
+    }
+
+
+def _reasons(rows: Sequence[Record]) -> list[str]:
+    return [
+        reason
+        for reason, _ in sorted(Counter(reason_of(r) for r in rows).items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def reason_of(record: Record) -> str:
+    """Return the reason; where it is a limit on one of several columns, with that column: "beyond_limit:novelty"."""
+    named = record.decided_by is not None and record.reason in _NAMES_COLUMN
+    return f"{Reason(record.reason)}:{record.decided_by}" if named else str(Reason(record.reason))
+
+
+def _in_words(reason: str) -> str:
+    name, _, column = reason.partition(":")
+    words = WORDS[Reason(name)]
+    return f"{column} {words}" if name == Reason.BEYOND_LIMIT else f"{words}: {column}" if column else words
+
+
+def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out: Path, console: Console) -> None:
+    """Print the table that splits the folder, and what to do next."""
+    gate, sampling = Gate.of(provenance["gate"]), provenance["sampling"]
+    console.print(Text(header_line(provenance["model"], gate, sampling["num_samples"])), soft_wrap=True)
+    console.print()
+    console.print(_summary_table(summarise(records)))
+    console.print()
+    for line in _summary_notes(records, provenance, gate, out):
+        console.print(Text(plain(line)), soft_wrap=True)
+
+
+def _summary_table(figures: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("", no_wrap=True)
+    for title in ("images", "share", "median vendi"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for route, title, style in (
+        (Route.AUTO_ACCEPT, "auto-accepted", "bold green"),
+        (Route.HUMAN_REVIEW, "routed to human", "bold yellow"),
+    ):
+        table.add_row(*_cells(title, figures[route]), style=style)
+        if route is Route.HUMAN_REVIEW:
+            for reason, group in figures[route]["reasons"].items():
+                table.add_row(*_cells(f"  {_in_words(reason)}", group))
+    return table
+
+
+def _cells(title: str, group: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    median = group["median_vendi_score"]
+    return title, f"{group['images']:,}", f"{group['share']:.1%}", "–" if median is None else f"{median:.2f}"
+
+
+def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gate: Gate, out: Path) -> list[str]:
+    accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
+    notes = []
+    if accepted:
+        often = [pair for pair in accepted_readings(accepted) if pair[1] > 1]
+        meaning = "Auto-accepted means: the reading is taken for true, be it 'no defect' or 'a crack'."
+        notes.append(meaning + (" Most often:" if often else ""))
+        notes += [f"  {count:>6,}  {caption}" for caption, count in often]
+        notes += _notes_on_answers(accepted, provenance)
+    if (provenance["model"] or {}).get("model") == BUILTIN:
+        notes.append(BUILTIN_NOTICE)
+    if gate.default or any(limit.default for limit in gate.limits):
+        notes.append(
+            "The limit is an uncalibrated default: nobody has measured what it lets through. "
+            "--threshold, --review-budget or --limit set your own; none needs the model again."
+        )
+    if len(records) >= 10 and len(accepted) in (0, len(records)):
+        notes.append(
+            f"{'All' if accepted else 'None'} of the images were accepted, so this limit does not separate them. "
+            "--review-budget 10% sends the most uncertain to people, whatever the model's wording."
+        )
+    notes.append(f"Wrote {out} ({_count(len(records), 'row')}).")
+    notes += _notes_on_files(records, provenance)
+    worst = worst_routed(records, gate)
+    if worst:
+        notes.append(f"Next: vlmgate show {_quoted(str(out))} --routed")
+        notes.append(f"      vlmgate show {_quoted(str(out))} {_quoted(worst.file_name)}")
+    return notes
+
+
+def _notes_on_answers(accepted: Sequence[Record], provenance: Mapping[str, Any]) -> list[str]:
+    """Say which answers were accepted, every choice with its number, so that a choice never given is seen."""
+    question, choices = provenance["sampling"].get("question"), provenance["sampling"].get("choices", ())
+    if not question:
+        return []
+    counted = Counter(r.answer for r in accepted)
+    return [f"Auto-accepted by answer to '{question}':", *(f"  {counted[choice]:>6,}  {choice}" for choice in choices)]
+
+
+def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) -> list[str]:
+    notes = []
+    broken = [r for r in records if r.reason in _UNREAD]
+    if broken:
+        first = f"{broken[0].file_name} ({broken[0].error})"
+        notes.append(f"{_count(len(broken), 'image')} could not be read, first: {first}")
+    cut = sum(r.reason == Reason.CUT_OFF for r in records)
+    if cut:
+        limit = provenance["sampling"]["max_new_tokens"]
+        notes.append(f"{_count(cut, 'image')} with captions cut off at {limit} tokens; --max-new-tokens lets them end.")
+    cut = sum(r.reason == Reason.ANSWER_CUT_OFF for r in records)
+    if cut:
+        limit = provenance["sampling"]["max_answer_tokens"]
+        notes.append(
+            f"{_count(cut, 'image')} with answers cut off at {limit} tokens; --max-answer-tokens lets them end."
+        )
+    several = [r for r in records if (r.num_pages or 1) > 1]
+    if several and provenance["image_config"]["pages"] == "first":
+        first = several[0].file_name
+        notes.append(
+            f"{_count(len(several), 'file')} with several pages, of which the first was read, e.g. {first}; --pages all"
+        )
+    converted = [r for r in records if r.conversion]
+    if converted:
+        example = f"{converted[0].file_name} ({converted[0].conversion})"
+        notes.append(
+            f"{_count(len(converted), 'image')} converted to 8-bit RGB, see the column conversion, e.g. {example}"
+        )
+    copies = sum(r.duplicate_of is not None for r in records)
+    if copies:
+        notes.append(f"{_count(copies, 'exact duplicate')} sharing the reading of another file.")
+    if provenance["ignored"]:
+        first = provenance["ignored_first"][0]
+        notes.append(f"{_count(provenance['ignored'], 'file')} ignored, being no image, first: {first}")
+    if provenance["gone"]:
+        first = provenance["gone_first"][0]
+        notes.append(f"{_count(provenance['gone'], 'file')} read before and gone from the folder, first: {first}")
+    waiting = sum(r.reason == Reason.NOT_READ for r in records)
+    if waiting:
+        notes.append(
+            f"Not complete: {_count(waiting, 'image')} not read yet. The same command goes on where it stopped."
+        )
+    seconds = [r.seconds for r in records if r.seconds is not None]
+    if seconds:
+        notes.append(f"The model took {statistics.fmean(seconds):.2f} s an image, {sum(seconds) / 60:,.1f} min in all.")
+    return notes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def accepted_readings(accepted: Sequence[Record], most: int = 5) -> list[tuple[str, int]]:
+    """Return what was accepted most often, with counts; captions that assert the same words count as one."""
+    said: dict[frozenset[str], list[str]] = {}
+    for record in accepted:
+        if record.caption is not None:
+            said.setdefault(content_words(record.caption), []).append(record.caption)
+    ordered = sorted(said.values(), key=lambda captions: (-len(captions), captions[0]))
+    return [(captions[0], len(captions)) for captions in ordered[:most]]
+
+
+def routed_worst_first(records: Sequence[Record], gate: Gate) -> list[Record]:
+    """Return the routed images: those without a score first, then by score, the worst first."""
+    sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
+
+    def key(record: Record) -> tuple[float, str, int]:
+        value = getattr(record, gate.score)
+        return (-math.inf if value is None else -sign * value, record.file_name, record.page)
+
+    return sorted((r for r in records if r.route == Route.HUMAN_REVIEW), key=key)
+
+
+def worst_routed(records: Sequence[Record], gate: Gate) -> Record | None:
+    """Return the routed image with the worst score, or the first routed one where none has a score."""
+    routed = routed_worst_first(records, gate)
+    return next((r for r in routed if getattr(r, gate.score) is not None), next(iter(routed), None))
+
+
+def print_routed(records: Sequence[Record], provenance: Mapping[str, Any], console: Console) -> None:
+    """Print the routed images, one a line, the worst first: score, reason, name."""
+    gate = Gate.of(provenance["gate"])
+    for record in routed_worst_first(records, gate):
+        value = getattr(record, gate.score)
+        page = f" (page {record.page})" if (record.num_pages or 1) > 1 else ""
+        figure = "–" if value is None else f"{value:.3f}"
+        line = f"{figure:>8}  {_in_words(reason_of(record)):<16}  {plain(record.file_name)}{page}"
+        console.print(Text(line), soft_wrap=True)
+
+
+def _quoted(text: str) -> str:
+    simple = text and all(c.isalnum() or c in "._-/\\:" for c in text)
+    dashes = "-- " if text.startswith("-") else ""
+    return dashes + (text if simple else "'" + text.replace("'", "'\\''") + "'")
+
+
+def summary_json(
+    records: Sequence[Record], provenance: Mapping[str, Any], out: Path, exit_code: int, error: str | None
+) -> str:
+    """Return the summary as one JSON object with a `schema_version`."""
+    return json.dumps(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "exit_code": exit_code,
+            "error": error,
+            "output": str(out),
+            "complete": provenance["complete"],
+            "gate": provenance["gate"],
+            "model": provenance["model"],
+            "summary": summarise(records),
+        },
+        indent=2,
+    )

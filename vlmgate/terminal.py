@@ -1,0 +1,77 @@
+"""The edges of the program: what it says on stderr, and how it ends.
+
+Knows streams, one-line errors and exit codes; knows nothing of commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from vlmgate.errors import VlmgateError, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    class PatientConsole(Console):
+        """A console whose closed pipe is an error like any other; rich's own would end the program."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError("the reader has gone")
+
+    console = PatientConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
+    console.width = max(console.width, 40)
+    return console
+
+
+def complain(text: str) -> None:
+    """Print one line on stderr, whatever a path or an exception put into it, if there is anybody to read it."""
+    from vlmgate.text import plain
+
+    with contextlib.suppress(OSError):
+        print(plain(f"vlmgate: error: {' '.join(text.split())}"), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Go on where stdout cannot be written (`| head`, a full disk): the exit code tells what was done."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except VlmgateError as error:
+        fail(str(error), error.exit_code)
+
+
+@contextlib.contextmanager
+def crashes_to(log: Path) -> Iterator[None]:
+    """Turn what nobody expected into one line that names the log, where the traceback is."""
+    try:
+        yield
+    except (VlmgateError, typer.Exit):
+        raise
+    except Exception as error:
+        fail(f"internal error ({one_line(error)}). The traceback is in {log}; the same command resumes.", 1)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    complain(text)
+    raise typer.Exit(code)
