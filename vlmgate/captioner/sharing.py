@@ -109,8 +109,8 @@ def alike(shared: Sequence[torch.Tensor], apart: Sequence[torch.Tensor], dtype: 
     if not apart or [step.shape for step in shared] != [step.shape for step in apart]:
         return False
     a, b = torch.cat(list(shared)), torch.cat(list(apart))  # (steps · R, V)
-    kept = b.isfinite()  # some models mask tokens that are never said
-    if not torch.equal(kept, a.isfinite()):
+    kept = b != -torch.inf  # some models mask tokens that are never said
+    if not torch.equal(kept, a != -torch.inf):
         return False
     a, b = torch.where(kept, a, 0.0), torch.where(kept, b, 0.0)
     apart_by = (a - b).square().mean(-1).sqrt()

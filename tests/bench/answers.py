@@ -1,0 +1,110 @@
+"""Time of captions and answers against captions alone.
+
+    python -m tests.bench.answers [--model FOLDER_OR_HUB_ID] [--device auto] [--images 16] [--repeats 5]
+
+Every way is timed once per round, in turn, so that a busy machine slows all of them; the medians are compared. A model
+whose prefill cannot be shared has one way less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vlmgate.answers import DEFAULT_QUESTION
+from vlmgate.captioner import load_captioner
+from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.records import ImageFile, Picture
+
+CHOICES = ("no defect", "scratch", "crack", "dent", "stain", "rust", "chipped edge", "missing hole")
+
+
+def main() -> None:
+    """Print seconds an image, and ratios to captions alone."""
+    options = _options()
+    model = ModelConfig(model=options.model, device=options.device)
+    base = SamplingConfig(num_samples=options.samples, batch_size=options.batch, max_new_tokens=options.tokens)
+    pictures = [_picture(i, options.size) for i in range(options.images)]
+    alone = _loaded(model, base)
+    shared = _loaded(
+        model, replace(base, question=DEFAULT_QUESTION, choices=CHOICES, max_answer_tokens=options.answer_tokens)
+    )
+    ways: dict[str, TransformersCaptioner] = {"captions alone": alone}
+    if shared._tails is not None:
+        ways["captions + answers, one prefill"] = shared
+    ways["captions + answers, two prefills"] = _apart(shared)
+    seconds = {name: _timer(engine, pictures) for name, engine in ways.items()}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for timer in seconds.values():
+        timer()  # warm up
+    for _ in range(options.repeats):
+        for name, timer in seconds.items():
+            taken[name].append(timer())
+    _report(alone, options, taken)
+
+
+def _report(engine: TransformersCaptioner, options: argparse.Namespace, taken: dict[str, list[float]]) -> None:
+    info = engine.info
+    print(
+        f"{info.model} ({info.architecture}, {info.num_parameters / 1e6:.1f} M) · {info.device} {info.dtype} · "
+        f"K = {options.samples}, at most {options.tokens} and {options.answer_tokens} tokens, batches of {options.batch}, "
+        f"{options.repeats} rounds"
+    )
+    first = statistics.median(next(iter(taken.values())))
+    for name, values in taken.items():
+        middle = statistics.median(values)
+        spread = f"{min(values) / options.images:.4f} to {max(values) / options.images:.4f}"
+        print(f"{name:34s} {middle / options.images:8.4f} s/image ({spread})  ratio {middle / first:.3f}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--device", default="auto")
+    numbers = {"images": 16, "batch": 8, "samples": 8, "tokens": 64, "answer-tokens": 16, "size": 160, "repeats": 5}
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    return parser.parse_args()
+
+
+def _loaded(model: ModelConfig, sampling: SamplingConfig) -> TransformersCaptioner:
+    engine = load_captioner(model, sampling)
+    assert isinstance(engine, TransformersCaptioner)
+    return engine
+
+
+def _apart(engine: TransformersCaptioner) -> TransformersCaptioner:
+    other = copy.copy(engine)
+    other._tails = None
+    return other
+
+
+def _timer(engine: TransformersCaptioner, pictures: list[Picture]) -> Callable[[], float]:
+    def run() -> float:
+        begun = time.perf_counter()
+        engine.read(pictures)
+        return time.perf_counter() - begun
+
+    return run
+
+
+def _picture(index: int, size: int) -> Picture:
+    squares = np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    rgb = Image.fromarray(squares).resize((size, size), Image.Resampling.BICUBIC)
+    name = f"{index}.png"
+    sha256 = hashlib.sha256(name.encode()).hexdigest()
+    return Picture(ImageFile(name, Path(name), sha256, 1, 1, size, size, "RGB", None, 1, 1), rgb)
+
+
+if __name__ == "__main__":
+    main()
