@@ -282,11 +282,10 @@ def test_any_prompt_is_tokenised() -> None:
 
 def test_the_built_in_model_reads_its_world_and_doubts_what_it_cannot_see() -> None:
     """A small edition of `python -m vlmgate.builtin.evaluate`; its bars are looser, for fewer images."""
-    from vlmgate.novelty import Reference
-
     from vlmgate.builtin.evaluate import bars, summarise
     from vlmgate.builtin.measure import draw, read
     from vlmgate.config import ModelConfig, SamplingConfig
+    from vlmgate.novelty import Reference
 
     drawn = list(draw(seed=123, clean=60, each=4, anomalies=6))
     reference = Reference.load(weights_folder() / "novelty.npz")

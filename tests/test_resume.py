@@ -14,7 +14,7 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 from PIL import Image
 
-from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.errors import ModelError, ResumeError
 from vlmgate.journal import _sealed
 from vlmgate.records import Picture, Reason, Route, Sampled
@@ -231,6 +231,16 @@ def test_other_weights_pages_or_dtype_are_refused_on_resume(tmp_path: Path, monk
     monkeypatch.setattr(vlmgate.scan, "model_fingerprint", lambda _: {"content": "other"})
     with pytest.raises(ResumeError, match="checkpoint"):
         run(config, FakeCaptioner())
+
+
+def test_settings_of_later_versions_leave_old_journals_alone_until_they_are_used(tmp_path: Path) -> None:
+    """A fingerprint without them is what a journal holds that was begun before there was a question to ask."""
+    config = config_for(tmp_path, tmp_path / "r.parquet")
+    plain = fingerprint(config, {})
+    assert not {"question", "choices", "abstain", "max_answer_tokens", "views", "view_noise"} & plain.keys()
+    for changes in ({"question": "Which?", "choices": ("ok", "dent")}, {"views": 2}, {"view_noise": 10.0}):
+        changed = fingerprint(replace(config, sampling=replace(config.sampling, **changes)), {})
+        assert changed == plain | changes
 
 
 class Deaf(SilentProgress):

@@ -57,8 +57,8 @@ def _report(engine: TransformersCaptioner, options: argparse.Namespace, taken: d
     info = engine.info
     print(
         f"{info.model} ({info.architecture}, {info.num_parameters / 1e6:.1f} M) · {info.device} {info.dtype} · "
-        f"K = {options.samples}, at most {options.tokens} and {options.answer_tokens} tokens, batches of {options.batch}, "
-        f"{options.repeats} rounds"
+        f"K = {options.samples}, at most {options.tokens} and {options.answer_tokens} tokens, "
+        f"batches of {options.batch}, {options.repeats} rounds"
     )
     first = statistics.median(next(iter(taken.values())))
     for name, values in taken.items():
