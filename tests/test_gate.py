@@ -300,7 +300,7 @@ def test_each_limit_routes_with_its_own_column() -> None:
 @pytest.mark.parametrize("budget", [None, "0"])
 def test_what_is_unknown_in_a_limited_column_is_never_accepted(column: str, budget: str | None) -> None:
     safe = "<=" if HIGHER_IS_WORSE.get(column, True) else ">="
-    value = {"vendi_score": 8, "mean_logprob": -100}.get(column, 0.5)
+    value = {"vendi_score": 8, "doubt": 8, "mean_logprob": -100}.get(column, 0.5)
     gate = make_gate(
         num_samples=8, threshold=None if budget else 8, review_budget=budget, limits=[f"{column} {safe} {value}"]
     )

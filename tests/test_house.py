@@ -49,7 +49,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "logfile": ({"errors", "text"}, set()),
     "scan": (
         {
-            *("records", "errors", "config", "images", "captioner", "gate"),
+            *("records", "errors", "config", "images", "captioner", "builtin", "gate"),
             *("store", "journal", "kernels", "novelty", "reference", "rows", "logfile", "progress", "signals"),
         },
         {"filelock"},
@@ -57,11 +57,17 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"records", "config", "gate", "words", "text"}, {"rich"}),
     "summary": ({"records", "config", "store", "gate", "report", "words", "text"}, {"rich"}),
     "builtin": ({"builtin", "config"}, PIXELS),
-    "builtin.checkpoint": ({"builtin", "config"}, {"torch", "transformers", "tokenizers"}),
+    "builtin.checkpoint": ({"builtin", "answers"}, {"torch", "transformers", "tokenizers"}),
+    "builtin.questions": ({"builtin", "answers"}, {"numpy"}),
     "builtin.objectives": ({"builtin"}, {"torch", "numpy"}),
     "builtin.muon": (set(), {"torch"}),
-    "builtin.train": ({"builtin", "config"}, {*PIXELS, "torch", "transformers", "tokenizers", "rich", "safetensors"}),
-    "builtin.evaluate": ({"builtin", "config", "records", "captioner", "diversity", "gate"}, {*PIXELS, "rich"}),
+    "builtin.train": ({"builtin"}, {"torch", "numpy", "rich"}),
+    "builtin.measure": (
+        {"builtin", "config", "records", "captioner", "answers", "gate", "images", "novelty", "scoring"},
+        PIXELS,
+    ),
+    "builtin.evaluate": ({"builtin", "config", "records", "gate", "novelty"}, {"numpy", "rich"}),
+    "builtin.reference": ({"builtin", "novelty"}, set()),
 }
 
 

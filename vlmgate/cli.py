@@ -297,6 +297,7 @@ def rescore(
             limits=limit or (),
             answered=sampling.get("question") is not None,
             kernel=name,
+            own=_own_limits(records, provenance),
         )
         check_columns(records, gate)
         done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)
@@ -306,6 +307,17 @@ def rescore(
             print(summary_json(done.records, done.provenance, target, 0, None))
         else:
             print_summary(done.records, done.provenance, target, console())
+
+
+def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str, ...]:
+    """Return the limits of the model that made a result, where it has some and the result what they compare."""
+    from vlmgate.builtin import own_limits
+
+    named = (provenance["model"] or {}).get("model")
+    if named != BUILTIN or all(record.novelty is None for record in records):
+        return ()
+    sampling = provenance["sampling"]
+    return own_limits(SamplingConfig(**sampling | {"choices": tuple(sampling.get("choices", ()))}))
 
 
 @app.command()

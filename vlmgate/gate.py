@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from vlmgate.errors import GateError
@@ -40,6 +40,7 @@ COLUMNS: dict[str, Column] = {
     "answer_entropy": Column(True, 0, math.inf),
     "abstain_rate": Column(True, 0, 1),
     "unparsable_rate": Column(True, 0, 1),
+    "doubt": Column(True, 1, math.inf),
     "novelty": Column(True, 0, math.inf),
     "sharpness": Column(False, 0, math.inf, either_side=True),
     "exposure": Column(None, 0, 1, either_side=True),
@@ -69,11 +70,13 @@ class Limit:
     side: Side
     value: float  # the limit itself is still accepted
     default: bool = False  # nobody chose this limit
+    by_model: bool = False  # it was measured for the model, by who made that
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "abstain_rate ≤ 0.25"."""
         sign = "≤" if self.side == "<=" else "≥"
-        return f"{self.column} {sign} {self.value:.6g}" + (" (uncalibrated default)" if self.default else "")
+        origin = " (uncalibrated default)" if self.default else " (the model's own)" if self.by_model else ""
+        return f"{self.column} {sign} {self.value:.6g}{origin}"
 
     def holds(self, value: float) -> bool:
         """Say whether a value keeps to it."""
@@ -93,6 +96,7 @@ class Gate:
     budget_share: float | None = None  # share of all images, [0, 1]
     budget_count: int | None = None  # images
     default: bool = False  # nobody chose this threshold
+    by_model: bool = False  # it was measured for the model, by who made that
     limits: tuple[Limit, ...] = ()
 
     def __post_init__(self) -> None:
@@ -116,7 +120,8 @@ class Gate:
         elif self.budget_count is not None:
             parts = [f"the {self.budget_count:,} images most uncertain by {self.score} go to a person"]
         elif self.threshold is not None:
-            parts = [Limit(self.score, _safe_side(self.score), self.threshold, self.default).describe()]
+            side = _safe_side(self.score)
+            parts = [Limit(self.score, side, self.threshold, self.default, self.by_model).describe()]
         return " and ".join([*parts, *(limit.describe() for limit in self.limits)])
 
 
@@ -129,13 +134,15 @@ def make_gate(
     limits: Sequence[str] = (),
     answered: bool = False,
     kernel: str = "words",
+    own: Sequence[str] = (),
 ) -> Gate:
     """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
 
     `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Without
     threshold, budget and a limit on the score itself, the limit is the uncalibrated default, a Vendi score of
     `UNCALIBRATED_VENDI_SCORE`; there is none for another `kernel` than words, under which "a crack" and "no crack" may
-    be near. Where a question was `answered` and no limit concerns all answers, an
+    be near. `own` are limits that were measured for the model under the words kernel, one of them on the Vendi score:
+    they take the place of that default. Where a question was `answered` and no limit concerns all answers, an
     `UNCALIBRATED_ANSWER_SHARE` of them must name the answer.
     """
     if score not in HIGHER_IS_WORSE:
@@ -157,7 +164,18 @@ def make_gate(
         raise GateError(f"--score {score} has no default limit; give --threshold, --review-budget or --limit.")
     if kernel != "words":
         raise GateError(f"--kernel {kernel} has no default limit; give --threshold, --review-budget or --limit.")
+    if own:
+        return _own_gate(own, rules, num_samples)
     return Gate(threshold=min(UNCALIBRATED_VENDI_SCORE, float(num_samples)), default=True, limits=rules)
+
+
+def _own_gate(own: Sequence[str], rules: Sequence[Limit], num_samples: int) -> Gate:
+    """Return the gate that was measured for a model, each limit unless the user gives another on its column."""
+    measured = [replace(parse_limit(text, num_samples), by_model=True) for text in own]
+    (main,) = (limit for limit in measured if limit.column == "vendi_score")
+    given = {rule.column for rule in rules}
+    others = tuple(limit for limit in measured if limit is not main and limit.column not in given)
+    return Gate(threshold=main.value, by_model=True, limits=(*others, *rules))
 
 
 def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | None]:

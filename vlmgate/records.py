@@ -144,6 +144,7 @@ class Scores:
     answer_entropy: float | None = None  # of choices, abstaining and unparsable ones, nats, [0, ln K]; higher = worse
     abstain_rate: float | None = None  # share of the answers that abstain, [0, 1]; higher = less sure
     unparsable_rate: float | None = None  # share of the answers that are neither, [0, 1]; higher = worse
+    doubt: float | None = None  # vendi_score × novelty where that is above 1, ≥ 1; higher = worse; null without novelty
 
 
 class Route(StrEnum):
@@ -217,6 +218,7 @@ class Record:
     answer_entropy: float | None
     abstain_rate: float | None
     unparsable_rate: float | None
+    doubt: float | None
     novelty: float | None  # distance from the reference, ≥ 0; 1 = as far out as its own strangest hundredth
     sharpness: float | None  # this and the next five as in `Quality`
     exposure: float | None

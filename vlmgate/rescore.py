@@ -44,7 +44,8 @@ def rescore(
     scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel)
     said = {_key(r): _said(r) for r in records if r.captions is not None}
     scorer.prepare(said.values())
-    scored = {key: scorer.score(one) for key, one in said.items()}
+    strange = {_key(r): r.novelty for r in records}
+    scored = {key: scorer.score(one, strange[key]) for key, one in said.items()}
     unread: dict[Key, tuple[Scores, Reason | None]] = {
         _key(r): (NOTHING, Reason(r.reason)) for r in records if r.captions is None
     }
@@ -82,6 +83,7 @@ def check_columns(records: Sequence[Record], gate: Gate) -> None:
         lacking = (
             (column in ANSWER_COLUMNS and not answers)
             or (column == "view_contrast" and not views)
+            or (column == "doubt" and all(record.novelty is None for record in records))
             or (column in _STORED and all(getattr(record, column) is None for record in records))
         )
         if lacking and records:

@@ -46,8 +46,8 @@ def build_rows(
             found[source.file_name, page] = pages.get(page)
     readings = _wanted(found, journal)
     failures = {content_of(e.image): e for e in journal.entries.values() if isinstance(e, Failure)}
-    scored = _scored(readings, journal, kernel)
     strange = _novelties(readings, reference)
+    scored = _scored(readings, journal, kernel, strange)
     first: dict[tuple[str, int], str] = {}
     rows = []
     for (file_name, page), entry in sorted(found.items(), key=lambda item: item[0]):
@@ -84,12 +84,12 @@ def _wanted(found: Mapping[tuple[str, int], Entry | None], journal: Journal) -> 
 
 
 def _scored(
-    readings: Mapping[Content, Reading], journal: Journal, kernel: Kernel | None
+    readings: Mapping[Content, Reading], journal: Journal, kernel: Kernel | None, strange: Mapping[Content, float]
 ) -> dict[Content, tuple[Scores, Reason | None]]:
     scorer = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
     said = {content: Said(r.captions, r.answers, r.views) for content, r in readings.items()}
     scorer.prepare(said.values())
-    return {content: scorer.score(one) for content, one in said.items()}
+    return {content: scorer.score(one, strange.get(content)) for content, one in said.items()}
 
 
 def _novelties(readings: Mapping[Content, Reading], reference: Reference | None) -> dict[Content, float]:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import vlmgate
+from vlmgate.builtin import own_limits
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
-from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
+from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.errors import FatalError, GateError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
 from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.images import Walk, find_images, read_ahead
@@ -77,6 +78,7 @@ def scan(
         limits=config.limits,
         answered=config.sampling.question is not None,
         kernel=config.kernel,
+        own=own_limits(config.sampling) if config.model.model == BUILTIN else (),
     )
     _check_columns(gate, config)
     outputs.check()
@@ -371,8 +373,9 @@ def _check_columns(gate: Gate, config: ScanConfig) -> None:
             raise GateError(f"{column} comes from answers, and none is asked for; add --question and --choices.")
         if column == "view_contrast" and config.sampling.views == 1:
             raise GateError("view_contrast compares views of an image, and there is one; add --views.")
-        if column == "novelty" and config.reference is None and checkpoint_reference(config.model) is None:
-            raise GateError("novelty is a distance from a reference, and this model carries none; add --reference.")
+        novel = column in ("novelty", "doubt")
+        if novel and config.reference is None and checkpoint_reference(config.model) is None:
+            raise GateError(f"{column} takes a distance from a reference, and this model has none; add --reference.")
 
 
 def _reading(picture: Picture, sampled: Sampled) -> Reading:

@@ -37,7 +37,7 @@ class Scorer:
         """Let the kernel do for many images at once what is slow one by one."""
         self.kernel.prepare([caption.text for caption in said.captions] for said in several)
 
-    def score(self, said: Said) -> tuple[Scores, Reason | None]:
+    def score(self, said: Said, novelty: float | None = None) -> tuple[Scores, Reason | None]:
         """Return the scores, and the reason where they can save nothing.
 
         Captions that are no reading have no scores; their answers are counted all the same, for the person who looks.
@@ -47,6 +47,7 @@ class Scorer:
         if reason is None:
             kernel = self.kernel([caption.text for caption in said.captions])
             scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views)
+            scores = replace(scores, doubt=doubt(scores.vendi_score, novelty))
         if said.answers is None:
             return scores, reason
         told = tally([self._parsed(answer) for answer in said.answers])
@@ -56,6 +57,16 @@ class Scorer:
     def _parsed(self, answer: Caption) -> Parsed:
         """Return what an answer says; one that was cut off or overflowed says nothing."""
         return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
+
+
+def doubt(vendi_score: float | None, novelty: float | None) -> float | None:
+    """Return one score for two ways to fail, ≥ 1, higher is worse; null where either is unknown.
+
+    Diversity finds what the model is unsure of, novelty what it has no business reading, sure or not. Within the
+    reference (novelty up to 1) it is the Vendi score alone, which orders what is familiar; beyond, each multiplies the
+    other. The combination is ours, and was chosen by measurement.
+    """
+    return None if vendi_score is None or novelty is None else round(vendi_score * max(1.0, novelty), 6)
 
 
 def columns_of(scores: Scores) -> dict[str, Any]:

@@ -116,6 +116,8 @@ def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gat
         notes += _notes_on_answers(accepted, provenance)
     if (provenance["model"] or {}).get("model") == BUILTIN:
         notes.append(BUILTIN_NOTICE)
+    if gate.by_model or any(limit.by_model for limit in gate.limits):
+        notes.append("The limits are the built-in model's own, measured on its rendered parts; they hold for no other.")
     if gate.default or any(limit.default for limit in gate.limits):
         notes.append(
             "The limit is an uncalibrated default: nobody has measured what it lets through. "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +18,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vlmgate.builtin import weights_folder
+from vlmgate.builtin import OWN_LIMITS, weights_folder
 from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.captions import majority
 from vlmgate.builtin.measure import ASPECTS, Reading, draw, read, seconds_per_image
 from vlmgate.builtin.world import CONDITIONS, DEGRADATIONS, VISIBLE
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
+from vlmgate.gate import decide, make_gate
 from vlmgate.novelty import Reference
+from vlmgate.records import Route
 
 DEFAULT_SCORE = "vendi_score"
 NOVELTY, JOINT = "novelty", "doubt"
@@ -80,8 +83,21 @@ def summarise(readings: Sequence[Reading]) -> dict[str, Any]:
             for name in names
         },
         "wrong_in_mixed": len(wrong),
+        "own_limits": _gated({**told, **{k: groups[k] for k in KINDS}}),
         "answers": _answers(clean, mixed),
     }
+
+
+def _gated(groups: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
+    """Return what the model's own limits accept of each group, and how many of those name a wrong condition."""
+    gate = make_gate(num_samples=SamplingConfig().num_samples, own=OWN_LIMITS)
+    found: dict[str, Any] = {"gate": gate.describe()}
+    for name, group in groups.items():
+        routes = [decision.route for decision in decide([reading.candidate for reading in group], gate)]
+        accepted = [r for r, route in zip(group, routes, strict=True) if route is Route.AUTO_ACCEPT]
+        wrong = sum(not reading.right.get("condition", False) for reading in accepted)
+        found[name] = {"images": len(group), "accepted": len(accepted), "accepted_wrong": wrong}
+    return found
 
 
 def _medians_of(
@@ -148,7 +164,8 @@ def _mean(values: Sequence[bool]) -> float | None:
 
 
 def _median(group: Sequence[Reading], score: str) -> float | None:
-    return round(float(np.median([r.scores[score] for r in group])), 4) if group else None
+    median = float(np.median([r.scores[score] for r in group])) if group else math.inf
+    return round(median, 4) if math.isfinite(median) else None
 
 
 def _area(worse: Sequence[Reading], better: Sequence[Reading], score: str) -> float | None:
@@ -195,17 +212,21 @@ def tables(figures: Mapping[str, Any]) -> Iterator[Table]:
         ("truth", "right"),
         [(name, _cell(share)) for name, share in figures["visible_by_condition"].items()],
     )
-    names = list(figures["auroc"])
-    rows = list(figures["auroc"][names[0]])
+    for title, figure in (
+        ("AUROC of each score (degraded and anomalies: against clean)", "auroc"),
+        ("Median of each score, turned so that higher is worse", "median"),
+    ):
+        headings = list(figures[figure][DEFAULT_SCORE])
+        yield _table(
+            title,
+            ("score", *headings),
+            [(name, *(_number(row[h]) for h in headings)) for name, row in figures[figure].items()],
+        )
+    gated = {name: counts for name, counts in figures["own_limits"].items() if name != "gate"}
     yield _table(
-        "AUROC of each score (degraded and anomalies: against clean)",
-        ("", *names),
-        [(row, *(_number(figures["auroc"][name][row]) for name in names)) for row in rows],
-    )
-    yield _table(
-        "Median of each score",
-        ("images", *names),
-        [(row, *(_number(figures["median"][name][row]) for name in names)) for row in figures["median"][names[0]]],
+        f"Accepted by {figures['own_limits']['gate']}",
+        ("images", "accepted", "of", "accepted with a wrong condition"),
+        [(name, *(f"{c[k]:,}" for k in ("accepted", "images", "accepted_wrong"))) for name, c in gated.items()],
     )
     yield _table(
         "Answers", ("", "share"), [(k.replace("_", " "), _number(v, 3)) for k, v in figures["answers"].items()]

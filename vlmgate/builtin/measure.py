@@ -6,6 +6,7 @@ Knows renders, captioners and scores; knows nothing of tables, bars or files.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmgate.answers import DEFAULT_QUESTION, Parsed, parse, tally
+from vlmgate.answers import DEFAULT_QUESTION, Parsed, parse
 from vlmgate.builtin import captions as language
 from vlmgate.builtin import questions
 from vlmgate.builtin.anomalies import KINDS, draw_anomaly
@@ -23,9 +24,11 @@ from vlmgate.builtin.render import Render, Wanted, render
 from vlmgate.builtin.world import CLEAN, DEGRADATIONS
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.diversity import score_captions
+from vlmgate.gate import HIGHER_IS_WORSE, Candidate
+from vlmgate.images import quality
 from vlmgate.novelty import Reference
 from vlmgate.records import ImageFile, Picture, Sampled
+from vlmgate.scoring import Said, Scorer
 
 STREAM = 4  # first word of every seed drawn here; training and the sample images use others
 STRONG = 0.7  # severity from which a degradation counts as strong
@@ -40,7 +43,8 @@ class Reading:
     group: str  # "clean", a degradation, or a kind of anomaly
     made: Render | None  # None for an anomaly, of which nothing that can be said is true
     right: Mapping[str, bool]  # by majority of the captions; a position only where there is a defect
-    scores: Mapping[str, float]  # all turned so that higher = less to be trusted
+    candidate: Candidate  # what a gate would be shown
+    scores: Mapping[str, float]  # all turned so that higher = less to be trusted; without a value it is not at all
     offered: tuple[Parsed, ...]  # K answers where "unsure" was offered
     forced: tuple[Parsed, ...]  # K answers where it was not
 
@@ -95,7 +99,8 @@ def read(
     offered = _sample(load_captioner(model, asking), pictures, sampling.batch_size)
     tell("reading them again, without the offer")
     forced = _sample(load_captioner(model, replace(asking, abstain=False)), pictures, sampling.batch_size)
-    return [_judge(*both, reference) for both in zip(drawn, offered, forced, strict=True)]
+    scorer = Scorer(asking.prompt, CHOICES)
+    return [_judge(*three, scorer, reference) for three in zip(drawn, offered, forced, strict=True)]
 
 
 def seconds_per_image(drawn: Sequence[Drawn], model: ModelConfig, sampling: SamplingConfig) -> float:
@@ -144,17 +149,29 @@ def _picture(number: int, image: Image.Image) -> Picture:
     return Picture(file, image)
 
 
-def _judge(drawn: Drawn, offered: Sampled, forced: Sampled, reference: Reference) -> Reading:
+def _judge(drawn: Drawn, offered: Sampled, forced: Sampled, scorer: Scorer, reference: Reference) -> Reading:
     said = [language.parse(caption.text) for caption in offered.captions]
-    answers = tuple(parse(answer.text, CHOICES) for answer in offered.answers or ())
+    novelty = float(reference.novelty([offered.features or ()])[0])
+    scores, reason = scorer.score(Said(offered.captions, offered.answers, offered.views), novelty)
+    candidate = Candidate((drawn.group, 1), scores, reason, quality.measure(drawn.image), novelty)
     return Reading(
         group=drawn.group,
         made=drawn.made,
         right=_right(drawn.made, said) if drawn.made else {},
-        scores=_scores(offered, answers, reference),
-        offered=answers,
-        forced=tuple(parse(answer.text, CHOICES) for answer in forced.answers or ()),
+        candidate=candidate,
+        scores={name: _untrusted(candidate, name) for name in HIGHER_IS_WORSE if name != "view_contrast"},
+        offered=_parsed(offered),
+        forced=_parsed(forced),
     )
+
+
+def _parsed(sampled: Sampled) -> tuple[Parsed, ...]:
+    return tuple(parse(answer.text, CHOICES) for answer in sampled.answers or ())
+
+
+def _untrusted(candidate: Candidate, name: str) -> float:
+    value = candidate.value(name)
+    return math.inf if value is None else value if HIGHER_IS_WORSE[name] else -value
 
 
 def _right(made: Render, said: Sequence[language.Said]) -> dict[str, bool]:
@@ -169,20 +186,3 @@ def _right(made: Render, said: Sequence[language.Said]) -> dict[str, bool]:
     if truth.position is not None:
         right["position"] = language.majority([one.position for one in said]) == truth.position
     return right
-
-
-def _scores(sampled: Sampled, answers: Sequence[Parsed], reference: Reference) -> dict[str, float]:
-    scores = score_captions(sampled.captions)
-    counted = tally(answers)
-    novelty = float(reference.novelty([sampled.features or ()])[0])
-    assert scores.vendi_score is not None and scores.mean_dissimilarity is not None and scores.mean_logprob is not None
-    return {
-        "vendi_score": scores.vendi_score,
-        "mean_dissimilarity": scores.mean_dissimilarity,
-        "mean_logprob": -scores.mean_logprob,
-        "answer_entropy": counted.answer_entropy,
-        "answer_share": -counted.answer_share,
-        "abstain_rate": counted.abstain_rate,
-        "novelty": novelty,
-        "doubt": scores.vendi_score * max(1.0, novelty),
-    }

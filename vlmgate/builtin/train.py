@@ -33,8 +33,24 @@ from vlmgate.builtin.objectives import (
     read_features,
     vision_loss,
 )
+from vlmgate.builtin.world import CONDITIONS
 
 _NAMES = ("part", "finish", "defects", "positions")
+_HARD = tuple(CONDITIONS.index(name) for name in ("crack", "dent", "scratch"))  # what a first phase sees worst
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of training with a schedule of its own: a warm-up, a plateau, then a cosine down to zero.
+
+    That the rates go up again and down once more: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm
+    Restarts" (ICLR 2017).
+    """
+
+    name: str
+    steps: int
+    peak: float  # of the plan's rates
+    plateau: float  # share of the steps before the rates go down
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +60,41 @@ class Plan:
     images: int = 50_000
     held_out: int = 2_048
     vision_steps: int = 4_200
+    more_vision_steps: int = 3_600  # after the rates have been down and went up again, for what is hard to see
     language_steps: int = 2_000
     batch: int = 64  # images a step while the vision tower learns
     captioned: int = 14  # images a step that are captioned while language is learned
     questioned: int = 18  # other images, that are asked about
     # From which step on which share of a batch is clean: clean images teach faster what a defect looks like, but how
     # often what cannot be seen is what is learned from those that are not.
-    clean_shares: tuple[tuple[int, float], ...] = ((0, 0.6), (1_600, 0.75), (4_200, 0.5))
+    clean_shares: tuple[tuple[int, float], ...] = ((0, 0.6), (1_600, 0.75), (7_800, 0.5))
+    hard_weight: float = 2.0  # how much oftener an image of `_HARD` is drawn while more of vision is learned
     muon_rate: float = 3e-3  # matrices inside the layers
     adam_rate: float = 1.5e-3  # everything else
     warm_up: int = 100  # steps
-    plateau: float = 0.6  # share of each phase before the rates go down
     seed: int = 0
 
     @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the phases in their order."""
+        return (
+            Phase("vision", self.vision_steps, peak=1.0, plateau=0.6),
+            Phase("more vision", self.more_vision_steps, peak=0.7, plateau=0.4),
+            Phase("language", self.language_steps, peak=1.0, plateau=0.6),
+        )
+
+    @property
     def steps(self) -> int:
-        """Return the steps of both phases."""
-        return self.vision_steps + self.language_steps
+        """Return the steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> tuple[Phase, int]:
+        """Return the phase that a step belongs to, and how many steps of it have gone before."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase, step
+            step -= phase.steps
+        return self.phases[-1], step + self.phases[-1].steps
 
 
 class Trainer:
@@ -111,7 +145,7 @@ class Trainer:
         """Take one step and return its loss."""
         rng = np.random.default_rng((self.plan.seed, 7, self.step))  # does not depend on where it was resumed
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            loss = self._vision_loss(rng) if self.step < self.plan.vision_steps else self._language_loss(rng)
+            loss = self._language_loss(rng) if self._phase.name == "language" else self._vision_loss(rng)
         loss.backward()  # type: ignore[no-untyped-call]
         share = self._schedule()
         for optimizer in self.optimizers:
@@ -144,16 +178,19 @@ class Trainer:
         share = next(share for start, share in reversed(self.plan.clean_shares) if self.step >= start)
         number = max(1, int(clean.sum()))
         chance = np.where(clean, share / number, (1 - share) / max(1, len(clean) - number))
+        if self._phase.name == "more vision":
+            chance = np.where(np.isin(self.data.conditions, _HARD).any(axis=1), self.plan.hard_weight, 1.0) * chance
         return rng.choice(len(clean), size=count, p=chance / chance.sum())
 
     def _schedule(self) -> float:
-        """Return the share of the peak rate: in each phase a warm-up, a long plateau, then a cosine down to zero."""
-        plan = self.plan
-        steps, step = plan.vision_steps, self.step
-        if step >= steps:
-            steps, step = plan.language_steps, step - steps
-        left = min(1.0, (steps - step) / ((1 - plan.plateau) * steps))
-        return min(1.0, (step + 1) / plan.warm_up) * 0.5 * (1 - math.cos(math.pi * left))
+        """Return the share of the peak rates at this step."""
+        phase, step = self.plan.phase_at(self.step)
+        left = min(1.0, (phase.steps - step) / ((1 - phase.plateau) * phase.steps))
+        return phase.peak * min(1.0, (step + 1) / self.plan.warm_up) * 0.5 * (1 - math.cos(math.pi * left))
+
+    @property
+    def _phase(self) -> Phase:
+        return self.plan.phase_at(self.step)[0]
 
     @torch.no_grad()
     def examine(self) -> str:
@@ -200,14 +237,14 @@ def train(plan: Plan, out: Path, cache: Path, stop_after: int | None = None) -> 
         while trainer.step < plan.steps:
             losses.append(trainer.advance())
             step = trainer.step
-            phase = "vision" if step <= plan.vision_steps else "language"
+            phase = plan.phase_at(step - 1)[0].name
             bar.update(task, completed=step, description=f"{phase}, loss {np.mean(losses[-50:]):.3f}")
             if step % 50 == 0 and bar.disable:
                 tell(f"step {step:,} of {plan.steps:,} ({phase}) · loss {np.mean(losses[-50:]):.3f}")
-            if step % 400 == 0 or step in (plan.vision_steps, plan.steps):
+            if step % 400 == 0 or step == plan.steps or phase != plan.phase_at(step)[0].name:
                 tell(trainer.examine())
                 trainer.save()
-                if step > plan.vision_steps:
+                if phase == "language":
                     export(trainer.model, trainer.processor, out / "weights")
             if stop_after is not None and step - first >= stop_after:
                 trainer.save()
