@@ -226,7 +226,7 @@ def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Pa
 
     from vlmgate.builtin.train import Plan, train
 
-    plan = Plan(images=16, held_out=8, vision_steps=2, language_steps=2, batch=4, warm_up=1)
+    plan = Plan(images=16, held_out=8, vision_steps=2, more_vision_steps=1, language_steps=2, batch=4, warm_up=1)
     cache = tmp_path / "cache"
     train(plan, tmp_path / "whole", cache)
     train(plan, tmp_path / "parts", cache, stop_after=3)
@@ -243,10 +243,34 @@ def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Pa
     assert processor.chat_template
 
 
+def test_every_step_belongs_to_a_phase_with_a_schedule_of_its_own() -> None:
+    from vlmgate.builtin.train import Plan
+
+    plan = Plan(vision_steps=3, more_vision_steps=2, language_steps=1)
+    told = [(phase.name, done) for phase, done in map(plan.phase_at, range(plan.steps))]
+    assert told == [
+        ("vision", 0),
+        ("vision", 1),
+        ("vision", 2),
+        ("more vision", 0),
+        ("more vision", 1),
+        ("language", 0),
+    ]
+    assert plan.steps == 6
+
+
 def test_training_refuses_a_checkpoint_of_another_plan(tmp_path: Path) -> None:
     from vlmgate.builtin.train import Plan, train
 
-    small = {"images": 8, "held_out": 4, "vision_steps": 1, "language_steps": 1, "batch": 2, "warm_up": 1}
+    small = {
+        "images": 8,
+        "held_out": 4,
+        "vision_steps": 1,
+        "more_vision_steps": 1,
+        "language_steps": 1,
+        "batch": 2,
+        "warm_up": 1,
+    }
     train(Plan(**small), tmp_path, tmp_path / "cache", stop_after=1)
     with pytest.raises(SystemExit, match="another plan"):
         train(Plan(**small, seed=5), tmp_path, tmp_path / "cache")

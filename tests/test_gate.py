@@ -335,6 +335,24 @@ def test_a_limit_on_the_score_takes_the_place_of_the_default_and_others_do_not()
     assert make_gate(num_samples=8, score="agreement", limits=["agreement >= .9"]).limits[0].value == 0.9
 
 
+def test_limits_that_were_measured_for_a_model_take_the_place_of_the_default_but_not_of_the_users() -> None:
+    own = ("vendi_score <= 2.2", "novelty <= 1.5")
+    gate = make_gate(num_samples=8, own=own)
+    assert gate.describe() == "vendi_score ≤ 2.2 (the model's own) and novelty ≤ 1.5 (the model's own)"
+    rows = [full("a", vendi_score=2.2, novelty=1.5), full("b", novelty=1.6), full("c", vendi_score=2.3, novelty=0.5)]
+    told = [(d.route == Route.AUTO_ACCEPT, d.column) for d in decide(rows, gate)]
+    assert told == [(True, "vendi_score"), (False, "novelty"), (False, "vendi_score")]
+    assert decide([full("unknown")], gate)[0].reason is Reason.NO_SCORE
+    assert Gate.of(asdict(gate)) == gate
+    assert make_gate(num_samples=8, own=own, limits=["novelty <= 3"]).describe() == (
+        "vendi_score ≤ 2.2 (the model's own) and novelty ≤ 3"
+    )
+    for chosen in ({"threshold": 3.0}, {"review_budget": "5"}, {"limits": ["vendi_score <= 3"]}):
+        assert "own" not in make_gate(num_samples=8, own=own, **chosen).describe()  # type: ignore[arg-type]
+    with pytest.raises(GateError, match="--kernel minilm has no default limit"):
+        make_gate(num_samples=8, own=own, kernel="minilm")
+
+
 def test_with_a_question_most_of_all_answers_must_name_the_answer_unless_told_otherwise() -> None:
     gate = make_gate(num_samples=8, threshold=1.8, answered=True)
     assert gate.describe() == "vendi_score ≤ 1.8 and answer_share ≥ 0.75 (uncalibrated default)"

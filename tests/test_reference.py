@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
+from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 
 import vlmgate.reference
 import vlmgate.scan
-from vlmgate.config import ScanConfig
+from vlmgate.config import ModelConfig, ScanConfig
 from vlmgate.errors import GateError, NoImagesError, NoveltyError
+from vlmgate.gate import make_gate
+from vlmgate.kernels import WordKernel
 from vlmgate.novelty import Reference
 from vlmgate.records import Picture, Reason, Record, Route, Sampled
+from vlmgate.rescore import rescore
 from vlmgate.scan import scan
-from vlmgate.store import read_provenance
+from vlmgate.store import read_provenance, read_result
 
 KNOWN = tuple(f"known_{i:02d}.png" for i in range(30))
 SCANNED = ("part_1.png", "part_2.png", "fish.png")
@@ -52,6 +55,30 @@ def test_what_lies_far_from_the_reference_is_for_a_person_however_sure_the_model
         "images": 30,
         "method": "mahalanobis",
     }
+
+
+def test_doubt_is_the_vendi_score_of_what_is_familiar_and_more_of_what_is_not(
+    config: ScanConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsure = FakeCaptioner(lambda name: DISAGREE if name == "part_2.png" else AGREE, features=features)
+    rows = run(replace(config, limits=(), score="doubt", threshold=1.5), unsure)
+    sure, split, fish = (rows[name] for name in ("part_1.png", "part_2.png", "fish.png"))
+    assert sure.novelty is not None and sure.novelty <= 1 and fish.novelty is not None
+    assert (sure.doubt, split.doubt, fish.doubt) == (1.0, split.vendi_score, fish.novelty)
+    assert {name for name, r in rows.items() if r.route == Route.HUMAN_REVIEW} == {"part_2.png", "fish.png"}
+    records, provenance = read_result(config.out)
+    again = rescore(
+        records,
+        provenance,
+        make_gate(num_samples=4, score="doubt", threshold=1.5),
+        WordKernel(),
+        kernel_name="words",
+        source=config.out,
+    )
+    assert again.records == records
+    monkeypatch.setattr(vlmgate.scan, "checkpoint_reference", lambda _: None)
+    with pytest.raises(GateError, match="doubt needs a distance from a reference"):
+        run(replace(config, reference=None, limits=(), score="doubt", threshold=1.5))
 
 
 def test_the_reference_is_read_once_and_again_when_it_changes(config: ScanConfig) -> None:
@@ -128,8 +155,6 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
 
 
 def test_a_checkpoint_folder_may_carry_its_reference(tmp_path: Path) -> None:
-    from vlmgate.config import ModelConfig
-
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")

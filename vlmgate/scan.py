@@ -375,7 +375,9 @@ def _check_columns(gate: Gate, config: ScanConfig) -> None:
             raise GateError("view_contrast compares views of an image, and there is one; add --views.")
         novel = column in ("novelty", "doubt")
         if novel and config.reference is None and checkpoint_reference(config.model) is None:
-            raise GateError(f"{column} takes a distance from a reference, and this model has none; add --reference.")
+            raise GateError(
+                f"{column} needs a distance from a reference, and this model carries none; add --reference."
+            )
 
 
 def _reading(picture: Picture, sampled: Sampled) -> Reading:

@@ -132,20 +132,15 @@ def _voted(reading: Reading) -> str | None:
 def _calibration_error(readings: Sequence[Reading]) -> float | None:
     """Return the expected calibration error of the frequency of the most frequent answer, in [0, 1]; lower is better.
 
-    Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), with ten bins; "unsure" not offered. Of every
-    reading one half of the answers chooses the answer and the other half tells its frequency, and the other way round:
-    a frequency that also chose would be too high, the more so the fewer the samples.
+    Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), with ten bins; "unsure" not offered. K answers
+    choose the answer and others tell its frequency: one that had also chosen would be too high, the more so the fewer
+    the samples; and of few, four of four would stand for what comes less often than always.
     """
-    pairs: list[tuple[float, bool]] = []
-    for reading in readings:
-        half = len(reading.forced) // 2
-        for chosen, told in (
-            (reading.forced[:half], reading.forced[half:]),
-            (reading.forced[half:], reading.forced[:half]),
-        ):
-            answer = majority([a.choice for a in chosen])
-            if answer is not None and told:
-                pairs.append((sum(a.choice == answer for a in told) / len(told), reading.is_right(answer)))
+    pairs = [
+        (sum(a.choice == answer for a in r.told) / len(r.told), r.is_right(answer))
+        for r in readings
+        if (answer := majority([a.choice for a in r.forced])) is not None
+    ]
     if not pairs:
         return None
     frequency, right = np.array([p for p, _ in pairs]), np.array([r for _, r in pairs], float)

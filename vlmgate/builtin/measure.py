@@ -34,6 +34,7 @@ STREAM = 4  # first word of every seed drawn here; training and the sample image
 STRONG = 0.7  # severity from which a degradation counts as strong
 ASPECTS = ("part", "finish", "condition", "position", "all defects")
 CHOICES = questions.FULL.choices
+TOLD = 32  # further answers without the offer, which tell how often an answer comes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +48,7 @@ class Reading:
     scores: Mapping[str, float]  # all turned so that higher = less to be trusted; without a value it is not at all
     offered: tuple[Parsed, ...]  # K answers where "unsure" was offered
     forced: tuple[Parsed, ...]  # K answers where it was not
+    told: tuple[Parsed, ...]  # `TOLD` more of those
 
     @property
     def strong(self) -> bool:
@@ -97,8 +99,9 @@ def read(
     pictures = [_picture(i, one.image) for i, one in enumerate(drawn)]
     tell(f"reading {len(pictures):,} images, offering to be unsure")
     offered = _sample(load_captioner(model, asking), pictures, sampling.batch_size)
-    tell("reading them again, without the offer")
-    forced = _sample(load_captioner(model, replace(asking, abstain=False)), pictures, sampling.batch_size)
+    tell("asking again, without the offer")
+    short = replace(asking, abstain=False, max_new_tokens=1, num_samples=sampling.num_samples + TOLD)
+    forced = _sample(load_captioner(model, short), pictures, sampling.batch_size)
     scorer = Scorer(asking.prompt, CHOICES)
     return [_judge(*three, scorer, reference) for three in zip(drawn, offered, forced, strict=True)]
 
@@ -161,7 +164,8 @@ def _judge(drawn: Drawn, offered: Sampled, forced: Sampled, scorer: Scorer, refe
         candidate=candidate,
         scores={name: _untrusted(candidate, name) for name in HIGHER_IS_WORSE if name != "view_contrast"},
         offered=_parsed(offered),
-        forced=_parsed(forced),
+        forced=_parsed(forced)[: len(offered.captions)],
+        told=_parsed(forced)[len(offered.captions) :],
     )
 
 
