@@ -58,6 +58,9 @@ class FakeCaptioner:
         self.history.append(names)
         return [self._sampled(name) for name in names]
 
+    def look(self, pictures: Sequence[Picture]) -> list[tuple[float, ...] | None]:
+        return [sampled.features for sampled in self.read(pictures)]
+
     def _sampled(self, name: str) -> Sampled:
         samples, views = self.sampling.num_samples, self.sampling.views
         return Sampled(

@@ -75,6 +75,13 @@ def test_they_belong_to_the_picture_whatever_the_batch_and_the_order(
     assert together[order] == pytest.approx(table(captioner.read([PICTURES[i] for i in order])), abs=1e-4)
 
 
+def test_a_look_shows_the_same_without_a_caption(
+    captioner: TransformersCaptioner, together: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captioner, "_caption", None)
+    assert np.array(captioner.look(PICTURES)) == pytest.approx(together, abs=1e-4)
+
+
 def test_they_come_from_layers_of_the_vision_tower_in_its_only_run(captioner: TransformersCaptioner) -> None:
     names = {module: name for name, module in captioner._checkpoint.model.named_modules()}
     tower = captioner._tap._towers[0]

@@ -82,7 +82,7 @@ def _features(batch: Sequence[Picture], captioner: Captioner) -> list[bytes]:
     if not batch:
         return []
     try:
-        packed = [pack(sampled.features) for sampled in captioner.read(batch)]
+        packed = [pack(features) for features in captioner.look(batch)]
     except Exception as error:
         log.warning("reference: a batch of %d failed", len(batch), exc_info=error)
         return [one for picture in batch for one in _features([picture], captioner)] if len(batch) > 1 else []

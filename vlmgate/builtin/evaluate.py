@@ -11,6 +11,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rich.table import Table
 from vlmgate.builtin import OWN_LIMITS, weights_folder
 from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.captions import majority
-from vlmgate.builtin.measure import ASPECTS, Reading, draw, read, seconds_per_image
+from vlmgate.builtin.measure import ASPECTS, PHOTOGRAPH, Reading, draw, photographs, read, seconds_per_image
 from vlmgate.builtin.world import CONDITIONS, DEGRADATIONS, VISIBLE
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.gate import decide, make_gate
@@ -46,7 +47,8 @@ def auroc(worse: Sequence[float], better: Sequence[float]) -> float | None:
 
 def summarise(readings: Sequence[Reading]) -> dict[str, Any]:
     """Return every figure as plain data; null where there is nothing to count."""
-    groups = {name: [r for r in readings if r.group == name] for name in ("clean", *DEGRADATIONS, *KINDS)}
+    kinds = (*KINDS, PHOTOGRAPH)
+    groups = {name: [r for r in readings if r.group == name] for name in ("clean", *DEGRADATIONS, *kinds)}
     clean = groups["clean"]
     visible = [r for r in clean if r.made is not None and r.made.all_visible]
     degraded = [r for kind in DEGRADATIONS for r in groups[kind]]
@@ -78,12 +80,12 @@ def summarise(readings: Sequence[Reading]) -> dict[str, Any]:
                 "all strong": _area([r for kind in DEGRADATIONS for r in strong[kind]], clean, name),
                 **{f"strong {kind}": _area(strong[kind], clean, name) for kind in DEGRADATIONS},
                 "anomaly": _area(anomalies, clean, name),
-                **{f"anomaly: {kind}": _area(groups[kind], clean, name) for kind in KINDS},
+                **{f"anomaly: {kind}": _area(groups[kind], clean, name) for kind in kinds if groups[kind]},
             }
             for name in names
         },
         "wrong_in_mixed": len(wrong),
-        "own_limits": _gated({**told, **{k: groups[k] for k in KINDS}}),
+        "own_limits": _gated({**told, **{k: groups[k] for k in kinds if groups[k]}}),
         "answers": _answers(clean, mixed),
     }
 
@@ -195,14 +197,37 @@ def bars(figures: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str, f
 # --- what people read -------------------------------------------------------------------------------------------------
 
 
-def tables(figures: Mapping[str, Any]) -> Iterator[Table]:
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table in words: the first column names the rows, the others hold numbers."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def table(self) -> Table:
+        """Return it for a terminal."""
+        table = Table(title=self.title, title_justify="left")
+        for i, heading in enumerate(self.headings):
+            table.add_column(heading, justify="right" if i else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        lines = [self.headings, ["---", *("---:" for _ in self.headings[1:])], *self.rows]
+        return "\n".join([f"{self.title}:", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+def sheets(figures: Mapping[str, Any]) -> Iterator[Sheet]:
     """Yield the figures as tables."""
-    yield _table(
+    yield Sheet(
         "Right by majority of the captions",
         ("images", *ASPECTS),
         [(name, *(_cell(shares[a]) for a in ASPECTS)) for name, shares in figures["accuracy"].items()],
     )
-    yield _table(
+    yield Sheet(
         f"Condition, clean images with visibility from {figures['visible_from']:g}",
         ("truth", "right"),
         [(name, _cell(share)) for name, share in figures["visible_by_condition"].items()],
@@ -212,21 +237,19 @@ def tables(figures: Mapping[str, Any]) -> Iterator[Table]:
         ("Median of each score, turned so that higher is worse", "median"),
     ):
         headings = list(figures[figure][DEFAULT_SCORE])
-        yield _table(
+        yield Sheet(
             title,
             ("score", *headings),
             [(name, *(_number(row[h]) for h in headings)) for name, row in figures[figure].items()],
         )
     gated = {name: counts for name, counts in figures["own_limits"].items() if name != "gate"}
-    yield _table(
+    yield Sheet(
         f"Accepted by {figures['own_limits']['gate']}",
         ("images", "accepted", "of", "accepted with a wrong condition"),
         [(name, *(f"{c[k]:,}" for k in ("accepted", "images", "accepted_wrong"))) for name, c in gated.items()],
     )
-    yield _table(
-        "Answers", ("", "share"), [(k.replace("_", " "), _number(v, 3)) for k, v in figures["answers"].items()]
-    )
-    yield _table(
+    yield Sheet("Answers", ("", "share"), [(k.replace("_", " "), _number(v, 3)) for k, v in figures["answers"].items()])
+    yield Sheet(
         "Bars",
         ("", "measured", "bar", ""),
         [
@@ -239,15 +262,6 @@ def tables(figures: Mapping[str, Any]) -> Iterator[Table]:
 def reached(value: float | None, sign: str, bar: float) -> bool:
     """Say whether a bar is cleared."""
     return value is not None and (value >= bar if sign == "≥" else value <= bar)
-
-
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _cell(share: Mapping[str, Any]) -> str:
@@ -276,12 +290,15 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=600, help="clean images (default 600)")
     parser.add_argument("--each", type=int, default=60, help="images of each degradation, half strong (default 60)")
     parser.add_argument("--anomalies", type=int, default=100, help="images of each kind of anomaly (default 100)")
+    parser.add_argument("--photographs", type=Path, help="folder of other images that are no parts")
     parser.add_argument("--num-samples", type=int, default=8, help="captions and answers an image (default 8)")
     parser.add_argument("--model", default=BUILTIN, help="a folder to measure instead of the built-in weights")
     parser.add_argument("--json", type=Path, help="file that takes the same figures as JSON")
+    parser.add_argument("--markdown", type=Path, help="file that takes the same tables as Markdown")
     options = parser.parse_args()
     folder = weights_folder() if options.model == BUILTIN else Path(options.model)
     drawn = list(draw(options.seed, options.clean, options.each, options.anomalies))
+    drawn += photographs(options.photographs) if options.photographs else ()
     sampling = SamplingConfig(num_samples=options.num_samples, temperature=1.0, batch_size=16)
     model = ModelConfig(model=options.model)
     reference = Reference.load(folder / "novelty.npz")
@@ -294,10 +311,13 @@ def main() -> None:
         for what, value, sign, bar in bars(figures)
     ]
     console = Console(width=200)
-    for table in tables(figures):
-        console.print(table)
+    told = list(sheets(figures))
+    for sheet in told:
+        console.print(sheet.table())
     for line in mistaken(readings):
         console.print(line)
+    if options.markdown:
+        options.markdown.write_text("\n".join(sheet.markdown() for sheet in told), encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -33,6 +33,7 @@ from vlmgate.scoring import Said, Scorer
 STREAM = 4  # first word of every seed drawn here; training and the sample images use others
 STRONG = 0.7  # severity from which a degradation counts as strong
 ASPECTS = ("part", "finish", "condition", "position", "all defects")
+PHOTOGRAPH = "photograph"
 CHOICES = questions.FULL.choices
 TOLD = 32  # further answers without the offer, which tell how often an answer comes
 
@@ -87,6 +88,13 @@ def draw(seed: int, clean: int, each: int, anomalies: int) -> Iterator[Drawn]:
             yield Drawn(kind, draw_anomaly(kind, (STREAM, seed, k, i)))
 
 
+def photographs(folder: Path) -> Iterator[Drawn]:
+    """Open the images of a folder as what the model was never shown; raises `OSError` for what is none."""
+    for path in sorted(folder.iterdir()):
+        with Image.open(path) as image:
+            yield Drawn(PHOTOGRAPH, image.convert("RGB"))
+
+
 def read(
     drawn: Sequence[Drawn],
     model: ModelConfig,
@@ -120,12 +128,9 @@ def seconds_per_image(drawn: Sequence[Drawn], model: ModelConfig, sampling: Samp
 
 
 def features_of(images: Iterable[Image.Image], weights: Path) -> NDArray[np.float32]:
-    """Return the vision features (N, D) of images, as a scan sees them; what is said of them is thrown away."""
-    captioner = load_captioner(
-        ModelConfig(model=str(weights)), SamplingConfig(num_samples=2, max_new_tokens=1, batch_size=16)
-    )
-    pictures = [_picture(i, image) for i, image in enumerate(images)]
-    return np.array([sampled.features for sampled in _sample(captioner, pictures, 16)], np.float32)
+    """Return the vision features (N, D) of images, as a scan sees them."""
+    captioner = load_captioner(ModelConfig(model=str(weights)), SamplingConfig(batch_size=16))
+    return np.array(captioner.look([_picture(i, image) for i, image in enumerate(images)]), np.float32)
 
 
 def _sample(captioner: Captioner, pictures: Sequence[Picture], batch_size: int) -> list[Sampled]:

@@ -34,6 +34,10 @@ class Captioner(Protocol):
         """
         ...
 
+    def look(self, pictures: Sequence[Picture]) -> list[tuple[float, ...] | None]:
+        """Return the vision features of B pictures as `read` does, without a caption; None where it shows none."""
+        ...
+
 
 def load_captioner(model: ModelConfig, sampling: SamplingConfig) -> Captioner:
     """Load the engine that serves `model`; raises `ModelError` in one line when that cannot be done."""

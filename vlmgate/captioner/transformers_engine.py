@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from PIL import Image
 from vlmgate.answers import question_prompt
 from vlmgate.captioner.checkpoint import Checkpoint, load_checkpoint
 from vlmgate.captioner.failures import one_line, out_of_memory
-from vlmgate.captioner.features import FeatureTap
+from vlmgate.captioner.features import Features, FeatureTap
 from vlmgate.captioner.fork import ForkDecoder, Pick
 from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, trial_images
 from vlmgate.captioner.quiet import quiet
@@ -31,6 +31,7 @@ from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.records import Caption, Finish, ModelInfo, Picture, Sampled
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class TransformersCaptioner:
@@ -71,26 +72,30 @@ class TransformersCaptioner:
 
         A batch that does not fit into memory is halved, and so are all later ones; a single picture raises.
         """
-        sampled: list[Sampled] = []
-        while len(sampled) < len(pictures):
-            batch = pictures[len(sampled) : len(sampled) + self._limit]
-            done = self._read_if_it_fits(batch)
+        return self._in_batches(self._read_batch, pictures)
+
+    def look(self, pictures: Sequence[Picture]) -> list[Features | None]:
+        """Return the vision features of each of B pictures, in the order given; costs a prefill."""
+        return self._in_batches(self._look_batch, pictures)
+
+    def _in_batches(self, act: Callable[[Sequence[Picture]], list[T]], pictures: Sequence[Picture]) -> list[T]:
+        found: list[T] = []
+        while len(found) < len(pictures):
+            batch = pictures[len(found) : len(found) + self._limit]
+            done = _if_it_fits(act, batch)
             if done is None:
                 self._limit = len(batch) // 2
                 logger.warning("out of memory with %d images at once; going on with %d", len(batch), self._limit)
                 _release_memory(self._checkpoint.device)
             else:
-                sampled += done
-        return sampled
+                found += done
+        return found
 
-    def _read_if_it_fits(self, batch: Sequence[Picture]) -> list[Sampled] | None:
-        """Return None when memory ran out; only outside of the handler are the failed batch's tensors let go."""
-        try:
-            return self._read_batch(batch)
-        except (RuntimeError, MemoryError) as error:
-            if len(batch) == 1 or not out_of_memory(error):
-                raise
-        return None
+    def _look_batch(self, batch: Sequence[Picture]) -> list[Features | None]:
+        inputs = self._inputs(self._encode, [p.rgb for p in batch])
+        with self._tap.watching(self._image_tokens(inputs)):
+            self._generate(inputs, self._decoder(self._sampler(batch, "captions"), 1))
+        return self._tap.take(len(batch))
 
     def _read_batch(self, batch: Sequence[Picture]) -> list[Sampled]:
         sampling = self._sampling
@@ -222,6 +227,16 @@ class TransformersCaptioner:
         )
         mean = round(min(sum(logprobs) / len(logprobs), 0.0), 6) + 0.0 if finite and logprobs else None
         return Caption(text=text.strip(), finish=finish, mean_logprob=mean, num_tokens=len(tokens))
+
+
+def _if_it_fits(act: Callable[[Sequence[Picture]], list[T]], batch: Sequence[Picture]) -> list[T] | None:
+    """Return None when memory ran out; only outside of the handler are the failed batch's tensors let go."""
+    try:
+        return act(batch)
+    except (RuntimeError, MemoryError) as error:
+        if len(batch) == 1 or not out_of_memory(error):
+            raise
+    return None
 
 
 def _question(sampling: SamplingConfig) -> str:
