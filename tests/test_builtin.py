@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vlmgate.answers import DEFAULT_QUESTION, question_prompt
+from vlmgate.answers import DEFAULT_QUESTION, Parsed, question_prompt
 from vlmgate.builtin import weights_folder
 from vlmgate.builtin.anomalies import KINDS, draw_anomaly
 from vlmgate.builtin.captions import INSTRUCTIONS, majority, named, parse, random_caption, some_captions
+from vlmgate.builtin.evaluate import sheets, summarise
+from vlmgate.builtin.measure import ASPECTS, Reading, photographs
 from vlmgate.builtin.questions import FULL, NUM_WORDINGS, Question, Seen, random_question, right, true_answer
 from vlmgate.builtin.render import SIZES, Wanted, render
 from vlmgate.builtin.samples import PER_CONDITION, sample_files
@@ -38,6 +41,8 @@ from vlmgate.builtin.world import (
 )
 from vlmgate.config import DEFAULT_PROMPT
 from vlmgate.diversity import vendi_score, word_kernel
+from vlmgate.gate import HIGHER_IS_WORSE, Candidate
+from vlmgate.records import Reason
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES = REPOSITORY / "sample_images"
@@ -274,6 +279,45 @@ def test_training_refuses_a_checkpoint_of_another_plan(tmp_path: Path) -> None:
     train(Plan(**small), tmp_path, tmp_path / "cache", stop_after=1)
     with pytest.raises(SystemExit, match="another plan"):
         train(Plan(**small, seed=5), tmp_path, tmp_path / "cache")
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def answered(group: str, *, share: float, right: bool) -> Reading:
+    """Return a reading of a part with rust, or of a sound one, that says "rust" that often."""
+    made = render((99, 1), Wanted(condition="rust" if right else "none", degradation="none"))
+    rust, none = Parsed("rust"), Parsed("none")
+    told = tuple(rust if i < round(share * 32) else none for i in range(32))
+    scores = {name: 0.0 for name in HIGHER_IS_WORSE}
+    rights = dict.fromkeys(ASPECTS, right)
+    candidate = Candidate(("a", 1), None, Reason.NO_SCORE)
+    return Reading(group, made, rights, candidate, scores, (rust,) * 8, (rust,) * 8, told)
+
+
+def test_answers_that_come_as_often_as_they_are_right_are_calibrated() -> None:
+    calibrated = [answered("dust", share=0.75, right=i < 3) for i in range(4)]
+    sure = [answered("dust", share=1.0, right=i < 3) for i in range(4)]
+    assert summarise(calibrated)["answers"]["calibration_error"] == 0.0
+    assert summarise(sure)["answers"]["calibration_error"] == 0.25
+    assert summarise(sure)["answers"]["accuracy_without_offer"] == 0.75
+
+
+def test_the_figures_come_as_tables_for_people_and_as_json_for_programs() -> None:
+    figures = summarise([answered("clean", share=0.75, right=True)])
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    told = {sheet.title: sheet for sheet in sheets(figures)}
+    bars_told = told["Bars"]
+    assert all(row[-1] in ("ok", "MISSED") for row in bars_told.rows) and len(bars_told.rows) >= 20
+    assert "| unsure on clean images, where offered | 0.000 | ≤ 0.03 | ok |" in bars_told.markdown()
+    assert "\n| --- | ---: | ---: | ---: |\n" in bars_told.markdown()
+
+
+def test_photographs_are_opened_as_what_is_no_part(tmp_path: Path) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "b.png")
+    Image.new("RGBA", (30, 20)).save(tmp_path / "a.png")
+    opened = list(photographs(tmp_path))
+    assert [(one.group, one.image.mode, one.made) for one in opened] == [("photograph", "RGB", None)] * 2
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
