@@ -21,7 +21,7 @@ from vlmgate.builtin import captions as language
 from vlmgate.builtin import questions
 from vlmgate.builtin.anomalies import KINDS, draw_anomaly
 from vlmgate.builtin.render import Render, Wanted, render
-from vlmgate.builtin.world import CLEAN, DEGRADATIONS
+from vlmgate.builtin.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
@@ -181,7 +181,7 @@ def _judge(drawn: Drawn, offered: Sampled, forced: Sampled, scorer: Scorer, refe
     return Reading(
         group=drawn.group,
         made=drawn.made,
-        right=judged(drawn.made, offered.captions),
+        right=judged(drawn.made.truth if drawn.made else None, offered.captions),
         candidate=candidate,
         scores={name: untrusted(candidate, name) for name in HIGHER_IS_WORSE if name != "view_contrast"},
         offered=_parsed(offered),
@@ -200,12 +200,11 @@ def untrusted(candidate: Candidate, name: str) -> float:
     return math.inf if value is None else value if HIGHER_IS_WORSE[name] else -value
 
 
-def judged(made: Render | None, captions: Sequence[Caption]) -> dict[str, bool]:
+def judged(truth: Truth | None, captions: Sequence[Caption]) -> dict[str, bool]:
     """Return what is right by majority of the captions; nothing of what is no part."""
-    if made is None:
+    if truth is None:
         return {}
     said = [language.parse(caption.text) for caption in captions]
-    truth = made.truth
     right = {
         "part": language.majority([one.part for one in said]) == truth.part,
         "finish": language.majority([one.finish for one in said]) == truth.finish,
