@@ -6,6 +6,7 @@ Knows readings, scores and resampled images; knows nothing of which scores a ben
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import json
 import math
@@ -24,11 +25,10 @@ from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.world import Defect, Truth
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
-from vlmgate.errors import ModelError
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
 from vlmgate.kernels import Kernel
-from vlmgate.novelty import Reference
+from vlmgate.novelty import Reference, pack
 from vlmgate.records import Caption, Quality, Sampled
 from vlmgate.scoring import Said, Scorer
 
@@ -54,7 +54,7 @@ class Read:
     said: Said
     truth: Truth | None = None  # None for an anomaly
     novelty: float | None = None
-    features: tuple[float, ...] | None = None
+    features: bytes | None = None  # packed, as a journal keeps them
     quality: Quality | None = None
 
     @property
@@ -101,12 +101,12 @@ class Source:
         sampling = {name: value for name, value in asdict(self.sampling).items() if name != "batch_size"}
         return {"drawing": asdict(self.drawing), "sampling": sampling, "checkpoint": self._checkpoint()}
 
-    def _checkpoint(self) -> dict[str, str] | None:
-        try:
-            content = model_fingerprint(ModelConfig(model=self.model))["content"]
-            return {"content": content, "reference": hashlib.sha256(self.reference.read_bytes()).hexdigest()}
-        except (ModelError, KeyError, OSError):
+    def _checkpoint(self) -> str | None:
+        if not (self.folder / "config.json").is_file():
             return None
+        reference = self.reference.read_bytes() if self.reference.is_file() else b""
+        weights = model_fingerprint(ModelConfig(model=str(self.folder)))["content"]
+        return f"{weights}:{hashlib.sha256(reference).hexdigest()}"
 
     @property
     def reference(self) -> Path:
@@ -140,14 +140,14 @@ def _read(drawn: measure.Drawn, sampled: Sampled, reference: Reference) -> Read:
         said=Said(sampled.captions, sampled.answers, sampled.views),
         truth=drawn.made.truth if drawn.made else None,
         novelty=float(reference.novelty([sampled.features])[0]) if sampled.features else None,
-        features=sampled.features,
+        features=pack(sampled.features),
         quality=quality.measure(drawn.image),
     )
 
 
 def save(path: Path, key: Mapping[str, Any], reads: Sequence[Read]) -> None:
     """Write readings to a file, whole or not at all."""
-    told = {"schema_version": SCHEMA, "key": key, "reads": [asdict(read) for read in reads]}
+    told = {"schema_version": SCHEMA, "key": key, "reads": [_plain(read) for read in reads]}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(told) + "\n", encoding="utf-8")
@@ -161,11 +161,16 @@ def load(path: Path, key: Mapping[str, Any]) -> list[Read]:
         sys.exit(f"{path}: of another version of this bench; remove it, or name another file.")
     made, wanted = told["key"], json.loads(json.dumps(key))
     differing = [name for name in wanted if made[name] != wanted[name]]
-    if differing == ["checkpoint"] and wanted["checkpoint"] is None:
+    if differing == ["checkpoint"] and wanted["checkpoint"] is None:  # nothing to compare
         tell(f"{path}: the model is not here; the readings are taken as they are")
     elif differing:
         sys.exit(f"{path}: was read with another {' and '.join(differing)}; remove it, or name another file.")
     return [_loaded(one) for one in told["reads"]]
+
+
+def _plain(read: Read) -> dict[str, Any]:
+    features = None if read.features is None else base64.b64encode(read.features).decode()
+    return asdict(read) | {"features": features}
 
 
 def _loaded(one: Mapping[str, Any]) -> Read:
@@ -179,7 +184,7 @@ def _loaded(one: Mapping[str, Any]) -> Read:
         ),
         truth=None if truth is None else Truth(**truth | {"defects": tuple(Defect(**d) for d in truth["defects"])}),
         novelty=one["novelty"],
-        features=None if one["features"] is None else tuple(one["features"]),
+        features=None if one["features"] is None else base64.b64decode(one["features"]),
         quality=None if one["quality"] is None else Quality(**one["quality"]),
     )
 
