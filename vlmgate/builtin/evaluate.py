@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vlmgate.builtin import OWN_LIMITS, weights_folder
+from vlmgate.builtin import OWN_LIMITS, measure, weights_folder
 from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.captions import majority
 from vlmgate.builtin.measure import ASPECTS, PHOTOGRAPH, Reading, draw, photographs, read, seconds_per_image
@@ -52,7 +52,7 @@ def summarise(readings: Sequence[Reading]) -> dict[str, Any]:
     clean = groups["clean"]
     visible = [r for r in clean if r.made is not None and r.made.all_visible]
     degraded = [r for kind in DEGRADATIONS for r in groups[kind]]
-    mixed = clean[: len(degraded)] + degraded
+    mixed = [readings[i] for i in measure.mixed([r.group for r in readings])]
     anomalies = [r for kind in KINDS for r in groups[kind]]
     strong = {kind: [r for r in groups[kind] if r.strong] for kind in DEGRADATIONS}
     wrong = [r for r in mixed if not r.right["condition"]]

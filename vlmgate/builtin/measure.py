@@ -21,13 +21,13 @@ from vlmgate.builtin import captions as language
 from vlmgate.builtin import questions
 from vlmgate.builtin.anomalies import KINDS, draw_anomaly
 from vlmgate.builtin.render import Render, Wanted, render
-from vlmgate.builtin.world import CLEAN, DEGRADATIONS
-from vlmgate.captioner import Captioner, load_captioner
+from vlmgate.builtin.world import CLEAN, DEGRADATIONS, Truth
+from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
 from vlmgate.novelty import Reference
-from vlmgate.records import ImageFile, Picture, Sampled
+from vlmgate.records import Caption, ImageFile, Picture, Sampled
 from vlmgate.scoring import Said, Scorer
 
 STREAM = 4  # first word of every seed drawn here; training and the sample images use others
@@ -103,21 +103,38 @@ def read(
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Reading]:
     """Return what the model says of each image: captions, and answers with and without the offer to be unsure."""
-    asking = replace(sampling, question=DEFAULT_QUESTION, choices=CHOICES, abstain=True)
-    pictures = [_picture(i, one.image) for i, one in enumerate(drawn)]
-    tell(f"reading {len(pictures):,} images, offering to be unsure")
-    offered = _sample(load_captioner(model, asking), pictures, sampling.batch_size)
+    asking = asked(sampling)
+    tell(f"reading {len(drawn):,} images, offering to be unsure")
+    offered = sample(drawn, model, asking)
     tell("asking again, without the offer")
     short = replace(asking, abstain=False, max_new_tokens=1, num_samples=sampling.num_samples + TOLD)
-    forced = _sample(load_captioner(model, short), pictures, sampling.batch_size)
+    forced = sample(drawn, model, short)
     scorer = Scorer(asking.prompt, CHOICES)
     return [_judge(*three, scorer, reference) for three in zip(drawn, offered, forced, strict=True)]
+
+
+def asked(sampling: SamplingConfig) -> SamplingConfig:
+    """Return the sampling with the question for the condition, and the offer to be unsure."""
+    return replace(sampling, question=DEFAULT_QUESTION, choices=CHOICES, abstain=True)
+
+
+def sample(drawn: Sequence[Drawn], model: ModelConfig, sampling: SamplingConfig) -> list[Sampled]:
+    """Return what the model says of each image, under any sampling."""
+    captioner, batch = load_captioner(model, sampling), sampling.batch_size
+    shown = pictures(drawn)
+    return [one for start in range(0, len(shown), batch) for one in captioner.read(shown[start : start + batch])]
+
+
+def mixed(groups: Sequence[str]) -> list[int]:
+    """Return which images, told by their groups, are the mixed set: all the degraded and at most as many clean ones."""
+    degraded = [i for kind in DEGRADATIONS for i, group in enumerate(groups) if group == kind]
+    return [i for i, group in enumerate(groups) if group == "clean"][: len(degraded)] + degraded
 
 
 def seconds_per_image(drawn: Sequence[Drawn], model: ModelConfig, sampling: SamplingConfig) -> float:
     """Return how long K captions of an image take in batches, the median of five batches."""
     captioner = load_captioner(model, sampling)
-    batch = [_picture(i, one.image) for i, one in enumerate(drawn[: sampling.batch_size])]
+    batch = pictures(drawn[: sampling.batch_size])
     captioner.read(batch)  # warm up
     taken = []
     for _ in range(5):
@@ -133,9 +150,9 @@ def features_of(images: Iterable[Image.Image], weights: Path) -> NDArray[np.floa
     return np.array(captioner.look([_picture(i, image) for i, image in enumerate(images)]), np.float32)
 
 
-def _sample(captioner: Captioner, pictures: Sequence[Picture], batch_size: int) -> list[Sampled]:
-    starts = range(0, len(pictures), batch_size)
-    return [one for start in starts for one in captioner.read(pictures[start : start + batch_size])]
+def pictures(drawn: Sequence[Drawn]) -> list[Picture]:
+    """Return the images as a captioner takes them."""
+    return [_picture(i, one.image) for i, one in enumerate(drawn)]
 
 
 def _picture(number: int, image: Image.Image) -> Picture:
@@ -158,16 +175,15 @@ def _picture(number: int, image: Image.Image) -> Picture:
 
 
 def _judge(drawn: Drawn, offered: Sampled, forced: Sampled, scorer: Scorer, reference: Reference) -> Reading:
-    said = [language.parse(caption.text) for caption in offered.captions]
     novelty = float(reference.novelty([offered.features or ()])[0])
     scores, reason = scorer.score(Said(offered.captions, offered.answers, offered.views), novelty)
     candidate = Candidate((drawn.group, 1), scores, reason, quality.measure(drawn.image), novelty)
     return Reading(
         group=drawn.group,
         made=drawn.made,
-        right=_right(drawn.made, said) if drawn.made else {},
+        right=judged(drawn.made.truth if drawn.made else None, offered.captions),
         candidate=candidate,
-        scores={name: _untrusted(candidate, name) for name in HIGHER_IS_WORSE if name != "view_contrast"},
+        scores={name: untrusted(candidate, name) for name in HIGHER_IS_WORSE if name != "view_contrast"},
         offered=_parsed(offered),
         forced=_parsed(forced)[: len(offered.captions)],
         told=_parsed(forced)[len(offered.captions) :],
@@ -178,13 +194,17 @@ def _parsed(sampled: Sampled) -> tuple[Parsed, ...]:
     return tuple(parse(answer.text, CHOICES) for answer in sampled.answers or ())
 
 
-def _untrusted(candidate: Candidate, name: str) -> float:
+def untrusted(candidate: Candidate, name: str) -> float:
+    """Return a score turned so that higher = less to be trusted; infinite for an image without a value."""
     value = candidate.value(name)
     return math.inf if value is None else value if HIGHER_IS_WORSE[name] else -value
 
 
-def _right(made: Render, said: Sequence[language.Said]) -> dict[str, bool]:
-    truth = made.truth
+def judged(truth: Truth | None, captions: Sequence[Caption]) -> dict[str, bool]:
+    """Return what is right by majority of the captions; nothing of what is no part."""
+    if truth is None:
+        return {}
+    said = [language.parse(caption.text) for caption in captions]
     right = {
         "part": language.majority([one.part for one in said]) == truth.part,
         "finish": language.majority([one.finish for one in said]) == truth.finish,
