@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
+from vlmgate.answers import Parsed, tally
 from vlmgate.degenerate import degenerate, is_empty, is_refusal
 from vlmgate.diversity import score_captions
 from vlmgate.errors import GateError
@@ -362,6 +363,23 @@ def test_with_a_question_most_of_all_answers_must_name_the_answer_unless_told_ot
     assert told.describe() == "vendi_score ≤ 1.8 and answer_share ≥ 0.5"
     assert len(make_gate(num_samples=8, answered=True, limits=["abstain_rate <= 0.5"]).limits) == 2
     assert not make_gate(num_samples=8, limits=[]).limits
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limits": ["answer_entropy <= 0.7"]},
+        {"score": "answer_entropy", "threshold": 0.7},
+        {"score": "answer_entropy", "review_budget": "0"},
+        {"score": "answer_share", "review_budget": "0"},
+    ],
+)
+def test_one_answer_beside_seven_that_abstain_is_no_verdict(options: dict[str, object]) -> None:
+    told = tally([Parsed(None, abstains=True)] * 7 + [Parsed("ok")])
+    assert told.answer_entropy < 0.7
+    lonely = full("a", answer="ok", answer_share=told.answer_share, answer_entropy=told.answer_entropy)
+    (decision,) = decide([lonely], make_gate(num_samples=8, answered=True, **options))  # type: ignore[arg-type]
+    assert (decision.route, decision.column) == (Route.HUMAN_REVIEW, "answer_share")
 
 
 @pytest.mark.parametrize(
