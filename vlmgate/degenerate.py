@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 from vlmgate.records import Caption, Reason
@@ -77,7 +78,7 @@ def is_empty(text: str) -> bool:
     if not characters or (len(characters) >= 4 and len(set(characters)) == 1):
         return True
     words = re.findall(r"\w+", folded)
-    most = max((words.count(word) for word in set(words)), default=0)
+    most = max(Counter(words).values(), default=0)
     return (len(words) >= 3 and most >= 0.7 * len(words)) or (len(words) >= 9 and 3 * len(set(words)) <= len(words))
 
 
