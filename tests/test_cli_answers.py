@@ -109,6 +109,12 @@ def test_a_question_and_limits_may_stand_in_toml_and_in_the_environment(fake: Fa
     assert "noise ≤ 100 and sharpness ≥ 0" in run("scan", "images", "-o", "e.parquet", env=limits)[0]
 
 
+def test_a_choice_with_a_comma_does_not_become_two(tmp_path: Path) -> None:
+    (tmp_path / "gate.toml").write_text('choices = ["ok, clean", "scratch"]\n')
+    _, err = run("scan", "images", "--config", "gate.toml", "--threshold", 4, code=2)
+    assert "a comma parts one of 'choices' from the next" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
