@@ -145,7 +145,7 @@ def test_a_denial_in_whatever_language_is_no_choice(denial: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["~~ok~~", "!ok", "ok ❌", "✗ ok", "ok 👎", "[ ] ok", "ok" + 20_000 * " " + "is wrong"]
+    "text", ["~~ok~~", "!ok", "ok ❌", "✗ ok", "ok 👎", "[ ] ok", "ok؟", "ok" + 20_000 * " " + "is wrong"]
 )
 def test_a_mark_that_strikes_a_choice_out_counts(text: str) -> None:
     assert parse(text, CHOICES) == UNPARSABLE

@@ -13,6 +13,7 @@ from vlmgate.diversity import score_captions
 from vlmgate.errors import GateError
 from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, decide, make_gate
 from vlmgate.records import Caption, Quality, Reason, Record, Route, Scores
+from vlmgate.scoring import doubt
 
 
 def scored(name: str, vendi: float | None, logprob: float | None = None) -> Candidate:
@@ -417,3 +418,9 @@ def test_a_gate_survives_the_provenance_of_a_result() -> None:
     assert Gate.of(json.loads(json.dumps(asdict(gate)))) == gate
     before = {"score": "vendi_score", "threshold": 1.8, "budget_share": None, "budget_count": None, "default": False}
     assert Gate.of(before) == make_gate(num_samples=8, threshold=1.8)
+
+
+@pytest.mark.parametrize("novelty", [None, float("nan"), float("inf")])
+def test_an_unknown_novelty_leaves_doubt_unknown(novelty: float | None) -> None:
+    assert doubt(1.0, novelty) is None and doubt(None, 1.0) is None
+    assert doubt(1.5, 0.5) == 1.5 and doubt(1.5, 2.0) == 3.0

@@ -46,7 +46,7 @@ _DENIES = re.compile(
     r"\b(?:hardly|barely|scarcely|anything\ but|far\ from|ruled\ out|except|unless|instead\ of|rather\ than|denied"
     r"|false|wrong|no\ (?:longer|more)|not\ only)\b"
 )
-_STRUCK = re.compile(r"[¬≠]|~~|(?<!\w)[!~]+(?=\w)|\[ ?\]")
+_STRUCK = re.compile(r"[¬≠؟]|~~|(?<!\w)[!~]+(?=\w)|\[ ?\]")
 _CHATTER = frozenset("i i'm i'll i'd i've me my we we're us you your".split())  # "Yes, I can help with that"
 _TICKS = "✓✔✅☑👍🆗"
 # What a sentence may hold besides the choice. A list of what takes a choice back has no end, in no language: "ikke ok",

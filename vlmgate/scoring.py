@@ -6,6 +6,7 @@ Knows captions, answers and kernels; knows nothing of limits, of files, or of ho
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -77,7 +78,9 @@ def doubt(vendi_score: float | None, novelty: float | None) -> float | None:
     reference (novelty up to 1) it is the Vendi score alone, which orders what is familiar; beyond, each multiplies the
     other. The combination is ours, and was chosen by measurement.
     """
-    return None if vendi_score is None or novelty is None else round(vendi_score * max(1.0, novelty), 6)
+    if vendi_score is None or novelty is None or not math.isfinite(novelty):  # max(1.0, nan) is 1.0
+        return None
+    return round(vendi_score * max(1.0, novelty), 6)
 
 
 def columns_of(scores: Scores) -> dict[str, Any]:
