@@ -262,9 +262,8 @@ def _says_more(said: str, choice: str, asserted: frozenset[str]) -> bool:
         if token in _MARKS:
             denying = denying and token == ","
         elif token in NEGATORS:
-            denying = token not in ("not", "never", "cannot") and not token.endswith(
-                "n't"
-            )  # "not really" names nothing
+            # "no dent" names something else, "not really" names nothing
+            denying = token not in ("not", "never", "cannot") and not token.endswith("n't")
         elif word not in own and token not in (_BEFORE if i < last else _AFTER):
             denied = denying and not content_words(f"no {token}").isdisjoint(asserted)
             if not denied and not (i >= 2 and tokens[i - 2] == "not" and tokens[i - 1] in ARTICLES):  # "not a dent"
