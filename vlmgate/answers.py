@@ -249,7 +249,8 @@ def _leads(tokens: Sequence[str], named: tuple[str, int, int]) -> bool:
 def _says_more(said: str, choice: str, asserted: frozenset[str]) -> bool:
     """Say whether a sentence holds anything besides the choice that is not known to be harmless.
 
-    Something else that it denies is harmless: "ok, no defects". Of what follows a "yes" or "no" only chatter counts.
+    Something else that it denies is harmless: "ok, no defects"; a denial that names nothing else is not: "not shown: ok".
+    Of what follows a "yes" or "no" only chatter counts.
     """
     tokens = tokens_of(said)
     if not _content(choice):
@@ -257,17 +258,21 @@ def _says_more(said: str, choice: str, asserted: frozenset[str]) -> bool:
     words = [_word(token) for token in tokens]
     own = [_word(token) for token in tokens_of(fold(choice)) if token not in ARTICLES]
     last = max((i for i in range(len(words)) if words[i : i + len(own)] == own), default=len(words))  # its last mention
-    denying = False
-    for i, (token, word) in enumerate(zip(tokens, words, strict=True)):
+    denying = False  # a negation is open that may name something else: "no dent" does, "not really" does not
+    open_ended = False  # it has named nothing yet
+    for i, (token, word) in enumerate(zip([*tokens, STOP], [*words, STOP], strict=True)):
         if token in _MARKS:
+            if open_ended:
+                return True
             denying = denying and token == ","
         elif token in NEGATORS:
-            # "no dent" names something else, "not really" names nothing
             denying = token not in ("not", "never", "cannot") and not token.endswith("n't")
+            open_ended = NEGATORS.isdisjoint(own)
         elif word not in own and token not in (_BEFORE if i < last else _AFTER):
             denied = denying and not content_words(f"no {token}").isdisjoint(asserted)
             if not denied and not (i >= 2 and tokens[i - 2] == "not" and tokens[i - 1] in ARTICLES):  # "not a dent"
                 return True
+            open_ended = False
     return False
 
 
