@@ -170,7 +170,8 @@ def test_gates_that_mean_nothing_are_refused_in_one_line(options: dict[str, obje
 
 
 @pytest.mark.parametrize(
-    "text", ["", "   ", ".", "…", "!!!!", "\u200b", "aaaa", "the the the the a", "-----", "washer washer washer."]
+    "text",
+    ["", "   ", ".", "…", "!!!!", "\u200b", "\u3164", "aaaa", "the the the the a", "-----", "washer washer washer."],
 )
 def test_empty_captions(text: str) -> None:
     assert is_empty(text)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from vlmgate.records import Caption, Reason
 
 LONGEST = 10_000  # characters of a caption that are looked at
+_BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters that nobody sees
 _CANNOT = r"(?:can\ ?not|can't|could\ not|couldn't)"
 _JUDGE = r"(?:determine|tell|say|know|identify|describe|assess|judge|make\ out|discern|interpret|verify|confirm)"
 _REFUSAL = re.compile(
@@ -94,7 +95,7 @@ _REFUSAL = re.compile(
 def is_empty(text: str) -> bool:
     """Say whether a caption says nothing: no letter or digit, one of them only, or few words over and over."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    characters = [c for c in folded if c.isalnum()]
+    characters = [c for c in folded if c.isalnum() and c not in _BLANK_LETTERS]
     if not characters or (len(characters) >= 4 and len(set(characters)) == 1):
         return True
     words = re.findall(r"\w+", folded)
