@@ -249,7 +249,7 @@ def _leads(tokens: Sequence[str], named: tuple[str, int, int]) -> bool:
 def _says_more(said: str, choice: str, asserted: frozenset[str]) -> bool:
     """Say whether a sentence holds anything besides the choice that is not known to be harmless.
 
-    Something else that it denies is harmless: "ok, no defects"; a denial that names nothing else is not: "not shown: ok".
+    Something else that it denies is harmless: "ok, no defects". A denial that names nothing else is not: "ok, not shown".
     Of what follows a "yes" or "no" only chatter counts.
     """
     tokens = tokens_of(said)
