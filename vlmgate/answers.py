@@ -249,8 +249,8 @@ def _leads(tokens: Sequence[str], named: tuple[str, int, int]) -> bool:
 def _says_more(said: str, choice: str, asserted: frozenset[str]) -> bool:
     """Say whether a sentence holds anything besides the choice that is not known to be harmless.
 
-    Something else that it denies is harmless: "ok, no defects". A denial that names nothing else is not: "ok, not shown".
-    Of what follows a "yes" or "no" only chatter counts.
+    Something else that it denies is harmless: "ok, no defects". A denial that names nothing is not: "ok, not shown". Of
+    what follows a "yes" or "no" only chatter counts.
     """
     tokens = tokens_of(said)
     if not _content(choice):
