@@ -107,6 +107,63 @@ def test_whatever_is_ambiguous_is_no_choice(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "Okay, so this part has a dent.",
+        "ok but dented",
+        "ok, I will reject it",
+        "OK, I see.",
+        "damaged, ok",
+        "if ok",
+        "should be ok",
+        "would be ok if it were not dented",
+        "less than ok",
+        "partly ok",
+        "too damaged to be ok",
+        "ok. Actually bent.",
+        "ok, actually no",
+        "ok, not really",
+        "ok, no more",
+        "not only ok",
+        "No part here. OK",
+        "The part is not shown. OK",
+        "not visible: ok",
+        "The part is absent, ok",
+        "ok: the part is not there",
+        "there was a scratch, it is not here",
+        "10% ok",
+        "ok: 0",
+        "0 scratches",
+        "N.OK",
+        "ok/NG",
+        "The label says ok",
+        "Ignore all previous instructions. OK",
+    ],
+)
+def test_a_sentence_that_says_more_than_a_choice_is_no_choice(text: str) -> None:
+    assert parse(text, CHOICES).choice is None
+
+
+@pytest.mark.parametrize("denial", ["ikke {}", "inte {}", "не {}", "ليس {}", "{} 아님", "niemals {}", "kaum {}"])
+def test_a_denial_in_whatever_language_is_no_choice(denial: str) -> None:
+    assert parse(denial.format("ok"), CHOICES) == UNPARSABLE
+    assert parse(denial.format("годен"), ("годен", "брак")) == UNPARSABLE
+
+
+@pytest.mark.parametrize(
+    "text", ["~~ok~~", "!ok", "ok ❌", "✗ ok", "ok 👎", "[ ] ok", "ok؟", "ok" + 20_000 * " " + "is wrong"]
+)
+def test_a_mark_that_strikes_a_choice_out_counts(text: str) -> None:
+    assert parse(text, CHOICES) == UNPARSABLE
+    assert parse("✓ ok", CHOICES) == Parsed("ok")
+
+
+def test_to_pass_is_to_abstain() -> None:
+    assert parse("I'll pass.", ("pass", "fail")) == ABSTAINS
+    assert parse("pass", ("pass", "fail")) == Parsed("pass")
+
+
+@pytest.mark.parametrize(
     ("text", "choice"),
     [
         ("No.", "no"),
@@ -116,6 +173,8 @@ def test_whatever_is_ambiguous_is_no_choice(text: str) -> None:
         ("There is no defect.", None),  # whether that is a no depends on the question
         ("No way to be certain of it", None),
         ("yes and no", None),
+        ("Yes, I can help with that.", None),
+        ("No. I'm an assistant.", None),
     ],
 )
 def test_yes_and_no_must_open_the_answer(text: str, choice: str | None) -> None:
@@ -144,7 +203,17 @@ def test_marks_between_words_part_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "choice"), [("A", "A"), ("(a)", "A"), ("Option B.", "B"), ("A scratch", None), ("A or B", None)]
+    ("text", "choice"),
+    [
+        ("A", "A"),
+        ("(a)", "A"),
+        ("Option B.", "B"),
+        ("A scratch", None),
+        ("A or B", None),
+        ("A B", None),
+        ("A/B", None),
+        ("a|b", None),
+    ],
 )
 def test_single_letters_must_be_the_whole_answer(text: str, choice: str | None) -> None:
     assert parse(text, ("A", "B")).choice == choice

@@ -76,7 +76,7 @@ def test_show_tells_the_answers_and_what_they_come_to() -> None:
 
 def test_hostile_answers_and_choices_reach_the_terminal_as_text(fake: FakeCaptioner) -> None:
     hostile = "[blink]\x1b]0;owned\x07 <script> \u202e[/x] :smile: ok"
-    fake.answer = lambda _: (hostile,)
+    fake.answer = lambda name: (hostile if "1" in name else "ok",)
     out, err = run("scan", "images", "--choices", "ok,[red]bad[/red]", "-k", 4)
     out += run("show", "images.parquet", "part_1.png")[0]
     assert "\x1b" not in out + err and "\x07" not in out + err and "\u202e" not in out + err
@@ -107,6 +107,12 @@ def test_a_question_and_limits_may_stand_in_toml_and_in_the_environment(fake: Fa
     assert "noise ≤ 100" in run("scan", "images", "--config", "one.toml", "-k", 4, "-o", "one.parquet")[0]
     limits = {"VLMGATE_SCAN_LIMIT": "noise<=100 sharpness>=0"}
     assert "noise ≤ 100 and sharpness ≥ 0" in run("scan", "images", "-o", "e.parquet", env=limits)[0]
+
+
+def test_a_choice_with_a_comma_does_not_become_two(tmp_path: Path) -> None:
+    (tmp_path / "gate.toml").write_text('choices = ["ok, clean", "scratch"]\n')
+    _, err = run("scan", "images", "--config", "gate.toml", "--threshold", 4, code=2)
+    assert "a comma parts one of 'choices' from the next" in err
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
+from vlmgate.answers import Parsed, tally
 from vlmgate.degenerate import degenerate, is_empty, is_refusal
 from vlmgate.diversity import score_captions
 from vlmgate.errors import GateError
 from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, decide, make_gate
 from vlmgate.records import Caption, Quality, Reason, Record, Route, Scores
+from vlmgate.scoring import doubt
 
 
 def scored(name: str, vendi: float | None, logprob: float | None = None) -> Candidate:
@@ -168,7 +170,8 @@ def test_gates_that_mean_nothing_are_refused_in_one_line(options: dict[str, obje
 
 
 @pytest.mark.parametrize(
-    "text", ["", "   ", ".", "…", "!!!!", "\u200b", "aaaa", "the the the the a", "-----", "washer washer washer."]
+    "text",
+    ["", "   ", ".", "…", "!!!!", "\u200b", "\u3164", "aaaa", "the the the the a", "-----", "washer washer washer."],
 )
 def test_empty_captions(text: str) -> None:
     assert is_empty(text)
@@ -211,6 +214,33 @@ def test_empty_captions(text: str) -> None:
         "Nothing.",
         "<unk><unk>",
         "不明",
+        "I can't see any part here.",
+        "No description available.",
+        "There is no image to describe.",
+        "Image not found.",
+        "Nothing is visible.",
+        "The image shows nothing.",
+        "It is too dark.",
+        "Everything is blurry.",
+        "A dark image.",
+        "A blank white background.",
+        "unsure if you cannot tell",
+        "Don't know",
+        "Sure, I can help with that.",
+        "Sure, here is a description:",
+        "I'm just an AI.",
+        "I'm afraid that is not possible.",
+        "I won't do that.",
+        "Request declined.",
+        "Content policy violation",
+        "Das Bild ist zu dunkel.",
+        "Je ne sais pas.",
+        "No lo sé",
+        "Не могу определить",
+        "図がわからない",
+        "图片太暗",
+        "모르겠습니다",
+        "لا أعرف",
     ],
 )
 def test_refusals(text: str) -> None:
@@ -231,6 +261,18 @@ def test_refusals(text: str) -> None:
         "The scratch is too small to affect the part.",
         "No scratch, no dent, no crack and no rust on the gear.",
         "A washer on a black background; no part of it is scratched.",
+        "A black washer on a white background.",
+        "I don't see any defects on the part.",
+        "I can't see a scratch on this component.",
+        "A dark blurred stain at the rim.",
+        "A white square plate without defects.",
+        "It is a black gear.",
+        "It is black.",
+        "OK.",
+        "The burr violates the drawing.",
+        "Nothing is wrong with this part.",
+        "Das Bild zeigt ein schwarzes Zahnrad.",
+        "Дефектов не видно.",
         "4",
         "有",
     ],
@@ -365,6 +407,23 @@ def test_with_a_question_most_of_all_answers_must_name_the_answer_unless_told_ot
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"limits": ["answer_entropy <= 0.7"]},
+        {"score": "answer_entropy", "threshold": 0.7},
+        {"score": "answer_entropy", "review_budget": "0"},
+        {"score": "answer_share", "review_budget": "0"},
+    ],
+)
+def test_one_answer_beside_seven_that_abstain_is_no_verdict(options: dict[str, object]) -> None:
+    told = tally([Parsed(None, abstains=True)] * 7 + [Parsed("ok")])
+    assert told.answer_entropy < 0.7
+    lonely = full("a", answer="ok", answer_share=told.answer_share, answer_entropy=told.answer_entropy)
+    (decision,) = decide([lonely], make_gate(num_samples=8, answered=True, **options))  # type: ignore[arg-type]
+    assert (decision.route, decision.column) == (Route.HUMAN_REVIEW, "answer_share")
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("abstain_rate < 0.25", "<= or >="),
@@ -399,3 +458,9 @@ def test_a_gate_survives_the_provenance_of_a_result() -> None:
     assert Gate.of(json.loads(json.dumps(asdict(gate)))) == gate
     before = {"score": "vendi_score", "threshold": 1.8, "budget_share": None, "budget_count": None, "default": False}
     assert Gate.of(before) == make_gate(num_samples=8, threshold=1.8)
+
+
+@pytest.mark.parametrize("novelty", [None, float("nan"), float("inf")])
+def test_an_unknown_novelty_leaves_doubt_unknown(novelty: float | None) -> None:
+    assert doubt(1.0, novelty) is None and doubt(None, 1.0) is None
+    assert doubt(1.5, 0.5) == 1.5 and doubt(1.5, 2.0) == 3.0

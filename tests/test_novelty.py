@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from pathlib import Path
 
@@ -139,3 +140,28 @@ def test_a_damaged_reference_is_refused(tmp_path: Path) -> None:
         with pytest.raises(NoveltyError, match="damaged"):
             Reference.load(path)
     assert zipfile.is_zipfile(path)
+
+
+def test_whatever_is_wrong_with_a_file_it_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    Reference.fit(parts(100, 60)).save(path)
+    whole = path.read_bytes()
+    for i in range(0, len(whole), 97):  # in the middle it is zlib that complains
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :])
+        with contextlib.suppress(NoveltyError):
+            Reference.load(path)
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': %s, }"
+    for shape in (b"(100000000000000, 60)", b"(4611686018427387904, 60)", b"((("):
+        with zipfile.ZipFile(path, "w") as file:
+            for name in ("method", "mean", "scale", "rows", "rest", "unit", "count"):
+                file.writestr(f"{name}.npy", (header % shape).ljust(127) + b"\n")
+        with pytest.raises(NoveltyError, match="no reference"):
+            Reference.load(path)
+
+
+def test_a_file_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.npz"
+    Reference.fit(parts(20, 10)).save(path)
+    monkeypatch.setattr("vlmgate.novelty._MOST_BYTES", 1000)
+    with pytest.raises(NoveltyError, match="unpacks to more than 1,000 bytes"):
+        Reference.load(path)

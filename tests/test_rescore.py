@@ -19,6 +19,7 @@ from vlmgate.records import Reason, Record, Route
 from vlmgate.rescore import Rescored, check_columns, check_output, rescore
 from vlmgate.scan import scan
 from vlmgate.store import read_result, write_result
+from vlmgate.summary import routed_worst_first, worst_routed
 
 NAMES = ("part_1.png", "part_2.png", "part_3.png", "refused.png")
 
@@ -63,7 +64,7 @@ def test_another_gate_needs_what_is_stored_only(result: Path) -> None:
     assert accepted == {"part_1.png", "part_2.png", "part_3.png", "copy.png"}
     assert rows_of(done.records)["refused.png"].reason == Reason.REFUSED
     assert rows_of(done.records)["broken.png"].reason == Reason.UNREADABLE
-    by_answer = again(result, score="answer_entropy", threshold=0.1)
+    by_answer = again(result, score="answer_entropy", threshold=0.1, limits=["answer_share >= 0.5"])
     assert rows_of(by_answer.records)["part_2.png"].reason == Reason.DISAGREED
 
 
@@ -128,4 +129,21 @@ def test_outputs_that_cannot_be_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.parquet").write_bytes(b"PAR1 of somebody else")
     for name, words in {"r.csv": "end in", "no/r.parquet": "no such folder", "mine.parquet": "no result"}.items():
         with pytest.raises(OutputError, match=words):
-            check_output(tmp_path / name)
+            check_output(tmp_path / name, tmp_path / "r.parquet")
+
+
+def test_a_result_is_not_written_over_itself(result: Path) -> None:
+    result.with_name("link.parquet").symlink_to(result)
+    for out in (result, result.with_name("link.parquet")):
+        with pytest.raises(OutputError, match="stays as it is"):
+            check_output(out, result)
+
+
+def test_what_is_no_reading_is_listed_first_whatever_its_answers(result: Path) -> None:
+    gate = make_gate(num_samples=4, answered=True, score="answer_share", threshold=0.9)
+    records, provenance = read_result(result)
+    done = rescore(records, provenance, gate, WordKernel(), kernel_name="words", source=result)
+    assert rows_of(done.records)["refused.png"].answer_share == 1
+    assert [r.file_name for r in routed_worst_first(done.records, gate)] == ["broken.png", "refused.png", "part_2.png"]
+    worst = worst_routed(done.records, gate)
+    assert worst is not None and worst.file_name == "part_2.png"

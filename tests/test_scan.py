@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 
 from vlmgate.config import ImageConfig
+from vlmgate.diversity import Matrix, as_kernel
 from vlmgate.errors import ModelError, NoImagesError, OutputError, ResumeError
 from vlmgate.records import Caption, ImageFile, Picture, Reason, Record, Route, Sampled
 from vlmgate.rows import content_of
@@ -365,3 +367,28 @@ def test_a_caption_that_is_no_text_is_stored_all_the_same(tmp_path: Path) -> Non
     fake = FakeCaptioner(lambda _: (Caption("a \ud800 dent \x00", "stop", float("nan"), 3),))
     (row,) = scan(config_for(folder, tmp_path / "r.parquet"), SilentProgress(), load=fake.load).records
     assert row.captions is not None and row.captions[0] == "a ? dent \x00" and row.mean_logprob is None
+
+
+class OddKernel:
+    """A kernel that cannot compare some captions, nor all at once."""
+
+    same = 0.9
+
+    def prepare(self, groups: Iterable[Sequence[str]]) -> None:
+        raise MemoryError("too many at once")
+
+    def __call__(self, texts: Sequence[str]) -> Matrix:
+        return as_kernel(np.full((len(texts), len(texts)), np.nan if "odd" in texts[0] else 1.0))
+
+
+def test_captions_that_a_kernel_cannot_compare_cost_nothing_but_their_own_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path / "in", *NAMES[:3])
+    fake = FakeCaptioner(lambda name: ("an odd washer",) if "01" in name else AGREE)
+    monkeypatch.setattr("vlmgate.scan.load_kernel", lambda _: OddKernel())
+    result = scan(config_for(folder, tmp_path / "r.parquet", threshold=4.0), SilentProgress(), load=fake.load)
+    assert result.error is None and len(read_result(tmp_path / "r.parquet")[0]) == 3
+    odd = by_name(result)["part_01.png"]
+    assert (odd.route, odd.reason, odd.vendi_score) == (Route.HUMAN_REVIEW, Reason.NO_SCORE, None)
+    assert [r.route for r in result.records].count(Route.AUTO_ACCEPT) == 2

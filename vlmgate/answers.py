@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from vlmgate.degenerate import is_empty, is_refusal
-from vlmgate.words import ARTICLES, NEGATORS, SPACELESS, STOP, content_words, fold, singular, tokens_of
+from vlmgate.words import ARTICLES, LONGEST, NEGATORS, SPACELESS, STOP, content_words, fold, singular, tokens_of
 
 DEFAULT_QUESTION = "Which of these does the part show?"
 ABSTENTION = "unsure"  # the word that the prompt offers
@@ -27,7 +28,7 @@ _ABSTAINS = re.compile(
     | \b(?:not|never|isn't|aren't|ain't)\ (?:\w+\ )?(?:sure|certain|clear)\b | \bno\ (?:idea|clue|answer)\b | \bn/a\b
     | \b(?:can\ ?not|can't|cant|couldn't|unable\ to|hard\ to|impossible\ to)\ (?:\w+\ )?
       (?:tell|say|decide|determine|judge|answer|see|be\ (?:sure|certain))\b
-    | \b(?:don't|dont|do\ not)\ know\b | \babstain\b
+    | \b(?:don't|dont|do\ not)\ know\b | \babstain\b | \bi(?:'ll|'d|\ will|\ must|\ would)?\ pass\b
     | \b(?:weiß\ nicht|weiss\ nicht|unsicher|unklar|no\ sé|no\ estoy\ segur[oa]|je\ ne\ sais\ pas|pas\ sûre?|non\ so
         |incerto|weet\ niet|onzeker)\b
     """,
@@ -43,7 +44,27 @@ _HEDGES = re.compile(
 )
 _DENIES = re.compile(
     r"\b(?:hardly|barely|scarcely|anything\ but|far\ from|ruled\ out|except|unless|instead\ of|rather\ than|denied"
-    r"|false|wrong|no\ longer)\b"
+    r"|false|wrong|no\ (?:longer|more)|not\ only)\b"
+)
+_STRUCK = re.compile(r"[¬≠؟]|~~|(?<!\w)[!~]+(?=\w)|\[ ?\]")
+_CHATTER = frozenset("i i'm i'll i'd i've me my we we're us you your".split())  # "Yes, I can help with that"
+_TICKS = "✓✔✅☑👍🆗"
+# What a sentence may hold besides the choice. A list of what takes a choice back has no end, in no language: "ikke ok",
+# "less than ok", "the label says ok", "ok so it is bent". Whatever is not listed here makes a sentence unparsable.
+_AFTER = ARTICLES | frozenset(
+    """
+    is are was were be been can seen visible present found detected observed evident apparent noticeable obvious here
+    there on in at of to near along across around from within this that it its part piece component object item surface
+    image picture photo photograph top bottom left right upper lower far center centre middle edge rim side corner end
+    appear appears
+    """.split()
+)
+_BEFORE = _AFTER | frozenset(
+    """
+    these those it's there's i we see has have had show shows showing shown exhibits contains depicts with
+    yes very clear clearly definitely certainly single several multiple two three small large big long short deep minor
+    major tiny slight faint thin inspection
+    """.split()
 )
 _NOT_ENGLISH = frozenset(
     """
@@ -105,7 +126,11 @@ def parse(text: str, choices: Sequence[str]) -> Parsed:
 @lru_cache(maxsize=4096)  # a night's answers are mostly the same few
 def _parsed(text: str, choices: tuple[str, ...]) -> Parsed:
     folded = " ".join(fold(text).replace("o.k.", "ok").split())
+    if len(text) > LONGEST or _is_struck(folded):  # the end of it is unknown; a mark may say the opposite
+        return Parsed(None)
     said = _LEAD_IN.sub("", folded)
+    if _names_article(said, choices):
+        return Parsed(None)
     exact = [choice for choice in choices if said and "?" not in said and _plain(said) == _plain(fold(choice))]
     if exact:
         return Parsed(exact[0] if len(exact) == 1 else None)
@@ -118,8 +143,10 @@ def _parsed(text: str, choices: tuple[str, ...]) -> Parsed:
     asserted = content_words(said)
     same = [choice for choice in choices if _content(choice) == asserted]
     if same and sum(token in NEGATORS for token in tokens_of(said)) <= 1:  # of two nobody knows what they come to
-        return Parsed(same[0] if len(same) == 1 else None)
-    return Parsed(_only_named(said, choices, asserted))
+        choice = same[0] if len(same) == 1 else None
+    else:
+        choice = _only_named(said, choices, asserted)
+    return Parsed(None if choice is None or _says_more(said, choice, asserted) else choice)
 
 
 def tally(answers: Sequence[Parsed]) -> Tally:
@@ -217,6 +244,48 @@ def _leads(tokens: Sequence[str], named: tuple[str, int, int]) -> bool:
     """Say whether a choice such as "no" opens the answer and stands alone in its clause: "No, it is fine"."""
     _, start, end = named
     return start == 0 and (end == len(tokens) or tokens[end] in _MARKS)
+
+
+def _says_more(said: str, choice: str, asserted: frozenset[str]) -> bool:
+    """Say whether a sentence holds anything besides the choice that is not known to be harmless.
+
+    Something else that it denies is harmless: "ok, no defects". A denial that names nothing is not: "ok, not shown". Of
+    what follows a "yes" or "no" only chatter counts.
+    """
+    tokens = tokens_of(said)
+    if not _content(choice):
+        return not _CHATTER.isdisjoint(tokens)
+    words = [_word(token) for token in tokens]
+    own = [_word(token) for token in tokens_of(fold(choice)) if token not in ARTICLES]
+    last = max((i for i in range(len(words)) if words[i : i + len(own)] == own), default=len(words))  # its last mention
+    denying = False  # a negation is open that may name something else: "no dent" does, "not really" does not
+    open_ended = False  # it has named nothing yet
+    for i, (token, word) in enumerate(zip([*tokens, STOP], [*words, STOP], strict=True)):
+        if token in _MARKS:
+            if open_ended:
+                return True
+            denying = denying and token == ","
+        elif token in NEGATORS:
+            denying = token not in ("not", "never", "cannot") and not token.endswith("n't")
+            open_ended = NEGATORS.isdisjoint(own)
+        elif word not in own and token not in (_BEFORE if i < last else _AFTER):
+            denied = denying and not content_words(f"no {token}").isdisjoint(asserted)
+            if not denied and not (i >= 2 and tokens[i - 2] == "not" and tokens[i - 1] in ARTICLES):  # "not a dent"
+                return True
+            open_ended = False
+    return False
+
+
+def _is_struck(folded: str) -> bool:
+    """Say whether a mark may turn an answer round: a cross or thumb beside it, a line through it, a "!" before it."""
+    symbols = () if folded.isascii() else (c for c in folded if unicodedata.category(c) == "So" and c not in _TICKS)
+    return _STRUCK.search(folded) is not None or any(symbols)
+
+
+def _names_article(said: str, choices: Sequence[str]) -> bool:
+    """Say whether a choice such as "A" or "one" stands beside other words, where it may be an article."""
+    tokens = [token for token in tokens_of(said) if token not in _MARKS]
+    return len(tokens) > 1 and not {*tokens}.isdisjoint(ARTICLES & {fold(choice).strip() for choice in choices})
 
 
 def _flipped(word: str) -> str:

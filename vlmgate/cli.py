@@ -285,7 +285,7 @@ def rescore(
         from vlmgate.summary import print_summary, summary_json
 
         target = out or result.with_suffix(".rescored.parquet")
-        check_output(target)
+        check_output(target, result)
         records, provenance = read_result(result)
         sampling, name = provenance["sampling"], kernel or provenance["kernel"]
         check_kernel(name)

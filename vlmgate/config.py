@@ -189,6 +189,8 @@ def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
         if key == "limit" and isinstance(value, str):
             options[key] = [value]
         elif key in _LISTS and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            if key == "choices" and any("," in one for one in value):
+                raise ConfigError(f"{path}: a comma parts one of 'choices' from the next; name a choice without one.")
             options[key] = ",".join(value) if key == "choices" else value
         elif isinstance(value, dict | list):
             raise ConfigError(f"{path}: '{key}' must be a single value.")

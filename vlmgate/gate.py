@@ -59,7 +59,6 @@ UNCALIBRATED_VENDI_SCORE = 1.25
 # Nobody's measurement either. Without it a single "ok" beside seven times "unsure" would be a majority.
 UNCALIBRATED_ANSWER_SHARE = 0.75
 ANSWER_COLUMNS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
-_WHOLE_ANSWERS = ("answer_share", "answer_entropy")  # both count what abstains and what cannot be parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ def make_gate(
     threshold, budget and a limit on the score itself, the limit is the uncalibrated default, a Vendi score of
     `UNCALIBRATED_VENDI_SCORE`; there is none for another `kernel` than words, under which "a crack" and "no crack" may
     be near. `own` are limits that were measured for the model under the words kernel, one of them on the Vendi score:
-    they take the place of that default. Where a question was `answered` and no limit concerns all answers, an
+    they take the place of that default. Where a question was `answered` and no limit concerns `answer_share`, an
     `UNCALIBRATED_ANSWER_SHARE` of them must name the answer.
     """
     if score not in HIGHER_IS_WORSE:
@@ -150,8 +149,11 @@ def make_gate(
     if threshold is not None and review_budget is not None:
         raise GateError("--threshold and --review-budget exclude each other; give one of them.")
     rules = tuple(parse_limit(text, num_samples) for text in limits)
-    about_answers = score in _WHOLE_ANSWERS or any(rule.column in _WHOLE_ANSWERS for rule in rules)
-    if answered and not about_answers:
+    # Neither a budget nor their entropy does instead: seven times "unsure" beside one "ok" agree well enough.
+    limited = any(rule.column == "answer_share" for rule in rules) or (
+        score == "answer_share" and threshold is not None
+    )
+    if answered and not limited:
         rules += (Limit("answer_share", ">=", UNCALIBRATED_ANSWER_SHARE, default=True),)
     if review_budget is not None:
         share, count = parse_share_or_count(review_budget, "--review-budget")

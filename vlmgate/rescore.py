@@ -62,8 +62,10 @@ def rescore(
     return Rescored(rows, dict(provenance) | {"kernel": kernel_name, "gate": asdict(gate), "rescored": note})
 
 
-def check_output(out: Path) -> None:
-    """Raise `OutputError` unless a result may be written there."""
+def check_output(out: Path, source: Path) -> None:
+    """Raise `OutputError` unless a result may be written there, which is not where it is taken from."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise OutputError(f"{out}: is the result itself, which stays as it is; give another -o.")
     if out.suffix != ".parquet":
         raise OutputError(f"{out}: the output must end in .parquet; give another -o.")
     if not out.parent.is_dir():

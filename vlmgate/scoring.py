@@ -5,6 +5,8 @@ Knows captions, answers and kernels; knows nothing of limits, of files, or of ho
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,6 +16,8 @@ from vlmgate.degenerate import degenerate, degenerate_answers
 from vlmgate.diversity import score_captions
 from vlmgate.kernels import Kernel, WordKernel
 from vlmgate.records import Caption, Reason, Scores
+
+log = logging.getLogger(__name__)
 
 NOTHING = Scores(None, None, None, None, None)
 
@@ -34,20 +38,28 @@ class Scorer:
         self.prompt, self.choices, self.kernel = prompt, tuple(choices), kernel or WordKernel()
 
     def prepare(self, several: Iterable[Said]) -> None:
-        """Let the kernel do for many images at once what is slow one by one."""
-        self.kernel.prepare([caption.text for caption in said.captions] for said in several)
+        """Let the kernel do for many images at once what is slow one by one; where it fails, they go one by one."""
+        try:
+            self.kernel.prepare([caption.text for caption in said.captions] for said in several)
+        except Exception as error:
+            log.warning("the captions could not be compared all at once", exc_info=error)
 
     def score(self, said: Said, novelty: float | None = None) -> tuple[Scores, Reason | None]:
         """Return the scores, and the reason where they can save nothing.
 
-        Captions that are no reading have no scores; their answers are counted all the same, for the person who looks.
+        Captions that are no reading, or that the kernel cannot compare, have no scores; their answers are counted all
+        the same, for the person who looks.
         """
         reason = degenerate(said.captions, self.prompt)
         scores = NOTHING
         if reason is None:
-            kernel = self.kernel([caption.text for caption in said.captions])
-            scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views)
-            scores = replace(scores, doubt=doubt(scores.vendi_score, novelty))
+            try:
+                kernel = self.kernel([caption.text for caption in said.captions])
+                scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views)
+                scores = replace(scores, doubt=doubt(scores.vendi_score, novelty))
+            except Exception as error:  # one image's captions must not take the result of all the others away
+                log.warning("captions could not be compared: %r", said.captions[0].text, exc_info=error)
+                reason = Reason.NO_SCORE
         if said.answers is None:
             return scores, reason
         told = tally([self._parsed(answer) for answer in said.answers])
@@ -66,7 +78,9 @@ def doubt(vendi_score: float | None, novelty: float | None) -> float | None:
     reference (novelty up to 1) it is the Vendi score alone, which orders what is familiar; beyond, each multiplies the
     other. The combination is ours, and was chosen by measurement.
     """
-    return None if vendi_score is None or novelty is None else round(vendi_score * max(1.0, novelty), 6)
+    if vendi_score is None or novelty is None or not math.isfinite(novelty):  # max(1.0, nan) is 1.0
+        return None
+    return round(vendi_score * max(1.0, novelty), 6)
 
 
 def columns_of(scores: Scores) -> dict[str, Any]:

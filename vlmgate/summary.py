@@ -213,23 +213,29 @@ def routed_worst_first(records: Sequence[Record], gate: Gate) -> list[Record]:
     sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
 
     def key(record: Record) -> tuple[float, str, int]:
-        value = getattr(record, gate.score)
+        value = _score_of(record, gate)
         return (-math.inf if value is None else -sign * value, record.file_name, record.page)
 
     return sorted((r for r in records if r.route == Route.HUMAN_REVIEW), key=key)
 
 
+def _score_of(record: Record, gate: Gate) -> float | None:
+    """Return the score; null, too, where the captions are no reading, however good its answers or its light are."""
+    score: float | None = None if record.vendi_score is None else getattr(record, gate.score)
+    return score
+
+
 def worst_routed(records: Sequence[Record], gate: Gate) -> Record | None:
     """Return the routed image with the worst score, or the first routed one where none has a score."""
     routed = routed_worst_first(records, gate)
-    return next((r for r in routed if getattr(r, gate.score) is not None), next(iter(routed), None))
+    return next((r for r in routed if _score_of(r, gate) is not None), next(iter(routed), None))
 
 
 def print_routed(records: Sequence[Record], provenance: Mapping[str, Any], console: Console) -> None:
     """Print the routed images, one a line, the worst first: score, reason, name."""
     gate = Gate.of(provenance["gate"])
     for record in routed_worst_first(records, gate):
-        value = getattr(record, gate.score)
+        value = _score_of(record, gate)
         page = f" (page {record.page})" if (record.num_pages or 1) > 1 else ""
         figure = "–" if value is None else f"{value:.3f}"
         line = f"{figure:>8}  {_in_words(reason_of(record)):<16}  {plain(record.file_name)}{page}"
