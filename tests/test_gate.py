@@ -462,5 +462,9 @@ def test_a_gate_survives_the_provenance_of_a_result() -> None:
 
 @pytest.mark.parametrize("novelty", [None, float("nan"), float("inf")])
 def test_an_unknown_novelty_leaves_doubt_unknown(novelty: float | None) -> None:
-    assert doubt(1.0, novelty) is None and doubt(None, 1.0) is None
-    assert doubt(1.5, 0.5) == 1.5 and doubt(1.5, 2.0) == 3.0
+    assert doubt(1.0, novelty, 8) is None and doubt(None, 1.0, 8) is None
+
+
+def test_what_is_strange_is_doubted_more_than_whatever_is_familiar() -> None:
+    assert doubt(1.5, 0.5, 8) == 1.5 and doubt(8.0, 1.0, 8) == 8.0
+    assert doubt(1.0, 1.01, 8) == 9.0 and doubt(1.5, 7.0, 8) == 9.5

@@ -64,7 +64,7 @@ def test_doubt_is_the_vendi_score_of_what_is_familiar_and_more_of_what_is_not(
     rows = run(replace(config, limits=(), score="doubt", threshold=1.5), unsure)
     sure, split, fish = (rows[name] for name in ("part_1.png", "part_2.png", "fish.png"))
     assert sure.novelty is not None and sure.novelty <= 1 and fish.novelty is not None
-    assert (sure.doubt, split.doubt, fish.doubt) == (1.0, split.vendi_score, fish.novelty)
+    assert (sure.doubt, split.doubt, fish.doubt) == (1.0, split.vendi_score, 1.0 + 4)
     assert {name for name, r in rows.items() if r.route == Route.HUMAN_REVIEW} == {"part_2.png", "fish.png"}
     records, provenance = read_result(config.out)
     again = rescore(

@@ -144,7 +144,9 @@ class Scores:
     answer_entropy: float | None = None  # of choices, abstaining and unparsable ones, nats, [0, ln K]; higher = worse
     abstain_rate: float | None = None  # share of the answers that abstain, [0, 1]; higher = less sure
     unparsable_rate: float | None = None  # share of the answers that are neither, [0, 1]; higher = worse
-    doubt: float | None = None  # vendi_score × novelty where that is above 1, ≥ 1; higher = worse; null without novelty
+    doubt: float | None = (
+        None  # vendi_score, + K where novelty is above 1; 1 to 2 K; higher = worse; null without novelty
+    )
 
 
 class Route(StrEnum):

@@ -56,7 +56,7 @@ class Scorer:
             try:
                 kernel = self.kernel([caption.text for caption in said.captions])
                 scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views)
-                scores = replace(scores, doubt=doubt(scores.vendi_score, novelty))
+                scores = replace(scores, doubt=doubt(scores.vendi_score, novelty, len(said.captions)))
             except Exception as error:  # one image's captions must not take the result of all the others away
                 log.warning("captions could not be compared: %r", said.captions[0].text, exc_info=error)
                 reason = Reason.NO_SCORE
@@ -71,16 +71,17 @@ class Scorer:
         return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
 
 
-def doubt(vendi_score: float | None, novelty: float | None) -> float | None:
-    """Return one score for two ways to fail, ≥ 1, higher is worse; null where either is unknown.
+def doubt(vendi_score: float | None, novelty: float | None, num_samples: int) -> float | None:
+    """Return one score for two ways to fail, 1 to 2 K, higher is worse; null where either is unknown.
 
-    Diversity finds what the model is unsure of, novelty what it has no business reading, sure or not. Within the
-    reference (novelty up to 1) it is the Vendi score alone, which orders what is familiar; beyond, each multiplies the
-    other. The combination is ours, and was chosen by measurement.
+    Diversity finds what the model is unsure of, novelty what it has no business reading, sure or not. It is the Vendi
+    score (1 to K), and K more for what lies outside the reference (novelty above 1): all that is strange is doubted
+    more than all that is familiar, and among either diversity orders, which tells right from wrong better than distance
+    does. The combination is ours, and was chosen by measurement.
     """
-    if vendi_score is None or novelty is None or not math.isfinite(novelty):  # max(1.0, nan) is 1.0
+    if vendi_score is None or novelty is None or not math.isfinite(novelty):
         return None
-    return round(vendi_score * max(1.0, novelty), 6)
+    return vendi_score + num_samples * (novelty > 1)
 
 
 def columns_of(scores: Scores) -> dict[str, Any]:

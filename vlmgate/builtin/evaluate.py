@@ -59,7 +59,7 @@ def summarise(readings: Sequence[Reading]) -> dict[str, Any]:
     names = list(readings[0].scores)
     told = {"clean, visible": visible, "clean, all": clean, **{k: groups[k] for k in DEGRADATIONS}}
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "visible_from": VISIBLE,
         "images": {"clean": len(clean), "visible": len(visible), "mixed": len(mixed), "anomalies": len(anomalies)},
         "accuracy": {
@@ -84,9 +84,33 @@ def summarise(readings: Sequence[Reading]) -> dict[str, Any]:
             }
             for name in names
         },
+        "joined": _joined(mixed, degraded, strong, clean, anomalies),
         "wrong_in_mixed": len(wrong),
         "own_limits": _gated({**told, **{k: groups[k] for k in kinds if groups[k]}}),
         "answers": _answers(clean, mixed),
+    }
+
+
+def _joined(
+    mixed: Sequence[Reading],
+    degraded: Sequence[Reading],
+    strong: Mapping[str, Sequence[Reading]],
+    clean: Sequence[Reading],
+    anomalies: Sequence[Reading],
+) -> dict[str, dict[str, float | None]]:
+    """Return AUROCs of diversity, of novelty and of both joined, of the images that have all three."""
+
+    def area(worse: Sequence[Reading], better: Sequence[Reading]) -> dict[str, float | None]:
+        bad, good = ([r for r in group if math.isfinite(r.scores[JOINT])] for group in (worse, better))
+        return {name: _area(bad, good, name) for name in (DEFAULT_SCORE, NOVELTY, JOINT)}
+
+    return {
+        "wrong condition, mixed": area(
+            *([r for r in mixed if r.right["condition"] is right] for right in (False, True))
+        ),
+        "degraded": area(degraded, clean),
+        "all strong": area([r for of in strong.values() for r in of], clean),
+        "anomaly": area(anomalies, clean),
     }
 
 
@@ -184,8 +208,9 @@ def bars(figures: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str, f
         yield f"AUROC of {DEFAULT_SCORE}, strong {kind}", areas[DEFAULT_SCORE][f"strong {kind}"], "≥", 0.90
     yield f"AUROC of {NOVELTY}, anomalies", areas[NOVELTY]["anomaly"], "≥", 0.97
     for of in (wrong, "all strong", "anomaly"):
-        either = max(areas[DEFAULT_SCORE][of] or 0, areas[NOVELTY][of] or 0)
-        yield f"AUROC of {JOINT} against the better of both, {of}", areas[JOINT][of], "≥", either
+        joined = figures["joined"][of]
+        either = max(joined[DEFAULT_SCORE] or 0, joined[NOVELTY] or 0)
+        yield f"AUROC of {JOINT} against the better of both, {of}", joined[JOINT], "≥", either
     yield "unsure on clean images, where offered", answers["clean_unsure_images"], "≤", 0.03
     gain = (answers["accuracy_with_offer_where_sure"] or 0) - (answers["accuracy_without_offer"] or 0)
     yield "accuracy of answers that are not unsure, gain by the offer", round(gain, 4), "≥", 0.05
@@ -242,6 +267,11 @@ def sheets(figures: Mapping[str, Any]) -> Iterator[Sheet]:
             ("score", *headings),
             [(name, *(_number(row[h]) for h in headings)) for name, row in figures[figure].items()],
         )
+    yield Sheet(
+        f"AUROC of {DEFAULT_SCORE} and {NOVELTY} joined, of images that have both",
+        ("", DEFAULT_SCORE, NOVELTY, JOINT),
+        [(of, *(_number(area, 3) for area in row.values())) for of, row in figures["joined"].items()],
+    )
     gated = {name: counts for name, counts in figures["own_limits"].items() if name != "gate"}
     yield Sheet(
         f"Accepted by {figures['own_limits']['gate']}",

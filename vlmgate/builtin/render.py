@@ -131,7 +131,7 @@ def render(seed: int | Sequence[int], wanted: Wanted = Wanted()) -> Render:
 
     scene = _Scene(part, finish, frame, whole, size, seeds, look_alike)
     real = scene.photograph(planned, kind, severity)
-    twins = [scene.photograph(planned[:i] + planned[i + 1 :], kind, severity) for i in range(len(planned))]
+    twins = [scene.photograph(planned, kind, severity, without=i) for i in range(len(planned))]
     seen = tuple(visibility(real, twin) for twin in twins)
     ghost = max(seen, default=0.0)
     if not planned:
@@ -243,8 +243,8 @@ class _Scene:
     seeds: Sequence[int]
     look_alike: str | None
 
-    def photograph(self, planned: Sequence[_Planned], kind: str, severity: float) -> Shot:
-        """Take the picture with these defects."""
+    def photograph(self, planned: Sequence[_Planned], kind: str, severity: float, without: int | None = None) -> Shot:
+        """Take the picture with these defects; without one of them all the others stay where they are."""
         x, y = self.frame.grid(self.size)
         shape, holes = self._shape(x, y)
         metal = METALS[self.finish]
@@ -263,23 +263,20 @@ class _Scene:
         points: list[tuple[float, float]] = []
         lost: list[Hole] = []
         masks: list[NDArray[np.bool_]] = []
-        for one in planned:
+        for i, one in enumerate(planned):
             rng = np.random.default_rng(one.seed)
+            hole = _lost_hole(holes, one.position, rng) if one.condition == "missing hole" else None
+            at = (hole.u, hole.v) if hole is not None else self._place(one, holes, points, rng)
+            points.append(at)
             canvas.mask = np.zeros(x.shape, np.bool_)
-            if one.condition == "missing hole":
-                hole = _lost_hole(holes, one.position, rng)
+            masks.append(canvas.mask)
+            if i == without:
+                continue
+            if hole is not None:
                 canvas.mask |= hole_distance(hole, x, y) < 0
                 lost.append(hole)
-                points.append((hole.u, hole.v))
             else:
-                at = self._place(one, holes, points, rng)
-                before, height = canvas.paint.copy(), canvas.height.copy()
-                DRAW[one.condition](canvas, at, one.size, one.strength, rng)
-                if one.condition != "chipped edge":
-                    canvas.paint = before + (canvas.paint - before) * np.float32(one.contrast)
-                    canvas.height = height + (canvas.height - height) * np.float32(one.contrast)
-                points.append(at)
-            masks.append(canvas.mask)
+                _draw_defect(canvas, one, at, rng)
         openings = _openings([hole for hole in holes if hole not in lost], canvas)
         body = np.maximum(canvas.outline, openings)  # negative in metal
         for one, mask in zip(planned, masks, strict=True):
@@ -358,6 +355,14 @@ def _grid(size: int) -> tuple[Field, Field]:
 
 def _cell(x: float, y: float) -> int:
     return 3 * int((y > -_THIRD) + 0 + (y > _THIRD)) + int((x > -_THIRD) + 0 + (x > _THIRD))
+
+
+def _draw_defect(canvas: Canvas, one: _Planned, at: tuple[float, float], rng: np.random.Generator) -> None:
+    before, height = canvas.paint.copy(), canvas.height.copy()
+    DRAW[one.condition](canvas, at, one.size, one.strength, rng)
+    if one.condition != "chipped edge":
+        canvas.paint = before + (canvas.paint - before) * np.float32(one.contrast)
+        canvas.height = height + (canvas.height - height) * np.float32(one.contrast)
 
 
 def _lost_hole(holes: Sequence[Hole], position: str | None, rng: np.random.Generator) -> Hole:
