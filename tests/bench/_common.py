@@ -332,7 +332,7 @@ def drawing_of(options: argparse.Namespace) -> Drawing:
 
 def command(script: str, options: argparse.Namespace, *more: str) -> str:
     """Return the command that makes the same figures, without the files it keeps."""
-    usual, words = Drawing(0), ["python", f"tests/bench/{script}", "--seed", str(options.seed)]
+    usual, words = Drawing(0), ["python", "-m", f"tests.bench.{script}", "--seed", str(options.seed)]
     for name in ("clean", "each", "anomalies"):
         if getattr(options, name) != getattr(usual, name):
             words += [f"--{name}", str(getattr(options, name))]

@@ -1,6 +1,6 @@
 """Every score of ours under every kernel, on the built-in model's readings, beside chance, simple figures and peers.
 
-    python tests/bench/scores.py --seed 2026 --cache readings.json --peers PEERS --markdown scores.md
+    python -m tests.bench.scores --seed 2026 --cache readings.json --peers PEERS --markdown scores.md
 
 Draws images, reads them once, keeps the readings in the cache (what is there already needs no model), and prints how
 well each score finds wrong conditions in the mixed set and anomalies among clean parts: AUROC with 95 % percentile
@@ -244,7 +244,7 @@ def main() -> None:
     tell("comparing")
     rows = compared(reads, source.sampling, over, kernels, others, options.seed)
     more = [word for name in options.kernel for word in ("--kernel", _short(name).replace(" ", ":"))]
-    run = command("scores.py", options, *(["--peers", "PEERS"] if options.peers else []), *more)
+    run = command("scores", options, *(["--peers", "PEERS"] if options.peers else []), *more)
     sampling = source.sampling
     caption = (
         f"`{run}`; {len(reads):,} images, {sampling.num_samples} captions and answers each at temperature "

@@ -1,6 +1,6 @@
 """What noised views do to how well scores find errors, at equal samples and at equal time.
 
-    python tests/bench/views.py --seed 2026 --cache FOLDER --markdown views.md
+    python -m tests.bench.views --seed 2026 --cache FOLDER --markdown views.md
 
 Reads the same images with 1, 2, 4 and 8 views at K = 8 samples, captions and answers. At equal time, each of them is
 set against one view with the largest K that takes no longer: seconds an image are measured in the same run, every way
@@ -285,7 +285,7 @@ def main() -> None:
     ways = [*((1, k) for k in MORE), *((v, SAMPLES) for v in VIEWS if v > 1)]
     timing = times(source, ways, options.cache, options.rounds, options.timed)
     found = measured(source, options.cache, timing.seconds, options.seed, options.resamples)
-    run = command("views.py", options)
+    run = command("views", options)
     drawing = source.drawing
     caption = (
         f"`{run}`; {drawing.clean:,} clean images, {drawing.each:,} of every degradation, {drawing.anomalies:,} of "
