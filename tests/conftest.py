@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -35,3 +36,10 @@ def scan_inbox(out: Path, *options: str) -> Run:
 @pytest.fixture(scope="session")
 def inbox_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return scan_inbox(tmp_path_factory.mktemp("inbox") / "inbox.parquet")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hang_up_is_heard() -> None:
+    """Let SIGHUP end what these tests start, even where nohup started the tests and had it ignored."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
