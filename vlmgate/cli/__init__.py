@@ -1,0 +1,43 @@
+"""The command line: options → configurations, results → exit codes. With its edges, the only package that exits.
+
+Knows what a user may type and what they are told; knows nothing of how any of it is done. Heavy imports stay inside the
+commands, so that `vlmgate --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import vlmgate
+from vlmgate.cli import doctor, results, scan  # registers their commands
+from vlmgate.cli.options import app
+from vlmgate.terminal import reader_may_leave
+
+__all__ = [
+    "app",
+    "doctor",
+    "main",
+    "results",
+    "scan",
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"vlmgate {vlmgate.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; what a terminal cannot show is escaped rather than raised."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    with reader_may_leave():
+        app()

@@ -1,0 +1,50 @@
+"""`vlmgate doctor`: can this machine do it?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import vlmgate
+from vlmgate.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    Format,
+    FormatOption,
+    ModelOption,
+    RevisionOption,
+    TrustOption,
+    app,
+)
+from vlmgate.config import BUILTIN, ModelConfig
+from vlmgate.errors import VlmgateError
+from vlmgate.terminal import console, errors_in_one_line
+
+
+@app.command()
+def doctor(
+    model: ModelOption = BUILTIN,
+    revision: RevisionOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustOption = False,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Tell what this machine offers, and whether the model can be loaded here and reads a test image."""
+    with errors_in_one_line():
+        from vlmgate.captioner.machine import describe_machine
+        from vlmgate.captioner.trial import try_model
+        from vlmgate.report import print_provenance
+
+        facts: dict[str, Any] = {"vlmgate": vlmgate.__version__} | describe_machine()
+        problem: VlmgateError | None = None
+        try:
+            facts["model"] = try_model(ModelConfig(model, revision, device, dtype, trust_remote_code))
+        except VlmgateError as error:
+            problem, facts["model"] = error, {"loads": "no", "why": str(error)}
+        if format is Format.JSON:
+            print(json.dumps({"schema_version": 1} | facts, indent=2))
+        else:
+            print_provenance(facts, console())
+        if problem:
+            raise problem

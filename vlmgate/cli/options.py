@@ -1,0 +1,84 @@
+"""What several commands may be told, and how a command is begun.
+
+Knows option names and their help; knows nothing of what is done with them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vlmgate.config import load_toml
+from vlmgate.errors import UsageError
+from vlmgate.terminal import errors_in_one_line
+
+# As they are needed, one after the other.
+ORDER = ("scan", "calibrate", "review", "export", "show", "info", "rescore", "doctor")
+
+
+class _InOrder(TyperGroup):
+    """The commands in `ORDER`, whichever module was imported first."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=ORDER.index)
+
+
+app = typer.Typer(
+    name="vlmgate",
+    cls=_InOrder,
+    help="Sampled vision-language inspection: readings that agree are auto-accepted, the others go to a person.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VLMGATE"},
+)
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+class PagesChoice(StrEnum):
+    FIRST = "first"
+    ALL = "all"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="How stdout is written.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="'builtin', a checkpoint folder, or a hub id.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+]
+ScoreOption = Annotated[str, typer.Option(help="Column that images are ordered by; see README, 'The scores'.")]
+KernelOption = Annotated[
+    str, typer.Option(help="How captions are compared: words, minilm, embedding:FOLDER or nli:FOLDER.")
+]
+ThresholdOption = Annotated[float | None, typer.Option(help="Accept up to this score (from it, where lower is worse).")]
+BudgetOption = Annotated[str | None, typer.Option(help="Route the most uncertain: a share (10%) or a number (200).")]
+LimitOption = Annotated[
+    list[str] | None, typer.Option("--limit", help="Accept only within this, too: 'abstain_rate <= 0.25'. Repeatable.")
+]
+
+ResultArgument = Annotated[
+    Path, typer.Argument(metavar="RESULT", help="Parquet file that `vlmgate scan` wrote.", show_default=False)
+]
+
+
+def read_toml(context: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        with errors_in_one_line():
+            options = {p.name: p for p in context.command.params if p.name and p.name not in ("folder", "config")}
+            values = load_toml(path, options)
+            for name, value in values.items():
+                if isinstance(value, bool) != bool(getattr(options[name], "is_flag", False)):
+                    raise UsageError(f"{path}: {name} = {value!r} is no value for this option.")
+            context.default_map = {**(context.default_map or {}), **values}
+    return path

@@ -1,0 +1,170 @@
+"""`vlmgate rescore`, `show` and `info`: what is asked of a result that is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmgate.cli.options import (
+    BudgetOption,
+    Format,
+    FormatOption,
+    LimitOption,
+    ResultArgument,
+    ScoreOption,
+    ThresholdOption,
+    app,
+)
+from vlmgate.config import BUILTIN, SamplingConfig
+from vlmgate.errors import UsageError
+from vlmgate.terminal import console, errors_in_one_line, reader_may_leave
+
+if TYPE_CHECKING:
+    from vlmgate.records import Record
+
+
+@app.command()
+def rescore(
+    result: ResultArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Parquet file to write. [default: RESULT.rescored.parquet]"),
+    ] = None,
+    score: ScoreOption = "vendi_score",
+    kernel: Annotated[str | None, typer.Option(help="As for scan. [default: that of RESULT]")] = None,
+    threshold: ThresholdOption = None,
+    review_budget: BudgetOption = None,
+    limit: LimitOption = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Score and split a result anew, from what is stored in it: no model reads and no image is opened.
+
+    The gate is that of the options, as for scan; RESULT itself stays as it is.
+    """
+    with errors_in_one_line():
+        from vlmgate.gate import make_gate
+        from vlmgate.kernels import check_kernel, load_kernel
+        from vlmgate.rescore import check_columns, check_output
+        from vlmgate.rescore import rescore as run
+        from vlmgate.store import read_result, write_result
+        from vlmgate.summary import print_summary, summary_json
+
+        target = out or result.with_suffix(".rescored.parquet")
+        check_output(target, result)
+        records, provenance = read_result(result)
+        sampling, name = provenance["sampling"], kernel or provenance["kernel"]
+        check_kernel(name)
+        gate = make_gate(
+            num_samples=sampling["num_samples"],
+            score=score,
+            threshold=threshold,
+            review_budget=review_budget,
+            limits=limit or (),
+            answered=sampling.get("question") is not None,
+            kernel=name,
+            own=_own_limits(records, provenance),
+        )
+        check_columns(records, gate)
+        done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)
+        write_result(target, done.records, done.provenance)
+    with reader_may_leave():
+        if format is Format.JSON:
+            print(summary_json(done.records, done.provenance, target, 0, None))
+        else:
+            print_summary(done.records, done.provenance, target, console())
+
+
+def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str, ...]:
+    """Return the limits of the model that made a result, where it has some and the result what they compare."""
+    from vlmgate.builtin import own_limits
+
+    named = (provenance["model"] or {}).get("model")
+    if named != BUILTIN or all(record.novelty is None for record in records):
+        return ()
+    sampling = provenance["sampling"]
+    return own_limits(SamplingConfig(**sampling | {"choices": tuple(sampling.get("choices", ()))}))
+
+
+@app.command()
+def show(
+    result: ResultArgument,
+    name: Annotated[
+        str | None, typer.Argument(help="file_name of one image, or the end of it. Without: the summary.")
+    ] = None,
+    page: Annotated[int, typer.Option(help="Page of a file with several.")] = 1,
+    routed: Annotated[
+        bool, typer.Option("--routed", help="List the images routed to a human, the worst first.")
+    ] = False,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Show one image's K captions and why it goes where it goes; without a name, the summary of the run or --routed."""
+    with errors_in_one_line():
+        from vlmgate.gate import Gate
+        from vlmgate.report import print_record
+        from vlmgate.store import SCHEMA_VERSION, read_result
+        from vlmgate.summary import print_routed, print_summary, routed_worst_first, summary_json
+
+        records, provenance = read_result(result, features=False)
+        if routed and name is not None:
+            raise UsageError("--routed lists every routed image; leave out the name, or --routed.")
+        if routed and format is Format.JSON:
+            rows = [_as_dict(r) for r in routed_worst_first(records, Gate.of(provenance["gate"]))]
+            print(json.dumps({"schema_version": SCHEMA_VERSION, "routed": rows}, indent=2))
+        elif routed:
+            print_routed(records, provenance, console())
+        elif name is None and format is Format.JSON:
+            print(summary_json(records, provenance, result, 0, None))
+        elif name is None:
+            print_summary(records, provenance, result, console())
+        elif format is Format.JSON:
+            print(
+                json.dumps({"schema_version": SCHEMA_VERSION} | _as_dict(_find(records, name, page, result)), indent=2)
+            )
+        else:
+            print_record(_find(records, name, page, result), provenance, console())
+
+
+def _as_dict(record: Record) -> dict[str, Any]:
+    """Return a row for JSON, without the vision features, which no person reads."""
+    from dataclasses import asdict
+
+    return {key: value for key, value in asdict(record).items() if key != "vision_features"}
+
+
+def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
+    """Return the row that the user means: the exact file_name, else the only one that ends in it."""
+    import difflib
+
+    from vlmgate.text import plain
+
+    names = {r.file_name for r in records}
+    matches = [name] if name in names else sorted(n for n in names if n.endswith(name) or plain(n).endswith(name))
+    if len(matches) > 1:
+        raise UsageError(
+            f"{result}: {len(matches):,} images end in '{name}', first {matches[:2]}; give more of the name."
+        )
+    if not matches:
+        near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.3)
+        raise UsageError(f"{result}: holds no image '{name}'" + (f"; did you mean '{near[0]}'?" if near else "."))
+    rows = [r for r in records if r.file_name == matches[0]]
+    for row in rows:
+        if row.page == page:
+            return row
+    raise UsageError(f"{result}: '{matches[0]}' has no page {page} in this result; it has {[r.page for r in rows]}.")
+
+
+@app.command()
+def info(result: ResultArgument, format: FormatOption = Format.TABLE) -> None:
+    """Tell how a result was made: model, prompt, sampling, gate, versions, dates."""
+    with errors_in_one_line():
+        from vlmgate.report import print_provenance
+        from vlmgate.store import read_provenance
+
+        provenance = read_provenance(result)
+        if format is Format.JSON:
+            print(json.dumps(provenance, indent=2))
+        else:
+            print_provenance(provenance, console())

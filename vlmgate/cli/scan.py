@@ -1,0 +1,211 @@
+"""`vlmgate scan`: read a folder and split it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmgate.answers import DEFAULT_QUESTION
+from vlmgate.cli.options import (
+    BudgetOption,
+    DeviceOption,
+    DtypeOption,
+    Format,
+    FormatOption,
+    KernelOption,
+    LimitOption,
+    ModelOption,
+    PagesChoice,
+    RevisionOption,
+    ScoreOption,
+    ThresholdOption,
+    TrustOption,
+    app,
+    read_toml,
+)
+from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.errors import UsageError
+from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
+
+if TYPE_CHECKING:
+    from vlmgate.scan import ScanResult
+
+
+@app.command()
+def scan(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of images (searched to the bottom), or one image.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Parquet file to write. [default: FOLDER's name.parquet, here]", show_default=False
+        ),
+    ] = None,
+    model: ModelOption = BUILTIN,
+    revision: RevisionOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustOption = False,
+    prompt: Annotated[str, typer.Option(help="What the model is asked about each image.")] = DEFAULT_PROMPT,
+    question: Annotated[
+        str | None, typer.Option(help=f"Closed question asked beside. [with --choices: {DEFAULT_QUESTION}]")
+    ] = None,
+    choices: Annotated[str | None, typer.Option(help="What may be answered, separated by commas.")] = None,
+    no_abstain: Annotated[bool, typer.Option("--no-abstain", help="Do not offer to be unsure.")] = False,
+    max_answer_tokens: Annotated[
+        int, typer.Option(help="An answer is cut off here, and its image goes to a person.")
+    ] = 16,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-k", help="K, captions per image.")] = 8,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0.8 to 1 separates best.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 = off.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens only; 0 = off.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="A caption is cut off here, and its image goes to a person.")
+    ] = 64,
+    views: Annotated[int, typer.Option(help="Sample from so many noised copies of each image; divides K.")] = 1,
+    view_noise: Annotated[float, typer.Option(help="Standard deviation of their noise, of 255.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same captions.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images per batch; changes speed, not captions.")] = 8,
+    pages: Annotated[
+        PagesChoice, typer.Option(help="Of files with several pages: the first, or a row for every page.")
+    ] = PagesChoice.FIRST,
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse larger images (a guard against decompression bombs).")
+    ] = 500_000_000,
+    workers: Annotated[int, typer.Option(help="Decoding threads; 0 = from the number of cores.")] = 0,
+    score: ScoreOption = "vendi_score",
+    kernel: KernelOption = "words",
+    threshold: ThresholdOption = None,
+    review_budget: BudgetOption = None,
+    limit: LimitOption = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of images that the model is meant for; others are novel.")
+    ] = None,
+    max_routed: Annotated[
+        str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Read everything again; the old journal is kept aside.")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=read_toml),
+    ] = None,
+    format: FormatOption = Format.TABLE,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr, too.")] = False,
+) -> None:
+    """Read every image of FOLDER K times and split them into auto-accepted and routed to human.
+
+    Writes FOLDER.parquet, a log and a journal. The same command resumes where it was stopped. Exit codes: 0 done, 1
+    fatal, 2 usage, 3 done but some images could not be read (they are routed to a person), 4 more than --max-routed,
+    130 Ctrl-C. Every option can also be set in the environment (VLMGATE_SCAN_NUM_SAMPLES=16) or in --config.
+    """
+    with errors_in_one_line():
+        if not _exists(folder):
+            raise UsageError(f"{folder}: no such folder or image; name a folder of images.")
+        parquet = out or Path(
+            f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'root'}.parquet"
+        )
+        settings = ScanConfig(
+            folder=folder,
+            out=parquet,
+            model=ModelConfig(model, revision, device, dtype, trust_remote_code),
+            sampling=SamplingConfig(
+                prompt=prompt,
+                num_samples=num_samples,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                batch_size=batch_size,
+                question=DEFAULT_QUESTION if question is None and choices is not None else question,
+                choices=_split(choices),
+                abstain=not no_abstain,
+                max_answer_tokens=max_answer_tokens,
+                views=views,
+                view_noise=view_noise,
+            ),
+            images=ImageConfig(pages.value, max_pixels, workers),
+            score=score,
+            threshold=threshold,
+            review_budget=review_budget,
+            limits=tuple(limit or ()),
+            kernel=kernel,
+            reference=reference,
+            restart=restart,
+        )
+        most = _max_routed(max_routed)
+        if verbose:
+            _log_to_stderr()
+        from vlmgate.report import TerminalProgress
+        from vlmgate.scan import scan as run
+
+        progress = TerminalProgress(console(stderr=True), quiet=quiet)
+        with crashes_to(parquet.with_suffix(".log")):
+            result = run(settings, progress)
+    code = _exit_code(result, most)
+    with reader_may_leave():
+        _print_result(result, format, code)
+    if result.error:
+        complain(str(result.error))
+    if code == 4:
+        complain(f"more images were routed to a person than --max-routed {max_routed} allows.")
+    raise typer.Exit(code)
+
+
+def _split(choices: str | None) -> tuple[str, ...]:
+    return () if choices is None else tuple(choice.strip() for choice in choices.split(","))
+
+
+def _log_to_stderr() -> None:
+    from vlmgate.logfile import PlainFormatter
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.raiseExceptions = False  # a closed stderr is no reason to fail
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _max_routed(text: str | None) -> tuple[float | None, int | None]:
+    from vlmgate.gate import parse_share_or_count
+
+    return (None, None) if text is None else parse_share_or_count(text, "--max-routed")
+
+
+def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> int:
+    from vlmgate.records import Reason, Route
+
+    if result.interrupted is not None:
+        return 128 + result.interrupted
+    if result.error is not None:
+        return result.error.exit_code
+    routed = sum(r.route == Route.HUMAN_REVIEW for r in result.records)
+    share, count = limit
+    if (share is not None and routed > share * len(result.records)) or (count is not None and routed > count):
+        return 4
+    lacking = (Reason.UNREADABLE, Reason.MODEL_FAILED, Reason.NOT_READ)
+    return 3 if any(r.reason in lacking for r in result.records) else 0
+
+
+def _print_result(result: ScanResult, format: Format, code: int) -> None:
+    from vlmgate.summary import print_summary, summary_json
+
+    if format is Format.JSON:
+        error = str(result.error) if result.error else None
+        print(summary_json(result.records, result.provenance, result.outputs.parquet, code, error))
+    else:
+        print_summary(result.records, result.provenance, result.outputs.parquet, console())
