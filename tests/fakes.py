@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,11 @@ class FakeCaptioner:
     def load(self, _model: ModelConfig, sampling: SamplingConfig) -> FakeCaptioner:
         self.sampling, self.num_samples = sampling, sampling.num_samples
         return self
+
+    def with_samples(self, num_samples: int) -> FakeCaptioner:
+        other = copy.copy(self)
+        other.history, other.sampling = [], replace(self.sampling, num_samples=num_samples)
+        return other
 
     @property
     def info(self) -> ModelInfo:

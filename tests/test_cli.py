@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import vlmgate
 import vlmgate.scan
+import vlmgate.tonight
 from vlmgate.cli import app
 from vlmgate.store import read_result
 
@@ -24,8 +25,8 @@ runner = CliRunner()
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
     """Let every command of these tests read with a fake that disagrees about files with a 3 in their name."""
     captioner = FakeCaptioner(lambda name: DISAGREE if "3" in name else AGREE)
-    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load})
-    monkeypatch.setattr(vlmgate.scan, "own_limits", lambda sampling: ())  # were measured on the built-in model itself
+    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load, "only": None})
+    monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())  # measured on the real one
     monkeypatch.chdir(tmp_path)
     return captioner
 

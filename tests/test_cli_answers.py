@@ -27,7 +27,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
         answer=lambda name: next((said for digit, said in answers.items() if digit in name), ("OK.",)),
         features=lambda name: (1.0, float(len(name))),
     )
-    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load})
+    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load, "only": None})
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "images", *(f"part_{i}.png" for i in range(1, 6)))
     return captioner

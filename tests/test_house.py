@@ -47,9 +47,15 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "signals": (set(), set()),
     "text": (set(), set()),
     "logfile": ({"errors", "text"}, set()),
+    "drift": (set(), {"numpy", "scipy"}),
+    "gatefile": ({"config", "drift", "errors", "gate"}, set()),
+    "tonight": (
+        {"builtin", "config", "drift", "errors", "gate", "gatefile", "novelty", "records", "reference"},
+        {"numpy"},
+    ),
     "scan": (
         {
-            *("records", "errors", "config", "images", "captioner", "builtin", "gate"),
+            *("records", "errors", "config", "images", "captioner", "gate", "tonight"),
             *("store", "journal", "kernels", "novelty", "reference", "rows", "logfile", "progress", "signals"),
         },
         {"filelock"},

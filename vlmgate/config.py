@@ -133,7 +133,49 @@ class ScanConfig:
     limits: tuple[str, ...] = ()  # rules such as "abstain_rate <= 0.25", beside the threshold or budget
     kernel: str = "words"  # how captions are compared
     reference: Path | None = None  # folder of images that the model is meant for
+    gate: Path | None = None  # file that `vlmgate calibrate` wrote; takes the place of the six above
     restart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateConfig:
+    """Everything that a calibration needs to know beside how images are read."""
+
+    source: Path  # labelled folder, or a result
+    out: Path  # gate file
+    labels: Path | None = None  # folder or table; None = the source itself, or the folder of the result
+    label_column: str | None = None
+    label_map: tuple[str, ...] = ()  # "NAME=CHOICE"
+    good: str | None = None  # the class that passes a part; None = the one that is called so
+    kernels: tuple[str, ...] = ("words",)
+    score: str | None = None  # None = the best on the design part
+    gate_samples: int | None = None  # samples that the gate draws; None = the fewest that will do
+    target: Literal["risk", "escapes"] = "risk"
+    target_risk: float = 0.1  # (0, 1)
+    confidence: float = 0.95  # (0, 1)
+    per_answer: bool = False
+    rule: Literal["guarantee", "cost"] = "guarantee"
+    limits: tuple[str, ...] = ()  # rules that hold beside the calibrated one
+    novelty_limit: float = 1.0  # of novelty measured from the calibration set; infinite = none
+    defect_rate: float | None = None  # of the line, (0, 1); None = that of the labelled images
+    page: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("target_risk", self.target_risk), ("confidence", self.confidence)):
+            _require(0 < value < 1, name, value, "between 0 and 1, or 0% and 100%")
+        _require(self.confidence >= 0.5, "confidence", self.confidence, "0.5 or more")
+        if self.defect_rate is not None:
+            _require(0 < self.defect_rate < 1, "defect_rate", self.defect_rate, "between 0% and 100%")
+        _require(self.novelty_limit > 0, "novelty_limit", self.novelty_limit, "above 0; inf = none")
+        _require(self.gate_samples is None or self.gate_samples >= 2, "gate_samples", self.gate_samples, "2 or more")
+        _require(bool(self.kernels), "kernel", self.kernels, "at least one")
+
+    def mapped(self) -> dict[str, str]:
+        """Return the label map; raises `ConfigError` for what is no pair."""
+        pairs = [text.partition("=") for text in self.label_map]
+        for name, sign, choice in pairs:
+            _require(bool(sign and name.strip()), "label-map", f"{name}{sign}{choice}", "NAME=CHOICE, or NAME= to drop")
+        return {name.strip(): choice.strip() for name, _, choice in pairs}
 
 
 # Left out of the fingerprint where they are as before there was a choice, so that a journal from then still resumes.
@@ -166,7 +208,7 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
 # --- TOML -------------------------------------------------------------------------------------------------------------
 
 
-_LISTS = ("choices", "limit")  # options that may be several values
+_LISTS = ("choices", "limit", "label_map", "kernel")  # options that may be several values
 
 
 def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     │   ├── ConfigError          2   an option, environment variable or TOML key
     │   ├── NoImagesError        2   the folder holds no image
     │   ├── GateError            2   a threshold, budget or gate file that cannot be used
+    │   ├── LabelError           2   labels that cannot be read, or that say too little
     │   ├── OutputError          2   the output cannot be written, or belongs to something else
     │   └── ResumeError          2   a journal that was made with other settings
     └── FatalError               1   the run cannot go on
@@ -46,6 +47,10 @@ class NoImagesError(UsageError):
 
 class GateError(UsageError):
     """A threshold, a review budget or a gate file cannot be used."""
+
+
+class LabelError(UsageError):
+    """Labels cannot be read, match no image, or cannot support what is asked of them."""
 
 
 class OutputError(UsageError):

@@ -70,12 +70,16 @@ class Limit:
     value: float  # the limit itself is still accepted
     default: bool = False  # nobody chose this limit
     by_model: bool = False  # it was measured for the model, by who made that
+    answer: str | None = None  # it concerns images with this answer only
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "abstain_rate ≤ 0.25"."""
         sign = "≤" if self.side == "<=" else "≥"
         origin = " (uncalibrated default)" if self.default else " (the model's own)" if self.by_model else ""
-        return f"{self.column} {sign} {self.value:.6g}{origin}"
+        where = "" if self.answer is None else f" where the answer is '{self.answer}'"
+        if math.isinf(self.value):
+            return f"nothing{where}{origin}"
+        return f"{self.column} {sign} {self.value:.6g}{where}{origin}"
 
     def holds(self, value: float) -> bool:
         """Say whether a value keeps to it."""
@@ -97,6 +101,7 @@ class Gate:
     default: bool = False  # nobody chose this threshold
     by_model: bool = False  # it was measured for the model, by who made that
     limits: tuple[Limit, ...] = ()
+    origin: str | None = None  # the gate file it comes from, and its date
 
     def __post_init__(self) -> None:
         rules = sum(rule is not None for rule in (self.threshold, self.budget_share, self.budget_count))
@@ -121,7 +126,8 @@ class Gate:
         elif self.threshold is not None:
             side = _safe_side(self.score)
             parts = [Limit(self.score, side, self.threshold, self.default, self.by_model).describe()]
-        return " and ".join([*parts, *(limit.describe() for limit in self.limits)])
+        rule = " and ".join([*parts, *(limit.describe() for limit in self.limits)])
+        return rule if self.origin is None else f"{rule} ({self.origin})"
 
 
 def make_gate(
@@ -190,6 +196,17 @@ def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | No
     raise GateError(f"{option} is '{text}'; give a share such as 10% or a number of images such as 200.")
 
 
+def never(column: str, answer: str) -> Limit:
+    """Return the limit that keeps images with this answer from being accepted at all."""
+    side = _safe_side(column)
+    return Limit(column, side, -math.inf if side == "<=" else math.inf, answer=answer)
+
+
+def safe_limit(column: str, value: float, answer: str | None = None) -> Limit:
+    """Return the limit that accepts from the safe end of a column up to a value."""
+    return Limit(column, _safe_side(column), value, answer=answer)
+
+
 def parse_limit(text: str, num_samples: int) -> Limit:
     """Read "abstain_rate <= 0.25"; raises `GateError` for anything else, and for a limit from the wrong side."""
     match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|≤|≥)\s*([+-]?(?:\d{1,12}(?:\.\d{0,12})?|\.\d{1,12}))\s*", text, re.ASCII)
@@ -248,16 +265,25 @@ def decide(candidates: Sequence[Candidate], gate: Gate) -> list[Decision]:
 
 def _barred(candidate: Candidate, gate: Gate) -> Decision | None:
     """Return the decision on what goes to a person whatever its score, and on what has none; None for all others."""
+    barred = bars(candidate, gate.limits)
+    if barred is None and candidate.value(gate.score) is None:
+        return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, gate.score)
+    return barred
+
+
+def bars(candidate: Candidate, limits: Sequence[Limit]) -> Decision | None:
+    """Return the decision on what no score can save and on what is beyond a limit; None for all others."""
     if candidate.reason is not None:
         return Decision(Route.HUMAN_REVIEW, candidate.reason, None)
-    for limit in gate.limits:
+    answer = candidate.scores.answer if candidate.scores else None
+    for limit in limits:
+        if limit.answer is not None and limit.answer != answer:
+            continue
         value = candidate.value(limit.column)
         if value is None:
             return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, limit.column)
         if not limit.holds(value):
             return Decision(Route.HUMAN_REVIEW, Reason.BEYOND_LIMIT, limit.value, limit.column)
-    if candidate.value(gate.score) is None:
-        return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, gate.score)
     return None
 
 

@@ -42,7 +42,7 @@ def rescore(
     """Return the rows with scores under another kernel and routes by another gate, and a provenance that says so."""
     sampling = provenance["sampling"]
     scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel)
-    said = {_key(r): _said(r) for r in records if r.captions is not None}
+    said = {_key(r): said_of(r) for r in records if r.captions is not None}
     scorer.prepare(said.values())
     strange = {_key(r): r.novelty for r in records}
     scored = {key: scorer.score(one, strange[key]) for key, one in said.items()}
@@ -50,7 +50,7 @@ def rescore(
         _key(r): (NOTHING, Reason(r.reason)) for r in records if r.captions is None
     }
     told = scored | unread
-    decisions = decide([Candidate(_key(r), *told[_key(r)], _quality(r), r.novelty) for r in records], gate)
+    decisions = decide([Candidate(_key(r), *told[_key(r)], quality_of(r), r.novelty) for r in records], gate)
     rows = [_renewed(r, told[_key(r)][0], decision) for r, decision in zip(records, decisions, strict=True)]
     note = {
         "from": source.name,
@@ -99,7 +99,8 @@ def _key(record: Record) -> Key:
     return (record.sha256, record.page) if record.sha256 and record.captions else (f"\0{record.file_name}", record.page)
 
 
-def _said(record: Record) -> Said:
+def said_of(record: Record) -> Said:
+    """Return what was sampled, as a row holds it."""
     captions = _captions(record.captions, record.caption_finishes, record.caption_logprobs)
     answers = _captions(record.answers, record.answer_finishes, record.answer_logprobs)
     return Said(captions or (), answers, record.caption_views)
@@ -114,7 +115,8 @@ def _captions(
     return tuple(Caption(text, cast(Finish, finish), logprob, 0) for text, finish, logprob in told)
 
 
-def _quality(record: Record) -> Quality:
+def quality_of(record: Record) -> Quality:
+    """Return how well the picture was taken, as a row holds it."""
     return Quality(**{field.name: getattr(record, field.name) for field in fields(Quality)})
 
 

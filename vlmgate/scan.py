@@ -10,7 +10,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import vlmgate
-from vlmgate.builtin import own_limits
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
-from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig, ScanConfig, fingerprint
-from vlmgate.errors import FatalError, GateError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
-from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
+from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
+from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
+from vlmgate.gate import Gate
 from vlmgate.images import Walk, find_images, read_ahead
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
 from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
@@ -36,6 +35,7 @@ from vlmgate.reference import ReferenceFolder, checkpoint_reference
 from vlmgate.rows import build_rows, decide_rows
 from vlmgate.signals import Interrupted, Signals
 from vlmgate.store import Outputs, write_result
+from vlmgate.tonight import Tonight, check_same, drift_of, gate_of
 
 log = logging.getLogger(__name__)
 
@@ -60,27 +60,18 @@ def scan(
     progress: Progress,
     *,
     load: Callable[[ModelConfig, SamplingConfig], Captioner] = load_captioner,
+    only: Collection[str] | None = None,
 ) -> ScanResult:
     """Read every image of a folder that has not been read yet, decide all of them, write the result.
 
     Everything that can be checked is checked before a model is loaded. Raises `UsageError` for what the user can put
     right. What ends the run later (a signal, a dead model, a full disk) is in the result, which is written in any case
-    where the disk allows.
+    where the disk allows. `only` names the files of the folder that count, by file_name; without it all do.
     """
     outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
     progress = Unbreakable(progress)
     check_kernel(config.kernel)
-    gate = make_gate(
-        num_samples=config.sampling.num_samples,
-        score=config.score,
-        threshold=config.threshold,
-        review_budget=config.review_budget,
-        limits=config.limits,
-        answered=config.sampling.question is not None,
-        kernel=config.kernel,
-        own=own_limits(config.sampling) if config.model.model == BUILTIN else (),
-    )
-    _check_columns(gate, config)
+    tonight = gate_of(config)
     outputs.check()
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
@@ -88,14 +79,18 @@ def scan(
         progress.message(f"Looking for images in {config.folder} …")
         walk = find_images(config.folder)
         walk = replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
+        if only is not None:
+            walk = replace(walk, sources=tuple(source for source in walk.sources if source.file_name in only))
         if not walk.sources and not walk.unreadable:
             raise NoImagesError(_no_images(config.folder, walk))
-        wanted = fingerprint(config, model_fingerprint(config.model))
+        checkpoint = model_fingerprint(config.model)
+        check_same(tonight, config, checkpoint)
+        wanted = fingerprint(config, checkpoint)
         folder = ReferenceFolder(config.reference, outputs.reference, wanted) if config.reference else None
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
-            return _Run(config, gate, outputs, walk, journal, progress, load, kernel, folder).run()
+            return _Run(config, tonight, outputs, walk, journal, progress, load, kernel, folder).run()
         finally:
             journal.close()
 
@@ -106,7 +101,7 @@ class _Run:
     def __init__(
         self,
         config: ScanConfig,
-        gate: Gate,
+        tonight: Tonight,
         outputs: Outputs,
         walk: Walk,
         journal: Journal,
@@ -115,10 +110,11 @@ class _Run:
         kernel: Kernel,
         folder: ReferenceFolder | None,
     ) -> None:
-        self.config, self.gate, self.outputs, self.walk = config, gate, outputs, walk
+        self.config, self.tonight, self.outputs, self.walk = config, tonight, outputs, walk
+        self.gate = tonight.gate
         self.journal, self.progress, self.load = journal, progress, load
         self.kernel, self.folder = kernel, folder
-        self.reference = None if folder else checkpoint_reference(config.model)
+        self.reference = None if folder else tonight.reference or checkpoint_reference(config.model)
         self.signals = Signals()
         self.started = datetime.now(UTC)
         self.captioner: Captioner | None = None
@@ -336,7 +332,9 @@ class _Run:
     def _told_of_reference(self) -> dict[str, Any] | None:
         if self.reference is None:
             return None
-        folder = self.folder.folder.resolve().as_posix() if self.folder else "checkpoint"
+        folder = "calibration set" if self.tonight.reference else "checkpoint"
+        if self.folder:
+            folder = self.folder.folder.resolve().as_posix()
         return {
             "folder": folder.encode("utf-8", "backslashreplace").decode(),
             "images": self.reference.count,
@@ -362,22 +360,10 @@ class _Run:
             "kernel": self.config.kernel,
             "reference": self._told_of_reference(),
             "gate": asdict(self.gate),
+            "promise": dict(self.tonight.file.promise) if self.tonight.file else None,
+            "drift": drift_of(self.tonight, records),
             "fingerprint": self.journal.fingerprint,
         }
-
-
-def _check_columns(gate: Gate, config: ScanConfig) -> None:
-    """Raise `GateError` where the gate compares a column that this run could not fill: nothing would be accepted."""
-    for column in (gate.score, *(limit.column for limit in gate.limits)):
-        if column in ANSWER_COLUMNS and config.sampling.question is None:
-            raise GateError(f"{column} comes from answers, and none is asked for; add --question and --choices.")
-        if column == "view_contrast" and config.sampling.views == 1:
-            raise GateError("view_contrast compares views of an image, and there is one; add --views.")
-        novel = column in ("novelty", "doubt")
-        if novel and config.reference is None and checkpoint_reference(config.model) is None:
-            raise GateError(
-                f"{column} needs a distance from a reference, and this model carries none; add --reference."
-            )
 
 
 def _reading(picture: Picture, sampled: Sampled) -> Reading:

@@ -34,6 +34,10 @@ class Captioner(Protocol):
         """
         ...
 
+    def with_samples(self, num_samples: int) -> Captioner:
+        """Return a captioner that draws another number of samples with the same model; loads nothing."""
+        ...
+
     def look(self, pictures: Sequence[Picture]) -> list[tuple[float, ...] | None]:
         """Return the vision features of B pictures as `read` does, without a caption; None where it shows none."""
         ...

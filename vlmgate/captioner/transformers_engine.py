@@ -5,10 +5,12 @@ Knows how a batch of pictures becomes K captions, and K answers, each; knows not
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -73,6 +75,12 @@ class TransformersCaptioner:
         A batch that does not fit into memory is halved, and so are all later ones; a single picture raises.
         """
         return self._in_batches(self._read_batch, pictures)
+
+    def with_samples(self, num_samples: int) -> TransformersCaptioner:
+        """Return a captioner that draws another number of samples with the same model; loads nothing."""
+        other = copy.copy(self)
+        other._sampling = replace(self._sampling, num_samples=num_samples)
+        return other
 
     def look(self, pictures: Sequence[Picture]) -> list[Features | None]:
         """Return the vision features of each of B pictures, in the order given; costs a prefill."""

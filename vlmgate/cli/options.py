@@ -72,6 +72,22 @@ ResultArgument = Annotated[
 ]
 
 
+def read_gate_options(context: typer.Context, path: Path | None) -> Path | None:
+    """Let a gate file say all that a scan must have in common with what was calibrated."""
+    if path is not None:
+        with errors_in_one_line():
+            from vlmgate.gatefile import read_gate
+
+            gate = read_gate(path)
+            sampling = dict(gate.sampling)
+            told = {key: value for key, value in sampling.items() if value is not None and key != "abstain"}
+            told |= {"choices": ",".join(sampling["choices"]) or None, "no_abstain": not sampling["abstain"]}
+            told |= {"model": gate.model, "revision": gate.revision, "pages": gate.pages}
+            told |= {"score": gate.gate.score, "kernel": gate.kernel}
+            context.default_map = {key: v for key, v in told.items() if v is not None} | {**(context.default_map or {})}
+    return path
+
+
 def read_toml(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         with errors_in_one_line():

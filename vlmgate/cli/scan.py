@@ -25,6 +25,7 @@ from vlmgate.cli.options import (
     ThresholdOption,
     TrustOption,
     app,
+    read_gate_options,
     read_toml,
 )
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
@@ -96,6 +97,14 @@ def scan(
         Path | None,
         typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=read_toml),
     ] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Gate file of `vlmgate calibrate`: model, prompt, sampling and limits are its.",
+            is_eager=True,
+            callback=read_gate_options,
+        ),
+    ] = None,
     format: FormatOption = Format.TABLE,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr, too.")] = False,
@@ -139,6 +148,7 @@ def scan(
             limits=tuple(limit or ()),
             kernel=kernel,
             reference=reference,
+            gate=gate,
             restart=restart,
         )
         most = _max_routed(max_routed)

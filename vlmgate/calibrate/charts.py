@@ -1,0 +1,124 @@
+"""Draw a calibration as pictures.
+
+Knows vectors and how to draw them; knows nothing of files, labels or pages. Nothing that a user or an image has named
+is written into a picture.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vlmgate.calibrate.cost import Bill
+from vlmgate.calibrate.quality import Ladder, Vector, resampled
+from vlmgate.calibrate.readings import Mask, in_own_units
+
+# The palette of Okabe and Ito (2008), which people with any colour vision can tell apart.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+_SIZE = (6.4, 3.8)  # inches
+_RESAMPLES = 300
+_POINTS = 101
+
+
+def risk_coverage(score: Vector, wrong: Mask, *, target: float | None, coverage: float | None) -> bytes:
+    """Return the risk–coverage curve with its 95 % band, as SVG; `coverage` marks the gate."""
+    shares = np.linspace(0.02, 1, _POINTS)
+    whole = Ladder.of(score, wrong)
+    middle = np.array([float(whole.risk_at(share)[0]) for share in shares])
+    drawn = [Ladder.of(score, wrong, weights) for weights in resampled(len(score), 0, _RESAMPLES)]
+    spread = np.stack([np.concatenate([ladder.risk_at(share) for ladder in drawn]) for share in shares])
+    low, high = np.quantile(spread, [0.025, 0.975], axis=1)
+
+    def draw(axes: Any) -> None:
+        axes.fill_between(shares * 100, low * 100, high * 100, color=BLUE, alpha=0.2, linewidth=0, label="95 % band")
+        axes.plot(shares * 100, middle * 100, color=BLUE, label="by the score")
+        axes.axhline(wrong.mean() * 100, color=GREY, linestyle=":", label="at random")
+        if target is not None:
+            axes.axhline(target * 100, color=RED, linestyle="--", label="target")
+        if coverage is not None:
+            axes.axvline(coverage * 100, color=GREEN, linewidth=2, label="the gate")
+        axes.set_xlabel("coverage: accepted images, %")
+        axes.set_ylabel("risk: wrong among them, %")
+        axes.set_xlim(0, 100)
+        axes.set_ylim(bottom=0)
+
+    return _svg(draw)
+
+
+def distribution(score: Vector, wrong: Mask, name: str, threshold: float | None) -> bytes:
+    """Return how the score is distributed among right and wrong readings, as SVG; what has none is left out."""
+    known = np.isfinite(score)
+    turn = 1.0 if in_own_units(name, 1.0) > 0 else -1.0
+    values = turn * score[known]
+    bins = np.histogram_bin_edges(values, bins=24) if len(values) else np.linspace(0, 1, 2)
+
+    def draw(axes: Any) -> None:
+        groups = [values[~wrong[known]], values[wrong[known]]]
+        axes.hist(groups, bins=bins, stacked=True, color=[BLUE, ORANGE], label=["right", "wrong"])
+        if threshold is not None:
+            axes.axvline(threshold, color=GREEN, linewidth=2, label="the gate's limit")
+        axes.set_xlabel(f"{name} (the safe end is {'left' if turn > 0 else 'right'})")
+        axes.set_ylabel("images")
+
+    return _svg(draw)
+
+
+def samples(rows: Mapping[int, tuple[float, float]], seconds: Mapping[int, float], chosen: int) -> bytes:
+    """Return AURC (with its standard error behind the best) and time by number of samples, as SVG."""
+    counts = sorted(rows)
+
+    def draw(axes: Any) -> None:
+        axes.errorbar(
+            counts, [rows[k][0] for k in counts], yerr=[rows[k][1] for k in counts], color=BLUE, capsize=3, label="AURC"
+        )
+        axes.axvline(chosen, color=GREEN, linewidth=2, label="the gate")
+        axes.set_xlabel("samples per image")
+        axes.set_ylabel("AURC, lower is better")
+        axes.set_xticks(counts)
+        axes.set_ylim(0, 1.4 * max(sum(pair) for pair in rows.values()) or 1)
+        if seconds:
+            beside = axes.twinx()
+            timed = sorted(seconds)
+            beside.plot(timed, [seconds[k] for k in timed], color=ORANGE, linestyle="--", label="seconds an image")
+            beside.set_ylabel("seconds an image")
+            beside.set_ylim(0, 1.6 * max(seconds.values()))  # leaves room for the legend
+            axes.plot([], [], color=ORANGE, linestyle="--", label="seconds an image")
+
+    return _svg(draw)
+
+
+def cost_curve(bill: Bill, marked: Mapping[str, tuple[float, float]]) -> bytes:
+    """Return cost per 1,000 images against the share that people look at, as SVG; `marked` are points by name."""
+    share, gated, random = bill.routed[0] * 100, bill.gated[0], bill.random[0]
+
+    def draw(axes: Any) -> None:
+        axes.plot(share, gated, color=BLUE, label="by the score")
+        axes.plot(share, random, color=GREY, linestyle=":", label="at random")
+        for (name, (routed, cost)), colour in zip(marked.items(), (GREEN, ORANGE, RED), strict=False):
+            axes.plot([routed * 100], [cost], "o", color=colour, label=name)
+        axes.set_xlabel("images that people look at, %")
+        axes.set_ylabel("cost per 1,000 images")
+        axes.set_xlim(0, 100)
+        axes.set_ylim(bottom=0)
+
+    return _svg(draw)
+
+
+def _svg(draw: Callable[[Any], None]) -> bytes:
+    """Return what is drawn; the same drawing gives the same bytes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "vlmgate", "font.size": 10, "axes.spines.top": False}):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False, fontsize=9)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()

@@ -1,0 +1,96 @@
+"""What can be promised of a threshold after counting errors on labelled images.
+
+Knows counts and binomial tails; knows nothing of scores' meaning, of costs or of files. Needs scipy when called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def upper_bound(errors: int, count: int, confidence: float) -> float:
+    """Return the exact one-sided upper bound of a rate after `errors` in `count`, in [0, 1]; 1 after no count at all.
+
+    Clopper & Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial" (Biometrika
+    26, 1934): the rate at which so few errors have a chance of 1 − confidence.
+    """
+    from scipy.special import betaincinv
+
+    _check(errors, count, confidence)
+    return 1.0 if errors >= count else float(betaincinv(errors + 1, count - errors, confidence))
+
+
+def lower_bound(errors: int, count: int, confidence: float) -> float:
+    """Return the exact one-sided lower bound of a rate after `errors` in `count`, in [0, 1]."""
+    from scipy.special import betaincinv
+
+    _check(errors, count, confidence)
+    return 0.0 if errors == 0 else float(betaincinv(errors, count - errors + 1, 1 - confidence))
+
+
+def images_needed(target: float, confidence: float, errors: int = 0) -> int:
+    """Return how many accepted images with that many errors it takes to certify `target`, a rate in (0, 1).
+
+    Without errors the least n with (1 − target)^n ≤ 1 − confidence: 299 for 1 % at 95 %.
+    """
+    from scipy.special import betainc
+
+    _check(errors, errors, confidence)
+    if not 0 < target < 1:
+        raise ValueError(f"a target risk of {target} can be certified by no number of images; between 0 and 1 it can.")
+    low, high = errors, max(8, 2 * errors)
+    while betainc(errors + 1, high - errors, target) < confidence:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if middle > errors and betainc(errors + 1, middle - errors, target) >= confidence:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A threshold with what was counted up to it on the images that certify."""
+
+    threshold: float
+    errors: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """How far a promise holds."""
+
+    step: Step | None  # the widest threshold of which it holds; null where it holds of none
+    bound: float | None  # upper bound of the rate there
+    failed: Step | None  # where the sequence ended; null where it ran through
+
+
+def certify(steps: Sequence[Step], target: float, confidence: float) -> Certified:
+    """Test thresholds one after the other, from the safest; return the widest before the first that fails.
+
+    Fixed-sequence testing needs no correction for how many thresholds are tried, provided that their order, and the
+    one to begin with, were fixed before these labels were seen: Angelopoulos et al., "Learn then Test" (2021). The
+    chance that the true rate at the result exceeds `target` is at most 1 − confidence.
+    """
+    best: Step | None = None
+    for step in steps:
+        if upper_bound(step.errors, step.count, confidence) > target:
+            return Certified(best, _bound_of(best, confidence), step)
+        best = step
+    return Certified(best, _bound_of(best, confidence), None)
+
+
+def _bound_of(step: Step | None, confidence: float) -> float | None:
+    return None if step is None else upper_bound(step.errors, step.count, confidence)
+
+
+def _check(errors: int, count: int, confidence: float) -> None:
+    if not 0 <= errors <= count:
+        raise ValueError(f"{errors} errors among {count} images: cannot be.")
+    if not (math.isfinite(confidence) and 0 < confidence < 1):
+        raise ValueError(f"confidence is {confidence}; allowed: between 0 and 1.")

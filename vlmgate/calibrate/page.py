@@ -1,0 +1,215 @@
+"""Write the calibration page: one file that opens from any disk, without a network.
+
+Knows what was found and how a page is put together; knows nothing of how it was found. What comes from labels, file
+names or captions is escaped by the template, and pictures are images, in which no script runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vlmgate
+from vlmgate.calibrate import charts, report
+from vlmgate.calibrate.cost import Outcomes, bill
+from vlmgate.calibrate.labels import Labels
+from vlmgate.calibrate.study import Study
+from vlmgate.config import ImageConfig
+from vlmgate.errors import OutputError
+from vlmgate.images import open_pages
+from vlmgate.records import Picture, Record, Source
+from vlmgate.text import plain
+
+_WORST = 10
+_PREVIEW = 560  # pixels, longest side
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A wrong reading that the gate accepts."""
+
+    name: str
+    label: str
+    answer: str
+    score: str
+    captions: tuple[tuple[int, str], ...]  # merged, with their numbers
+    picture: str | None  # data URI; null where the file is not there any more
+    size: tuple[int, int]
+
+
+def write_page(
+    found: Study,
+    labels: Labels,
+    seconds: Mapping[int, float],
+    provenance: Mapping[str, Any],
+    gate: Path | None,
+    out: Path,
+) -> Path:
+    """Write `OUT_calibration/index.html` and return it; raises `OutputError`."""
+    import jinja2
+
+    source = resources.files("vlmgate").joinpath("templates/calibration.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["plain"] = plain
+    text = environment.from_string(source).render(_content(found, labels, seconds, provenance, gate))
+    folder = out.with_name(f"{out.stem}_calibration")
+    page, temporary = folder / "index.html", folder / f".index.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, page)
+    except OSError as error:
+        raise OutputError(
+            f"{page}: cannot write the page ({error.strerror}); make room, or give another -o."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return page
+
+
+def _content(
+    found: Study, labels: Labels, seconds: Mapping[int, float], provenance: Mapping[str, Any], gate: Path | None
+) -> dict[str, Any]:
+    split = found.gate()
+    return {
+        "version": vlmgate.__version__,
+        "title": out_title(found),
+        "gate_name": None if gate is None else gate.name,
+        "rule": None if split is None else split.describe(),
+        "promise": report.on_promise(found),
+        "holds": found.promise.holds and found.config.rule == "guarantee",
+        "model": (provenance["model"] or {}).get("model", ""),
+        "prompt": provenance["sampling"]["prompt"],
+        "question": provenance["sampling"].get("question"),
+        "labels": [f"{labels.source}: {labels.form}.", *report.label_lines(found, labels)],
+        "quality_titles": report.QUALITY_TITLES,
+        "quality_note": report.QUALITY_NOTE,
+        "quality": report.quality_rows(found),
+        "choice": report.on_choice(found),
+        "counts": report.counts_rows(found, seconds),
+        "counts_why": report.on_counts(found),
+        "costs": _costs(found),
+        "agreement": None if found.agreement is None else report.agreement_lines(found.agreement, found.repeats),
+        "confusion": _confusion(found),
+        "mistakes": _mistakes(found, provenance),
+        "charts": _charts(found, seconds, None if split is None else split.threshold),
+    }
+
+
+def out_title(found: Study) -> str:
+    """Return what the page is about, in one line."""
+    return f"{len(found.labelled.records):,} labelled images"
+
+
+def _costs(found: Study) -> dict[str, Any] | None:
+    if found.bills is None or found.costs is None:
+        return None
+    return {
+        "given": report.costs_line(found.costs, found.config.defect_rate),
+        "titles": report.COST_TITLES,
+        "rows": report.cost_rows(found.bills),
+        "notes": report.on_costs(found.bills),
+    }
+
+
+def _charts(found: Study, seconds: Mapping[int, float], threshold: float | None) -> dict[str, str]:
+    final, score = found.final, found.score
+    gated = final.gated(score)
+    target = found.config.target_risk if found.config.target == "risk" and found.config.rule == "guarantee" else None
+    coverage = None if threshold is None else float(found.accepted.mean())
+    drawn = {
+        "risk": charts.risk_coverage(gated, final.wrong, target=target, coverage=coverage),
+        "distribution": charts.distribution(final.scores[score], final.wrong, score, threshold),
+        "samples": charts.samples(
+            {row.num_samples: (row.aurc, row.error) for row in found.counts.rows},
+            {k: s for k, s in seconds.items() if k <= found.labelled.num_samples},
+            found.proposed,
+        ),
+    }
+    if found.bills is not None and found.costs is not None:
+        known = found.labelled.known
+        bad = found.labelled.bad[known]
+        outcomes = Outcomes(bad, ~final.says(found.labelled.good)[known])
+        weights = None
+        if found.config.defect_rate is not None:
+            rate = found.config.defect_rate
+            weights = np.where(bad, rate / bad.sum(), (1 - rate) / (~bad).sum())
+        policies = {p.name: (p.reviewed / 1000, p.cost) for p in found.bills.policies if "gate" in p.name}
+        marked = {name: point for name, point in policies.items() if not name.startswith("random")}
+        drawn["cost"] = charts.cost_curve(bill(gated[known], outcomes, found.costs, weights), marked)
+    return {name: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for name, svg in drawn.items()}
+
+
+def _confusion(found: Study) -> dict[str, Any] | None:
+    """Return the table of labels against answers, with the share of each row that is in a cell."""
+    held = found.labelled
+    if held.kind != "class":
+        return None
+    counted = Counter(zip(held.labels, found.final.answers, strict=True))
+    columns = [*held.choices, None]
+    rows = []
+    for label in held.choices:
+        numbers = [counted[label, answer] for answer in columns]
+        total = sum(numbers)
+        if total:
+            cells = [
+                {"number": n, "share": n / total, "right": answer == label}
+                for n, answer in zip(numbers, columns, strict=True)
+            ]
+            rows.append({"label": label, "cells": cells})
+    return {"columns": [*held.choices, "no answer"], "rows": rows}
+
+
+def _mistakes(found: Study, provenance: Mapping[str, Any]) -> list[Mistake]:
+    """Return the wrong readings that the gate accepts, the surest first."""
+    folder = Path(provenance["folder"])
+    gated = found.final.gated(found.score)
+    wrong = np.flatnonzero(found.final.wrong & found.accepted)
+    made = []
+    for i in sorted(wrong, key=lambda i: float(gated[i]))[:_WORST]:
+        record = found.labelled.records[i]
+        captions = (record.captions or ())[: found.final.num_samples]
+        picture, size = _preview(folder, record)
+        made.append(
+            Mistake(
+                record.file_name,
+                found.labelled.labels[i],
+                found.final.answers[i] or "no answer",
+                f"{found.score} {abs(float(gated[i])):.3f}",
+                tuple((count, text) for text, count in Counter(captions).most_common()),
+                picture,
+                size,
+            )
+        )
+    return made
+
+
+def _preview(folder: Path, record: Record) -> tuple[str | None, tuple[int, int]]:
+    """Return a small upright JPEG as a data URI, and its size; none where the file is gone or has changed."""
+    source = Source(record.file_name, folder / record.file_name)
+    nothing = (None, (0, 0))
+    try:
+        pages = open_pages(source, ImageConfig(pages="first" if record.page == 1 else "all"))
+        for one in pages:
+            if isinstance(one, Picture) and one.file.page == record.page:
+                if one.file.sha256 != record.sha256:
+                    return nothing
+                image = one.rgb.copy()
+                image.thumbnail((_PREVIEW, _PREVIEW))
+                file = io.BytesIO()
+                image.save(file, "JPEG", quality=85)
+                return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", image.size
+    except OSError:
+        return nothing
+    return nothing

@@ -1,0 +1,172 @@
+"""How well a score puts right readings before wrong ones.
+
+Knows vectors of scores and of right and wrong; knows nothing of images, answers or gates. Scores are given so that
+higher = less to be trusted; infinite means that nothing would accept it. A wrong reading counts 1, a right one 0.
+Images of the same score are accepted together or not at all: where a figure runs over single images, it is the mean
+over every order of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Vector = NDArray[np.float64]
+RESAMPLES = 1_000
+_CHUNK = 2_000_000  # weights held at once while resampling
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ladder:
+    """Readings grouped by score, the safest first: G groups of equal scores, N readings, R resamples of them."""
+
+    levels: Vector  # (G,) rising scores
+    numbers: Vector  # (R, G) readings at each level
+    errors: Vector  # (R, G) wrong ones among them
+
+    @classmethod
+    def of(cls, score: ArrayLike, wrong: ArrayLike, weights: ArrayLike | None = None) -> Ladder:
+        """Group N readings; `weights` (R, N) say how often each is drawn, without them each is there once.
+
+        Raises `ValueError` for a score that is no number, or vectors of different lengths.
+        """
+        values, errors = np.asarray(score, float), np.asarray(wrong, float)
+        if values.shape != errors.shape or values.ndim != 1 or not len(values):
+            raise ValueError(f"scores {values.shape} and errors {errors.shape}: two vectors of one length, not empty.")
+        if np.isnan(values).any():
+            raise ValueError("a score is not a number; readings without one count as infinite.")
+        order = np.argsort(values, kind="stable")
+        levels, starts = np.unique(values[order], return_index=True)
+        drawn = np.ones((1, len(values))) if weights is None else np.atleast_2d(np.asarray(weights, float))
+        drawn = drawn[:, order]
+        return cls(
+            levels=levels,
+            numbers=np.add.reduceat(drawn, starts, axis=1),
+            errors=np.add.reduceat(drawn * errors[order], starts, axis=1),
+        )
+
+    @property
+    def accepted(self) -> Vector:
+        """Return (R, G): readings accepted up to each level."""
+        total: Vector = np.cumsum(self.numbers, axis=1)
+        return total
+
+    @property
+    def mistaken(self) -> Vector:
+        """Return (R, G): wrong readings among those accepted up to each level."""
+        total: Vector = np.cumsum(self.errors, axis=1)
+        return total
+
+    def auroc(self) -> Vector:
+        """Return (R,): how often a wrong reading scores higher than a right one, ties counting half; 0.5 = chance.
+
+        Not a number where all readings are right, or all wrong.
+        """
+        right = self.numbers - self.errors
+        below = np.cumsum(right, axis=1) - right
+        wins = (self.errors * (below + right / 2)).sum(axis=1)
+        pairs = self.errors.sum(axis=1) * right.sum(axis=1)
+        return _share(wins, pairs)
+
+    def aurc(self) -> Vector:
+        """Return (R,): mean risk over all coverages, in [0, 1]; lower is better.
+
+        Geifman, Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers" (ICLR 2019). Within
+        a group of n readings, e of them wrong, after N readings and E errors, the risk after k more is on average
+        (E + k e/n) / (N + k), which sums up to e + (E − N e/n) (H(N + n) − H(N)), H being the harmonic numbers.
+        """
+        before, errors = self.accepted - self.numbers, self.mistaken - self.errors
+        share = _share(self.errors, self.numbers, empty=0.0)
+        total = self.accepted[:, -1]
+        harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int(total.max()) + 1))])
+        steps = harmonic[self.accepted.astype(int)] - harmonic[before.astype(int)]
+        area: Vector = (self.errors + (errors - before * share) * steps).sum(axis=1) / total
+        return area
+
+    def augrc(self) -> Vector:
+        """Return (R,): mean over all coverages of the share of all readings that is accepted and wrong; lower = better.
+
+        In [0, 1/2]. Traub et al., "Overcoming Common Flaws in the Evaluation of Selective Classification Systems"
+        (NeurIPS 2024).
+        """
+        errors, total = self.mistaken - self.errors, self.accepted[:, -1]
+        area: Vector = (errors * self.numbers + self.errors * (self.numbers + 1) / 2).sum(axis=1) / total**2
+        return area
+
+    def risk_at(self, coverage: float) -> Vector:
+        """Return (R,): share of wrong readings among the safest `coverage` of all; lower is better."""
+        total = self.accepted[:, -1]
+        wanted = np.maximum(coverage * total, 1e-9)
+        rows = np.arange(len(total))
+        at = np.minimum((self.accepted < wanted[:, None] - 1e-9).sum(axis=1), self.numbers.shape[1] - 1)
+        before = (self.accepted - self.numbers)[rows, at]
+        share = _share(self.errors[rows, at], self.numbers[rows, at], empty=0.0)
+        errors = (self.mistaken - self.errors)[rows, at] + (wanted - before) * share
+        risk: Vector = errors / wanted
+        return risk
+
+    def coverage_at(self, risk: float) -> Vector:
+        """Return (R,): the largest share of readings that a threshold accepts with at most this risk; higher is better.
+
+        Optimistic, for it is chosen on the very readings it is told of: see `guarantee` for what can be promised.
+        """
+        kept = np.isfinite(self.levels) & (_share(self.mistaken, self.accepted, empty=0.0) <= risk)
+        covered: Vector = np.where(kept, self.accepted, 0).max(axis=1) / self.accepted[:, -1]
+        return covered
+
+
+FIGURES: Mapping[str, Callable[[Ladder], Vector]] = {
+    "auroc": Ladder.auroc,
+    "aurc": Ladder.aurc,
+    "augrc": Ladder.augrc,
+    "risk at 80 % coverage": lambda ladder: ladder.risk_at(0.8),
+    "coverage at 5 % risk": lambda ladder: ladder.coverage_at(0.05),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with the ends of its 95 % interval; null where the readings do not tell."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def measure(score: ArrayLike, wrong: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Estimate]:
+    """Return every figure of `FIGURES` with its 95 % percentile interval over resampled readings."""
+    values, errors = np.asarray(score, float), np.asarray(wrong, float)
+    whole = Ladder.of(values, errors)
+    drawn: dict[str, list[Vector]] = {name: [] for name in FIGURES}
+    for weights in resampled(len(values), seed, resamples):
+        ladder = Ladder.of(values, errors, weights)
+        for name, figure in FIGURES.items():
+            drawn[name].append(figure(ladder))
+    return {name: _estimate(figure(whole)[0], np.concatenate(drawn[name])) for name, figure in FIGURES.items()}
+
+
+def resampled(count: int, seed: int, resamples: int) -> list[Vector]:
+    """Return how often each of `count` readings is drawn, in chunks of (R, count); equal for an equal seed."""
+    rng = np.random.default_rng(seed)
+    step = max(1, min(resamples, _CHUNK // count))
+    return [
+        rng.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - done)).astype(float)
+        for done in range(0, resamples, step)
+    ]
+
+
+def _estimate(value: float, drawn: Vector) -> Estimate:
+    known = drawn[np.isfinite(drawn)]
+    if not np.isfinite(value) or not len(known):
+        return Estimate(None, None, None)
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Estimate(float(value), float(low), float(high))
+
+
+def _share(part: Vector, whole: Vector, empty: float = np.nan) -> Vector:
+    """Return part / whole, and `empty` where the whole is nothing."""
+    share: Vector = np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, empty), where=whole > 0)
+    return share

@@ -1,0 +1,365 @@
+"""Join what a model said of images with what people say of them, and score it for any number of samples.
+
+Knows rows, labels and scores; knows nothing of files, of costs, or of how a gate is chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmgate.calibrate.labels import Key, Kind, Labels
+from vlmgate.calibrate.quality import Vector
+from vlmgate.errors import LabelError
+from vlmgate.gate import HIGHER_IS_WORSE, Candidate, Limit, bars
+from vlmgate.kernels import WORDS, Kernel
+from vlmgate.records import Reason, Record, Route, Scores
+from vlmgate.rescore import quality_of, said_of
+from vlmgate.scoring import Said, Scorer
+
+Mask = NDArray[np.bool_]
+
+GOOD = frozenset(
+    ("good", "ok", "okay", "none", "normal", "pass", "passed", "clean", "fine", "intact", "no defect", "defect free")
+)
+UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED, Reason.NOT_READ)
+# What a gate may look at; columns that order images as another one does are left out.
+SCORES = (
+    "vendi_score",
+    "mean_dissimilarity",
+    "semantic_entropy",
+    "cocoa",
+    "doubt",
+    "view_contrast",
+    "mean_logprob",
+    "answer_share",
+    "answer_entropy",
+    "abstain_rate",
+    "novelty",
+)
+OF_KERNEL = ("vendi_score", "mean_dissimilarity", "semantic_entropy", "cocoa", "doubt", "view_contrast")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """N images that were read and that a person has labelled, each content once."""
+
+    kind: Kind
+    records: tuple[Record, ...]  # N
+    labels: tuple[str, ...]  # N; the class in the words of the choices, or the verdict
+    choices: tuple[str, ...]
+    good: str | None  # the choice that passes a part
+    prompt: str
+    num_samples: int
+    views: int
+    truths: tuple[str | None, ...]  # N; the class of the part, as far as the labels tell
+    notes: tuple[str, ...] = ()  # what was left out, in words
+
+    @property
+    def bad(self) -> Mask:
+        """Return (N,): the part is known to have a defect."""
+        return np.array([truth is not None and truth != self.good for truth in self.truths])
+
+    @property
+    def known(self) -> Mask:
+        """Return (N,): it is known whether the part has a defect."""
+        return np.array([truth is not None for truth in self.truths])
+
+
+def join(
+    records: Sequence[Record],
+    provenance: Mapping[str, Any],
+    labels: Labels,
+    *,
+    label_map: Mapping[str, str] | None = None,
+    good: str | None = None,
+) -> Labelled:
+    """Return the labelled readings; raises `LabelError` where there are none, or of one kind only."""
+    sampling = provenance["sampling"]
+    choices = tuple(sampling.get("choices") or ())
+    found, notes = _matched(records, provenance, labels)
+    if labels.kind == "class":
+        if not choices:
+            raise LabelError(
+                "the result holds no answers, so nothing can be compared with class labels; calibrate the labelled "
+                "folder itself, scan with --choices, or give verdicts."
+            )
+        found, left = _mapped(found, choices, label_map or {})
+        notes += left
+    if labels.kind == "verdict":
+        found, left = _evened(found, records)
+        notes += left
+    named = good_class(choices, good)
+    held = [record for record, _ in found]
+    said = tuple(label for _, label in found)
+    _check(held, said, labels)
+    truths = tuple(_truth(record, label, labels, choices, named) for record, label in found)
+    return Labelled(
+        labels.kind,
+        tuple(held),
+        said,
+        choices,
+        named,
+        sampling["prompt"],
+        sampling["num_samples"],
+        sampling.get("views", 1),
+        truths,
+        tuple(notes),
+    )
+
+
+def good_class(choices: Sequence[str], named: str | None) -> str | None:
+    """Return the choice that passes a part: the one named, or the only one that is called so; raises `LabelError`."""
+    if named is not None:
+        same = [choice for choice in choices if folded(choice) == folded(named)]
+        if not same:
+            raise LabelError(f"--good '{named}' is none of the classes {', '.join(choices)}.")
+        return same[0]
+    found = [choice for choice in choices if folded(choice) in GOOD]
+    return found[0] if len(found) == 1 else None
+
+
+def folded(label: str) -> str:
+    """Return a class name such that "Missing_Hole" and "missing hole" are one."""
+    return re.sub(r"[\s_-]+", " ", label).strip().casefold()
+
+
+def _matched(
+    records: Sequence[Record], provenance: Mapping[str, Any], labels: Labels
+) -> tuple[list[tuple[Record, str]], list[str]]:
+    """Return rows with their labels, each content once, and what was left out in words."""
+    by_name = _as_the_result_names_them(labels, provenance)
+    found: dict[Key, tuple[Record, set[str]]] = {}
+    unread = matched = 0
+    for record in records:
+        label = labels.by_content.get((record.sha256, record.page)) if record.sha256 else None
+        label = label or by_name.get((record.file_name, record.page))
+        if label is None:
+            continue
+        matched += 1
+        if record.captions is None or record.sha256 is None or record.reason in UNREAD:
+            unread += 1
+        else:
+            found.setdefault((record.sha256, record.page), (record, set()))[1].add(label)
+    if not matched:
+        first = next(iter(by_name or labels.by_content), ("", 1))[0]
+        beside = records[0].file_name if records else "no image"
+        raise LabelError(
+            f"{labels.source}: none of its {len(labels):,} labels matches an image of the result, first '{first}' "
+            f"beside '{beside}'; file_name must be relative to the scanned folder."
+        )
+    kept = [(record, next(iter(said))) for record, said in found.values() if len(said) == 1]
+    torn = len(found) - len(kept)
+    copies = matched - unread - len(found)
+    notes = []
+    if len(labels) > matched:
+        notes.append(f"{len(labels) - matched:,} labels of images that are not in the result")
+    if matched < len(records):
+        notes.append(f"{len(records) - matched:,} images of the result without a label")
+    if unread:
+        notes.append(f"{unread:,} labelled images that could not be read; they always go to a person")
+    if copies:
+        notes.append(f"{copies:,} exact copies; counted twice they would promise too much")
+    if torn:
+        notes.append(f"{torn:,} images whose copies have different labels")
+    return kept, notes
+
+
+def _as_the_result_names_them(labels: Labels, provenance: Mapping[str, Any]) -> dict[Key, str]:
+    """Return the labels by the result's own file names, where both folders are known to hold one another."""
+    scanned = Path(provenance["folder"])
+    if labels.folder is None or not scanned.is_absolute():
+        return dict(labels.by_name)
+    held = labels.folder.resolve()
+    if held.is_relative_to(scanned):
+        prefix = held.relative_to(scanned).as_posix()
+        return {(name if prefix == "." else f"{prefix}/{name}", page): v for (name, page), v in labels.by_name.items()}
+    if scanned.is_relative_to(held):
+        prefix = scanned.relative_to(held).as_posix() + "/"
+        return {(name.removeprefix(prefix), page): v for (name, page), v in labels.by_name.items()}
+    return dict(labels.by_name)
+
+
+def _mapped(
+    found: Sequence[tuple[Record, str]], choices: Sequence[str], label_map: Mapping[str, str]
+) -> tuple[list[tuple[Record, str]], list[str]]:
+    """Return the labels in the words of the choices; raises `LabelError` for one that is none of them."""
+    told = {folded(name): to for name, to in label_map.items()}
+    known = {folded(choice): choice for choice in choices}
+    kept, dropped = [], 0
+    unknown: Counter[str] = Counter()
+    for record, label in found:
+        to = told.get(folded(label), label)
+        if not to.strip():
+            dropped += 1
+        elif (choice := known.get(folded(to))) is None:
+            unknown[label] += 1
+        else:
+            kept.append((record, choice))
+    if unknown:
+        label, number = unknown.most_common(1)[0]
+        raise LabelError(
+            f"the label '{label}' ({number:,} images) is none of the choices {', '.join(choices)}; "
+            f"--label-map '{label}=CHOICE' names it, --label-map '{label}=' leaves it out."
+        )
+    return kept, [f"{dropped:,} images whose label is mapped to nothing"] if dropped else []
+
+
+def _evened(
+    found: Sequence[tuple[Record, str]], records: Sequence[Record]
+) -> tuple[list[tuple[Record, str]], list[str]]:
+    """Thin verdicts such that accepted and routed images were judged equally often.
+
+    A promise holds for what was drawn like the images that made it. Whoever judges all routed images and an audit of
+    the accepted ones has drawn the routed ones more often; which of them stay is told by their hashes alone.
+    """
+    judged = Counter(record.route for record, _ in found)
+    there = Counter(r.route for r in records if r.captions is not None)
+    rates = {route: judged[route] / there[route] for route in (Route.AUTO_ACCEPT, Route.HUMAN_REVIEW) if there[route]}
+    least = min(rates.values(), default=1.0)
+    if least == 0:
+        missing = "auto-accepted" if not judged[Route.AUTO_ACCEPT] else "routed"
+        raise LabelError(
+            f"none of the {missing} images has a verdict, so nothing is known of them; "
+            "judge a random sample of them, too (vlmgate review --accepted 50)."
+        )
+    if max(rates.values()) - least <= 0.02:
+        return list(found), []
+    kept = [(r, label) for r, label in found if drawn(r, "even") < least / rates[Route(r.route)]]
+    routed, accepted = Route.HUMAN_REVIEW, Route.AUTO_ACCEPT
+    note = (
+        f"{len(found) - len(kept):,} verdicts set aside: {judged[routed]:,} of {there[routed]:,} routed and "
+        f"{judged[accepted]:,} of {there[accepted]:,} accepted images were judged, and a promise needs both alike"
+    )
+    return kept, [note]
+
+
+def drawn(record: Record, purpose: str) -> float:
+    """Return a number in [0, 1) that follows from an image's bytes and a purpose alone."""
+    import hashlib
+
+    digest = hashlib.sha256(f"{purpose}:{record.sha256}:{record.page}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def _check(records: Sequence[Record], labels: Sequence[str], said: Labels) -> None:
+    if not records:
+        raise LabelError(f"{said.source}: no labelled image has a reading; see the log for why they could not be read.")
+    if len(set(labels)) == 1 and said.kind != "verdict":
+        raise LabelError(
+            f"{said.source}: all {len(labels):,} labels are '{labels[0]}'; it takes images of two classes at least."
+        )
+
+
+def _truth(record: Record, label: str, labels: Labels, choices: Sequence[str], good: str | None) -> str | None:
+    """Return the class of the part; null where the labels do not tell."""
+    if labels.kind == "class":
+        return label
+    if labels.kind == "ambiguity" or record.answer is None or label == "unusable":
+        return None
+    if label == "correct":
+        return record.answer
+    read = labels.readings.get((record.file_name, record.page))
+    same = [choice for choice in choices if read is not None and folded(choice) == folded(read)]
+    if same:
+        return same[0]
+    others = [choice for choice in choices if choice != good]
+    return others[0] if record.answer == good and others else None  # a wrong "good" is a defect, whichever
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What the first K samples of N images say under one kernel, and where that is wrong."""
+
+    num_samples: int  # K
+    kernel: str
+    scores: Mapping[str, Vector]  # column → (N,), turned so that higher is worse; infinite = always routed
+    wrong: Mask  # (N,)
+    answers: tuple[str | None, ...]  # N
+    usable: Mask  # (N,) captions and answers are readings, and every limit holds
+
+    def gated(self, column: str) -> Vector:
+        """Return (N,): the scores of a column, infinite for what a gate would never accept."""
+        found: Vector = np.where(self.usable, self.scores[column], np.inf)
+        return found
+
+    def says(self, choice: str | None) -> Mask:
+        """Return (N,): the answer is this choice."""
+        return np.array([answer is not None and answer == choice for answer in self.answers])
+
+
+def evidence(
+    labelled: Labelled,
+    num_samples: int,
+    kernel: Kernel | None = None,
+    *,
+    name: str = WORDS,
+    limits: Sequence[Limit] = (),
+    novelty: Sequence[float | None] | None = None,
+) -> Evidence:
+    """Score the first `num_samples` of every image; raises `ValueError` where fewer were drawn.
+
+    `novelty` (N,) takes the place of the result's own column.
+    """
+    if not 2 <= num_samples <= labelled.num_samples:
+        raise ValueError(f"{num_samples} samples of {labelled.num_samples}.")
+    scorer = Scorer(labelled.prompt, labelled.choices, kernel)
+    said = [_first(said_of(record), num_samples) for record in labelled.records]
+    scorer.prepare(said)
+    strange = [record.novelty for record in labelled.records] if novelty is None else list(novelty)
+    told = [scorer.score(one, far) for one, far in zip(said, strange, strict=True)]
+    candidates = [
+        Candidate((str(r.sha256), r.page), scores, reason, quality_of(r), far)
+        for r, (scores, reason), far in zip(labelled.records, told, strange, strict=True)
+    ]
+    answers = tuple(scores.answer for scores, _ in told)
+    return Evidence(
+        num_samples,
+        name,
+        {column: _turned(candidates, column) for column in SCORES},
+        _wrong(labelled, answers, told),
+        answers,
+        np.array([bars(candidate, limits) is None for candidate in candidates]),
+    )
+
+
+def _first(said: Said, num_samples: int) -> Said:
+    return replace(
+        said,
+        captions=said.captions[:num_samples],
+        answers=None if said.answers is None else said.answers[:num_samples],
+        views=None if said.views is None else said.views[:num_samples],
+    )
+
+
+def _turned(candidates: Sequence[Candidate], column: str) -> Vector:
+    sign = 1.0 if HIGHER_IS_WORSE[column] else -1.0
+    values = [None if c.reason is not None and c.reason != Reason.NO_ANSWER else c.value(column) for c in candidates]
+    return np.array([np.inf if value is None else sign * value for value in values])
+
+
+def _wrong(labelled: Labelled, answers: Sequence[str | None], told: Sequence[tuple[Scores, Reason | None]]) -> Mask:
+    if labelled.kind == "class":
+        return np.array([answer != label for answer, label in zip(answers, labelled.labels, strict=True)])
+    right = "correct" if labelled.kind == "verdict" else "clear"
+    return np.array([label != right for label in labelled.labels])
+
+
+def columns_there(evidence: Evidence) -> list[str]:
+    """Return the columns that have a value for some image."""
+    return [column for column, values in evidence.scores.items() if np.isfinite(values).any()]
+
+
+def in_own_units(score: str, threshold: float) -> float:
+    """Return a threshold on a turned score in the units of its column."""
+    return threshold if HIGHER_IS_WORSE[score] else -threshold + 0.0

@@ -1,0 +1,301 @@
+"""Run a calibration: read the labelled images or take a result, study it, write the gate and the page.
+
+Knows files and the order of work; knows nothing of how a gate is chosen or of how anything is shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import vlmgate
+from vlmgate.answers import DEFAULT_QUESTION
+from vlmgate.calibrate.choose import SUBSETS
+from vlmgate.calibrate.cost import Costs
+from vlmgate.calibrate.labels import Labels, read_labels
+from vlmgate.calibrate.page import write_page
+from vlmgate.calibrate.readings import folded, join
+from vlmgate.calibrate.study import Study, study
+from vlmgate.captioner import Captioner, load_captioner
+from vlmgate.config import CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
+from vlmgate.gatefile import GateFile, sampling_of, write_gate
+from vlmgate.images import find_images, open_pages
+from vlmgate.kernels import check_kernel, load_kernel
+from vlmgate.progress import Progress
+from vlmgate.records import Picture
+from vlmgate.scan import ScanResult, scan
+from vlmgate.store import read_provenance, read_result, write_result
+
+log = logging.getLogger(__name__)
+
+TIMED = "seconds_by_samples"  # key of a result's provenance
+_PICTURES = 8  # that are read to measure the time
+_ROUNDS = 3
+
+Load = Callable[[ModelConfig, SamplingConfig], Captioner]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What a calibration left behind."""
+
+    found: Study
+    labels: Labels
+    seconds: Mapping[int, float]  # an image, by number of samples
+    gate: Path | None  # None where no gate could be written
+    result: Path  # with the readings
+    page: Path | None  # None where none was asked for
+
+    @property
+    def written(self) -> dict[str, str | None]:
+        """Return what lies where."""
+        paths = {"gate": self.gate, "readings": self.result, "page": self.page}
+        return {name: None if path is None else str(path) for name, path in paths.items()}
+
+    @property
+    def why_none(self) -> str:
+        """Say why there is no gate, in one sentence."""
+        if self.found.config.rule == "cost":
+            return "reviewing everything is cheapest."
+        needed = self.found.promise.needed
+        if needed is None:
+            return "the readings are wrong too often for this --target-risk, whatever the number of labels."
+        return f"the promise takes about {needed:,} labelled images; label more, or ask for a higher --target-risk."
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A calibration whose readings are not complete; the same command goes on."""
+
+    result: ScanResult
+
+
+def calibrate(
+    config: CalibrateConfig,
+    reading: ScanConfig,
+    costs: Costs | None,
+    progress: Progress,
+    *,
+    question: str | None = None,
+    load: Load = load_captioner,
+) -> Calibrated | Stopped:
+    """Do all of it; raises `UsageError` for what the user can put right.
+
+    `reading` says how the labelled images are read where `config.source` is a folder; its folder is filled in from the
+    labels, and so are the choices where it has none, with `question` in the place of the usual one.
+    """
+    if config.out.suffix != ".toml":
+        raise OutputError(f"{config.out}: a gate file must end in .toml; give another -o.")
+    if not config.out.parent.is_dir():
+        raise OutputError(f"{config.out.parent}: no such folder; make it, or give another -o.")
+    for name in config.kernels:
+        check_kernel(name)
+    label_map = config.mapped()
+    if config.source.is_file():
+        path = config.source
+        records, provenance = read_result(path)
+        labels = read_labels(config.labels or _labelled_folder(path, provenance), config.label_column)
+    else:
+        labels = read_labels(config.labels or config.source, config.label_column)
+        wanted = _complete(reading, labels, config.source, label_map, question)
+        done = _read(wanted, labels, progress, load)
+        if done.interrupted is not None or done.error is not None:
+            return Stopped(done)
+        path = done.outputs.parquet
+        records, provenance = read_result(path)
+    labelled = join(records, provenance, labels, label_map=label_map, good=config.good)
+    progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
+    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs)
+    seconds = {int(k): float(v) for k, v in (provenance.get(TIMED) or {}).items()}
+    gate = _write(found, config, labels, provenance)
+    page = None
+    if config.page:
+        progress.message("Drawing the page …")
+        page = write_page(found, labels, seconds, provenance, gate, config.out)
+    return Calibrated(found, labels, seconds, gate, path, page)
+
+
+def _labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:
+    """Return the folder that a result was read from, which may be labelled itself."""
+    folder = Path(provenance["folder"])
+    if not folder.is_dir():
+        raise UsageError(f"{path}: says nothing of labels; give --labels FOLDER or TABLE.")
+    # `test` of MVTec AD was read alone; its labels are told by the folder above.
+    return folder.parent if folder.name == "test" and (folder / "good").is_dir() else folder
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _complete(
+    reading: ScanConfig, labels: Labels, source: Path, label_map: Mapping[str, str], question: str | None
+) -> ScanConfig:
+    """Return how the images are read: those of the labels, and, for classes, asked which of them it is."""
+    sampling = reading.sampling
+    if labels.kind == "class" and not sampling.choices:
+        told = {folded(name): to for name, to in label_map.items()}
+        names = {told.get(folded(label), label) for label in labels.counts()} - {""}
+        choices = tuple(sorted({" ".join(name.replace("_", " ").split()) for name in names}, key=str.casefold))
+        if len(choices) < 2:
+            raise LabelError(
+                f"{labels.source}: all labels are '{choices[0]}'; it takes images of two classes at least."
+            )
+        sampling = replace(sampling, question=question or DEFAULT_QUESTION, choices=choices)
+    return replace(reading, folder=labels.folder or source, sampling=sampling)
+
+
+def _read(reading: ScanConfig, labels: Labels, progress: Progress, load: Load) -> ScanResult:
+    """Read the labelled images through the journal of a scan, and measure what more samples cost."""
+    loaded: list[Captioner] = []
+
+    def keep(model: ModelConfig, sampling: SamplingConfig) -> Captioner:
+        loaded.append(load(model, sampling))
+        return loaded[0]
+
+    only = {name for name, _ in labels.by_name} or None
+    before = None
+    if reading.out.exists():
+        with contextlib.suppress(StoreError):
+            before = read_provenance(reading.out).get(TIMED)
+    done = scan(reading, progress, load=keep, only=only)
+    if loaded and done.interrupted is None and done.error is None:
+        progress.message("Measuring the time that samples take …")
+        seconds = measure_seconds(loaded[0], reading)
+        if seconds:
+            write_result(done.outputs.parquet, done.records, done.provenance | {TIMED: seconds})
+    elif before:  # nothing was read this time, so what was measured then still holds
+        write_result(done.outputs.parquet, done.records, done.provenance | {TIMED: before})
+    return done
+
+
+def measure_seconds(captioner: Captioner, reading: ScanConfig) -> dict[str, float]:
+    """Return the seconds that an image takes by number of samples: medians of interleaved rounds over one batch."""
+    pictures: list[Picture] = []
+    for source in find_images(reading.folder).sources[: 4 * _PICTURES]:
+        pictures += [
+            one for one in open_pages(source, replace(reading.images, pages="first")) if isinstance(one, Picture)
+        ]
+        if len(pictures) >= _PICTURES:
+            break
+    views = reading.sampling.views
+    counts = [k for k in SUBSETS if k <= reading.sampling.num_samples and k % views == 0]
+    if not pictures or not counts:
+        return {}
+    rounds: dict[int, list[float]] = {k: [] for k in counts}
+    try:
+        for _ in range(_ROUNDS):
+            for k in counts:
+                reader = captioner.with_samples(k)
+                begun = time.perf_counter()
+                reader.read(pictures)
+                rounds[k].append((time.perf_counter() - begun) / len(pictures))
+    except Exception as error:  # a figure less, and no reason to lose the rest
+        log.warning("the time that samples take could not be measured", exc_info=error)
+        return {}
+    return {str(k): round(statistics.median(times), 5) for k, times in rounds.items()}
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Mapping[str, Any]) -> Path | None:
+    gate = found.gate()
+    if gate is None:
+        return None
+    limits_novelty = any(limit.column == "novelty" for limit in found.limits)
+    features = config.out.with_suffix(".features.npz") if found.reference is not None else None
+    digest = None
+    if features is not None and found.reference is not None:
+        found.reference.save(features)
+        digest = _digest(features)
+    fingerprint, model = provenance["fingerprint"], provenance["model"] or {}
+    prefix = "checkpoint."
+    checkpoint = {key.removeprefix(prefix): value for key, value in fingerprint.items() if key.startswith(prefix)}
+    revision = model.get("revision")
+    if revision and "revision" in checkpoint:
+        checkpoint["revision"] = revision  # the commit, for a branch moves
+    sampling = sampling_of(provenance["sampling"] | {"num_samples": found.proposed})
+    file = GateFile(
+        gate=gate,
+        kernel=found.final.kernel,
+        model=model.get("model", "builtin"),
+        revision=revision,
+        checkpoint=checkpoint,
+        sampling=sampling,
+        pages=provenance["image_config"]["pages"],
+        data=_data(found, labels, provenance),
+        promise=_promise(found),
+        drift=found.drift(),
+        features=features.name if features else None,
+        features_sha256=digest,
+        limits_novelty=limits_novelty,
+    )
+    write_gate(config.out, file, _about(found))
+    return config.out
+
+
+def _digest(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    import hashlib
+    from collections import Counter
+
+    held = found.labelled
+    told = sorted(f"{r.sha256}:{r.page}:{label}" for r, label in zip(held.records, held.labels, strict=True))
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "vlmgate_version": vlmgate.__version__,
+        "labels": _storable(labels.source),
+        "form": labels.form,
+        "images": len(held.records),
+        "wrong": int(found.final.wrong.sum()),
+        "classes": dict(Counter(held.labels).most_common()),
+        "good": held.good or "",
+        "sha256": hashlib.sha256("\n".join(told).encode()).hexdigest(),
+        "seed": provenance["sampling"]["seed"],
+        "device": (provenance["model"] or {}).get("device", ""),
+        "dtype": (provenance["model"] or {}).get("dtype", ""),
+    }
+
+
+def _storable(path: Path) -> str:
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+
+
+def _promise(found: Study) -> dict[str, Any]:
+    made = found.promise
+    if found.config.rule == "cost" or not made.holds:
+        return {}
+    return {
+        "target": made.target_kind,
+        "target_risk": made.target,
+        "confidence": made.confidence,
+        "chosen_on": int(found.design.sum()),
+        "tested_on": int((~found.design).sum()),
+        "errors": made.errors,
+        "of": made.count,
+        "upper_bound": made.bound,
+        "coverage": made.coverage,
+    }
+
+
+def _about(found: Study) -> list[str]:
+    if found.config.rule == "cost":
+        return ["The gate of least expected cost. It promises nothing of its risk."]
+    made = found.promise
+    of = "accepted readings are wrong" if made.target_kind == "risk" else "defective parts pass as good"
+    return [
+        f"With {made.confidence:.6g} confidence at most {made.target:.6g} of {of}, on images drawn like those below."
+    ]

@@ -1,0 +1,241 @@
+"""`vlmgate calibrate`: from labelled images to a gate with a stated risk."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmgate.answers import DEFAULT_QUESTION
+from vlmgate.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    Format,
+    FormatOption,
+    ModelOption,
+    PagesChoice,
+    RevisionOption,
+    TrustOption,
+    app,
+    read_toml,
+)
+from vlmgate.config import (
+    BUILTIN,
+    DEFAULT_PROMPT,
+    CalibrateConfig,
+    ImageConfig,
+    ModelConfig,
+    SamplingConfig,
+    ScanConfig,
+)
+from vlmgate.errors import ConfigError, UsageError
+from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
+
+if TYPE_CHECKING:
+    from vlmgate.calibrate.cost import Costs
+    from vlmgate.calibrate.run import Calibrated
+
+
+class TargetChoice(StrEnum):
+    RISK = "risk"
+    ESCAPES = "escapes"
+
+
+class RuleChoice(StrEnum):
+    GUARANTEE = "guarantee"
+    COST = "cost"
+
+
+@app.command()
+def calibrate(
+    source: Annotated[
+        Path, typer.Argument(metavar="LABELLED", help="Labelled folder, or a result with --labels.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Gate file to write.")] = Path("gate.toml"),
+    labels: Annotated[
+        Path | None, typer.Option(help="Labelled folder or table of labels or verdicts. [default: LABELLED]")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the table with the labels.")] = None,
+    label_map: Annotated[
+        list[str] | None, typer.Option(help="'NAME=CHOICE': another name for a label; 'NAME=' drops it. Repeatable.")
+    ] = None,
+    good: Annotated[
+        str | None, typer.Option(help="Class that passes a part. [default: the one called good, ok, none, …]")
+    ] = None,
+    target: Annotated[
+        TargetChoice, typer.Option(help="risk: of accepted readings, wrong. escapes: of defective parts, passed.")
+    ] = TargetChoice.RISK,
+    target_risk: Annotated[str, typer.Option(help="What is promised at most: 1% or 0.01.")] = "10%",
+    confidence: Annotated[str, typer.Option(help="With which confidence.")] = "95%",
+    per_answer: Annotated[
+        bool, typer.Option("--per-answer", help="Let the good answer have a limit of its own, where it gains.")
+    ] = False,
+    rule: Annotated[
+        RuleChoice, typer.Option(help="Which gate is written: the guaranteed one, or that of least cost.")
+    ] = RuleChoice.GUARANTEE,
+    cost_escape: Annotated[float | None, typer.Option(help="Cost of a bad part that passes.")] = None,
+    cost_overkill: Annotated[float | None, typer.Option(help="Cost of a good part that is rejected.")] = None,
+    cost_review: Annotated[float | None, typer.Option(help="Cost of a person's look at one image.")] = None,
+    reviewer_miss: Annotated[float | None, typer.Option(help="Share of bad parts that a person passes.")] = None,
+    reviewer_false_alarm: Annotated[
+        float | None, typer.Option(help="Share of good parts that a person rejects.")
+    ] = None,
+    cost_overhead: Annotated[
+        float | None, typer.Option(help="Upkeep and running cost of the model, per 1,000 images.")
+    ] = None,
+    defect_rate: Annotated[
+        str | None, typer.Option(help="Share of bad parts on the line, for costs. [default: as labelled]")
+    ] = None,
+    score: Annotated[str | None, typer.Option(help="Column that the gate goes by. [default: the best]")] = None,
+    kernel: Annotated[
+        list[str] | None, typer.Option(help="How captions are compared, as for scan. Repeatable. [default: words]")
+    ] = None,
+    gate_samples: Annotated[
+        int | None, typer.Option(help="K of the gate. [default: the fewest samples that will do]")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", help="Limit that holds beside, as for scan. Repeatable.")
+    ] = None,
+    novelty_limit: Annotated[
+        float,
+        typer.Option(help="Route images more unlike the labelled ones; 1 = their strangest hundredth, inf = off."),
+    ] = 1.0,
+    model: ModelOption = BUILTIN,
+    revision: RevisionOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    trust_remote_code: TrustOption = False,
+    prompt: Annotated[str, typer.Option(help="What the model is asked about each image.")] = DEFAULT_PROMPT,
+    question: Annotated[
+        str | None, typer.Option(help=f"Closed question asked beside. [with classes: {DEFAULT_QUESTION}]")
+    ] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="What may be answered, separated by commas. [default: the classes]")
+    ] = None,
+    no_abstain: Annotated[bool, typer.Option("--no-abstain", help="Do not offer to be unsure.")] = False,
+    max_answer_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 16,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-k", help="Most captions per image.")] = 16,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 = off.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens only; 0 = off.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="A caption is cut off here.")] = 64,
+    seed: Annotated[int, typer.Option(help="Same seed, same captions.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 8,
+    pages: Annotated[PagesChoice, typer.Option(help="As for scan.")] = PagesChoice.FIRST,
+    max_pixels: Annotated[int, typer.Option(help="Refuse larger images.")] = 500_000_000,
+    workers: Annotated[int, typer.Option(help="Decoding threads; 0 = from the number of cores.")] = 0,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Write no calibration page.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Read everything again.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=read_toml),
+    ] = None,
+    format: FormatOption = Format.TABLE,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
+) -> None:
+    """Choose a gate from labelled images: how well each score works, how many samples it takes, what can be promised.
+
+    Reads LABELLED once, through a journal that resumes, and writes the gate file, the readings (GATE.parquet) and a
+    page (GATE_calibration/index.html). `vlmgate scan FOLDER --gate GATE` then splits by it. Exit codes: 0 a gate was
+    written, 1 fatal, 2 usage, or the labels cannot support what was asked, 130 Ctrl-C.
+    """
+    with errors_in_one_line():
+        if not source.exists():
+            raise UsageError(f"{source}: no such folder or result; name a labelled folder.")
+        settings = CalibrateConfig(
+            source=source,
+            out=out,
+            labels=labels,
+            label_column=label_column,
+            label_map=tuple(label_map or ()),
+            good=good,
+            kernels=tuple(dict.fromkeys(kernel or ("words",))),
+            score=score,
+            gate_samples=gate_samples,
+            target=target.value,
+            target_risk=_share(target_risk, "--target-risk"),
+            confidence=_share(confidence, "--confidence"),
+            per_answer=per_answer,
+            rule=rule.value,
+            limits=tuple(limit or ()),
+            novelty_limit=novelty_limit,
+            defect_rate=None if defect_rate is None else _share(defect_rate, "--defect-rate"),
+            page=not no_page,
+        )
+        asked = choices.split(",") if choices else []
+        reading = ScanConfig(
+            folder=source,
+            out=out.with_suffix(".parquet"),
+            model=ModelConfig(model, revision, device, dtype, trust_remote_code),
+            sampling=SamplingConfig(
+                prompt=prompt,
+                num_samples=num_samples,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                batch_size=batch_size,
+                question=(question or DEFAULT_QUESTION) if asked else None,
+                choices=tuple(choice.strip() for choice in asked),
+                abstain=not no_abstain,
+                max_answer_tokens=max_answer_tokens,
+            ),
+            images=ImageConfig(pages.value, max_pixels, workers),
+            restart=restart,
+        )
+        costs = _costs(
+            rule,
+            escape=cost_escape,
+            overkill=cost_overkill,
+            review=cost_review,
+            reviewer_miss=reviewer_miss,
+            reviewer_false_alarm=reviewer_false_alarm,
+            overhead=cost_overhead,
+        )
+        from vlmgate.calibrate.report import CalibrationProgress
+        from vlmgate.calibrate.run import Stopped
+        from vlmgate.calibrate.run import calibrate as run
+
+        progress = CalibrationProgress(console(stderr=True), quiet=quiet)
+        with crashes_to(out.with_suffix(".log")):
+            done = run(settings, reading, costs, progress, question=question)
+        if isinstance(done, Stopped):
+            if done.result.error is not None:
+                raise done.result.error
+            raise typer.Exit(128 + (done.result.interrupted or 0))
+    code = 0 if done.gate is not None else 2
+    with reader_may_leave():
+        _print(done, format, code)
+    if code:
+        complain(f"no gate was written: {done.why_none} The readings stay in {done.result}.")
+    raise typer.Exit(code)
+
+
+def _print(done: Calibrated, format: Format, code: int) -> None:
+    from vlmgate.calibrate.report import print_study, study_json
+
+    if format is Format.JSON:
+        print(study_json(done.found, done.labels, done.seconds, done.written, code))
+    else:
+        print_study(done.found, done.labels, done.seconds, done.written, console())
+
+
+def _share(text: str, option: str) -> float:
+    """Read "1%" and "0.01" alike."""
+    try:
+        return float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError as error:
+        raise ConfigError(f"{option} is '{text}'; give a share such as 1% or 0.01.") from error
+
+
+def _costs(rule: RuleChoice, **given: float | None) -> Costs | None:
+    """Return the plant's costs; None where none was given, for nobody else's are worth anything."""
+    from vlmgate.calibrate.cost import Costs
+
+    told = {name: value for name, value in given.items() if value is not None}
+    if not told and rule is RuleChoice.COST:
+        raise UsageError("--rule cost needs costs: --cost-escape, --cost-overkill, --cost-review and the like.")
+    return Costs(**told) if told else None

@@ -1,0 +1,260 @@
+"""The gate file: a calibrated gate, the model and sampling that it holds for, on what it rests and what it promises.
+
+Knows TOML and what has to be equal; knows nothing of how a gate is chosen. A file names no code to run: remote code is
+allowed on the command line alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vlmgate.config import SamplingConfig
+from vlmgate.drift import Kept
+from vlmgate.errors import GateError, OutputError, one_line
+from vlmgate.gate import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit
+
+VERSION = 1
+_NEVER = "never"
+# What a calibrated score depends on; the batch size and the seed are the user's own.
+SAMPLING = (
+    *("prompt", "num_samples", "temperature", "top_p", "top_k", "max_new_tokens"),
+    *("question", "choices", "abstain", "max_answer_tokens", "views", "view_noise"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GateFile:
+    """What a gate file says."""
+
+    gate: Gate
+    kernel: str
+    model: str  # as it was named: "builtin", a folder, or a hub id
+    revision: str | None
+    checkpoint: Mapping[str, str]  # identifies the weights, whatever folder they lie in
+    sampling: Mapping[str, Any]  # the keys of `SAMPLING`
+    pages: str = "first"
+    data: Mapping[str, Any] = field(default_factory=dict)  # what it was calibrated on
+    promise: Mapping[str, Any] = field(default_factory=dict)  # empty = none
+    drift: Mapping[str, Kept] = field(default_factory=dict)  # column → distribution on the calibration set
+    features: str | None = None  # file beside this one with the vision features' reference
+    features_sha256: str | None = None
+    limits_novelty: bool = False  # novelty is measured from that reference, not from the checkpoint's own
+
+
+def sampling_of(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a calibrated score depends on."""
+    told = {key: sampling[key] for key in SAMPLING}
+    return told | {"choices": list(told["choices"])}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_gate(path: Path) -> GateFile:
+    """Read a gate file; raises `GateError` for one that is missing, damaged, or of another version."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GateError(f"{path}: cannot read the gate ({error.strerror}); vlmgate calibrate writes one.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise GateError(f"{path}: is not valid TOML: {error}.") from error
+    if tree.get("vlmgate_gate") != VERSION:
+        raise GateError(f"{path}: is no gate file of this version; calibrate again.")
+    try:
+        return _read(tree, path)
+    except GateError as error:
+        raise GateError(f"{path}: {error}") from error
+    except Exception as error:
+        raise GateError(f"{path}: is damaged ({one_line(error, 120)}); calibrate again.") from error
+
+
+def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
+    gate, reads = tree["gate"], tree["reads"]
+    samples = int(reads["num_samples"])
+    SamplingConfig(**{key: _back(key, reads) for key in SAMPLING})  # raises where one is out of range
+    score, threshold = str(gate["score"]), float(gate["threshold"])
+    if score not in HIGHER_IS_WORSE or not math.isfinite(threshold):
+        raise GateError("needs a known score and a finite threshold.")
+    limits = [parse_limit(text, samples) for text in gate.get("limits", ())]
+    for one in gate.get("by_answer", ()):
+        limits.append(
+            never(score, str(one["answer"]))
+            if one["limit"] == _NEVER
+            else replace(parse_limit(one["limit"], samples), answer=str(one["answer"]))
+        )
+    features = tree.get("features", {})
+    name = features.get("file")
+    if name is not None and Path(name).name != name:
+        raise GateError("features must be a file beside the gate.")
+    date = str(tree["data"].get("date", "no date"))[:10]
+    return GateFile(
+        gate=Gate(score=score, threshold=threshold, limits=tuple(limits), origin=f"{path.name}, {date}"),
+        kernel=str(gate["kernel"]),
+        model=str(reads["model"]),
+        revision=reads.get("revision"),
+        checkpoint={str(key): str(value) for key, value in reads.get("checkpoint", {}).items()},
+        sampling={key: _back(key, reads) for key in SAMPLING},
+        pages=str(reads["pages"]),
+        data=tree["data"],
+        promise=tree.get("promise", {}),
+        drift={name: Kept(int(d["images"]), tuple(map(float, d["quantiles"]))) for name, d in tree["drift"].items()},
+        features=name,
+        features_sha256=features.get("sha256"),
+        limits_novelty=bool(features.get("limits_novelty", False)),
+    )
+
+
+def _back(key: str, reads: Mapping[str, Any]) -> Any:
+    value = reads.get(key)
+    return tuple(value or ()) if key == "choices" else value
+
+
+def feature_file(gate: GateFile, path: Path) -> Path | None:
+    """Return the file of features beside a gate file, checked; raises `GateError` where it is needed and not there.
+
+    Without it nothing can be said of how strange images are, and nothing else is lost.
+    """
+    if gate.features is None:
+        return None
+    beside = path.parent / gate.features
+    try:
+        same = hashlib.sha256(beside.read_bytes()).hexdigest() == gate.features_sha256
+    except OSError:
+        same = False
+    if same:
+        return beside
+    if gate.limits_novelty:
+        raise GateError(
+            f"{path}: needs {beside.name} beside it, as it was written with it; copy both, or calibrate again."
+        )
+    return None
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
+def differences(gate: GateFile, sampling: SamplingConfig, checkpoint: Mapping[str, str], pages: str) -> list[str]:
+    """Return what is not as it was calibrated, in words; empty where the gate may be used."""
+    found = []
+    for key in SAMPLING:
+        now, then = getattr(sampling, key), gate.sampling[key]
+        if now != then and not _is_idle(key, sampling, gate):
+            found.append(f"{key.replace('_', '-')} {_short(now)} (calibrated with {_short(then)})")
+    if pages != gate.pages:
+        found.append(f"pages {pages} (calibrated with {gate.pages})")
+    if dict(checkpoint) != dict(gate.checkpoint):
+        found.append("another model or other weights")
+    return found
+
+
+def _is_idle(key: str, sampling: SamplingConfig, gate: GateFile) -> bool:
+    """Say whether a setting has no effect on either side."""
+    if key in ("abstain", "max_answer_tokens", "choices"):
+        return sampling.question is None and gate.sampling["question"] is None
+    return key == "view_noise" and sampling.views == 1 and gate.sampling["views"] == 1
+
+
+def _short(value: object) -> str:
+    text = ",".join(value) if isinstance(value, tuple) else str(value)
+    return f"'{text[:40]}…'" if len(text) > 40 else f"'{text}'"
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_gate(path: Path, gate: GateFile, about: Sequence[str] = ()) -> None:
+    """Write a gate file in one step, with a comment on every part; a former one is kept aside. Raises `OutputError`."""
+    text = _text_of(gate, about)
+    tomllib.loads(text)  # what is written can be read
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        if path.exists():
+            os.replace(path, path.with_name(f"{path.stem}.old{path.suffix}"))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write the gate ({error.strerror}); give another -o.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _text_of(gate: GateFile, about: Sequence[str]) -> str:
+    limits = [limit for limit in gate.gate.limits if limit.answer is None]
+    by_answer = [limit for limit in gate.gate.limits if limit.answer is not None]
+    assert gate.gate.threshold is not None
+    side = "<=" if HIGHER_IS_WORSE[gate.gate.score] else ">="
+    lines = [
+        "# A gate of vlmgate: `vlmgate scan FOLDER --gate THIS_FILE` splits a folder by it.",
+        *(f"# {' '.join(line.split())}" for line in about),
+        "",
+        f"vlmgate_gate = {VERSION}  # version of this file's form",
+        "",
+        f"[gate]  # accepted is what has {gate.gate.score} {side} threshold, and keeps every limit",
+        f"score = {_toml(gate.gate.score)}",
+        f"kernel = {_toml(gate.kernel)}",
+        f"threshold = {_toml(float(gate.gate.threshold))}",
+        f"limits = {_toml([_rule(limit) for limit in limits])}",
+    ]
+    for limit in by_answer:
+        lines += ["", "[[gate.by_answer]]  # stricter where the answer is this"]
+        lines += [f"answer = {_toml(limit.answer)}", f"limit = {_toml(_rule(limit))}"]
+    lines += ["", "[reads]  # what was calibrated; a scan that differs is refused", f"model = {_toml(gate.model)}"]
+    lines += [] if gate.revision is None else [f"revision = {_toml(gate.revision)}"]
+    lines += [f"{k} = {_toml(v)}" for k, v in gate.sampling.items() if v is not None]
+    lines += [f"pages = {_toml(gate.pages)}"]
+    lines += ["", "[reads.checkpoint]  # identifies the weights"]
+    lines += [f"{_key(key)} = {_toml(value)}" for key, value in gate.checkpoint.items()]
+    lines += ["", "[data]  # what it was calibrated on"]
+    lines += [f"{_key(key)} = {_toml(value)}" for key, value in gate.data.items()]
+    if gate.promise:
+        lines += ["", "[promise]  # for images drawn like those above, and for no others"]
+        lines += [f"{_key(key)} = {_toml(value)}" for key, value in gate.promise.items() if value is not None]
+    if gate.features is not None:
+        lines += ["", "[features]  # what the model saw in those images, for `novelty` and drift"]
+        lines += [f"file = {_toml(gate.features)}", f"sha256 = {_toml(gate.features_sha256)}"]
+        lines += [f"limits_novelty = {_toml(gate.limits_novelty)}"]
+    lines += [
+        "",
+        "[drift]  # how the columns were distributed there, in hundredths: from the least value to the greatest",
+    ]
+    for column, kept in gate.drift.items():
+        lines += [f"[drift.{column}]", f"images = {kept.count}", f"quantiles = {_toml(list(kept.quantiles))}"]
+    return "\n".join(lines) + "\n"
+
+
+def _rule(limit: Limit) -> str:
+    return _NEVER if math.isinf(limit.value) else f"{limit.column} {limit.side} {_decimal(limit.value)}"
+
+
+def _decimal(value: float) -> str:
+    """Return a number without an exponent, so that it can be read back as a limit."""
+    text = f"{value:.12f}".rstrip("0").rstrip(".")
+    return text or "0"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name, re.ASCII) else _toml(name)
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML: its strings are those of JSON, but for one character."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(str(k))} = {_toml(v)}" for k, v in value.items()) + " }"
+    return "[" + ", ".join(_toml(one) for one in value) + "]"

@@ -1,0 +1,139 @@
+"""The gate of a run, wherever it comes from, and whether its promise holds tonight.
+
+Knows configurations, gate files and rows; knows nothing of how images are read or of how anything is shown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vlmgate.builtin import own_limits
+from vlmgate.config import BUILTIN, ScanConfig
+from vlmgate.drift import Values, shifts
+from vlmgate.errors import GateError
+from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
+from vlmgate.gatefile import GateFile, differences, feature_file, read_gate
+from vlmgate.novelty import Reference, unpack
+from vlmgate.records import Reason, Record
+from vlmgate.reference import checkpoint_reference
+
+log = logging.getLogger(__name__)
+
+_UNLIKE = 5  # images that are named, the most unlike first
+_AT_ONCE = 4096  # rows whose features are unpacked at once
+
+
+@dataclass(frozen=True, slots=True)
+class Tonight:
+    """The gate of one run; `file` is None where it does not come from a file."""
+
+    gate: Gate
+    file: GateFile | None = None
+    features: Reference | None = None  # of the images that the gate was calibrated on
+
+    @property
+    def reference(self) -> Reference | None:
+        """Return what novelty is measured from, where the gate says so."""
+        return self.features if self.file is not None and self.file.limits_novelty else None
+
+
+def gate_of(config: ScanConfig) -> Tonight:
+    """Return the gate of a run; raises `GateError` where it means nothing, and for columns that cannot be filled."""
+    if config.gate is None:
+        gate = make_gate(
+            num_samples=config.sampling.num_samples,
+            score=config.score,
+            threshold=config.threshold,
+            review_budget=config.review_budget,
+            limits=config.limits,
+            answered=config.sampling.question is not None,
+            kernel=config.kernel,
+            own=own_limits(config.sampling) if config.model.model == BUILTIN else (),
+        )
+        _check_columns(gate, config)
+        return Tonight(gate)
+    for option, given in (("threshold", config.threshold), ("review-budget", config.review_budget)):
+        if given is not None:
+            raise GateError(f"--gate and --{option} exclude each other: a gate's promise holds for its own limits.")
+    if config.limits or config.reference is not None:
+        option = "limit" if config.limits else "reference"
+        raise GateError(f"--gate and --{option} exclude each other: a gate's promise holds for its own limits.")
+    file = read_gate(config.gate)
+    if config.score != file.gate.score or config.kernel != file.kernel:
+        raise GateError(f"{config.gate}: goes by {file.gate.score} ({file.kernel}); leave out --score and --kernel.")
+    path = feature_file(file, config.gate)
+    tonight = Tonight(file.gate, file, Reference.load(path) if path else None)
+    if tonight.reference is None:
+        _check_columns(file.gate, config)
+    return tonight
+
+
+def check_same(tonight: Tonight, config: ScanConfig, checkpoint: Mapping[str, str]) -> None:
+    """Raise `GateError` where the run would read otherwise than what was calibrated."""
+    if tonight.file is not None:
+        other = differences(tonight.file, config.sampling, checkpoint, config.images.pages)
+        if other:
+            raise GateError(
+                f"{config.gate}: was calibrated for something else: {'; '.join(other)}. Leave those options out, or "
+                "calibrate again."
+            )
+
+
+def _check_columns(gate: Gate, config: ScanConfig) -> None:
+    """Raise `GateError` where the gate compares a column that this run could not fill: nothing would be accepted."""
+    for column in (gate.score, *(limit.column for limit in gate.limits)):
+        if column in ANSWER_COLUMNS and config.sampling.question is None:
+            raise GateError(f"{column} comes from answers, and none is asked for; add --question and --choices.")
+        if column == "view_contrast" and config.sampling.views == 1:
+            raise GateError("view_contrast compares views of an image, and there is one; add --views.")
+        novel = column in ("novelty", "doubt")
+        if novel and config.reference is None and checkpoint_reference(config.model) is None:
+            raise GateError(
+                f"{column} needs a distance from a reference, and this model carries none; add --reference."
+            )
+
+
+# --- does the promise hold? -------------------------------------------------------------------------------------------
+
+
+def drift_of(tonight: Tonight, records: Sequence[Record]) -> dict[str, Any] | None:
+    """Return how tonight's images differ from those of the calibration; None without a gate file.
+
+    Copies count once, and what was not read does not count.
+    """
+    if tonight.file is None:
+        return None
+    read = [r for r in records if r.captions is not None and r.duplicate_of is None and r.reason != Reason.NOT_READ]
+    columns: dict[str, Values] = {
+        name: [getattr(r, name) for r in read] for name in tonight.file.drift if name != "novelty"
+    }
+    strange = _strangeness(read, tonight.features)
+    if strange is not None:
+        columns["novelty"] = [float(value) for value in strange]
+    found = shifts(tonight.file.drift, columns)
+    unlike = [] if strange is None else [int(i) for i in np.argsort(-np.nan_to_num(strange, nan=-1.0))[:_UNLIKE]]
+    return {
+        "images": len(read),
+        "calibrated_on": tonight.file.data.get("images"),
+        "alarm": any(shift.alarm for shift in found),
+        "columns": [asdict(shift) for shift in found],
+        "most_unlike": [] if strange is None else [[read[i].file_name, round(float(strange[i]), 3)] for i in unlike],
+    }
+
+
+def _strangeness(records: Sequence[Record], reference: Reference | None) -> np.ndarray[Any, Any] | None:
+    """Return (N,): distance from the calibration set, not a number where a row has no features; None without any."""
+    if reference is None or not records:
+        return None
+    length = 2 * len(reference.mean)  # bytes of float16
+    known = [i for i, r in enumerate(records) if r.vision_features and len(r.vision_features) == length]
+    found = np.full(len(records), np.nan)
+    for start in range(0, len(known), _AT_ONCE):
+        some = known[start : start + _AT_ONCE]
+        found[some] = reference.novelty(unpack([records[i].vision_features or b"" for i in some]))
+    return found if known else None
