@@ -48,7 +48,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "text": (set(), set()),
     "logfile": ({"errors", "text"}, set()),
     "drift": (set(), {"numpy", "scipy"}),
-    "gatefile": ({"config", "drift", "errors", "gate"}, set()),
+    "gatefile": ({"config", "drift", "errors", "gate", "text"}, set()),
     "tonight": (
         {"builtin", "config", "drift", "errors", "gate", "gatefile", "novelty", "records", "reference"},
         {"numpy"},
@@ -59,6 +59,24 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
             *("store", "journal", "kernels", "novelty", "reference", "rows", "logfile", "progress", "signals"),
         },
         {"filelock"},
+    ),
+    "calibrate": (
+        {
+            *(
+                "calibrate",
+                "records",
+                "errors",
+                "config",
+                "answers",
+                "captioner",
+                "drift",
+                "gate",
+                "gatefile",
+                "images",
+            ),
+            *("kernels", "novelty", "progress", "report", "rescore", "scan", "scoring", "store", "text"),
+        },
+        {"numpy", "scipy", "rich", "jinja2", "matplotlib", "openpyxl", "pyarrow"},
     ),
     "report": ({"records", "config", "gate", "words", "text"}, {"rich"}),
     "summary": ({"records", "config", "store", "gate", "report", "words", "text"}, {"rich"}),

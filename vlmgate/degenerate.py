@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from vlmgate.records import Caption, Reason
 
@@ -107,6 +108,7 @@ def _letters(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
 
 
+@lru_cache(maxsize=4096)  # fewer samples of an image are a part of its captions again
 def is_refusal(text: str) -> bool:
     """Say whether a caption declines to answer, or says that it cannot tell.
 

@@ -22,6 +22,7 @@ from vlmgate.config import SamplingConfig
 from vlmgate.drift import Kept
 from vlmgate.errors import GateError, OutputError, one_line
 from vlmgate.gate import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit
+from vlmgate.text import plain
 
 VERSION = 1
 _NEVER = "never"
@@ -147,7 +148,7 @@ def differences(gate: GateFile, sampling: SamplingConfig, checkpoint: Mapping[st
     """Return what is not as it was calibrated, in words; empty where the gate may be used."""
     found = []
     for key in SAMPLING:
-        now, then = getattr(sampling, key), gate.sampling[key]
+        now, then = getattr(sampling, key), _back(key, gate.sampling)
         if now != then and not _is_idle(key, sampling, gate):
             found.append(f"{key.replace('_', '-')} {_short(now)} (calibrated with {_short(then)})")
     if pages != gate.pages:
@@ -196,7 +197,7 @@ def _text_of(gate: GateFile, about: Sequence[str]) -> str:
     side = "<=" if HIGHER_IS_WORSE[gate.gate.score] else ">="
     lines = [
         "# A gate of vlmgate: `vlmgate scan FOLDER --gate THIS_FILE` splits a folder by it.",
-        *(f"# {' '.join(line.split())}" for line in about),
+        *(f"# {plain(' '.join(line.split()))}" for line in about),
         "",
         f"vlmgate_gate = {VERSION}  # version of this file's form",
         "",

@@ -59,7 +59,8 @@ def rescore(
         "kernel_before": provenance["kernel"],
         "gate_before": provenance["gate"],
     }
-    return Rescored(rows, dict(provenance) | {"kernel": kernel_name, "gate": asdict(gate), "rescored": note})
+    changed = {"kernel": kernel_name, "gate": asdict(gate), "rescored": note, "promise": None, "drift": None}
+    return Rescored(rows, dict(provenance) | changed)
 
 
 def check_output(out: Path, source: Path) -> None:

@@ -123,6 +123,7 @@ def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gat
             "The limit is an uncalibrated default: nobody has measured what it lets through. "
             "--threshold, --review-budget or --limit set your own; none needs the model again."
         )
+    notes += _notes_on_promise(provenance)
     if len(records) >= 10 and len(accepted) in (0, len(records)):
         notes.append(
             f"{'All' if accepted else 'None'} of the images were accepted, so this limit does not separate them. "
@@ -144,6 +145,33 @@ def _notes_on_answers(accepted: Sequence[Record], provenance: Mapping[str, Any])
         return []
     counted = Counter(r.answer for r in accepted)
     return [f"Auto-accepted by answer to '{question}':", *(f"  {counted[choice]:>6,}  {choice}" for choice in choices)]
+
+
+def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
+    """Say what the gate promises, and whether tonight's images are such that it holds."""
+    promise, drift = provenance.get("promise"), provenance.get("drift")
+    notes = []
+    if promise:
+        what = "accepted readings are wrong" if promise["target"] == "risk" else "defective parts pass as good"
+        notes.append(
+            f"The gate promises, with {100 * promise['confidence']:.6g}% confidence, that at most "
+            f"{100 * promise['target_risk']:.6g}% of {what}, on images like those that it was calibrated on."
+        )
+    if not drift:
+        return notes
+    moved = [column for column in drift["columns"] if column["alarm"]]
+    if moved:
+        told = "; ".join(f"{c['column']} {c['before']:.4g} → {c['now']:.4g} (gap {c['gap']:.2f})" for c in moved)
+        lost = ", so its promise does not hold" if promise else ""
+        notes.append(f"These images do not look like those that the gate was calibrated on{lost}. Medians: {told}.")
+        if drift["most_unlike"]:
+            notes.append("Most unlike: " + ", ".join(f"{name} ({far:.2f})" for name, far in drift["most_unlike"]))
+        notes.append(
+            "Calibrate again with images of today, or look at what changed: camera, light, parts, share of defects."
+        )
+    elif not drift["columns"]:
+        notes.append("Too few images to tell whether they look like those that the gate was calibrated on.")
+    return notes
 
 
 def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) -> list[str]:
@@ -260,6 +288,8 @@ def summary_json(
             "output": str(out),
             "complete": provenance["complete"],
             "gate": provenance["gate"],
+            "promise": provenance.get("promise"),
+            "drift": provenance.get("drift"),
             "model": provenance["model"],
             "summary": summarise(records),
         },

@@ -220,7 +220,7 @@ def _group(one: Evidence, answers: tuple[str, ...] | None) -> Group:
 
 
 def _inside(one: Evidence, answers: tuple[str, ...] | None) -> Mask:
-    return np.array([answers is None or answer in answers for answer in one.answers])
+    return np.isin(np.array([answer or "" for answer in one.answers]), answers) if answers else one.usable | True
 
 
 def _tested(
@@ -325,7 +325,8 @@ def _needed(
         share = float(labelled.bad.mean())
         return None if share == 0 else math.ceil(images_needed(target, confidence) / share / certifying)
     best: float | None = None
-    levels = np.unique(values[np.isfinite(values)])
+    known = values[np.isfinite(values)]
+    levels = np.unique(np.quantile(known, np.linspace(0, 1, 21), method="inverted_cdf")) if len(known) else known
     for step in _steps(values, error, np.ones(total, bool), levels, None):
         wanted = _images_at(step.errors / step.count, target, confidence)
         if wanted is not None and step.count >= min(_FEW, total):
@@ -336,8 +337,15 @@ def _needed(
 
 def _images_at(rate: float, target: float, confidence: float) -> int | None:
     """Return how many accepted images certify `target` where a share `rate` of them is wrong."""
-    errors, wanted = 0, images_needed(target, confidence)
-    while wanted < _ENOUGH and round(rate * wanted) > errors:
-        errors = round(rate * wanted)
-        wanted = images_needed(target, confidence, errors)
-    return wanted if wanted < _ENOUGH else None
+    low, high = 0, images_needed(target, confidence)
+    while upper_bound(round(rate * high), high, confidence) > target:
+        low, high = high, 2 * high
+        if rate >= target or high > _ENOUGH:
+            return None
+    while high - low > 1 + high // 1000:
+        middle = (low + high) // 2
+        if upper_bound(round(rate * middle), middle, confidence) > target:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -302,8 +302,8 @@ def on_costs(bills: Bills) -> list[str]:
         lines.append("Reviewing everything is cheapest: no threshold saves more than its errors cost.")
     elif bills.cheapest_errors < FEW:
         lines.append(
-            f"Warning: the cheapest gate accepts {counted(bills.cheapest_errors, 'error')}; what hangs on fewer than {FEW} is "
-            "chance. Label more images."
+            f"Warning: the cheapest gate accepts {counted(bills.cheapest_errors, 'error')}; what hangs on fewer than "
+            f"{FEW} is chance. Label more images."
         )
     told = ", ".join(f"{name} {value:,.2f}" for name, value in bills.break_even.items() if value is not None)
     if told:
