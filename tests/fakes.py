@@ -42,8 +42,10 @@ class FakeCaptioner:
         self.history: list[list[str]] = []
         self.sampling = SamplingConfig()
         self.num_samples = 0  # until it is loaded
+        self.model = "fake"  # likewise
 
-    def load(self, _model: ModelConfig, sampling: SamplingConfig) -> FakeCaptioner:
+    def load(self, model: ModelConfig, sampling: SamplingConfig) -> FakeCaptioner:
+        self.model = model.model
         self.sampling, self.num_samples = sampling, sampling.num_samples
         return self
 
@@ -54,7 +56,7 @@ class FakeCaptioner:
 
     @property
     def info(self) -> ModelInfo:
-        return ModelInfo("fake", None, "Fake", 1, "cpu", self.dtype, "FakeProcessor", "fork", {})
+        return ModelInfo(self.model, None, "Fake", 1, "cpu", self.dtype, "FakeProcessor", "fork", {})
 
     @property
     def read_names(self) -> list[str]:

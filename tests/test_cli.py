@@ -112,7 +112,7 @@ def test_info_tells_how_a_result_was_made(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", "part_1.png")
     run("scan", "images", "--seed", 7)
     out, _ = run("info", "images.parquet")
-    assert re.search(r"sampling\.seed +7", out) and re.search(r"model\.model +fake", out)
+    assert re.search(r"sampling\.seed +7", out) and re.search(r"model\.model +builtin", out)
 
 
 def test_hostile_captions_and_names_reach_the_terminal_as_text(tmp_path: Path, fake: FakeCaptioner) -> None:

@@ -12,6 +12,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 
 import vlmgate.reference
 import vlmgate.scan
+import vlmgate.tonight
 from vlmgate.config import ModelConfig, ScanConfig
 from vlmgate.errors import GateError, NoImagesError, NoveltyError
 from vlmgate.gate import make_gate
@@ -76,7 +77,7 @@ def test_doubt_is_the_vendi_score_of_what_is_familiar_and_more_of_what_is_not(
         source=config.out,
     )
     assert again.records == records
-    monkeypatch.setattr(vlmgate.scan, "checkpoint_reference", lambda _: None)
+    monkeypatch.setattr(vlmgate.tonight, "checkpoint_reference", lambda _: None)
     with pytest.raises(GateError, match="doubt needs a distance from a reference"):
         run(replace(config, reference=None, limits=(), score="doubt", threshold=1.5))
 
@@ -146,7 +147,7 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
     carried = Reference.fit([features(name) for name in KNOWN])
     other = Reference.fit(np.random.default_rng(0).normal(size=(20, 9)))  # of features of another length
     for reference, novel in ((carried, True), (other, False), (None, False)):
-        for module in (vlmgate.reference, vlmgate.scan):
+        for module in (vlmgate.reference, vlmgate.scan, vlmgate.tonight):
             monkeypatch.setattr(module, "checkpoint_reference", lambda _, found=reference: found)
         rows = run(replace(config, reference=None, limits=()))
         assert (rows["fish.png"].novelty is not None) == novel

@@ -42,7 +42,7 @@ def test_a_folder_is_split_and_every_image_has_a_row(tmp_path: Path) -> None:
     assert {r.file_name for r in rows if r.route == Route.HUMAN_REVIEW} == {"part_03.png"}
     assert by_name(result)["part_03.png"].reason == Reason.DISAGREED
     assert by_name(result)["part_00.png"].caption == AGREE[0]
-    assert provenance["complete"] and provenance["model"]["model"] == "fake"
+    assert provenance["complete"] and provenance["model"]["model"] == "builtin"
     assert progress.advanced == len(rows)
     assert [len(batch) for batch in fake.history] == [4, 4, 3]
 

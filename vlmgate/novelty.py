@@ -214,9 +214,7 @@ def _whitening(points: Matrix) -> tuple[Matrix, float]:
     with the estimators of section 3.3).
     """
     n, d = points.shape
-    # With fewer rows than features the (n, n) products hold all there is; the other directions have the rest.
-    _, singular, directions = np.linalg.svd(points, full_matrices=False)  # (min(n, d),), (min(n, d), d)
-    variances = singular**2 / n
+    variances, directions = _principal(points)  # (r,), (r, d)
     level = float(variances.sum()) / d  # mu, the mean eigenvalue
     spread = float((variances**2).sum()) - d * level**2  # d², the squared distance of the covariance from mu I
     noise = (float(((points**2).sum(axis=1) ** 2).sum()) / n - float((variances**2).sum())) / n  # b²
@@ -225,7 +223,24 @@ def _whitening(points: Matrix) -> tuple[Matrix, float]:
     if level <= 0:  # all rows are equal
         return np.eye(1, d), 1.0
     shrunk = (1 - share) * variances + share * level
-    return directions / np.sqrt(shrunk)[:, None], share * level if n < d else 0.0
+    return directions / np.sqrt(shrunk)[:, None], share * level if len(directions) < d else 0.0
+
+
+def _principal(points: Matrix) -> tuple[Matrix, Matrix]:
+    """Return the variances (r,) along the principal directions (r, d); where r < d there is none along the others.
+
+    With fewer rows than features their (n, n) products hold all there is, and take far less time than an SVD.
+    """
+    n, d = points.shape
+    if n >= d:
+        _, singular, directions = np.linalg.svd(points, full_matrices=False)
+        return singular**2 / n, directions
+    squared, sides = np.linalg.eigh(points @ points.T)  # (n,), (n, n)
+    kept = squared > max(float(squared[-1]), 0.0) * 1e-12  # the rest is rounding
+    if not kept.any():
+        return np.zeros(1), np.eye(1, d)
+    squared, sides = squared[kept], sides[:, kept]
+    return squared / n, (sides / np.sqrt(squared)).T @ points
 
 
 def _held_out(table: Matrix, method: Method) -> Matrix:
