@@ -1,8 +1,8 @@
 """Does a calibrated gate keep its promise on images that nobody has seen?
 
-    python -m tests.bench.promise --repeats 20 --images 1000 --seed 5000 --cache FOLDER --json promise.json
-
     python -m tests.bench.promise --repeats 20 --images 1000 --seed 5000 --cache FOLDER --json FILE
+
+Calibrates on `sample_images/labelled` with the default settings of the command (or, with --fresh, on newly drawn
 images in every repeat), then splits freshly drawn images by that gate, through the product's own commands, and counts
 what it accepts and what of that is wrong. The images of a repeat follow from its seed, which neither training nor the
 sample images use; their labels are the truth that they were drawn from. What was read stays in the cache, so a bench
