@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow.parquet as pq
 import pytest
 
 from vlmgate.errors import OutputError, ResumeError, StoreError
@@ -35,6 +36,12 @@ def full_reading(name: str) -> Reading:
         views=(0, 1),
         quality=Quality(12.5, 0.4, 0.1, None, 0.0, 0.25),
     )
+
+
+def told(run_id: str) -> dict[str, object]:
+    """Return a provenance with what every reader takes for granted."""
+    parts: dict[str, object] = {key: {} for key in ("sampling", "gate", "image_config", "fingerprint")}
+    return parts | {"run_id": run_id, "complete": True, "kernel": "words", "folder": "/images"}
 
 
 def record(name: str, **changes: object) -> Record:
@@ -159,8 +166,8 @@ def test_a_result_reads_back_equal_and_unknown_is_null(tmp_path: Path) -> None:
         record("c.png", vendi_score=1.25, threshold=1.5, error="truncated"),
     ]
     path = tmp_path / "r.parquet"
-    write_result(path, rows, {"run_id": "1", "complete": True})
-    assert read_result(path) == (rows, {"schema_version": 1, "readings": 1, "run_id": "1", "complete": True})
+    write_result(path, rows, told("1"))
+    assert read_result(path) == (rows, {"schema_version": 1, "readings": 1} | told("1"))
     table = pq.read_table(path)
     assert table["vendi_score"].null_count == 1
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
@@ -172,7 +179,7 @@ def test_features_are_lists_of_floats_in_the_file_and_need_not_be_read(tmp_path:
 
     rows = [record("a", vision_features=pack([0.5, -1.0])), record("b"), record("c", vision_features=pack([1e9]))]
     path = tmp_path / "r.parquet"
-    write_result(path, rows, {"run_id": "1"})
+    write_result(path, rows, told("1"))
     assert pq.read_table(path)["vision_features"].to_pylist() == [[0.5, -1.0], None, [65504.0]]
     assert read_result(path)[0] == rows
     assert [r.vision_features for r in read_result(path, features=False)[0]] == [None] * 3
@@ -182,7 +189,7 @@ def test_a_result_of_before_there_were_answers_is_read_with_nulls(tmp_path: Path
     import pyarrow.parquet as pq
 
     path = tmp_path / "r.parquet"
-    write_result(path, [record("a", vendi_score=1.25)], {"run_id": "1"})
+    write_result(path, [record("a", vendi_score=1.25)], told("1"))
     table = pq.read_table(path)
     later = ["answers", "answer", "novelty", "sharpness", "decided_by", "vision_features", "caption_views"]
     pq.write_table(table.drop_columns(later), path)
@@ -191,10 +198,10 @@ def test_a_result_of_before_there_were_answers_is_read_with_nulls(tmp_path: Path
 
 def test_the_result_of_another_run_is_kept_and_that_of_the_same_run_replaced(tmp_path: Path) -> None:
     path = tmp_path / "r.parquet"
-    write_result(path, [record("a")], {"run_id": "1"})
-    write_result(path, [record("a"), record("b")], {"run_id": "1"})
+    write_result(path, [record("a")], told("1"))
+    write_result(path, [record("a"), record("b")], told("1"))
     assert len(read_result(path)[0]) == 2 and len(list(tmp_path.iterdir())) == 1
-    write_result(path, [record("z")], {"run_id": "2"})
+    write_result(path, [record("z")], told("2"))
     assert read_provenance(tmp_path / "r.old.parquet")["run_id"] == "1"
 
 
@@ -202,7 +209,7 @@ def test_a_failed_write_leaves_the_former_result(tmp_path: Path, monkeypatch: py
     import pyarrow.parquet as pq
 
     path = tmp_path / "r.parquet"
-    write_result(path, [record("a")], {"run_id": "1"})
+    write_result(path, [record("a")], told("1"))
 
     def full(_table: object, file: BinaryIO, **_: object) -> None:
         file.write(b"PAR1 half")
@@ -210,7 +217,7 @@ def test_a_failed_write_leaves_the_former_result(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(pq, "write_table", full)
     with pytest.raises(StoreError, match="No space left"):
-        write_result(path, [record("b")], {"run_id": "1"})
+        write_result(path, [record("b")], told("1"))
     assert [r.file_name for r in read_result(path)[0]] == ["a"]
     assert [p.name for p in tmp_path.iterdir()] == ["r.parquet"]
 
@@ -235,3 +242,21 @@ def test_journal_lines_are_one_json_object_each(tmp_path: Path) -> None:
     lines = journal.path.read_text(encoding="ascii").splitlines()
     assert len(lines) == 2 and json.loads(lines[1])["captions"][0]["text"] == 'quote " and \x00'
     assert reopened(journal.path) == journal.entries
+
+
+def test_a_result_that_was_tampered_with_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    write_result(path, [record("a")], told("1"))
+    table = pq.read_table(path)
+    for change, said in (
+        (lambda t: t.set_column(t.schema.get_field_index("page"), "page", [["one"]]), "the column page holds string"),
+        (lambda t: t.set_column(t.schema.get_field_index("route"), "route", [["home"]]), "route or reason"),
+        (lambda t: t.drop_columns(["reason"]), "lacks the column reason"),
+        (lambda t: t.replace_schema_metadata({"vlmgate": json.dumps({"schema_version": 1})}), "damaged"),
+    ):
+        changed = change(table)
+        metadata = changed.schema.metadata or table.schema.metadata
+        pq.write_table(changed.replace_schema_metadata(metadata), path)
+        with pytest.raises(StoreError, match=said) as caught:
+            read_result(path)
+        assert "\n" not in str(caught.value)

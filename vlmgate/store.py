@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmgate.errors import OutputError, StoreError, one_line
-from vlmgate.records import Record
+from vlmgate.records import Reason, Record, Route
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -217,7 +217,32 @@ def read_provenance(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path}: is no result of vlmgate; name a Parquet file that `vlmgate scan` wrote.") from error
     if not isinstance(provenance, dict) or provenance.get("schema_version") != SCHEMA_VERSION:
         raise StoreError(f"{path}: was written by another version of vlmgate; scan again, or use that version.")
+    if any(not isinstance(provenance.get(key), kind) for key, kind in _PROVENANCE.items()):
+        raise StoreError(f"{path}: what it says of its making is damaged; scan again, its journal holds the readings.")
     return provenance
+
+
+# What every part of vlmgate takes for granted in the provenance of a result.
+_PROVENANCE: dict[str, type] = {
+    **dict.fromkeys(("sampling", "gate", "image_config", "fingerprint"), dict),
+    **dict.fromkeys(("kernel", "folder"), str),
+}
+
+
+def _check_columns(path: Path, found: pa.Schema) -> None:
+    """Raise `StoreError` unless the columns hold what `write_result` writes; those that are not there are null."""
+    import pyarrow as pa
+
+    for column in schema():
+        index = found.get_field_index(column.name)
+        if index < 0 and not column.nullable:
+            raise StoreError(f"{path}: lacks the column {column.name}; scan again, its journal holds the readings.")
+        null = index >= 0 and pa.types.is_null(found.field(index).type)
+        if index >= 0 and not null and found.field(index).type != column.type:
+            raise StoreError(
+                f"{path}: the column {column.name} holds {found.field(index).type}, not {column.type}; it was changed "
+                "by something else; scan again, its journal holds the readings."
+            )
 
 
 def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dict[str, Any]]:
@@ -233,6 +258,7 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
     try:
         with path.open("rb") as file:
             there = pq.ParquetFile(file)
+            _check_columns(path, there.schema_arrow)
             held = set(there.schema_arrow.names)
             rows = there.read(columns=[name for name in names if name in held]).to_pylist()
             kept: list[bytes | None] = [None] * len(rows)
@@ -241,6 +267,9 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
     unknown = dict.fromkeys(names)
+    known = ({route.value for route in Route}, {reason.value for reason in Reason})
+    if any(row["route"] not in known[0] or row["reason"] not in known[1] for row in rows):
+        raise StoreError(f"{path}: holds a route or reason that vlmgate does not know; scan again.")
     return [
         Record(**unknown | {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}, vision_features=one)
         for row, one in zip(rows, kept, strict=True)
