@@ -314,3 +314,11 @@ def test_the_progress_says_what_happens(labelled: Path) -> None:
     _, error = run("calibrate", labelled, page=True)
     for text in ("Looking for images", "Measuring the time", "Comparing 180 readings", "Drawing the page"):
         assert text in error
+
+
+def test_toml_may_hold_one_or_several(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        'label-map = ["crack=dent", "odd="]\nkernel = "words"\ntarget-risk = "20%"\nper-answer = true\n'
+    )
+    told, _ = run("calibrate", labelled, "--config", "c.toml")
+    assert "dent 120, none 60" in told and "at most 20%" in told

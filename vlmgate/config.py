@@ -208,11 +208,8 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
 # --- TOML -------------------------------------------------------------------------------------------------------------
 
 
-_LISTS = ("choices", "limit", "label_map", "kernel")  # options that may be several values
-
-
-def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
-    """Return the options that a TOML file sets, by their long names with "_" or "-".
+def load_toml(path: Path, allowed: Collection[str], several: Collection[str] = ("limit",)) -> dict[str, Any]:
+    """Return the options that a TOML file sets, by their long names with "_" or "-"; those in `several` as lists.
 
     Raises `ConfigError` for a file that is missing, no TOML, or that names an option that does not exist.
     """
@@ -228,9 +225,9 @@ def load_toml(path: Path, allowed: Collection[str]) -> dict[str, Any]:
             near = difflib.get_close_matches(key, allowed, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(allowed))}."
             raise ConfigError(f"{path}: unknown key '{key}'; {hint}")
-        if key == "limit" and isinstance(value, str):
+        if key in several and isinstance(value, str):
             options[key] = [value]
-        elif key in _LISTS and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        elif key in ("choices", *several) and isinstance(value, list) and all(isinstance(one, str) for one in value):
             if key == "choices" and any("," in one for one in value):
                 raise ConfigError(f"{path}: a comma parts one of 'choices' from the next; name a choice without one.")
             options[key] = ",".join(value) if key == "choices" else value

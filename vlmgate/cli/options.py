@@ -91,8 +91,10 @@ def read_gate_options(context: typer.Context, path: Path | None) -> Path | None:
 def read_toml(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         with errors_in_one_line():
-            options = {p.name: p for p in context.command.params if p.name and p.name not in ("folder", "config")}
-            values = load_toml(path, options)
+            own = ("folder", "source", "config")  # of the command line alone
+            options = {p.name: p for p in context.command.params if p.name and p.name not in own}
+            several = [name for name, option in options.items() if getattr(option, "multiple", False)]
+            values = load_toml(path, options, several)
             for name, value in values.items():
                 if isinstance(value, bool) != bool(getattr(options[name], "is_flag", False)):
                     raise UsageError(f"{path}: {name} = {value!r} is no value for this option.")
