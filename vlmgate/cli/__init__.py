@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import vlmgate
-from vlmgate.cli import doctor, results, scan  # registers their commands
+from vlmgate.cli import doctor, results, review, scan  # registers their commands
 from vlmgate.cli.options import app
 from vlmgate.terminal import reader_may_leave
 
@@ -21,6 +21,7 @@ __all__ = [
     "doctor",
     "main",
     "results",
+    "review",
     "scan",
 ]
 
