@@ -10,7 +10,8 @@ from collections.abc import Callable
 from vlmgate.records import Reason, Record
 from vlmgate.text import plain
 
-# Column → what its value says; {k} = number of readings or answers, {v} = the value. True = a share, told in per cent.
+# Column → what its value says; {k} = number of readings or answers, {v} = the value, {c} = value × number.
+# True = a share, told in per cent.
 _STATEMENTS: dict[str, tuple[str, bool]] = {
     "vendi_score": ("The model read this {k} times and gave about {v} different readings", False),
     "agreement": ("The model's {k} readings agree by {v}", True),
@@ -20,10 +21,10 @@ _STATEMENTS: dict[str, tuple[str, bool]] = {
     "predictive_entropy": ("The model was not sure of its own words (predictive entropy {v})", False),
     "cocoa": ("Doubt about single words times difference between the {k} readings comes to {v} (cocoa)", False),
     "view_contrast": ("A little noise in the picture changes the reading by {v}", True),
-    "answer_share": ("{v} of the model's {k} answers name the same choice", True),
+    "answer_share": ("{v} of the model's answers, {c} of {k}, name the same choice", True),
     "answer_entropy": ("The model's {k} answers are divided (answer entropy {v})", False),
-    "abstain_rate": ("The model was unsure in {v} of its {k} answers", True),
-    "unparsable_rate": ("{v} of the model's {k} answers could not be understood", True),
+    "abstain_rate": ("The model was unsure in {v} of its answers, {c} of {k}", True),
+    "unparsable_rate": ("{v} of the model's answers, {c} of {k}, could not be understood", True),
     "doubt": ("Differing readings and a strange image come to a doubt of {v}", False),
     "novelty": ("The distance of this image from what the model is meant for (novelty) is {v}", False),
     "sharpness": ("The sharpness of the picture is {v}", False),
@@ -68,7 +69,7 @@ def _of_reason(record: Record, reason: Reason, column: str) -> str:
     statement, share = _STATEMENTS[column]
     told, limited = apart(value, limit, share=share)
     number = len((record.answers if column in _OF_ANSWERS else record.captions) or ())
-    statement = statement.format(k=number, v=told)
+    statement = statement.format(k=number, v=told, c=round(value * number) if share else None)
     if reason is Reason.MOST_UNCERTAIN:
         return f"{statement}; it is among the most uncertain images, which fill the review budget."
     if reason is Reason.LEAST_UNCERTAIN or limit is None:

@@ -29,8 +29,9 @@ const number = new Intl.NumberFormat("en");
 const count = (n, noun) => `${number.format(n)} ${noun}${n === 1 ? "" : "s"}`;
 
 let clearStatus = 0;
-/** Tell what was done, to eyes and to screen readers. */
-function tell(text) {
+/** Tell what was done, to eyes and to screen readers; what eyes see anyway, to the latter alone. */
+function tell(text, { seen = true } = {}) {
+  at("status").classList.toggle("unseen", !seen);
   at("status").textContent = text;
   window.clearTimeout(clearStatus);
   clearStatus = window.setTimeout(() => { at("status").textContent = ""; }, 6000);

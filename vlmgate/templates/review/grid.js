@@ -33,9 +33,9 @@ const Grid = {
   /** Bring the current tile into the window. */
   reveal() {
     const scroll = at("grid-scroll");
-    const top = Math.floor(Grid.current / Grid.columns) * ROW;
+    const top = Math.floor(Grid.current / Grid.columns) * ROW; // the margin above the list is what stays visible of it
     if (top < scroll.scrollTop) scroll.scrollTop = top;
-    else if (top + ROW > scroll.scrollTop + scroll.clientHeight) scroll.scrollTop = top + ROW - scroll.clientHeight;
+    else if (top + ROW + 16 > scroll.scrollTop + scroll.clientHeight) scroll.scrollTop = top + ROW + 16 - scroll.clientHeight;
   },
 
   draw() {

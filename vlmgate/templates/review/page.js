@@ -16,7 +16,7 @@ function go(to, announce = true) {
   Picture.show(index, order.slice(position + 1, position + 3));
   draw();
   at("panel-scroll").scrollTop = 0;
-  if (announce) tell(`${position + 1} of ${order.length}: ${items[index].name}. ${data.reasons[items[index].reason]}.`);
+  if (announce) tell(`${position + 1} of ${order.length}: ${items[index].name}. ${data.reasons[items[index].reason]}.`, { seen: false });
 }
 
 /** Show the state of the current image and the progress, without another picture. */
@@ -174,7 +174,7 @@ function toggleGrid() {
   if (gridOpen()) openFromGrid(Grid.current);
   else {
     showView(true);
-    at("grid-list").focus();
+    at("grid-list").focus({ preventScroll: true });
   }
 }
 
@@ -232,7 +232,7 @@ function onKey(event) {
 
 function leaveField(field) {
   field.blur();
-  if (gridOpen()) at("grid-list").focus();
+  if (gridOpen()) at("grid-list").focus({ preventScroll: true });
   else at("stage").focus();
 }
 
@@ -255,7 +255,7 @@ function setUp() {
   at("result-name").textContent = data.result;
   const counts = new Map();
   for (const item of items) counts.set(item.reason, (counts.get(item.reason) || 0) + 1);
-  at("filter-reason").append(new Option(`all (${number.format(items.length)})`, ""));
+  at("filter-reason").append(new Option(`all reasons (${number.format(items.length)})`, ""));
   for (const [reason, n] of counts) at("filter-reason").append(new Option(`${data.reasons[reason]} (${number.format(n)})`, reason));
   for (const [name, text] of data.about) at("about-run").append(element("dt", "", name), element("dd", "", text));
   for (const name of ["correct", "wrong", "unusable"]) at(name).onclick = () => judge(name);

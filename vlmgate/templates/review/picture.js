@@ -78,7 +78,7 @@ function place() {
   const zoomed = view.scale > view.fit * 1.001;
   stage.classList.toggle("zoomed", zoomed);
   picture.classList.toggle("coarse", view.scale >= 4);
-  at("zoom-text").textContent = zoomed ? `${Math.round(view.scale * 100)}%` : "fit";
+  at("zoom-text").textContent = `${Math.round(view.scale * 100)}%`;
 }
 
 function setUpPicture() {
