@@ -52,6 +52,7 @@ class ReviewServer(ThreadingHTTPServer):
         self.verdicts = VerdictFile(made.out / VERDICTS_FILE, made.items)
         self.token = secrets.token_urlsafe(32)
         self.lock = threading.Lock()  # one writer at a time
+        self.ended = False  # connections that browsers keep open outlive the port
         page = (made.out / PAGE).read_text(encoding="utf-8")
         self.page = page.replace(head("file"), head("served"), 1).encode("utf-8")
         try:
@@ -60,6 +61,11 @@ class ReviewServer(ThreadingHTTPServer):
             raise OutputError(f"port {port} cannot be had ({error.strerror}); give another --port.") from error
         self.own = f"{HOST}:{self.server_address[1]}"
         self.cookie = f"vlmgate-{self.server_address[1]}"  # cookies know no ports
+
+    def server_close(self) -> None:
+        """Give the port back, and take no verdict any more."""
+        self.ended = True
+        super().server_close()
 
     @property
     def address(self) -> str:
@@ -177,6 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(HTTPStatus.BAD_REQUEST, f"No verdict: {error}.") from error
         try:
             with self.server.lock:
+                if self.server.ended:
+                    raise _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "The review is not served any more.")
                 self.server.verdicts.put(told["key"], verdict)
         except OSError as error:
             why = f"{VERDICTS_FILE} cannot be written ({error.strerror}); is it open in another program?"

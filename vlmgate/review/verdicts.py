@@ -22,9 +22,8 @@ from vlmgate.store import sync_folder
 COLUMNS = ("file_name", "page", "sha256", "verdict", "reading", "note", "at", "audit", "route")
 VERDICTS = ("correct", "wrong", "unusable")
 LONGEST = {"reading": 10_000, "note": 10_000}  # characters
-_FORMULA = re.compile(
-    r"[=+\-@\t\r\n＝＋－＠]"
-)  # what makes a spreadsheet take a cell for a formula, when it comes first
+# What makes a spreadsheet take a cell for a formula, when it comes first; after quotes, so that one can be taken off.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _UNTOLD = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]|[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 

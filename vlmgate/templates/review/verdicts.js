@@ -6,7 +6,7 @@ const recent = []; // times of verdicts in milliseconds, ascending, of which the
 const PREFIX = `vlmgate.review.1:${data.id}:`;
 const CHANGED = `${PREFIX}changed`; // there if verdicts were given since the last download
 const UNTOLD = /[^\n\t -~\u00a0-\u{10ffff}]|[\u202a-\u202e\u2066-\u2069]|\p{Cs}/gu;
-const FORMULA = /^[=+\-@\t\r\n＝＋－＠]/;
+const FORMULA = /^'*[=+\-@\t\r\n＝＋－＠]/;
 
 const storage = (() => {
   try { // file: pages, private windows and settings may forbid it
