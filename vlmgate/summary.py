@@ -133,7 +133,8 @@ def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gat
     notes += _notes_on_files(records, provenance)
     worst = worst_routed(records, gate)
     if worst:
-        notes.append(f"Next: vlmgate show {_quoted(str(out))} --routed")
+        notes.append(f"Next: vlmgate review {_quoted(str(out))}")
+        notes.append(f"      vlmgate show {_quoted(str(out))} --routed")
         notes.append(f"      vlmgate show {_quoted(str(out))} {_quoted(worst.file_name)}")
     return notes
 

@@ -42,6 +42,7 @@ class ReviewServer(ThreadingHTTPServer):
     """Serves one review folder on 127.0.0.1."""
 
     daemon_threads = True
+    request_queue_size = 128  # connections that wait; browsers and a grid of pictures open several at once
     # On Windows, reuse would let two servers share a port.
     allow_reuse_address = False
 
