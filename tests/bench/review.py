@@ -93,7 +93,7 @@ def _make_result(root: Path, images: int, side: int) -> None:
         picture = base.copy()
         picture.paste((i % 256, i // 256 % 256, 90), (i % side // 2, 10, i % side // 2 + 20, 30))
         picture.save(path, quality=88)
-    config = config_for(root / "in", root / "r.parquet", batch_size=64, num_samples=8)
+    config = config_for(root / "in", root / "r.parquet", batch_size=64, num_samples=8, threshold=1.25)
     scan(config, SilentProgress(), load=FakeCaptioner(_say).load)
 
 
