@@ -25,7 +25,7 @@ from reviewing import five, items_of, result_of, reviewed
 from vlmgate.review.marks import shown
 from vlmgate.review.page import render
 from vlmgate.review.server import ReviewServer
-from vlmgate.review.verdicts import Verdict, from_csv, to_csv
+from vlmgate.review.verdicts import Verdict, cell, checked, from_csv, to_csv
 from vlmgate.text import plain
 
 pytest.importorskip("selenium", reason="the extra `browser` is not installed")
@@ -286,6 +286,9 @@ def test_hostile_texts_are_shown_as_text_and_come_back_unharmed(chromium: Browse
     rows = give_all()
     items, _, _ = items_of(result)
     assert [row["sha256"] for row in rows] == [item.record.sha256 for item in items]
+    for row, told in zip(rows, HOSTILE, strict=False):
+        said = checked({"verdict": "wrong", "note": told.replace("\n", "").replace("\r", "")})  # a note is one line
+        assert said is not None and row["note"] == cell(said.note)
     text = (chromium.downloads / "verdicts.csv").read_bytes().decode("utf-8")
     given = from_csv(text, items)
     assert to_csv(items, given) == text, "the page and the server write the same"

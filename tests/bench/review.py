@@ -2,8 +2,8 @@
 
     python -m tests.bench.review [--images 10000] [--side 640] [--keep FOLDER]
 
-Makes a folder of JPEGs and a result of made-up captions (no model), all routed; writes the review; opens it from disk in
-a headless Chromium (extra `browser`; Debian: chromium, chromium-driver) and presses keys. "Script" is the time that
+Makes a folder of JPEGs and a result of made-up captions (no model), all routed; writes the review; opens it from disk
+in a headless Chromium (extra `browser`; Debian: chromium, chromium-driver) and presses keys. "Script" is the time that
 the page's own code takes for a key, "painted" the time until the frame after it is drawn.
 """
 

@@ -21,7 +21,7 @@ from vlmgate.summary import reason_of, routed_worst_first
 from vlmgate.text import plain
 from vlmgate.words import content_words
 
-LONGEST = 4000  # characters of a caption, an answer or a name that the page is told
+LONGEST = 4000  # characters of a caption or an answer that the page is told
 MOST_TEXTS = 64  # different captions or answers of one image that the page is told
 _SIDES = {True: "<=", False: ">="}
 
@@ -73,7 +73,7 @@ def facts_of(item: Item, gate: Gate) -> dict[str, Any]:
     row = item.record
     captions, typical = _captions(row)
     facts: dict[str, Any] = {
-        "name": plain(row.file_name[:LONGEST]),
+        "name": plain(row.file_name),
         "raw": row.file_name if plain(row.file_name) != row.file_name else None,
         "key": item.key,
         "sha": row.sha256,
