@@ -80,6 +80,13 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "report": ({"records", "config", "gate", "words", "text"}, {"rich"}),
     "summary": ({"records", "config", "store", "gate", "report", "words", "text"}, {"rich"}),
+    "review": (
+        {
+            *("records", "errors", "config", "gate", "images", "words", "text", "store", "report", "summary"),
+            "review",
+        },
+        {"PIL", "jinja2", "markupsafe", "filelock"},
+    ),
     "builtin": ({"builtin", "config"}, PIXELS),
     "builtin.checkpoint": ({"builtin", "answers"}, {"torch", "transformers", "tokenizers"}),
     "builtin.questions": ({"builtin", "answers"}, {"numpy"}),

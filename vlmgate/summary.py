@@ -67,7 +67,8 @@ def reason_of(record: Record) -> str:
     return f"{Reason(record.reason)}:{record.decided_by}" if named else str(Reason(record.reason))
 
 
-def _in_words(reason: str) -> str:
+def in_words(reason: str) -> str:
+    """Return what `reason_of` says, for people: "novelty beyond limit"."""
     name, _, column = reason.partition(":")
     words = WORDS[Reason(name)]
     return f"{column} {words}" if name == Reason.BEYOND_LIMIT else f"{words}: {column}" if column else words
@@ -96,7 +97,7 @@ def _summary_table(figures: Mapping[str, Any]) -> Table:
         table.add_row(*_cells(title, figures[route]), style=style)
         if route is Route.HUMAN_REVIEW:
             for reason, group in figures[route]["reasons"].items():
-                table.add_row(*_cells(f"  {_in_words(reason)}", group))
+                table.add_row(*_cells(f"  {in_words(reason)}", group))
     return table
 
 
@@ -133,7 +134,8 @@ def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gat
     notes += _notes_on_files(records, provenance)
     worst = worst_routed(records, gate)
     if worst:
-        notes.append(f"Next: vlmgate show {_quoted(str(out))} --routed")
+        notes.append(f"Next: vlmgate review {_quoted(str(out))}")
+        notes.append(f"      vlmgate show {_quoted(str(out))} --routed")
         notes.append(f"      vlmgate show {_quoted(str(out))} {_quoted(worst.file_name)}")
     return notes
 
@@ -266,7 +268,7 @@ def print_routed(records: Sequence[Record], provenance: Mapping[str, Any], conso
         value = _score_of(record, gate)
         page = f" (page {record.page})" if (record.num_pages or 1) > 1 else ""
         figure = "–" if value is None else f"{value:.3f}"
-        line = f"{figure:>8}  {_in_words(reason_of(record)):<16}  {plain(record.file_name)}{page}"
+        line = f"{figure:>8}  {in_words(reason_of(record)):<16}  {plain(record.file_name)}{page}"
         console.print(Text(line), soft_wrap=True)
 
 

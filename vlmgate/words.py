@@ -76,6 +76,50 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(words or (token for token in tokens if token not in (STOP, ",")))
 
 
+NEGATION = "¬"  # stands for a negator among the words of `places`
+_SURFACE = r"\bw/o\b|\d+(?:[.,]\d+)+|{letter}+(?:['’]{letter}+)?"
+
+
+def places(text: str) -> list[tuple[int, int, frozenset[str]]]:
+    """Return (start, end, words) of what in a text stands for content words, in order; it may overlap.
+
+    The words are those of `content_words` without the mark of negation; a negator is `NEGATION`, "one" is itself, for
+    it may be a number. Function words and filler have no place.
+    """
+    head = text[:LONGEST]
+    combining = "".join(sorted({c for c in head if unicodedata.category(c)[0] == "M"}))
+    found: list[tuple[int, int, frozenset[str]]] = []
+    for match in _surface_pattern(combining).finditer(head):
+        folded = "without" if match[0].casefold() == "w/o" else fold(match[0])
+        runs = SPACELESS.findall(folded)
+        if runs and len(folded) == len(match[0]) == len(runs[0]) > 1:  # else folding has moved the characters
+            found += [
+                (match.start() + i, match.start() + i + 2, frozenset({folded[i : i + 2]}))
+                for i in range(len(folded) - 1)
+            ]
+            continue
+        words = {pair for run in runs for pair in _bigrams(run)}
+        words |= {word for token in tokens_of(SPACELESS.sub(" ", folded)) if (word := _as_word(token)) is not None}
+        if words:
+            found.append((match.start(), match.end(), frozenset(words)))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _surface_pattern(combining: str) -> re.Pattern[str]:
+    letter = f"(?:[^\\W_]|[{re.escape(combining)}])" if combining else "[^\\W_]"
+    spaced = f"(?:(?!{SPACELESS.pattern[:-1]}){letter})"
+    return re.compile(SPACELESS.pattern + "|" + _SURFACE.replace("{letter}", spaced), re.IGNORECASE)
+
+
+def _as_word(token: str) -> str | None:
+    if token in NEGATORS:
+        return NEGATION
+    if token == "one":
+        return token
+    return None if token in (STOP, ",") or token in _FUNCTION_WORDS or token in _FILLER else _stem(token)
+
+
 def fold(text: str) -> str:
     """Return text without differences of case, width and apostrophe."""
     return unicodedata.normalize("NFKC", text[:LONGEST]).casefold().replace("’", "'")

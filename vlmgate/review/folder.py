@@ -1,0 +1,329 @@
+"""From a result to the review of it on disk: a folder, or a single file, put in its place in one step.
+
+Knows the order of the work, and what may be replaced; knows nothing of HTML, pixels or browsers.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import vlmgate
+from vlmgate.config import ImageConfig
+from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line
+from vlmgate.gate import COLUMNS, Gate
+from vlmgate.records import Record, Route
+from vlmgate.report import short_model
+from vlmgate.review.items import Item, choose, facts_of, scales
+from vlmgate.review.page import GENERATOR, render
+from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
+from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
+from vlmgate.store import read_result
+from vlmgate.summary import in_words
+from vlmgate.text import plain
+
+MARKER = "review.json"
+PAGE = "index.html"
+VERDICTS_FILE = "verdicts.csv"
+FORMAT = 1
+MOST_IN_ONE_FILE = 500  # images; browsers give up on larger pages
+# The more pictures one file holds, the smaller they are, so that it opens: images up to → pixels of the longer side.
+_SIDES_IN_ONE_FILE = {50: LARGEST, 150: 1024, MOST_IN_ONE_FILE: 640}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person may ask of a review."""
+
+    out: Path | None = None  # None = beside the result
+    images: Path | None = None  # None = the folder that was scanned
+    accepted: int = 0  # how many auto-accepted images to draw
+    seed: int = 0
+    single_file: bool = False
+    workers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A review that lies on disk."""
+
+    out: Path
+    items: list[Item]
+    accepted: int  # auto-accepted images that the sample was drawn from
+    lacking: list[tuple[Item, Lacking]]  # images that cannot be shown
+    size_bytes: int
+    reused: bool = False  # it was there already
+
+
+def output_of(result: Path, options: Options) -> Path:
+    """Return where the review of a result goes."""
+    name = f"{result.stem}_review"
+    return options.out or result.with_name(f"{name}.html" if options.single_file else name)
+
+
+def make_review(
+    result: Path,
+    options: Options,
+    *,
+    reuse: bool = False,
+    begin: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Made:
+    """Write the review of a result; with `reuse`, one that was made of the same with the same options stays as it is.
+
+    `begin` is told how many images there are, `advance` how many more are done. Raises `UsageError` for what the user
+    can put right, and `StoreError` where the disk does not take it.
+    """
+    records, provenance = read_result(result, features=False)
+    gate = Gate.of(provenance["gate"])
+    items = choose(records, gate, accepted=options.accepted, seed=options.seed)
+    passed = sum(record.route == Route.AUTO_ACCEPT for record in records)
+    out, images = output_of(result, options), _images_of(provenance, options)
+    marker = _marker(result, provenance, options, images)
+    _check_output(out, images, marker, single_file=options.single_file)
+    if options.single_file and len(items) > MOST_IN_ONE_FILE:
+        raise UsageError(
+            f"--single-file holds up to {MOST_IN_ONE_FILE} images, and {len(items):,} are to be looked at; "
+            "leave it out, or route fewer (`vlmgate rescore --review-budget`)."
+        )
+    if reuse and (there := _as_it_is(out, marker, items, passed)):
+        return there
+    config = ImageConfig(**provenance["image_config"] | {"workers": options.workers})
+    begin(len(items))
+    if options.single_file:
+        largest = next(side for most, side in _SIDES_IN_ONE_FILE.items() if len(items) <= most)
+        previews = make_previews(items, images, config, into=None, largest=largest, advance=advance)
+        page = _page(result, records, provenance, items, previews, options)
+        _write_file(out, page)
+        return Made(out, items, passed, _lacking(items, previews), len(page))
+    with _fresh_folder(out) as fresh:
+        previews = make_previews(items, images, config, into=fresh, advance=advance)
+        page = _page(result, records, provenance, items, previews, options)
+        (fresh / PAGE).write_bytes(page)
+        lacking = _lacking(items, previews)
+        kept = marker | {"at": datetime.now(UTC).isoformat(timespec="seconds"), "bytes": _size(page, previews)}
+        kept["lacking"] = [[item.number, asdict(one)] for item, one in lacking]
+        (fresh / MARKER).write_text(json.dumps(kept, indent=2), encoding="ascii")
+    return Made(out, items, passed, lacking, _size(page, previews))
+
+
+def _images_of(provenance: Mapping[str, Any], options: Options) -> Path:
+    images = options.images or Path(provenance["folder"])
+    if not images.exists():
+        raise NoImagesError(f"{images}: the scanned folder is not there; say where it is now with --images FOLDER.")
+    return images
+
+
+def _size(page: bytes, previews: Mapping[int, Preview | Lacking]) -> int:
+    return len(page) + sum(one.size_bytes for one in previews.values() if isinstance(one, Preview))
+
+
+def _lacking(items: Sequence[Item], previews: Mapping[int, Preview | Lacking]) -> list[tuple[Item, Lacking]]:
+    return [(item, one) for item in items if isinstance(one := previews[item.number], Lacking)]
+
+
+# --- what the page is told --------------------------------------------------------------------------------------------
+
+
+def review_id(provenance: Mapping[str, Any]) -> str:
+    """Return what verdicts kept in a browser are bound to: the run, and how its readings were scored and split."""
+    rule = json.dumps([provenance["kernel"], provenance["gate"]], sort_keys=True)
+    return f"{provenance['run_id']}-{hashlib.sha256(rule.encode()).hexdigest()[:12]}"
+
+
+def _page(
+    result: Path,
+    records: Sequence[Record],
+    provenance: Mapping[str, Any],
+    items: Sequence[Item],
+    previews: Mapping[int, Preview | Lacking],
+    options: Options,
+) -> bytes:
+    gate, sampling = Gate.of(provenance["gate"]), provenance["sampling"]
+    told = [facts_of(item, gate) | _shown(previews[item.number]) for item in items]
+    audits = sum(item.audit for item in items)
+    data = {
+        "id": review_id(provenance),
+        "result": plain(result.name),
+        "columns": CSV_COLUMNS,
+        "routes": [Route.HUMAN_REVIEW, Route.AUTO_ACCEPT],  # of what is no audit, and of what is one
+        "reasons": {
+            r: "accepted, audit" if r == "audit" else in_words(r) for r in dict.fromkeys(i.reason for i in items)
+        },
+        "scales": scales(items, told, sampling["num_samples"]),
+        "worse": {name: column.higher_is_worse for name, column in COLUMNS.items()},
+        "question": plain(sampling["question"]) if sampling.get("question") else None,
+        "about": _about(records, provenance, gate, audits, options),
+        "items": told,
+    }
+    try:
+        return render(data, f"Review of {plain(result.name)}").encode("utf-8")
+    except ValueError as error:  # NaN, which a result never holds
+        raise StoreError(f"{result}: holds what cannot be shown ({one_line(error)}); scan again.") from error
+
+
+def _shown(preview: Preview | Lacking) -> dict[str, Any]:
+    if isinstance(preview, Lacking):
+        return {"lacking": preview.why}
+    told: dict[str, Any] = {"size": [preview.width, preview.height]}
+    if preview.jpeg is not None:
+        told["src"] = f"data:image/jpeg;base64,{base64.b64encode(preview.jpeg).decode('ascii')}"
+    return told
+
+
+def _about(
+    records: Sequence[Record], provenance: Mapping[str, Any], gate: Gate, audits: int, options: Options
+) -> list[tuple[str, str]]:
+    """Return what the page says of the run, as (name, text)."""
+    routed = sum(record.route == Route.HUMAN_REVIEW for record in records)
+    model = provenance["model"] or {}
+    accepted = f"{len(records) - routed:,}"
+    pairs = [
+        ("Images", f"{len(records):,}; {routed:,} routed to a person, {accepted} auto-accepted"),
+        ("Rule", gate.describe()),
+        (
+            "Audit",
+            f"{audits:,} of {accepted} auto-accepted, drawn at random (seed {options.seed})" if audits else "none",
+        ),
+        ("Model", short_model(model["model"]) if model else "none"),
+        ("Asked", provenance["sampling"]["prompt"]),
+        ("Scanned", provenance["finished"]),
+        ("Made by", f"vlmgate {vlmgate.__version__}"),
+    ]
+    return [(name, plain(text)) for name, text in pairs]
+
+
+# --- what may be replaced ---------------------------------------------------------------------------------------------
+
+
+def _marker(result: Path, provenance: Mapping[str, Any], options: Options, images: Path) -> dict[str, Any]:
+    """Return what a review folder says of its making; equal ones show the same."""
+    return {
+        "vlmgate_review": FORMAT,
+        "run_id": provenance["run_id"],
+        "review_id": review_id(provenance),
+        "result": plain(result.name),
+        "result_sha256": hashlib.sha256(result.read_bytes()).hexdigest(),
+        "images": plain(os.fspath(images.resolve())),
+        "accepted": options.accepted,
+        "seed": options.seed,
+        "vlmgate_version": vlmgate.__version__,
+        "page_sha256": hashlib.sha256(render({"items": []}, "").encode()).hexdigest(),
+    }
+
+
+def _check_output(out: Path, images: Path, marker: Mapping[str, Any], *, single_file: bool) -> None:
+    """Raise `OutputError` unless the review may be written there without harm to anything else."""
+    if single_file:
+        if out.suffix != ".html":
+            raise OutputError(f"{out}: a single file must end in .html; give another -o.")
+        if out.exists() and not _is_our_page(out):
+            raise OutputError(f"{out}: exists and is no review of vlmgate; give another -o.")
+        return
+    if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+        raise OutputError(f"{out}: lies in the image folder, whose next scan would read the previews; give another -o.")
+    if not out.exists():
+        return
+    there = read_marker(out)
+    if there is None:
+        raise OutputError(f"{out}: exists and is no review of vlmgate; give another -o.")
+    if there.get("run_id") != marker["run_id"]:
+        raise OutputError(f"{out}: is the review of another scan ({there.get('result')}); move it, or give another -o.")
+    if there.get("review_id") != marker["review_id"] and (out / VERDICTS_FILE).exists():
+        raise OutputError(f"{out}: holds verdicts on another split of this scan; move it, or give another -o.")
+
+
+def _is_our_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return GENERATOR.encode() in file.read(4096)
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """Return what a review folder says of its making, or None for any other folder."""
+    try:
+        told = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return told if isinstance(told, dict) and told.get("vlmgate_review") == FORMAT else None
+
+
+def _as_it_is(out: Path, marker: Mapping[str, Any], items: list[Item], passed: int) -> Made | None:
+    there = read_marker(out)
+    if there is None or any(there.get(name) != value for name, value in marker.items()) or not (out / PAGE).is_file():
+        return None
+    lacking = [(items[number - 1], Lacking(**one)) for number, one in there["lacking"]]
+    return Made(out, items, passed, lacking, there["bytes"], reused=True)
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold a review for this process alone, while it is made or served."""
+    from filelock import FileLock, Timeout
+
+    if not out.parent.is_dir():  # which the lock would make
+        raise OutputError(f"{out.parent}: no such folder; make it, or give another -o.")
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(
+            f"{out}: another `vlmgate review` makes or serves it; stop that one, or give another -o."
+        ) from error
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); give another -o.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _fresh_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of `out` when the block ends well; verdicts there come along."""
+    fresh, former = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
+    try:
+        if former.exists() and not out.exists():  # stopped between the two renames below
+            os.replace(former, out)
+        for left in (fresh, former):
+            shutil.rmtree(left, ignore_errors=True)
+        fresh.mkdir()
+        yield fresh
+        if (out / VERDICTS_FILE).exists():
+            shutil.copy2(out / VERDICTS_FILE, fresh / VERDICTS_FILE)
+        if out.exists():
+            os.replace(out, former)
+        os.replace(fresh, out)
+    except OSError as error:
+        raise StoreError(
+            f"{out}: cannot write the review ({error.strerror}); make room, or give another -o."
+        ) from error
+    finally:
+        if out.exists():
+            shutil.rmtree(former, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_file(out: Path, page: bytes) -> None:
+    temporary = out.with_name(f".{out.name}.new")
+    try:
+        temporary.write_bytes(page)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise StoreError(
+            f"{out}: cannot write the review ({error.strerror}); make room, or give another -o."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

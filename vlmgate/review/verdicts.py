@@ -1,0 +1,127 @@
+"""What people said of the images: checked, and kept in one CSV file that is always whole.
+
+Knows verdicts and CSV; knows nothing of pages, servers or pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vlmgate.errors import StoreError
+from vlmgate.review.items import Item
+from vlmgate.store import sync_folder
+
+COLUMNS = ("file_name", "page", "sha256", "verdict", "reading", "note", "at", "audit", "route")
+VERDICTS = ("correct", "wrong", "unusable")
+LONGEST = {"reading": 10_000, "note": 10_000}  # characters
+# What makes a spreadsheet take a cell for a formula, when it comes first; after quotes, so that one can be taken off.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_UNTOLD = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]|[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a person said of one image."""
+
+    verdict: str  # "correct", "wrong" or "unusable"
+    reading: str  # what the picture shows, as the person has it; empty = not said
+    note: str
+    at: str  # ISO time, UTC
+
+
+class VerdictError(ValueError):
+    """What came is no verdict."""
+
+
+def checked(told: Mapping[str, Any], at: datetime | None = None) -> Verdict | None:
+    """Return the verdict that a page sent, None where it was taken back; raises `VerdictError`."""
+    verdict, reading, note = (told.get(name, "") for name in ("verdict", "reading", "note"))
+    if not (isinstance(verdict, str) and isinstance(reading, str) and isinstance(note, str)):
+        raise VerdictError("verdict, reading and note are texts")
+    if verdict not in ("", *VERDICTS):
+        raise VerdictError(f"a verdict is one of {', '.join(VERDICTS)}")
+    if len(reading) > LONGEST["reading"] or len(note) > LONGEST["note"]:
+        raise VerdictError("reading and note have at most 10,000 characters")
+    if not verdict:
+        return None
+    when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return Verdict(verdict, _UNTOLD.sub("", reading), _UNTOLD.sub("", note), when)
+
+
+def cell(text: str) -> str:
+    """Return a text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def to_csv(items: Iterable[Item], given: Mapping[str, Verdict]) -> str:
+    """Return the verdicts as CSV, one row an image, in the order of the page."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(COLUMNS)
+    for item in items:
+        said = given.get(item.key)
+        if said is None:
+            continue
+        row = item.record
+        texts = (said.verdict, said.reading, said.note, said.at)
+        audit = "true" if item.audit else "false"
+        writer.writerow([cell(v) for v in (row.file_name, str(row.page), row.sha256 or "", *texts, audit, row.route)])
+    return out.getvalue()
+
+
+def from_csv(text: str, items: Sequence[Item]) -> dict[str, Verdict]:
+    """Return the verdicts that a CSV file holds on these images, by key; what it says of others is passed over."""
+    keys = {(cell(item.record.file_name), str(item.record.page), item.record.sha256 or ""): item.key for item in items}
+    given: dict[str, Verdict] = {}
+    for row in csv.DictReader(io.StringIO(text, newline="")):
+        key = keys.get((row.get("file_name") or "", row.get("page") or "", row.get("sha256") or ""))
+        if key is not None and row.get("verdict") in VERDICTS:
+            told = {name: row.get(name) or "" for name in ("verdict", "reading", "note", "at")}
+            given[key] = Verdict(**{name: _uncell(value) for name, value in told.items()})
+    return given
+
+
+def _uncell(text: str) -> str:
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
+
+
+class VerdictFile:
+    """The verdicts on disk: read once, then replaced in one step with each verdict, so never half written."""
+
+    def __init__(self, path: Path, items: Sequence[Item]) -> None:
+        self.path, self.items = path, items
+        self.keys = {item.key for item in items}
+        try:
+            there = path.read_bytes().decode("utf-8-sig") if path.exists() else ""
+            self.given = from_csv(there, items)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise StoreError(f"{path}: cannot be read as verdicts ({error}); move it away, or mend it.") from error
+        rows = sum(1 for _ in csv.reader(io.StringIO(there, newline=""))) - 1
+        if rows > sum(item.key in self.given for item in items):
+            raise StoreError(f"{path}: holds verdicts on images that are not in this review; move it away, or give -o.")
+
+    def put(self, key: str, verdict: Verdict | None) -> None:
+        """Keep a verdict, or take it back; raises `OSError` where the disk does not take it, and nothing changes."""
+        changed = {name: said for name, said in self.given.items() if name != key}
+        if verdict is not None:
+            changed[key] = verdict
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(to_csv(self.items, changed).encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        sync_folder(self.path.parent)
+        self.given = changed
+
+    def told(self) -> dict[str, dict[str, str]]:
+        """Return what the page is told at its start."""
+        return {key: asdict(said) for key, said in self.given.items()}
