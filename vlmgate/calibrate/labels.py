@@ -22,7 +22,7 @@ Key = tuple[str, int]  # (file_name, page)
 VERDICTS = ("correct", "wrong", "unusable")
 AMBIGUITY = ("clear", "ambiguous")
 LABEL_COLUMNS = ("label", "class", "category", "defect", "condition", "target", "verdict")
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".json")
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # the names that a Hugging Face ImageFolder has
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # cells that start so carry a "'" before it, in tables for spreadsheets
 
@@ -230,7 +230,8 @@ def _header(path: Path) -> list[str]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield a table's rows by column name; raises `LabelError` for what is no table."""
-    reader = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".parquet": _parquet, ".xlsx": _xlsx}[path.suffix.lower()]
+    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".parquet": _parquet, ".xlsx": _xlsx, ".json": _studio}
+    reader = readers[path.suffix.lower()]
     try:
         yield from reader(path)
     except LabelError:
@@ -259,6 +260,23 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(row, dict):
                     raise ValueError("a line is no object")
                 yield row
+
+
+def _studio(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what was annotated in Label Studio: its JSON export of the tasks that `vlmgate export` wrote."""
+    tasks = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(tasks, list):
+        raise ValueError("it is no list of tasks of Label Studio")
+    for task in tasks:
+        data = task["data"]
+        done = [one for one in task.get("annotations", ()) if not one.get("was_cancelled")]
+        row = {"file_name": data["file_name"], "page": data.get("page"), "sha256": data.get("sha256"), "verdict": None}
+        for result in done[-1]["result"] if done else ():
+            chosen = result["value"].get("choices") or result["value"].get("text") or ()
+            name = {"verdict": "verdict", "answer": "reading"}.get(result["from_name"])
+            if name and chosen:
+                row[name] = chosen[0]
+        yield row
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:

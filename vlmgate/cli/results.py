@@ -23,6 +23,7 @@ from vlmgate.errors import UsageError
 from vlmgate.terminal import console, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
+    from vlmgate.calibrate.audit import Audit
     from vlmgate.records import Record
 
 
@@ -157,14 +158,44 @@ def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
 
 
 @app.command()
-def info(result: ResultArgument, format: FormatOption = Format.TABLE) -> None:
-    """Tell how a result was made: model, prompt, sampling, gate, versions, dates."""
+def info(
+    result: ResultArgument,
+    verdicts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Table of verdicts to tally. Repeatable. [default: RESULT_review/verdicts.csv, if there]"),
+    ] = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Tell how a result was made: model, prompt, sampling, gate, versions, dates; and what people found in it."""
     with errors_in_one_line():
         from vlmgate.report import print_provenance
         from vlmgate.store import read_provenance
 
         provenance = read_provenance(result)
+        kept = result.with_name(f"{result.stem}_review") / "verdicts.csv"
+        tables = verdicts or ([kept] if kept.is_file() else [])
+        found = _audited(result, tables) if tables else None
         if format is Format.JSON:
-            print(json.dumps(provenance, indent=2))
-        else:
-            print_provenance(provenance, console())
+            from dataclasses import asdict
+
+            print(json.dumps(provenance | ({"audit": asdict(found)} if found else {}), indent=2))
+            return
+        print_provenance(provenance, console())
+        if found:
+            from vlmgate.calibrate.audit import lines
+
+            for line in lines(found):
+                print(line)
+
+
+def _audited(result: Path, tables: list[Path]) -> Audit:
+    """Return the tally of verdicts on a result; raises `UsageError` for tables of something else."""
+    from vlmgate.calibrate.audit import audit
+    from vlmgate.calibrate.labels import read_labels
+    from vlmgate.store import read_result
+
+    several = [read_labels(table) for table in tables]
+    for table, labels in zip(tables, several, strict=True):
+        if labels.kind != "verdict":
+            raise UsageError(f"{table}: holds no verdicts (correct, wrong, unusable); vlmgate calibrate takes classes.")
+    return audit(read_result(result, features=False)[0], several)
