@@ -42,6 +42,14 @@ def complain(text: str) -> None:
         print(plain(f"vlmgate: error: {' '.join(text.split())}"), file=sys.stderr, flush=True)
 
 
+def say(text: str) -> None:
+    """Print one line on stderr that is no error, whatever a file name put into it."""
+    from vlmgate.text import plain
+
+    with contextlib.suppress(OSError):
+        print(plain(text), file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
     """Go on where stdout cannot be written (`| head`, a full disk): the exit code tells what was done."""

@@ -12,13 +12,14 @@ from typing import Annotated
 import typer
 
 import vlmgate
-from vlmgate.cli import doctor, results, scan  # registers their commands
+from vlmgate.cli import doctor, export, results, scan  # registers their commands
 from vlmgate.cli.options import app
 from vlmgate.terminal import reader_may_leave
 
 __all__ = [
     "app",
     "doctor",
+    "export",
     "main",
     "results",
     "scan",
