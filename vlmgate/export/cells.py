@@ -24,9 +24,9 @@ _BEGINS = "=+\\-@＝＋－＠'"  # a formula, in half or full width; ' so that u
 _TOKENS = re.compile(r"\\.| \| |[^\\ ]+| ", re.DOTALL)
 # A cell ends at its quotes only where Excel looks for commas. Where it looks for semicolons or tabs, as it does in much
 # of Europe, a cell falls apart at them, so what follows one inside a cell must not begin a formula either.
-_DANGER = re.compile(f"((?:^|[;\t\n\r])(?:{_BLANK}))(?=[{_BEGINS}])|^(?=[\t\n\r])")
+_DANGER = re.compile(f"^(?=[\t\n\r])|((?:^|[;\t\n\r]){_BLANK})(?=[{_BEGINS}])")
 _FIRST = frozenset("=+-@\t\r")
-_DEFUSED = re.compile(f"((?:^|[;\t\n\r])(?:{_BLANK}))'(?=[{_BEGINS}])|^'(?=[\t\n\r])")
+_DEFUSED = re.compile(f"^'(?=[\t\n\r])|((?:^|[;\t\n\r]){_BLANK})'(?=[{_BEGINS}])")
 
 
 def text_of(value: Any) -> str:
