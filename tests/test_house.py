@@ -56,6 +56,10 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "report": ({"records", "config", "gate", "words", "text"}, {"rich"}),
     "summary": ({"records", "config", "store", "gate", "report", "words", "text"}, {"rich"}),
+    "export": (
+        {"export", "records", "errors", "config", "images", "store", "text"},
+        {"pyarrow", "xlsxwriter", "openpyxl", "PIL"},
+    ),
     "builtin": ({"builtin", "config"}, PIXELS),
     "builtin.checkpoint": ({"builtin", "answers"}, {"torch", "transformers", "tokenizers"}),
     "builtin.questions": ({"builtin", "answers"}, {"numpy"}),

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from vlmgate.cli.options import ResultArgument, app
+from vlmgate.errors import StoreError
 from vlmgate.export.targets import Only, Target
-from vlmgate.terminal import errors_in_one_line, say
+from vlmgate.terminal import errors_in_one_line, give_up_stdout, say
 
 
 @app.command()
@@ -49,6 +50,9 @@ def export(
             done = run(result, to, place_of(result, to, out), options)
         except BrokenPipeError:  # the reader has what it wanted
             return
+        except OSError as error:
+            give_up_stdout()
+            raise StoreError(f"stdout: cannot be written ({error.strerror}); make room, or give -o FILE.") from error
     if not quiet:
         for note in done.notes:
             say(note)
