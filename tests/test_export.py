@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from results import result_of, row
 
 from vlmgate.errors import UsageError
-from vlmgate.export import Exported, Only, Options, Target, export, read_sheet
+from vlmgate.export import Only, Target
 from vlmgate.export.cells import CELL_CHARACTERS, defused, fitted, joined, split, undefused, visible
+from vlmgate.export.exporting import Exported, Options, export
+from vlmgate.export.sheet import read_sheet
 from vlmgate.records import Record, Route
 
 

@@ -141,12 +141,18 @@ def test_a_closed_pipe_is_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_behind_stdout_is_no_success(result: Path) -> None:
+@pytest.mark.parametrize("target", ["csv", "xlsx", "label-studio"])
+@pytest.mark.parametrize("out", ["-", "/dev/full"])
+def test_a_full_disk_is_no_success(result: Path, target: str, out: str) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            command("export", "r.parquet", "--to", "csv"), stdout=full, stderr=subprocess.PIPE, check=False
+            command("export", "r.parquet", "--to", target, "-o", out, "-q"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
         )
-    assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"cannot be written" in done.stderr
+    told = done.stderr.decode()
+    assert done.returncode == 1 and told.count("\n") == 1 and "cannot be written (No space left on device)" in told
 
 
 def test_bytes_go_through_a_pipe_whatever_the_terminal_speaks(result: Path) -> None:

@@ -18,7 +18,8 @@ from results import result_of, row
 
 from vlmgate.config import ImageConfig
 from vlmgate.errors import OutputError, UsageError
-from vlmgate.export import Exported, Options, Target, export
+from vlmgate.export import Target
+from vlmgate.export.exporting import Exported, Options, export
 from vlmgate.scan import scan
 from vlmgate.store import read_result
 

@@ -212,7 +212,7 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
 
 
 def _print_result(result: ScanResult, format: ScanFormat, code: int) -> None:
-    from vlmgate.export import print_csv
+    from vlmgate.export.exporting import print_csv
     from vlmgate.summary import print_summary, summary_json
 
     if format is ScanFormat.CSV:

@@ -6,21 +6,10 @@
                              coco, imagefolder
 
 Two promises: a result of any size goes through in constant memory, and what a file name or a caption holds is data
-everywhere: no formula, no markup, no path. `sheet` reads back what a person filled in. Knows nothing of models.
+everywhere: no formula, no markup, no path.
+`exporting.export` does it, `sheet.read_sheet` reads back what a person filled in. Knows nothing of models.
 """
 
-from vlmgate.export.exporting import Exported, Options, export, place_of, print_csv
-from vlmgate.export.sheet import Filled, read_sheet
 from vlmgate.export.targets import Only, Target
 
-__all__ = [
-    "Exported",
-    "Filled",
-    "Only",
-    "Options",
-    "Target",
-    "export",
-    "place_of",
-    "print_csv",
-    "read_sheet",
-]
+__all__ = ["Only", "Target"]

@@ -99,10 +99,10 @@ def export(result: Path, target: Target, out: Path | None = None, options: Optio
             notes = ImageFolderWriter(columns, stored.schema(), pictures, options.link).write(rows, folder)
         return Exported(rows.passed, (out,), tuple(notes))
     writer = _writer(target, columns, provenance, options)
-    return _to_file(writer, rows, out, options)
+    return _to_file(writer, rows, out)
 
 
-def _to_file(writer: Writer, rows: Counted, out: Path | None, options: Options) -> Exported:
+def _to_file(writer: Writer, rows: Counted, out: Path | None) -> Exported:
     if out is None:
         with output.standard_output(binary=writer.binary) as file:
             notes = writer.write(rows, file)

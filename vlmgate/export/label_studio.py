@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 from urllib.parse import quote
-from xml.sax.saxutils import quoteattr
 
 from vlmgate.export.cells import visible
 from vlmgate.export.json_lines import dumped
@@ -59,6 +58,8 @@ class LabelStudioWriter:
 
     def config(self) -> str:
         """Return the labelling configuration, whose controls are those that the predictions name."""
+        from xml.sax.saxutils import quoteattr  # brings half of the network library along
+
         verdicts = "".join(f"    <Choice value={quoteattr(verdict)}/>\n" for verdict in VERDICTS)
         answers = "".join(f"    <Choice value={quoteattr(visible(choice))}/>\n" for choice in self._choices())
         asked = (

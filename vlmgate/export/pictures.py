@@ -7,7 +7,6 @@ in the result, so that no name can lead out of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ class Pictures:
         """Find the images in a folder, or where the result says that they were; raises `UsageError`."""
         from vlmgate.images import find_images
 
-        place = folder or Path(provenance["folder"])
+        place = folder or Path(provenance.get("folder") or ".")
         try:
             walk = find_images(place)
         except NoImagesError as error:
@@ -50,11 +49,10 @@ class Pictures:
         if name in self.paths and row.get("sha256"):
             source = Source(name, self.paths[name])
             config = ImageConfig("first" if page == 1 else "all", self.max_pixels)
-            with closing(open_pages(source, config)) as pages:  # type: ignore[type-var]
-                for found in pages:
-                    if isinstance(found, Picture) and found.file.page == page:
-                        if found.file.sha256 == row["sha256"]:
-                            return found.rgb
-                        break
+            for found in open_pages(source, config):
+                if isinstance(found, Picture) and found.file.page == page:
+                    if found.file.sha256 == row["sha256"]:
+                        return found.rgb
+                    break
         self.missing.append(name)
         return None

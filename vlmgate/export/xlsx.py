@@ -51,12 +51,13 @@ class XlsxWriter:
     def write(self, rows: Rows, file: BinaryIO) -> list[str]:
         """Write all rows."""
         import xlsxwriter
-        from xlsxwriter.exceptions import FileSizeError
+        from xlsxwriter.exceptions import FileCreateError, FileSizeError
 
         check_sheet(total := len(rows))
         with tempfile.TemporaryDirectory() as scratch:
             plain_text = {"strings_to_numbers": False, "strings_to_formulas": False, "strings_to_urls": False}
-            book = xlsxwriter.Workbook(file, {"constant_memory": True, "tmpdir": scratch, **plain_text})
+            sink = _Sink(file)
+            book = xlsxwriter.Workbook(sink, {"constant_memory": True, "tmpdir": scratch, **plain_text})
             sheet = book.add_worksheet("vlmgate")
             self._lay_out(book, sheet, total)
             for number, row in enumerate(rows, 1):
@@ -65,6 +66,10 @@ class XlsxWriter:
                 book.close()
             except FileSizeError as error:
                 raise StoreError("the workbook would be larger than 4 GB; use --only routed, or --to csv.") from error
+            except FileCreateError as error:  # wraps what the disk or the pipe said
+                raise (error.args[0] if isinstance(error.args[0], OSError) else OSError(str(error))) from error
+        if sink.error:
+            raise sink.error
         return self._notes()
 
     def _lay_out(self, book: Any, sheet: Any, total: int) -> None:
@@ -124,3 +129,22 @@ class XlsxWriter:
                 f"first: {gone[0]}"
             )
         return notes
+
+
+class _Sink:
+    """Takes bytes and keeps the first error to itself; a ZipFile that met one would complain again when collected."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            if self.error is None:
+                self._file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Whoever opened the file flushes it."""
