@@ -80,8 +80,9 @@ class StoredRows:
             stored = pq.ParquetFile(file, buffer_size=_BUFFER)
             held = set(stored.schema_arrow.names)
             wanted = [name for name in dict.fromkeys((*columns, "file_name", "route")) if name in held]
-            for batch in stored.iter_batches(_AT_ONCE, columns=wanted):
-                yield batch if self.route is None else batch.filter(pc.equal(batch["route"], self.route.value))
+            for group in range(stored.num_row_groups):  # all at once, each would keep its buffers to the end
+                for batch in stored.iter_batches(_AT_ONCE, [group], wanted, use_threads=False):
+                    yield batch if self.route is None else batch.filter(pc.equal(batch["route"], self.route.value))
 
 
 def _converted(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
