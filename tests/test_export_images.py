@@ -66,6 +66,13 @@ def test_tasks_come_with_predictions_and_the_worst_first(tmp_path: Path) -> None
     assert [path.name for path in done.written] == ["t.json", "t.config.xml"]
 
 
+def test_a_labelling_configuration_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "t.config.xml").write_text("mine")
+    with pytest.raises(OutputError, match=r"t\.config\.xml: is there already"):
+        export(asked(tmp_path), Target.LABEL_STUDIO, tmp_path / "t.json")
+    assert (tmp_path / "t.config.xml").read_text() == "mine" and not (tmp_path / "t.json").exists()
+
+
 def test_image_urls_keep_any_name_and_take_any_root(tmp_path: Path) -> None:
     source = result_of(tmp_path / "r.parquet", [row(text) for text in STRINGS])
     for number, (root, begins) in enumerate({WAITING: WAITING, "https://x/y": "https://x/y/", "": ""}.items()):

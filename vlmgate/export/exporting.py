@@ -89,8 +89,8 @@ def export(result: Path, target: Target, out: Path | None = None, options: Optio
     route = None if options.only is None else _ROUTES[options.only]
     stored = StoredRows(result, to_read(target, columns), route)
     rows = Counted(stored)
-    if out is not None:
-        output.check(out, result, overwrite=options.overwrite)
+    for place in () if out is None else (out, config_of(out)) if target is Target.LABEL_STUDIO else (out,):
+        output.check(place, result, overwrite=options.overwrite)
     if target is Target.IMAGEFOLDER:
         if out is None:
             raise UsageError("--to imagefolder makes a folder; give -o FOLDER.")
@@ -102,6 +102,11 @@ def export(result: Path, target: Target, out: Path | None = None, options: Optio
     return _to_file(writer, rows, out)
 
 
+def config_of(tasks: Path) -> Path:
+    """Return where the labelling configuration of a file of tasks goes."""
+    return tasks.with_suffix(".config.xml")
+
+
 def _to_file(writer: Writer, rows: Counted, out: Path | None) -> Exported:
     if out is None:
         with output.standard_output(binary=writer.binary) as file:
@@ -111,7 +116,7 @@ def _to_file(writer: Writer, rows: Counted, out: Path | None) -> Exported:
     with output.file_at(out) as file:
         notes = writer.write(rows, file)
     if isinstance(writer, LabelStudioWriter) and out.is_file():
-        written.append(out.with_suffix(".config.xml"))
+        written.append(config_of(out))
         with output.file_at(written[-1]) as file:
             file.write(writer.config().encode())
     return Exported(rows.passed, tuple(written), tuple(notes))
