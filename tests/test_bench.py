@@ -1,4 +1,4 @@
-"""What the benches of scores count, on made-up readings: no model, and nothing timed."""
+"""What the benches count, on made-up readings: no model, and no time that is asserted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench import _common, _peers, scores, views
+from tests.bench import _common, _peers, export, scores, views
 from tests.bench._common import Area, Drawing, Read, Source, area, resampled
 from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.evaluate import auroc
@@ -20,6 +20,7 @@ from vlmgate.kernels import WordKernel
 from vlmgate.novelty import pack
 from vlmgate.records import Caption, Quality
 from vlmgate.scoring import Said
+from vlmgate.store import read_result
 
 SURE = "A brass washer with a crack at the center."
 OTHERS = ("A brass washer without defects.", "A copper gear with rust at the lower left.", "A steel plate with a dent.")
@@ -247,3 +248,28 @@ def test_times_are_kept_for_the_model_they_were_measured_with(tmp_path: Path, so
     (tmp_path / "seconds.json").write_text(json.dumps(kept))
     timing = views.times(source, list(SECONDS), tmp_path, 3, 4)
     assert timing.seconds[1, 8] == 2.0 and timing.how == "by hand"
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_bench_of_exports_tells_rows_and_memory_in_a_table_and_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export.main(["--rows", "3000", "--samples", "2", "--row-groups", "1", "--json", str(tmp_path / "told.json")])
+    *table, told = capsys.readouterr().out.splitlines()
+    assert json.loads(told) == json.loads((tmp_path / "told.json").read_text())
+    figures = json.loads(told)
+    assert (figures["rows"], figures["samples"], figures["row_groups"], figures["target"]) == (3000, 2, 1, "csv")
+    assert figures["output_bytes"] > 3000 * 100 and figures["rows_per_second"] > 0
+    assert 50 < figures["peak_megabytes"] < 500
+    assert len(table) == 3 and table[2].startswith("| csv | 3,000 | 1 | ")
+
+
+def test_the_bench_of_exports_writes_a_result_of_so_many_rows(tmp_path: Path) -> None:
+    assert export.write_rows(tmp_path / "r.parquet", 10_001, 2) == 2
+    records, provenance = read_result(tmp_path / "r.parquet")
+    assert len({record.file_name for record in records}) == 10_001 and provenance["run_id"] == "bench"
+    assert {len(record.captions or ()) for record in records} == {2}
+    with pytest.raises(SystemExit, match="exit code 2"):
+        export.measure(tmp_path / "r.parquet", "nothing", 1, 1, 1)

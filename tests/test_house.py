@@ -66,6 +66,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
                 "calibrate",
                 "records",
                 "errors",
+                "export",
                 "config",
                 "answers",
                 "captioner",
@@ -86,6 +87,10 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
             "review",
         },
         {"PIL", "jinja2", "markupsafe", "filelock"},
+    ),
+    "export": (
+        {"export", "records", "errors", "config", "images", "store", "text"},
+        {"pyarrow", "xlsxwriter", "openpyxl", "PIL"},
     ),
     "builtin": ({"builtin", "config"}, PIXELS),
     "builtin.checkpoint": ({"builtin", "answers"}, {"torch", "transformers", "tokenizers"}),

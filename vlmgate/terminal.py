@@ -42,6 +42,14 @@ def complain(text: str) -> None:
         print(plain(f"vlmgate: error: {' '.join(text.split())}"), file=sys.stderr, flush=True)
 
 
+def say(text: str) -> None:
+    """Print one line on stderr that is no error, whatever a file name put into it."""
+    from vlmgate.text import plain
+
+    with contextlib.suppress(OSError):
+        print(plain(text), file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
     """Go on where stdout cannot be written (`| head`, a full disk): the exit code tells what was done."""
@@ -49,8 +57,13 @@ def reader_may_leave() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up_stdout()
+
+
+def give_up_stdout() -> None:
+    """Let what is still to be written to stdout go nowhere, so that the interpreter does not fail on it as it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

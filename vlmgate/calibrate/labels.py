@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlmgate.errors import LabelError
+from vlmgate.export.cells import undefused
 from vlmgate.images import Walk, find_images
 
 Kind = Literal["class", "verdict", "ambiguity"]
@@ -24,7 +25,6 @@ AMBIGUITY = ("clear", "ambiguous")
 LABEL_COLUMNS = ("label", "class", "category", "defect", "condition", "target", "verdict")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".json")
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # the names that a Hugging Face ImageFolder has
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # cells that start so carry a "'" before it, in tables for spreadsheets
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +220,7 @@ def _text(value: object) -> str:
 
 def _cell(value: object) -> str:
     """Return a cell as it was before a spreadsheet was kept from taking it for a formula."""
-    text = "" if value is None else str(value)
-    return text[1:] if text[:1] == "'" and text[1:2] in _FORMULA else text
+    return "" if value is None else undefused(str(value))
 
 
 def _header(path: Path) -> list[str]:

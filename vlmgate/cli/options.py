@@ -44,6 +44,12 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class ScanFormat(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
 class PagesChoice(StrEnum):
     FIRST = "first"
     ALL = "all"

@@ -14,13 +14,12 @@ from vlmgate.cli.options import (
     BudgetOption,
     DeviceOption,
     DtypeOption,
-    Format,
-    FormatOption,
     KernelOption,
     LimitOption,
     ModelOption,
     PagesChoice,
     RevisionOption,
+    ScanFormat,
     ScoreOption,
     ThresholdOption,
     TrustOption,
@@ -35,6 +34,8 @@ from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, 
 if TYPE_CHECKING:
     from vlmgate.scan import ScanResult
 
+_STDOUT = Path("-")
+
 
 @app.command()
 def scan(
@@ -44,7 +45,10 @@ def scan(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Parquet file to write. [default: FOLDER's name.parquet, here]", show_default=False
+            "--out",
+            "-o",
+            help="Parquet file to write; - with --format csv: rows to stdout. [default: FOLDER's name.parquet, here]",
+            show_default=False,
         ),
     ] = None,
     model: ModelOption = BUILTIN,
@@ -105,7 +109,9 @@ def scan(
             callback=read_gate_options,
         ),
     ] = None,
-    format: FormatOption = Format.TABLE,
+    format: Annotated[
+        ScanFormat, typer.Option("--format", help="How stdout is written; csv = the rows, when the run ends.")
+    ] = ScanFormat.TABLE,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr, too.")] = False,
 ) -> None:
@@ -118,8 +124,12 @@ def scan(
     with errors_in_one_line():
         if not _exists(folder):
             raise UsageError(f"{folder}: no such folder or image; name a folder of images.")
-        parquet = out or Path(
-            f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'root'}.parquet"
+        if out == _STDOUT and format is not ScanFormat.CSV:
+            raise UsageError("-o - writes rows to stdout; say --format csv with it, or give -o a Parquet file.")
+        parquet = (
+            out
+            if out not in (None, _STDOUT)
+            else Path(f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'root'}.parquet")
         )
         settings = ScanConfig(
             folder=folder,
@@ -211,10 +221,13 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
     return 3 if any(r.reason in lacking for r in result.records) else 0
 
 
-def _print_result(result: ScanResult, format: Format, code: int) -> None:
+def _print_result(result: ScanResult, format: ScanFormat, code: int) -> None:
+    from vlmgate.export.exporting import print_csv
     from vlmgate.summary import print_summary, summary_json
 
-    if format is Format.JSON:
+    if format is ScanFormat.CSV:
+        print_csv(result.records)
+    elif format is ScanFormat.JSON:
         error = str(result.error) if result.error else None
         print(summary_json(result.records, result.provenance, result.outputs.parquet, code, error))
     else:

@@ -1,0 +1,118 @@
+"""A folder that loads with `datasets.load_dataset("imagefolder", …)`: images, and metadata.parquet beside them.
+
+Knows folders and names; knows nothing of where a row comes from. Images are named by number, with what is harmless of
+their own names: no name in a result can lead out of the folder, meet another, be reserved on some system, be hidden, or
+be taken for a split such as "test".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from vlmgate.export.pictures import Pictures
+from vlmgate.export.rows import Row, Rows
+from vlmgate.export.writers import count
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ORIGINAL = "original_name"  # no "…_file_name": datasets would open what such a column names
+_TRAIN = "train"  # datasets looks at folders' names for splits, and at files' names only where no folder has one
+# What is taken over as it is; everything else becomes PNG. Fewer than datasets knows: those that it opens everywhere.
+_KEPT = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"))
+_AT_ONCE = 1024  # rows
+
+
+@dataclass(slots=True)
+class ImageFolderWriter:
+    """Writes every image that was opened and is still what it was; later pages of a file become PNG."""
+
+    columns: Sequence[str]
+    schema: pa.Schema  # of those columns
+    pictures: Pictures
+    link: bool = False  # hard links instead of copies, where both lie on one disk
+
+    def write(self, rows: Rows, folder: Path) -> list[str]:
+        """Write all rows into an empty folder."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        (train := folder / _TRAIN).mkdir()
+        names = [name for name in self.columns if name not in ("file_name", ORIGINAL, "image")]
+        keys = [pa.field("file_name", pa.string()), pa.field(ORIGINAL, pa.string())]
+        schema = pa.schema([*keys, *(self.schema.field(name) for name in names)])
+        done: list[dict[str, Any]] = []
+        with pq.ParquetWriter(train / "metadata.parquet", schema, compression="zstd") as metadata:
+            for number, row in enumerate(rows, 1):
+                name = self._image(row, number, train)
+                if name is not None:
+                    keys_of_row = {"file_name": name, ORIGINAL: row["file_name"]}
+                    done.append(keys_of_row | {column: row.get(column) for column in names})
+                if len(done) == _AT_ONCE:
+                    metadata.write_table(pa.Table.from_pylist(done, schema=schema))
+                    done = []
+            metadata.write_table(pa.Table.from_pylist(done, schema=schema))
+        gone = self.pictures.missing
+        if not gone:
+            return []
+        return [f"{count(len(gone), 'image')} left out (gone, changed since the scan, or unreadable), first: {gone[0]}"]
+
+    def _image(self, row: Row, number: int, folder: Path) -> str | None:
+        """Put one image into the folder; return its name there, or None where it is not what was read."""
+        suffix = PurePosixPath(row["file_name"]).suffix.lower()
+        stem = f"{number:07d}{_harmless(row['file_name'])}"
+        path = self.pictures.paths.get(row["file_name"])
+        if suffix in _KEPT and row["page"] == 1 and path is not None and row.get("width") is not None:
+            if self._take_over(path, folder / (stem + suffix), row["sha256"]):
+                return stem + suffix
+            self.pictures.missing.append(row["file_name"])
+            return None
+        picture = self.pictures.opened(row)
+        if picture is None:
+            return None
+        picture.save(folder / f"{stem}.png")
+        return f"{stem}.png"
+
+    def _take_over(self, source: Path, target: Path, sha256: str | None) -> bool:
+        """Copy or link a file; False, and nothing left behind, where its bytes are not those that were read."""
+        if not (self.link and _linked(source, target)) and not _copied(source, target):
+            return False
+        with target.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        if not same:
+            target.unlink()
+        return same
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:  # another disk, or one that knows no links
+        return False
+    return True
+
+
+def _copied(source: Path, target: Path) -> bool:
+    from vlmgate.images.formats import RefusedError
+    from vlmgate.images.walk import opened
+
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(opened(source))
+        except (OSError, RefusedError):
+            return False
+        shutil.copyfileobj(file, stack.enter_context(target.open("wb")), 1 << 20)
+    return True
+
+
+def _harmless(file_name: str) -> str:
+    """Return "_part_0042" for "line2/part_0042.jpg": so much of a name as means the same everywhere."""
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", PurePosixPath(file_name).stem).strip("_")[:60]
+    return f"_{stem}" if stem else ""

@@ -1,0 +1,119 @@
+"""Where an export goes: a file that appears in one step, a folder likewise, or stdout.
+
+Knows paths and streams; knows nothing of formats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from vlmgate.errors import OutputError, StoreError
+from vlmgate.text import plain
+
+
+def check(out: Path, source: Path, *, overwrite: bool) -> None:
+    """Raise `OutputError` unless this may be written; what is there may hold verdicts that somebody filled in."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise OutputError(f"{out}: is the result itself, which stays as it is; give another -o.")
+    if not out.parent.is_dir():
+        raise OutputError(f"{out.parent}: no such folder; make it, or give another -o.")
+    if out.is_file() and not overwrite:
+        raise OutputError(f"{out}: is there already, perhaps with verdicts in it; give another -o, or --overwrite.")
+
+
+@contextlib.contextmanager
+def file_at(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its name when all is written: who reads sees the former one or the new one, no part.
+
+    A device or a pipe is written as it is. Raises `OutputError` for a folder, `StoreError` where the disk will not.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give -o a file name.")
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        target = path.resolve() if path.is_symlink() else path
+        temporary = target.with_name(f".vlmgate.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or give another -o."
+        ) from error
+
+
+@contextlib.contextmanager
+def folder_at(path: Path) -> Iterator[Path]:
+    """Make a folder that takes its name when all is in it; never in the place of one that holds something."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputError(f"{path}: is there and not empty; give another -o, or move it away yourself.")
+    target = path.resolve()
+    temporary = target.with_name(f".vlmgate.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        try:
+            yield temporary
+            if target.exists():
+                target.rmdir()
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or give another -o."
+        ) from error
+
+
+@contextlib.contextmanager
+def standard_output(*, binary: bool) -> Iterator[BinaryIO]:
+    """Give stdout for bytes; on a terminal, text whose control characters are shown, not sent."""
+    sys.stdout.flush()
+    if not sys.stdout.isatty():
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if binary:
+        raise OutputError("this format is none to look at; give -o FILE, or pipe it.")
+    screen = io.BufferedWriter(_Screen())
+    yield cast(BinaryIO, screen)
+    screen.flush()
+
+
+class _Screen(io.RawIOBase):
+    """A terminal that a file name or a caption cannot steer."""
+
+    def __init__(self) -> None:
+        self._part = b""  # of a line
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        given = bytes(cast(memoryview, data))
+        lines = (self._part + given).split(b"\n")
+        self._part = lines.pop()
+        for line in lines:
+            cells = line.decode("utf-8", "replace").split("\t")
+            print("\t".join(plain(cell) for cell in cells))
+        return len(given)
+
+    def flush(self) -> None:
+        sys.stdout.flush()

@@ -1,0 +1,150 @@
+"""A workbook for people: one sheet, frozen header, filters, a verdict to choose, thumbnails on request.
+
+Knows sheets of Excel and their limits; knows nothing of where a row comes from. Every text is written as a string, so
+that none is a formula, a link or a number.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, ClassVar
+
+from vlmgate.errors import StoreError, UsageError
+from vlmgate.export.cells import CELL_CHARACTERS, check_sheet, fitted, text_of, visible
+from vlmgate.export.pictures import Pictures
+from vlmgate.export.rows import Row, Rows
+from vlmgate.export.targets import VERDICTS
+from vlmgate.export.writers import count
+
+_WIDTHS = {  # characters; others by what they hold
+    **{"file_name": 36, "caption": 48, "captions": 60, "answers": 40, "reading": 30, "note": 40, "sha256": 16},
+    **{"route": 14, "reason": 16, "verdict": 12, "decided_by": 16, "conversion": 24, "error": 30, "duplicate_of": 24},
+}
+_THUMBNAIL = 96  # pixels, the longer side
+
+
+def check_installed() -> None:
+    """Raise `UsageError` where there is nothing to write a workbook with."""
+    try:
+        import xlsxwriter  # noqa: F401 - whether it is there
+    except ImportError as error:
+        raise UsageError(
+            "--to xlsx needs XlsxWriter: pip install 'vlmgate[xlsx]'; --to excel-csv needs nothing."
+        ) from error
+
+
+@dataclass(slots=True)
+class XlsxWriter:
+    """Writes row by row in constant memory; thumbnails alone stay in memory until the end.
+
+    Raises `UsageError` where there are more rows than a sheet has.
+    """
+
+    columns: Sequence[str]
+    pictures: Pictures | None = None  # None = no thumbnails
+    binary: ClassVar[bool] = True
+    cut: int = 0
+
+    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+        """Write all rows."""
+        import xlsxwriter
+        from xlsxwriter.exceptions import FileCreateError, FileSizeError
+
+        check_sheet(total := len(rows))
+        with tempfile.TemporaryDirectory() as scratch:
+            plain_text = {"strings_to_numbers": False, "strings_to_formulas": False, "strings_to_urls": False}
+            sink = _Sink(file)
+            book = xlsxwriter.Workbook(sink, {"constant_memory": True, "tmpdir": scratch, **plain_text})
+            sheet = book.add_worksheet("vlmgate")
+            self._lay_out(book, sheet, total)
+            for number, row in enumerate(rows, 1):
+                self._row(sheet, number, row)
+            try:
+                book.close()
+            except FileSizeError as error:
+                raise StoreError("the workbook would be larger than 4 GB; use --only routed, or --to csv.") from error
+            except FileCreateError as error:  # wraps what the disk or the pipe said
+                raise (error.args[0] if isinstance(error.args[0], OSError) else OSError(str(error))) from error
+        if sink.error:
+            raise sink.error
+        return self._notes()
+
+    def _lay_out(self, book: Any, sheet: Any, total: int) -> None:
+        """Write the header and set all that concerns whole columns, which has to come before the rows."""
+        shown = (["thumbnail"] if self.pictures else []) + list(self.columns)
+        bold = book.add_format({"bold": True, "bottom": 1, "bg_color": "#EEEEEE"})
+        to_fill_in = book.add_format({"bg_color": "#FFF8DC"})
+        for column, name in enumerate(shown):
+            width = 14 if name == "thumbnail" else _WIDTHS.get(name, max(10, min(len(name) + 3, 24)))
+            sheet.set_column(column, column, width, to_fill_in if name == "verdict" else None)
+            sheet.write_string(0, column, visible(name), bold)
+            if name == "verdict" and total:
+                sheet.data_validation(
+                    *(1, column, total, column),
+                    {
+                        "validate": "list",
+                        "source": list(VERDICTS),
+                        "error_title": "verdict",
+                        "error_message": f"One of: {', '.join(VERDICTS)}; or nothing.",
+                    },
+                )
+        sheet.freeze_panes(1, 2 if self.pictures else 1)
+        sheet.autofilter(0, 0, total, len(shown) - 1)
+
+    def _row(self, sheet: Any, number: int, row: Row) -> None:
+        first = 0
+        if self.pictures:
+            self._thumbnail(sheet, number, self.pictures, row)
+            first = 1
+        for column, name in enumerate(self.columns, first):
+            value = row.get(name)
+            if isinstance(value, int | float):
+                sheet.write_number(number, column, value)
+            elif value is not None:
+                text, cut = fitted(visible(text_of(value)))
+                self.cut += cut
+                if sheet.write_string(number, column, text) != 0:
+                    raise StoreError(f"row {number}: a cell of {len(text):,} characters was refused; use --to csv.")
+
+    def _thumbnail(self, sheet: Any, number: int, pictures: Pictures, row: Row) -> None:
+        sheet.set_row_pixels(number, _THUMBNAIL + 4)
+        picture = pictures.opened(row)
+        if picture is None:
+            return
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        data = io.BytesIO()
+        picture.save(data, "JPEG", quality=80)
+        place = {"image_data": data, "x_offset": 2, "y_offset": 2, "object_position": 1, "decorative": True}
+        sheet.insert_image(number, 0, "thumbnail.jpg", place)
+
+    def _notes(self) -> list[str]:
+        notes = [f"{count(self.cut, 'cell')} cut at Excel's {CELL_CHARACTERS:,} characters."] if self.cut else []
+        if self.pictures and self.pictures.missing:
+            gone = self.pictures.missing
+            notes.append(
+                f"{count(len(gone), 'image')} without a thumbnail (gone, changed since the scan, or unreadable), "
+                f"first: {gone[0]}"
+            )
+        return notes
+
+
+class _Sink:
+    """Takes bytes and keeps the first error to itself; a ZipFile that met one would complain again when collected."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            if self.error is None:
+                self._file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Whoever opened the file flushes it."""
