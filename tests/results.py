@@ -22,5 +22,6 @@ def row(file_name: str, **known: Any) -> Record:
 def result_of(path: Path, rows: Sequence[Record], **provenance: Any) -> Path:
     """Write a result of these rows; return where it is."""
     told = {"run_id": "1", "complete": True, "model": {"model": "fake"}, "sampling": asdict(SamplingConfig())}
+    told |= {"gate": {}, "image_config": {}, "fingerprint": {}, "kernel": "words", "folder": str(path.parent)}
     write_result(path, rows, told | provenance)
     return path

@@ -81,7 +81,7 @@ def test_from_labels_to_a_gate_to_a_split_folder(labelled: Path, tmp_path: Path)
     gate = read_gate(tmp_path / "gate.toml")
     assert gate.promise["errors"] == 0 and gate.data["images"] == 180
     assert gate.sampling["choices"] == ("crack", "dent", "none")
-    assert gate.features == "gate.features.npz" and gate.limits_novelty
+    assert gate.measures_novelty and gate.features is not None
 
     folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(41)), "alien_001.png")
     told, _ = run("scan", tmp_path / "tonight", "--gate", "gate.toml")
@@ -285,9 +285,10 @@ def test_the_gate_refuses_what_it_was_not_made_for(labelled: Path, tmp_path: Pat
     ):
         _, error = run("scan", tmp_path / "tonight", "--gate", "gate.toml", "-q", *arguments, code=2)
         assert said in error
-    (tmp_path / "gate.features.npz").unlink()
+    features = read_gate(tmp_path / "gate.toml").features
+    (tmp_path / str(features)).unlink()
     _, error = run("scan", tmp_path / "tonight", "--gate", "gate.toml", "-q", code=2)
-    assert "gate.features.npz" in error
+    assert str(features) in error
 
 
 def test_a_changed_folder_raises_the_alarm(labelled: Path, tmp_path: Path) -> None:
@@ -322,3 +323,81 @@ def test_toml_may_hold_one_or_several(labelled: Path, tmp_path: Path) -> None:
     )
     told, _ = run("calibrate", labelled, "--config", "c.toml")
     assert "dent 120, none 60" in told and "at most 20%" in told
+
+
+def test_the_cheapest_gate_promises_nothing_anywhere(labelled: Path, tmp_path: Path) -> None:
+    told, _ = run("calibrate", labelled, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2, page=True)
+    page = (tmp_path / "gate_calibration" / "index.html").read_text(encoding="utf-8")
+    for text in (told, page):
+        assert "promises nothing of its risk" in text and "Promise:" not in text
+    assert "guaranteed gate" not in told
+
+
+def test_a_gate_that_was_edited_promises_nothing(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    gate = tmp_path / "gate.toml"
+    gate.write_text(re.sub(r"(?m)^threshold = .*$", "threshold = 0.01", gate.read_text(encoding="utf-8")))
+    folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(30)))
+    told, _ = run("scan", tmp_path / "tonight", "--gate", "gate.toml")
+    assert "edited since it was calibrated, so it promises nothing" in told and "The gate promises" not in told
+
+
+def test_the_calibrated_folder_itself_looks_like_itself(labelled: Path) -> None:
+    run("calibrate", labelled)
+    told, _ = run("scan", labelled, "--gate", "gate.toml", "-o", "again.parquet")
+    assert "do not look like" not in told
+
+
+def test_a_run_that_was_not_finished_is_no_calibration_set(
+    labelled: Path, fake: FakeCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = fake.read, iter(range(100))
+
+    def stops(pictures: object) -> object:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return real(pictures)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fake, "read", stops)
+    _, said = run("calibrate", labelled, code=130)
+    assert "The same command goes on" in said
+    _, said = run("calibrate", "gate.parquet", "--labels", labelled, "-q", code=2)
+    assert "was not finished" in said
+
+
+def test_a_verdict_is_on_what_was_judged(labelled: Path, tmp_path: Path) -> None:
+    """Fewer samples of a hard image come to another answer, which nobody has judged; it counts as wrong."""
+    run("calibrate", labelled)
+    rows, _ = read_result(tmp_path / "gate.parquet")
+    lines = ["sha256,verdict", *(f"{r.sha256},correct" for r in rows)]
+    (tmp_path / "verdicts.csv").write_text("\n".join(lines), encoding="utf-8")
+    told, _ = run("calibrate", "gate.parquet", "--labels", "verdicts.csv", "-o", "v.toml", "--gate-samples", 2)
+    assert "With 2 samples each, 36 are wrong" in told
+
+
+def test_a_promise_of_risk_is_for_the_mix_of_the_labels(labelled: Path) -> None:
+    told, _ = run("calibrate", labelled, "--defect-rate", "1%", "--cost-escape", 50)
+    assert "hold 66.7% defective parts, the line 1%: the promise is for the former mix" in told
+
+
+def test_what_would_be_lost_or_never_used_is_refused_first(labelled: Path, tmp_path: Path, fake: FakeCaptioner) -> None:
+    (tmp_path / "settings.toml").write_text("[project]\n")
+    folder_of(tmp_path / "other", "good/a.png", "bad/b.png")
+    folder_of(tmp_path / "comma", "crack, deep/a.png", "good/b.png")
+    for arguments, said in (
+        ([labelled, "-o", "settings.toml"], "is no gate"),
+        ([labelled, "--defect-rate", "1%"], "none is given"),
+        ([labelled, "--labels", tmp_path / "other"], "another folder of images"),
+        ([tmp_path / "comma"], "has a comma"),
+    ):
+        _, error = run("calibrate", *arguments, "-q", code=2)
+        assert said in error and error.count("\n") == 1
+    assert fake.history == [] and (tmp_path / "settings.toml").read_text() == "[project]\n"
+
+
+def test_two_gates_of_one_name_keep_their_features(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    run("calibrate", "gate.parquet", "--labels", labelled, "--label-map", "crack=")
+    folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(5)))
+    for gate in ("gate.toml", "gate.old.toml"):
+        run("scan", tmp_path / "tonight", "--gate", gate, "-o", f"{gate[:-5]}_t.parquet")

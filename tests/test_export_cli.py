@@ -18,6 +18,7 @@ from results import result_of, row
 from test_cli import README, run
 
 import vlmgate.scan
+import vlmgate.tonight
 from vlmgate.records import Route
 from vlmgate.store import read_result
 
@@ -25,8 +26,8 @@ from vlmgate.store import read_result
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
     captioner = FakeCaptioner(lambda name: DISAGREE if "3" in name else AGREE)
-    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load})
-    monkeypatch.setattr(vlmgate.scan, "own_limits", lambda sampling: ())
+    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load, "only": None})
+    monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())
     monkeypatch.chdir(tmp_path)
     return captioner
 

@@ -166,7 +166,8 @@ class CalibrateConfig:
         _require(self.confidence >= 0.5, "confidence", self.confidence, "0.5 or more")
         if self.defect_rate is not None:
             _require(0 < self.defect_rate < 1, "defect_rate", self.defect_rate, "between 0% and 100%")
-        _require(self.novelty_limit > 0, "novelty_limit", self.novelty_limit, "above 0; inf = none")
+        sound = 0 < self.novelty_limit <= 1e6 or math.isinf(self.novelty_limit)
+        _require(sound, "novelty_limit", self.novelty_limit, "above 0; inf = none")
         _require(self.gate_samples is None or self.gate_samples >= 2, "gate_samples", self.gate_samples, "2 or more")
         _require(bool(self.kernels), "kernel", self.kernels, "at least one")
 

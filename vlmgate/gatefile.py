@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vlmgate.config import SamplingConfig
-from vlmgate.drift import Kept
+from vlmgate.drift import COLUMNS, FEWEST, QUANTILES, Kept
 from vlmgate.errors import GateError, OutputError, one_line
 from vlmgate.gate import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit
 from vlmgate.text import plain
@@ -49,7 +50,8 @@ class GateFile:
     drift: Mapping[str, Kept] = field(default_factory=dict)  # column → distribution on the calibration set
     features: str | None = None  # file beside this one with the vision features' reference
     features_sha256: str | None = None
-    limits_novelty: bool = False  # novelty is measured from that reference, not from the checkpoint's own
+    measures_novelty: bool = False  # novelty is measured from that reference, not from the checkpoint's own
+    edited: bool = False  # since it was calibrated, so that it promises nothing
 
 
 def sampling_of(sampling: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,6 +61,14 @@ def sampling_of(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def is_gate(path: Path) -> bool:
+    """Say whether a file is a gate, of whatever version, whole or damaged."""
+    try:
+        return "vlmgate_gate" in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def read_gate(path: Path) -> GateFile:
@@ -98,7 +108,8 @@ def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
     if name is not None and Path(name).name != name:
         raise GateError("features must be a file beside the gate.")
     date = str(tree["data"].get("date", "no date"))[:10]
-    return GateFile(
+    promise = _promise(tree.get("promise", {}))
+    read = GateFile(
         gate=Gate(score=score, threshold=threshold, limits=tuple(limits), origin=f"{path.name}, {date}"),
         kernel=str(gate["kernel"]),
         model=str(reads["model"]),
@@ -107,12 +118,45 @@ def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
         sampling={key: _back(key, reads) for key in SAMPLING},
         pages=str(reads["pages"]),
         data=tree["data"],
-        promise=tree.get("promise", {}),
-        drift={name: Kept(int(d["images"]), tuple(map(float, d["quantiles"]))) for name, d in tree["drift"].items()},
+        promise=promise,
+        drift={name: _kept(name, told) for name, told in tree["drift"].items()},
         features=name,
         features_sha256=features.get("sha256"),
-        limits_novelty=bool(features.get("limits_novelty", False)),
+        measures_novelty=bool(features.get("measures_novelty", False)),
     )
+    same = promise.get("of_gate") == _fingerprint(read)
+    return read if not promise or same else replace(read, promise={}, edited=True)
+
+
+def _promise(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a promise that can be shown; raises `GateError` for what is none."""
+    if told:
+        rates = [float(told[key]) for key in ("target_risk", "confidence")]
+        if told["target"] not in ("risk", "escapes") or not all(0 < rate < 1 for rate in rates):
+            raise GateError("its promise is none.")
+    return told
+
+
+def _kept(column: str, told: Mapping[str, Any]) -> Kept:
+    kept = Kept(int(told["images"]), tuple(map(float, told["quantiles"])))
+    rising = all(a <= b for a, b in itertools.pairwise(kept.quantiles))
+    sound = len(kept.quantiles) == QUANTILES and all(map(math.isfinite, kept.quantiles))
+    if column not in COLUMNS or kept.count < FEWEST or not rising or not sound:
+        raise GateError(f"its distribution of {column} is damaged.")
+    return kept
+
+
+def _fingerprint(gate: GateFile) -> str:
+    """Return a hash of all that a promise is about: limits, settings, weights and images."""
+    told: list[Any] = [
+        asdict(replace(gate.gate, origin=None)),
+        gate.kernel,
+        gate.model,
+        dict(gate.checkpoint),
+        dict(gate.sampling),
+    ]
+    told += [gate.pages, gate.data.get("sha256"), gate.features_sha256, gate.measures_novelty]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=list).encode()).hexdigest()
 
 
 def _back(key: str, reads: Mapping[str, Any]) -> Any:
@@ -134,7 +178,7 @@ def feature_file(gate: GateFile, path: Path) -> Path | None:
         same = False
     if same:
         return beside
-    if gate.limits_novelty:
+    if gate.measures_novelty:
         raise GateError(
             f"{path}: needs {beside.name} beside it, as it was written with it; copy both, or calibrate again."
         )
@@ -175,8 +219,10 @@ def _short(value: object) -> str:
 
 def write_gate(path: Path, gate: GateFile, about: Sequence[str] = ()) -> None:
     """Write a gate file in one step, with a comment on every part; a former one is kept aside. Raises `OutputError`."""
+    if gate.promise:
+        gate = replace(gate, promise=dict(gate.promise) | {"of_gate": _fingerprint(gate)})
     text = _text_of(gate, about)
-    tomllib.loads(text)  # what is written can be read
+    _read(tomllib.loads(text), path)  # what is written can be read
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -224,7 +270,7 @@ def _text_of(gate: GateFile, about: Sequence[str]) -> str:
     if gate.features is not None:
         lines += ["", "[features]  # what the model saw in those images, for `novelty` and drift"]
         lines += [f"file = {_toml(gate.features)}", f"sha256 = {_toml(gate.features_sha256)}"]
-        lines += [f"limits_novelty = {_toml(gate.limits_novelty)}"]
+        lines += [f"measures_novelty = {_toml(gate.measures_novelty)}"]
     lines += [
         "",
         "[drift]  # how the columns were distributed there, in hundredths: from the least value to the greatest",

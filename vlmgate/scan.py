@@ -361,6 +361,7 @@ class _Run:
             "reference": self._told_of_reference(),
             "gate": asdict(self.gate),
             "promise": dict(self.tonight.file.promise) if self.tonight.file else None,
+            "gate_edited": self.tonight.file.edited if self.tonight.file else None,
             "drift": drift_of(self.tonight, records),
             "fingerprint": self.journal.fingerprint,
         }

@@ -159,6 +159,8 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
             f"The gate promises, with {100 * promise['confidence']:.6g}% confidence, that at most "
             f"{100 * promise['target_risk']:.6g}% of {what}, on images like those that it was calibrated on."
         )
+    elif provenance.get("gate_edited"):
+        notes.append("The gate file was edited since it was calibrated, so it promises nothing.")
     if not drift:
         return notes
     moved = [column for column in drift["columns"] if column["alarm"]]

@@ -39,7 +39,7 @@ class Tonight:
     @property
     def reference(self) -> Reference | None:
         """Return what novelty is measured from, where the gate says so."""
-        return self.features if self.file is not None and self.file.limits_novelty else None
+        return self.features if self.file is not None and self.file.measures_novelty else None
 
 
 def gate_of(config: ScanConfig) -> Tonight:
@@ -108,18 +108,26 @@ def drift_of(tonight: Tonight, records: Sequence[Record]) -> dict[str, Any] | No
     """
     if tonight.file is None:
         return None
+    try:
+        return _drift(tonight, tonight.file, records)
+    except Exception as error:  # a figure less, and no reason to lose a night's result
+        log.warning("whether these images look like the calibrated ones cannot be told", exc_info=error)
+        return None
+
+
+def _drift(tonight: Tonight, file: GateFile, records: Sequence[Record]) -> dict[str, Any]:
     read = [r for r in records if r.captions is not None and r.duplicate_of is None and r.reason != Reason.NOT_READ]
-    columns: dict[str, Values] = {
-        name: [getattr(r, name) for r in read] for name in tonight.file.drift if name != "novelty"
-    }
+    columns: dict[str, Values] = {name: [getattr(r, name) for r in read] for name in file.drift if name != "novelty"}
     strange = _strangeness(read, tonight.features)
     if strange is not None:
-        columns["novelty"] = [float(value) for value in strange]
-    found = shifts(tonight.file.drift, columns)
+        # What the reference was made of lies nearer to it than anything new, so it says nothing of novelty.
+        own = set(tonight.features.note.split()) if tonight.features else set()
+        columns["novelty"] = [float(v) for r, v in zip(read, strange, strict=True) if str(r.sha256)[:16] not in own]
+    found = shifts(file.drift, columns)
     unlike = [] if strange is None else [int(i) for i in np.argsort(-np.nan_to_num(strange, nan=-1.0))[:_UNLIKE]]
     return {
         "images": len(read),
-        "calibrated_on": tonight.file.data.get("images"),
+        "calibrated_on": file.data.get("images"),
         "alarm": any(shift.alarm for shift in found),
         "columns": [asdict(shift) for shift in found],
         "most_unlike": [] if strange is None else [[read[i].file_name, round(float(strange[i]), 3)] for i in unlike],

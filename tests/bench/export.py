@@ -79,6 +79,7 @@ def write_rows(path: Path, rows: int, samples: int, *, one_group: bool = False) 
     """Write a made-up result; return the number of its row groups."""
     sampling = asdict(SamplingConfig(num_samples=samples))
     told = {"schema_version": SCHEMA_VERSION, "run_id": "bench", "model": {"model": "made up"}, "sampling": sampling}
+    told |= {"gate": {}, "image_config": {}, "fingerprint": {}, "kernel": "words", "folder": "/made/up"}
     made = schema().with_metadata({METADATA_KEY: json.dumps(told).encode()})
     batches = _batches(made, rows, samples)
     with pq.ParquetWriter(path, made, compression="zstd") as writer:

@@ -48,13 +48,13 @@ class Choice:
     folds: tuple[str, ...]  # what each fold's others chose, as "score (kernel)"
 
 
-def choose_score(candidates: Sequence[Evidence], of: Mask) -> Choice:
-    """Return the best score under any kernel on some images, cross-validated.
+def choose_score(candidates: Sequence[Evidence], of: Mask, only: str | None = None) -> Choice:
+    """Return the best score under any kernel on some images, cross-validated; with `only`, the best kernel for that.
 
     In each fold the score that is best on the others is measured on the fold; the figures are the means. Among equals
     the first wins, in the order of `SCORES`.
     """
-    pairs = [(one, column) for one in candidates for column in columns_there(one)]
+    pairs = [(one, c) for one in candidates for c in columns_there(one) if only is None or c == only]
     fold = np.random.default_rng(0).permutation(len(of)) % FOLDS
     figures: dict[str, list[float]] = {name: [] for name in FIGURES}
     chosen = []

@@ -88,7 +88,7 @@ def _content(
         "gate_name": None if gate is None else gate.name,
         "rule": None if split is None else split.describe(),
         "promise": report.on_promise(found),
-        "holds": found.promise.holds and found.config.rule == "guarantee",
+        "holds": found.promise is not None and found.promise.holds,
         "model": (provenance["model"] or {}).get("model", ""),
         "prompt": provenance["sampling"]["prompt"],
         "question": provenance["sampling"].get("question"),
@@ -103,6 +103,7 @@ def _content(
         "agreement": None if found.agreement is None else report.agreement_lines(found.agreement, found.repeats),
         "confusion": _confusion(found),
         "mistakes": _mistakes(found, provenance),
+        "certified": None if found.promise is None else int((~found.design).sum()),
         "charts": _charts(found, seconds, None if split is None else split.threshold),
     }
 
@@ -126,10 +127,11 @@ def _costs(found: Study) -> dict[str, Any] | None:
 def _charts(found: Study, seconds: Mapping[int, float], threshold: float | None) -> dict[str, str]:
     final, score = found.final, found.score
     gated = final.gated(score)
+    certified = ~found.design if found.promise is not None else np.ones(len(gated), bool)
     target = found.config.target_risk if found.config.target == "risk" and found.config.rule == "guarantee" else None
-    coverage = None if threshold is None else float(found.accepted.mean())
+    coverage = None if threshold is None else float(found.accepted[certified].mean())
     drawn = {
-        "risk": charts.risk_coverage(gated, final.wrong, target=target, coverage=coverage),
+        "risk": charts.risk_coverage(gated[certified], final.wrong[certified], target=target, coverage=coverage),
         "distribution": charts.distribution(final.scores[score], final.wrong, score, threshold),
         "samples": charts.samples(
             {row.num_samples: (row.aurc, row.error) for row in found.counts.rows},

@@ -20,7 +20,7 @@ from vlmgate.calibrate.quality import Vector
 from vlmgate.errors import LabelError
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate, Limit, bars
 from vlmgate.kernels import WORDS, Kernel
-from vlmgate.records import Reason, Record, Route, Scores
+from vlmgate.records import Decision, Reason, Record, Route, Scores
 from vlmgate.rescore import quality_of, said_of
 from vlmgate.scoring import Said, Scorer
 
@@ -60,6 +60,7 @@ class Labelled:
     num_samples: int
     views: int
     truths: tuple[str | None, ...]  # N; the class of the part, as far as the labels tell
+    novelties: tuple[float | None, ...]  # N; from what the checkpoint carries, for a scan would measure from that
     notes: tuple[str, ...] = ()  # what was left out, in words
 
     @property
@@ -100,6 +101,7 @@ def join(
     held = [record for record, _ in found]
     said = tuple(label for _, label in found)
     _check(held, said, labels)
+    carried = (provenance.get("reference") or {}).get("folder") == "checkpoint"
     truths = tuple(_truth(record, label, labels, choices, named) for record, label in found)
     return Labelled(
         labels.kind,
@@ -111,6 +113,7 @@ def join(
         sampling["num_samples"],
         sampling.get("views", 1),
         truths,
+        tuple(record.novelty if carried else None for record in held),
         tuple(notes),
     )
 
@@ -287,6 +290,7 @@ class Evidence:
     wrong: Mask  # (N,)
     answers: tuple[str | None, ...]  # N
     usable: Mask  # (N,) captions and answers are readings, and every limit holds
+    barred: Mapping[str, int]  # why others are not usable, with numbers
 
     def gated(self, column: str) -> Vector:
         """Return (N,): the scores of a column, infinite for what a gate would never accept."""
@@ -316,21 +320,28 @@ def evidence(
     scorer = Scorer(labelled.prompt, labelled.choices, kernel)
     said = [_first(said_of(record), num_samples) for record in labelled.records]
     scorer.prepare(said)
-    strange = [record.novelty for record in labelled.records] if novelty is None else list(novelty)
+    strange = list(labelled.novelties if novelty is None else novelty)
     told = [scorer.score(one, far) for one, far in zip(said, strange, strict=True)]
     candidates = [
         Candidate((str(r.sha256), r.page), scores, reason, quality_of(r), far)
         for r, (scores, reason), far in zip(labelled.records, told, strange, strict=True)
     ]
     answers = tuple(scores.answer for scores, _ in told)
+    decisions = [bars(candidate, limits) for candidate in candidates]
     return Evidence(
         num_samples,
         name,
         {column: _turned(candidates, column) for column in SCORES},
         _wrong(labelled, answers, told),
         answers,
-        np.array([bars(candidate, limits) is None for candidate in candidates]),
+        np.array([decision is None for decision in decisions]),
+        Counter(_why(decision) for decision in decisions if decision is not None),
     )
+
+
+def _why(decision: Decision) -> str:
+    words = str(decision.reason).replace("_", " ")
+    return words if decision.column is None else f"{words} ({decision.column})"
 
 
 def _first(said: Said, num_samples: int) -> Said:
@@ -351,8 +362,11 @@ def _turned(candidates: Sequence[Candidate], column: str) -> Vector:
 def _wrong(labelled: Labelled, answers: Sequence[str | None], told: Sequence[tuple[Scores, Reason | None]]) -> Mask:
     if labelled.kind == "class":
         return np.array([answer != label for answer, label in zip(answers, labelled.labels, strict=True)])
-    right = "correct" if labelled.kind == "verdict" else "clear"
-    return np.array([label != right for label in labelled.labels])
+    if labelled.kind == "ambiguity":
+        return np.array([label != "clear" for label in labelled.labels])
+    # A verdict is on what the person saw. Where fewer samples come to another answer, nobody has judged that.
+    judged = [record.answer for record in labelled.records]
+    return np.array([v != "correct" or a != j for v, a, j in zip(labelled.labels, answers, judged, strict=True)])
 
 
 def columns_there(evidence: Evidence) -> list[str]:

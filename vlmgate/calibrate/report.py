@@ -85,13 +85,13 @@ class CalibrationProgress(TerminalProgress):
 
 
 class _Speaker:
-    """Prints lines that cannot steer the terminal."""
+    """Prints lines that cannot steer the terminal; a terminal gets them broken between words, a file as they are."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def __call__(self, line: str = "") -> None:
-        self.console.print(Text(plain(line)), soft_wrap=True)
+        self.console.print(Text(plain(line)), soft_wrap=not self.console.is_terminal)
 
 
 def _print_labels(found: Study, labels: Labels, say: _Speaker) -> None:
@@ -131,7 +131,7 @@ QUALITY_NOTE = (
 
 
 def _quality_table(found: Study) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for i, title in enumerate(QUALITY_TITLES):
         table.add_column(title, justify="left" if i < 2 else "right", no_wrap=i != 1)
     for cells, used in quality_rows(found, 1):  # all seven intervals would not fit into 80 columns
@@ -225,6 +225,8 @@ def on_counts(found: Study) -> list[str]:
 def on_promise(found: Study) -> list[str]:
     """Return what is promised, or why nothing is and what it would take."""
     made, config = found.promise, found.config
+    if made is None:
+        return ["The gate written is that of least expected cost (--rule cost). It promises nothing of its risk."]
     word = {"class": "wrong", "verdict": "wrong", "ambiguity": "ambiguous"}[found.labelled.kind]
     rate = (
         f"at most {percent(config.target_risk)} of accepted readings are {word}"
@@ -252,6 +254,12 @@ def on_promise(found: Study) -> list[str]:
         f"{made.errors:,} of {made.count:,} {of} {what}, upper bound {made.bound:.2%}.",
         f"Coverage: {made.coverage:.1%} of them are accepted.",
     ]
+    held = found.labelled
+    if config.target == "risk" and config.defect_rate is not None and held.good is not None:
+        lines.append(
+            f"These labels hold {held.bad.mean():.1%} defective parts, the line {percent(config.defect_rate)}: the "
+            "promise is for the former mix. --target escapes does not hang on it."
+        )
     if made.per_answer:
         lines.append("Limits differ by answer (--per-answer): each group was tested at half the chance of being wrong.")
     elif config.per_answer:
@@ -259,7 +267,8 @@ def on_promise(found: Study) -> list[str]:
     if made.overkill is not None and found.labelled.kind != "ambiguity":
         lines.append(f"Overkill: {made.overkill[0]:,} of {made.overkill[1]:,} good parts are accepted as defective.")
     lines.append(
-        "It holds for images drawn like these, read by the same model with the same prompt, and for no others."
+        "It holds for images drawn like these (one a part), read by the same model with the same prompt, and for no "
+        "others; and once: whoever tries other options on the same labels until one holds has no promise."
     )
     return lines
 
@@ -302,10 +311,10 @@ def on_costs(bills: Bills) -> list[str]:
         lines.append("Reviewing everything is cheapest: no threshold saves more than its errors cost.")
     elif bills.cheapest_errors < FEW:
         lines.append(
-            f"Warning: the cheapest gate accepts {counted(bills.cheapest_errors, 'error')}; what hangs on fewer than "
+            f"Warning: the cheapest gate accepts {counted(bills.cheapest_errors, 'error')}; what rests on fewer than "
             f"{FEW} is chance. Label more images."
         )
-    told = ", ".join(f"{name} {value:,.2f}" for name, value in bills.break_even.items() if value is not None)
+    told = ", ".join(f"{name} {'none' if v is None else format(v, ',.2f')}" for name, v in bills.break_even.items())
     if told:
         lines.append(f"The {bills.gate} costs as much as reviewing all at: {told} (each alone).")
     return lines
@@ -390,8 +399,10 @@ def study_json(
     return json.dumps(_numbers(tree), indent=2, allow_nan=False)
 
 
-def _promise_tree(found: Study) -> dict[str, Any]:
+def _promise_tree(found: Study) -> dict[str, Any] | None:
     made = found.promise
+    if made is None:
+        return None
     keys = ("target_kind", "target", "confidence", "errors", "count", "bound", "coverage", "overkill", "needed")
     return {"holds": made.holds, "per_answer": made.per_answer} | {key: getattr(made, key) for key in keys}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from vlmgate.calibrate.study import Study, study
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.config import CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
-from vlmgate.gatefile import GateFile, sampling_of, write_gate
+from vlmgate.gatefile import GateFile, is_gate, sampling_of, write_gate
 from vlmgate.images import find_images, open_pages
 from vlmgate.kernels import check_kernel, load_kernel
 from vlmgate.progress import Progress
@@ -63,7 +64,7 @@ class Calibrated:
     @property
     def why_none(self) -> str:
         """Say why there is no gate, in one sentence."""
-        if self.found.config.rule == "cost":
+        if self.found.promise is None:
             return "reviewing everything is cheapest."
         needed = self.found.promise.needed
         if needed is None:
@@ -96,12 +97,22 @@ def calibrate(
         raise OutputError(f"{config.out}: a gate file must end in .toml; give another -o.")
     if not config.out.parent.is_dir():
         raise OutputError(f"{config.out.parent}: no such folder; make it, or give another -o.")
+    if config.out.exists() and not is_gate(config.out):
+        raise OutputError(f"{config.out}: exists and is no gate; give another -o.")
+    if config.defect_rate is not None and costs is None:
+        raise UsageError(
+            "--defect-rate weighs costs, and none is given; add --cost-escape, --cost-review and the like."
+        )
     for name in config.kernels:
         check_kernel(name)
     label_map = config.mapped()
     if config.source.is_file():
         path = config.source
         records, provenance = read_result(path)
+        if not provenance.get("complete", True):
+            raise UsageError(
+                f"{path}: that run was not finished, and half of a folder stands for nothing; finish it first."
+            )
         labels = read_labels(config.labels or _labelled_folder(path, provenance), config.label_column)
     else:
         labels = read_labels(config.labels or config.source, config.label_column)
@@ -140,9 +151,16 @@ def _complete(
 ) -> ScanConfig:
     """Return how the images are read: those of the labels, and, for classes, asked which of them it is."""
     sampling = reading.sampling
+    apart = labels.folder is not None and labels.folder.resolve() != source.resolve()
+    if apart and labels.folder is not None and not labels.folder.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"--labels {labels.folder} is another folder of images; calibrate that one, or give a table.")
     if labels.kind == "class" and not sampling.choices:
         told = {folded(name): to for name, to in label_map.items()}
         names = {told.get(folded(label), label) for label in labels.counts()} - {""}
+        if odd := next((name for name in sorted(names) if "," in name), None):
+            raise LabelError(
+                f"the class '{odd}' has a comma, which parts choices; --label-map '{odd}=NAME' renames it."
+            )
         choices = tuple(sorted({" ".join(name.replace("_", " ").split()) for name in names}, key=str.casefold))
         if len(choices) < 2:
             raise LabelError(
@@ -166,12 +184,14 @@ def _read(reading: ScanConfig, labels: Labels, progress: Progress, load: Load) -
         with contextlib.suppress(StoreError):
             before = read_provenance(reading.out).get(TIMED)
     done = scan(reading, progress, load=keep, only=only)
-    if loaded and done.interrupted is None and done.error is None:
+    if done.interrupted is None and done.error is None and (loaded or before is None):
+        if not loaded:  # what was read before was not timed
+            keep(reading.model, reading.sampling)
         progress.message("Measuring the time that samples take …")
         seconds = measure_seconds(loaded[0], reading)
         if seconds:
             write_result(done.outputs.parquet, done.records, done.provenance | {TIMED: seconds})
-    elif before:  # nothing was read this time, so what was measured then still holds
+    elif before and not loaded:  # nothing was read this time, so what was measured then still holds
         write_result(done.outputs.parquet, done.records, done.provenance | {TIMED: before})
     return done
 
@@ -210,12 +230,9 @@ def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Ma
     gate = found.gate()
     if gate is None:
         return None
-    limits_novelty = any(limit.column == "novelty" for limit in found.limits)
-    features = config.out.with_suffix(".features.npz") if found.reference is not None else None
-    digest = None
-    if features is not None and found.reference is not None:
-        found.reference.save(features)
-        digest = _digest(features)
+    features, digest = None, None
+    if found.reference is not None:
+        features, digest = _keep_features(found, config.out)
     fingerprint, model = provenance["fingerprint"], provenance["model"] or {}
     prefix = "checkpoint."
     checkpoint = {key.removeprefix(prefix): value for key, value in fingerprint.items() if key.startswith(prefix)}
@@ -236,16 +253,29 @@ def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Ma
         drift=found.drift(),
         features=features.name if features else None,
         features_sha256=digest,
-        limits_novelty=limits_novelty,
+        measures_novelty=features is not None,
     )
     write_gate(config.out, file, _about(found))
     return config.out
 
 
-def _digest(path: Path) -> str:
+def _keep_features(found: Study, out: Path) -> tuple[Path, str]:
+    """Write the reference under a name that follows from its content, so that a former gate keeps its own."""
     import hashlib
 
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.reference is not None
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}.npz")
+    try:
+        found.reference.save(temporary)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        path = out.with_name(f"{out.stem}.{digest[:8]}.features.npz")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot write the features beside it ({error.strerror}); make room.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path, digest
 
 
 def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,6 +283,7 @@ def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[s
     from collections import Counter
 
     held = found.labelled
+    mixed = held.good is not None and bool(held.known.all())
     told = sorted(f"{r.sha256}:{r.page}:{label}" for r, label in zip(held.records, held.labels, strict=True))
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -267,7 +298,7 @@ def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[s
         "seed": provenance["sampling"]["seed"],
         "device": (provenance["model"] or {}).get("device", ""),
         "dtype": (provenance["model"] or {}).get("dtype", ""),
-    }
+    } | ({"share_defective": float(held.bad.mean())} if mixed else {})
 
 
 def _storable(path: Path) -> str:
@@ -276,7 +307,7 @@ def _storable(path: Path) -> str:
 
 def _promise(found: Study) -> dict[str, Any]:
     made = found.promise
-    if found.config.rule == "cost" or not made.holds:
+    if made is None or not made.holds:
         return {}
     return {
         "target": made.target_kind,
@@ -292,9 +323,9 @@ def _promise(found: Study) -> dict[str, Any]:
 
 
 def _about(found: Study) -> list[str]:
-    if found.config.rule == "cost":
-        return ["The gate of least expected cost. It promises nothing of its risk."]
     made = found.promise
+    if made is None:
+        return ["The gate of least expected cost. It promises nothing of its risk."]
     of = "accepted readings are wrong" if made.target_kind == "risk" else "defective parts pass as good"
     return [
         f"With {made.confidence:.6g} confidence at most {made.target:.6g} of {of}, on images drawn like those below."

@@ -6,6 +6,7 @@ Knows the order in which things are chosen; knows nothing of files, models or of
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +64,7 @@ class Study:
     final: Evidence  # of the gate's samples and kernel, within its limits
     score: str  # that the gate goes by
     held_out: Mapping[str, Estimate]  # figures of that score on the images that certify
-    promise: Promise
+    promise: Promise | None  # null for the gate of least cost, which promises nothing
     bills: Bills | None
     costs: Costs | None
     agreement: Agreement | None
@@ -76,7 +77,7 @@ class Study:
     @cached_property
     def accepted(self) -> Mask:
         """Return (N,): what the gate accepts, nothing where there is none."""
-        if self.config.rule == "guarantee":
+        if self.promise is not None:
             return self.promise.accepts(self.final, self.score)
         found: Mask = self.final.gated(self.score) <= (
             -math.inf if self.bills is None or self.bills.cheapest is None else self.bills.cheapest
@@ -90,7 +91,7 @@ class Study:
             if threshold is None:
                 return None
             return Gate(self.score, in_own_units(self.score, threshold), limits=self.limits)
-        if not self.promise.holds:
+        if self.promise is None or not self.promise.holds:
             return None
         return _gate_of(self.promise, self.score, self.limits, self.labelled.choices)
 
@@ -131,7 +132,7 @@ def study(
     everything = np.ones(len(design), bool)
     reference, novelty = _features(labelled, design)
     limits, notes = _limits(labelled, config, novelty is not None)
-    own = None if novelty is None or not any(limit.column == "novelty" for limit in limits) else _values(novelty)
+    own = None if novelty is None else _values(novelty)  # scan --gate measures from that reference, too
     most = labelled.num_samples
     whole = [
         evidence(labelled, most, kernel, name=name, limits=limits, novelty=own) for name, kernel in kernels.items()
@@ -139,11 +140,10 @@ def study(
     _check(labelled, whole[0], config)
     graded = everything if config.rule == "cost" else design
     best = choose_score(whole, everything)
-    chosen = choose_score(whole, graded)
-    if config.score is not None:
-        chosen = Choice(next(iter(kernels)), config.score, {}, ())
+    chosen = choose_score(whole, graded, config.score)
     kernel = kernels[chosen.kernel]
-    tried = [k for k in SUBSETS if k < most] + [most] if labelled.views == 1 else [most]
+    fewer = labelled.views == 1 and (labelled.kind != "verdict" or bool(labelled.choices))  # may be judged at all
+    tried = [k for k in SUBSETS if k < most] + [most] if fewer else [most]
     if config.gate_samples is not None and config.gate_samples not in tried:
         tried = sorted({*tried, _asked(config.gate_samples, labelled)})
     several = {
@@ -155,15 +155,21 @@ def study(
     if config.gate_samples is not None:
         proposed = config.gate_samples
     final = several[proposed]
-    made = promise(
-        labelled,
-        final,
-        chosen.score,
-        design,
-        kind=config.target,
-        target=config.target_risk,
-        confidence=config.confidence,
-        per_answer=config.per_answer,
+    for text in config.limits:
+        parse_limit(text, proposed)  # a scan with so many samples must be able to read it
+    made = (
+        promise(
+            labelled,
+            final,
+            chosen.score,
+            design,
+            kind=config.target,
+            target=config.target_risk,
+            confidence=config.confidence,
+            per_answer=config.per_answer,
+        )
+        if config.rule == "guarantee"
+        else None
     )
     rest = ~design
     told, repeats = _agreement(labelled, final)
@@ -206,14 +212,17 @@ def _check(labelled: Labelled, whole: Evidence, config: CalibrateConfig) -> None
         raise LabelError(
             f"--score {config.score}: these readings have none; they have {', '.join(columns_there(whole))}."
         )
+    if config.per_answer and labelled.good is None:
+        raise LabelError("--per-answer needs to know which class passes a part; name it with --good.")
     if config.target == "escapes" and (labelled.good is None or not labelled.bad.any()):
         raise LabelError(
             "--target escapes needs to know which class passes a part, and defective parts; name the class with --good."
         )
     if not whole.usable.any():
+        why = ", ".join(f"{number:,} × {reason}" for reason, number in Counter(whole.barred).most_common(3))
         raise LabelError(
-            "no labelled image has a usable reading within the limits, so no gate would accept one; see why with "
-            "`vlmgate show`."
+            f"no labelled image has a usable reading, so no gate would accept one ({why}); `vlmgate show RESULT "
+            "--routed` shows them, and --label-map '0=good' gives classes names that a model can answer with."
         )
 
 
@@ -245,7 +254,8 @@ def _features(labelled: Labelled, design: Mask) -> tuple[Reference | None, Vecto
     if (there & design).sum() < max(FEWEST, _FEWEST_FEATURES):
         return None, None
     table = unpack([one for one, known in zip(packed, there, strict=True) if known and one])
-    reference = Reference.fit(table[design[there]])
+    made_of = (str(r.sha256)[:16] for r, d, t in zip(labelled.records, design, there, strict=True) if d and t)
+    reference = Reference.fit(table[design[there]], note=" ".join(made_of))
     novelty = np.full(len(packed), math.nan)
     novelty[there] = np.round(reference.novelty(table), 6)
     return reference, novelty
@@ -285,7 +295,7 @@ def _quality(whole: Sequence[Evidence]) -> tuple[QualityRow, ...]:
 
 
 def _bills(
-    labelled: Labelled, final: Evidence, score: str, made: Promise, config: CalibrateConfig, costs: Costs | None
+    labelled: Labelled, final: Evidence, score: str, made: Promise | None, config: CalibrateConfig, costs: Costs | None
 ) -> Bills | None:
     if costs is None:
         return None
@@ -300,7 +310,7 @@ def _bills(
         rate = config.defect_rate
         weights = np.where(bad[known], rate / bad.sum(), (1 - rate) / sound.sum())
     outcomes = Outcomes(bad[known], ~final.says(labelled.good)[known])
-    guaranteed = made.accepts(final, score)[known] if made.holds else None
+    guaranteed = made.accepts(final, score)[known] if made is not None and made.holds else None
     return compare_policies(final.gated(score)[known], outcomes, costs, guaranteed, weights)
 
 

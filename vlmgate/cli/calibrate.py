@@ -31,7 +31,7 @@ from vlmgate.config import (
     ScanConfig,
 )
 from vlmgate.errors import ConfigError, UsageError
-from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
+from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave, say
 
 if TYPE_CHECKING:
     from vlmgate.calibrate.cost import Costs
@@ -205,12 +205,14 @@ def calibrate(
         if isinstance(done, Stopped):
             if done.result.error is not None:
                 raise done.result.error
+            say("Stopped. The same command goes on where it was.")
             raise typer.Exit(128 + (done.result.interrupted or 0))
     code = 0 if done.gate is not None else 2
     with reader_may_leave():
         _print(done, format, code)
     if code:
-        complain(f"no gate was written: {done.why_none} The readings stay in {done.result}.")
+        former = f" {out} is still the former gate." if out.exists() else ""
+        complain(f"no gate was written: {done.why_none} The readings stay in {done.result}.{former}")
     raise typer.Exit(code)
 
 
