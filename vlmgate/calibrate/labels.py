@@ -5,14 +5,13 @@ Knows folder layouts, tables and words; knows nothing of readings, scores or mod
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from vlmgate.calibrate.tables import COUNTED_WITH_HEADER, TABLES, read_rows
 from vlmgate.errors import LabelError
 from vlmgate.export.cells import undefused
 from vlmgate.images import Walk, find_images
@@ -23,7 +22,7 @@ Key = tuple[str, int]  # (file_name, page)
 VERDICTS = ("correct", "wrong", "unusable")
 AMBIGUITY = ("clear", "ambiguous")
 LABEL_COLUMNS = ("label", "class", "category", "defect", "condition", "target", "verdict")
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".json")
+SPLITS = frozenset(("train", "val", "valid", "validation", "test"))
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # the names that a Hugging Face ImageFolder has
 
 
@@ -39,6 +38,7 @@ class Labels:
     by_content: Mapping[Key, str] = field(default_factory=dict)  # (sha256, page); goes before the name
     readings: Mapping[Key, str] = field(default_factory=dict)  # by name, what a person says it should have read
     ignored: tuple[str, ...] = ()  # what was left out, in words
+    written: Mapping[Key, Key] = field(default_factory=dict)  # a name with \\, as a row has it → its key in by_name
 
     def __len__(self) -> int:
         return max(len(self.by_name), len(self.by_content))
@@ -47,13 +47,22 @@ class Labels:
         """Return the classes or verdicts with their numbers, the most frequent first."""
         return dict(Counter((self.by_name or self.by_content).values()).most_common())
 
+    def beside(self, names: Container[str]) -> Labels:
+        """Return the labels for images of these names: where one is called as a row was written, that row is its own.
+
+        A \\ parts folders on Windows; elsewhere it may be a character of a name, which only the images can tell.
+        """
+        literal = {key: row for row, key in self.written.items() if row[0] in names}
+        by_name = {literal.get(key, key): label for key, label in self.by_name.items()}
+        return replace(self, by_name=by_name, written={})
+
 
 def read_labels(source: Path, column: str | None = None) -> Labels:
     """Read a labelled folder or a table; raises `LabelError` where nothing is recognised.
 
     A folder is one of, in this order: with tables `metadata.csv`, `.jsonl` or `.parquet` that have `file_name` and a
-    label column; in the layout of MVTec AD (`test/good`, `test/<defect>`); with `clear/` and `ambiguous/`; with a
-    sub-folder for each class.
+    label column; in the layout of MVTec AD (`test/good`, `test/<defect>`); with `clear/` and `ambiguous/`; with splits
+    (`train/`, `val/`, `test/`) that have a sub-folder for each class; with a sub-folder for each class.
     """
     if source.is_dir():
         tables = [path for name in _METADATA for path in sorted([source / name, *source.glob(f"*/{name}")])]
@@ -79,23 +88,25 @@ def _of_folders(source: Path, ignored: Sequence[str]) -> Labels:
         folders = {path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")}
     except OSError as error:
         raise LabelError(f"{source}: cannot be listed ({error.strerror}).") from error
-    root, form, kind = source, "a sub-folder for each class", "class"
-    aside = list(ignored)
-    if "test" in folders and (source / "test" / "good").is_dir():
+    walk, depth, form, kind = find_images(source), 0, "a sub-folder for each class", "class"
+    root, aside = source, list(ignored)
+    if splits := _splits(source, _names(walk)):
+        depth, form = 1, f"splits {', '.join(f'{name}/' for name in splits)} with a sub-folder for each class"
+    elif "test" in folders and (source / "test" / "good").is_dir():
         root, form = source / "test", "MVTec AD (test/good and test/<defect>)"
+        walk = find_images(root)
         aside += [f"{name}/" for name in sorted(folders - {"test"})]
     elif folders >= set(AMBIGUITY):
         form, kind = "clear/ and ambiguous/: the target is the ambiguity itself", "ambiguity"
         aside += [f"{name}/" for name in sorted(folders - set(AMBIGUITY))]
-    walk = find_images(root)
     by_name: dict[Key, str] = {}
     loose = []
     for name in _names(walk):
-        label, _, rest = name.partition("/")
-        if not rest:
+        above = name.split("/")[:-1]
+        if len(above) <= depth:
             loose.append(name)
-        elif kind == "class" or label in AMBIGUITY:
-            by_name[name, 1] = label
+        elif kind == "class" or above[depth] in AMBIGUITY:
+            by_name[name, 1] = above[depth]
     if not by_name:
         raise LabelError(
             f"{source}: no labels found; it takes a sub-folder for each class, test/good and test/<defect>, clear/ and "
@@ -106,6 +117,21 @@ def _of_folders(source: Path, ignored: Sequence[str]) -> Labels:
     if walk.ignored:
         aside.append(f"{len(walk.ignored):,} files that are no images, first: {walk.ignored[0]}")
     return Labels("ambiguity" if kind == "ambiguity" else "class", form, source, root, by_name, ignored=tuple(aside))
+
+
+def _splits(source: Path, names: Iterable[str]) -> list[str]:
+    """Return the folders where all are splits, with a folder for each class below; none where it is otherwise."""
+    classes: dict[str, set[str]] = {}
+    for name in names:
+        top, *below = name.split("/")
+        if below and not top.startswith("."):
+            classes.setdefault(top, set()).update(below[:-1][:1])
+    if not {top.casefold() for top in classes} <= SPLITS or not all(classes.values()):
+        return []
+    others = set[str]().union(*(found for top, found in classes.items() if top != "test"))
+    if (source / "test" / "good").is_dir() and others <= {"good"}:
+        return []  # MVTec AD, which has nothing but good parts beside test/
+    return sorted(classes)
 
 
 def _names(walk: Walk) -> list[str]:
@@ -119,13 +145,15 @@ def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> La
         raise LabelError(f"{source}: some tables hold classes, some verdicts; keep one kind.")
     by_name: dict[Key, str] = {}
     readings: dict[Key, str] = {}
+    walk = find_images(source)
+    names = set(_names(walk))
     for path, part in zip(tables, parts, strict=True):
         prefix = path.parent.relative_to(source).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
+        part = part.beside({name.removeprefix(prefix) for name in names if name.startswith(prefix)})
         by_name |= {(prefix + name, page): label for (name, page), label in part.by_name.items()}
         readings |= {(prefix + name, page): text for (name, page), text in part.readings.items()}
     listed = {name for name, _ in by_name}
-    walk = find_images(source)
     without = [name for name in _names(walk) if name not in listed]
     ignored = [text for part in parts for text in part.ignored]
     if without:
@@ -138,19 +166,33 @@ def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> La
 
 
 def _of_table(path: Path, column: str | None) -> Labels:
-    rows = list(_rows(path))
-    header = list(rows[0]) if rows else _header(path)
+    rows = list(read_rows(path))
+    header = list(rows[0]) if rows else []
     name = _label_column(header, column)
     if name is None:
         known = f"a column '{column}'" if column else f"one of the columns {', '.join(LABEL_COLUMNS)}"
-        raise LabelError(f"{path}: needs {known}, and has {', '.join(map(str, header)) or 'none'}; see --label-column.")
+        there = _shown(", ".join(header), 200) or "none"
+        raise LabelError(f"{path}: needs {known}, and has {there}; see --label-column.")
     if "file_name" not in header and "sha256" not in header:
         raise LabelError(f"{path}: needs a column file_name (or sha256) that says which image a label is of.")
+    _check_cells(path, rows, name)
     verdicts = {_text(row.get(name)).casefold() for row in rows} - {""}
     kind: Kind = "verdict" if name == "verdict" or (verdicts and verdicts <= set(VERDICTS)) else "class"
     if kind == "class" and verdicts and verdicts <= set(AMBIGUITY):
         kind = "ambiguity"
     return _Table(path, name, kind).read(rows)
+
+
+def _check_cells(path: Path, rows: Sequence[Mapping[str, Any]], column: str) -> None:
+    """Raise `LabelError` where a list or an object stands for one of the texts that are looked at."""
+    for number, row in enumerate(rows, start=_first_number(path)):
+        for name in (column, "file_name", "page", "sha256", "reading"):
+            if isinstance(row.get(name), list | dict):
+                raise LabelError(f"{path}: row {number} has a list or an object as {name}; it takes one text there.")
+
+
+def _first_number(path: Path) -> int:
+    return 2 if path.suffix.lower() in COUNTED_WITH_HEADER else 1
 
 
 @dataclass
@@ -166,7 +208,7 @@ class _Table:
         contents: dict[Key, set[str]] = {}
         readings: dict[Key, str] = {}
         blank = 0
-        for number, row in enumerate(rows, start=2):
+        for number, row in enumerate(rows, start=_first_number(self.path)):
             label = self._label(row, number)
             if label is None:
                 blank += 1
@@ -174,6 +216,7 @@ class _Table:
             page = self._page(row, number)
             name, sha256 = _cell(row.get("file_name")), _text(row.get("sha256")).casefold()
             if name:
+                name = PurePosixPath(name).as_posix()  # "./a.png" is "a.png"
                 names.setdefault((name, page), set()).add(label)
                 if read := _text(row.get("reading")):
                     readings[name, page] = read
@@ -183,12 +226,14 @@ class _Table:
         torn = [key for key, labels in names.items() if len(labels) > 1]
         if torn:
             ignored.append(f"{len(torn):,} images with two different labels, first: {torn[0][0]}")
-        by_name = {key: next(iter(labels)) for key, labels in names.items() if len(labels) == 1}
+        written = _with_slashes(names)
+        readings |= {key: readings[row] for row, key in written.items() if row in readings}
+        by_name = {written.get(key, key): next(iter(said)) for key, said in names.items() if len(said) == 1}
         by_content = {key: next(iter(labels)) for key, labels in contents.items() if len(labels) == 1}
         if not by_name and not by_content:
             raise LabelError(f"{self.path}: no row has both a file_name and a {self.column}; fill that column in.")
         form = f"{self.path.suffix[1:]} with {'verdicts' if self.kind == 'verdict' else f'the column {self.column}'}"
-        return Labels(self.kind, form, self.path, None, by_name, by_content, readings, tuple(ignored))
+        return Labels(self.kind, form, self.path, None, by_name, by_content, readings, tuple(ignored), written)
 
     def _label(self, row: Mapping[str, Any], number: int) -> str | None:
         text = _text(row.get(self.column))
@@ -196,8 +241,8 @@ class _Table:
             return _cell(row.get(self.column)) or None
         if text and text.casefold() not in (VERDICTS if self.kind == "verdict" else AMBIGUITY):
             raise LabelError(
-                f"{self.path}: row {number} has the verdict '{text[:40]}'; known: {', '.join(VERDICTS)}, or an empty "
-                "cell for an image that nobody has judged."
+                f"{self.path}: row {number} has the verdict '{_shown(text)}'; known: {', '.join(VERDICTS)}, or an "
+                "empty cell for an image that nobody has judged."
             )
         return text.casefold() or None
 
@@ -206,7 +251,17 @@ class _Table:
         try:
             return int(float(text))
         except (ValueError, OverflowError) as error:
-            raise LabelError(f"{self.path}: row {number} has the page '{text[:40]}', which is no number.") from error
+            raise LabelError(f"{self.path}: row {number} has the page '{_shown(text)}', which is no number.") from error
+
+
+def _with_slashes(names: Iterable[Key]) -> dict[Key, Key]:
+    """Return names with a backslash → the same with slashes, but where another row has that name already."""
+    taken = set(names)
+    slashed = {
+        (name, page): (PurePosixPath(name.replace("\\", "/")).as_posix(), page) for name, page in taken if "\\" in name
+    }
+    times = Counter(slashed.values())
+    return {row: key for row, key in slashed.items() if key not in taken and times[key] == 1}
 
 
 def _label_column(header: Sequence[str], wanted: str | None) -> str | None:
@@ -223,83 +278,10 @@ def _cell(value: object) -> str:
     return "" if value is None else undefused(str(value))
 
 
+def _shown(text: str, most: int = 40) -> str:
+    """Return the beginning of a text that may be anything, on one line."""
+    return " ".join(text[: 4 * most].split())[:most]
+
+
 def _header(path: Path) -> list[str]:
-    return list(next(_rows(path), {}))
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield a table's rows by column name; raises `LabelError` for what is no table."""
-    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".parquet": _parquet, ".xlsx": _xlsx, ".json": _studio}
-    reader = readers[path.suffix.lower()]
-    try:
-        yield from reader(path)
-    except LabelError:
-        raise
-    except OSError as error:
-        raise LabelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except Exception as error:
-        detail = " ".join(str(error).split())[:120]
-        raise LabelError(f"{path}: is no {path.suffix[1:]} table that can be read ({detail}).") from error
-
-
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(1 << 24)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        mark = max("\t;,", key=first.count)  # commas where nothing is found
-        yield from csv.DictReader(file, delimiter=mark)
-
-
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line in file:
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("a line is no object")
-                yield row
-
-
-def _studio(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield what was annotated in Label Studio: its JSON export of the tasks that `vlmgate export` wrote."""
-    tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(tasks, list):
-        raise ValueError("it is no list of tasks of Label Studio")
-    for task in tasks:
-        data = task["data"]
-        done = [one for one in task.get("annotations", ()) if not one.get("was_cancelled")]
-        row = {"file_name": data["file_name"], "page": data.get("page"), "sha256": data.get("sha256"), "verdict": None}
-        for result in done[-1]["result"] if done else ():
-            chosen = result["value"].get("choices") or result["value"].get("text") or ()
-            name = {"verdict": "verdict", "answer": "reading"}.get(result["from_name"])
-            if name and chosen:
-                row[name] = chosen[0]
-        yield row
-
-
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with path.open("rb") as file:
-        table = pq.ParquetFile(file)
-        flat = [column.name for column in table.schema_arrow if not pa.types.is_nested(column.type)]  # no pixels
-        for batch in table.iter_batches(columns=flat):
-            yield from batch.to_pylist()
-
-
-def _xlsx(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        from openpyxl import load_workbook
-    except ImportError as error:
-        raise LabelError(f"{path}: needs openpyxl; pip install openpyxl, or save the sheet as CSV.") from error
-    book = load_workbook(path, read_only=True, data_only=True)
-    try:
-        lines = book.worksheets[0].iter_rows(values_only=True)
-        header = [_text(cell) for cell in next(lines, ())]
-        for line in lines:
-            if any(cell is not None for cell in line):
-                yield dict(zip(header, line, strict=False))
-    finally:
-        book.close()
+    return list(next(read_rows(path), {}))
