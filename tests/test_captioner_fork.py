@@ -1,4 +1,4 @@
-"""The fork route against the naive one, on tiny random checkpoints of real architectures."""
+"""The fast routes against the naive one, on tiny random checkpoints of real architectures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from naive import TOLERANCE, Forced, naive_logits, random_tokens, tolerance
 from tiny_models import SIZES, images, in_float64, picture
 
 from vlmgate.captioner import load_captioner
+from vlmgate.captioner.packed import PackedDecoder, _Layer, folded_attention
 from vlmgate.captioner.sampling import Warp, draw
 from vlmgate.captioner.streams import uniforms
 from vlmgate.captioner.transformers_engine import TransformersCaptioner, _image_token_ids
@@ -22,6 +23,9 @@ from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.records import Picture, Sampled
 
 K, T = 3, 10
+# Decoders of which every layer keeps and sees every token, under masks that are not made by the model itself.
+PACKS = ("idefics3", "internvl", "llava", "qwen2_5_vl")
+ROUTES = [(family, "fork") for family in sorted(tiny_models.FAMILIES)] + [(family, "packed") for family in PACKS]
 
 pytestmark = pytest.mark.filterwarnings(
     # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
@@ -38,13 +42,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=sorted(tiny_models.FAMILIES))
+@pytest.fixture(scope="module", params=ROUTES, ids="-".join)
 def captioner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TransformersCaptioner:
-    folder = tiny_models.build(request.param, tmp_path_factory.getbasetemp() / "tiny")
+    family, route = request.param
+    folder = tiny_models.build(family, tmp_path_factory.getbasetemp() / "tiny")
     engine = load_captioner(
         ModelConfig(model=str(folder), device="cpu"), SamplingConfig(num_samples=K, max_new_tokens=T)
     )
     assert isinstance(engine, TransformersCaptioner)
+    assert engine.info.route == ("packed" if family in PACKS else "fork")
+    engine._packs = route == "packed"
     return engine
 
 
@@ -67,7 +74,8 @@ def pictures() -> list[Picture]:
 def forked_logits(captioner: TransformersCaptioner, batch: list[Picture], forced: torch.Tensor) -> torch.Tensor:
     """Return the (B·K, T, V) logits of the fork route when it is made to say `forced` (B·K, T); NaN: not computed."""
     pick = Forced(forced)
-    captioner._decode(images(batch), pick)
+    decoder = captioner._decode(images(batch), pick)
+    assert isinstance(decoder, PackedDecoder) == captioner._packs
     return pick.logits
 
 
@@ -186,3 +194,72 @@ def test_float32_gives_the_same_captions_but_for_a_rare_draw_on_a_border(
     pairs = [(a, b) for x, y in zip(together, alone, strict=True) for a, b in zip(x.captions, y.captions, strict=True)]
     different = sum(a.text != b.text for a, b in pairs)
     assert different <= 1
+
+
+# --- packed -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> TransformersCaptioner:
+    folder = tiny_models.build("llava", tmp_path_factory.getbasetemp() / "tiny")
+    engine = load_captioner(
+        ModelConfig(model=str(folder), device="cpu"), SamplingConfig(num_samples=8, max_new_tokens=T)
+    )
+    assert isinstance(engine, TransformersCaptioner)
+    return engine
+
+
+def test_packed_draws_what_fork_draws(llava: TransformersCaptioner, pictures: list[Picture]) -> None:
+    exact = copy.copy(llava)
+    exact._checkpoint = replace(llava._checkpoint, model=copy.deepcopy(llava._checkpoint.model))
+    in_float64(exact)
+    both = []
+    for exact._packs in (False, True):
+        done = exact._decode(images(pictures), exact._sampler(pictures, "captions"))
+        both.append((done.tokens, done.finite, [round(sum(row), 6) for row in done.logprobs]))
+    assert both[0] == both[1]
+
+
+def test_packed_keeps_one_cache_for_all_branches(
+    llava: TransformersCaptioner, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[_Layer] = []
+    real = _Layer.__init__
+
+    def spy(layer: _Layer, *arguments: object) -> None:
+        real(layer, *arguments)
+        made.append(layer)
+
+    monkeypatch.setattr(_Layer, "__init__", spy)
+    prompt = llava._encode(images(pictures))["input_ids"].shape[1]
+    forced = random_tokens(llava, len(pictures) * 8, T)
+    llava._decode(images(pictures), Forced(forced))
+    assert {tuple(layer.keys.shape) for layer in made} == {(len(pictures), 2, prompt + 8 * (T - 1), 12)}
+
+
+def test_query_heads_of_a_group_share_one_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 6, 4, 8, generator=generator)
+    key, value = torch.randn(2, 2, 2, 9, 8, generator=generator).unbind(0)
+    mask = torch.rand(2, 1, 4, 9, generator=generator) < 0.6
+    mask[..., 0] = True
+    got, _ = folded_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    repeated = (part.repeat_interleave(3, dim=1) for part in (key, value))
+    want = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3)
+    assert torch.allclose(got, want.transpose(1, 2), atol=1e-6)
+
+
+def test_a_model_that_packs_wrongly_falls_back_to_fork(
+    llava: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch, "eye", lambda n, **more: torch.ones(n, n, **more))  # branches see one another
+    with caplog.at_level("INFO"):
+        assert not llava._can_pack()
+    assert "the captions would come out differently" in caplog.text
+
+
+def test_attention_is_as_before_once_the_captions_are_drawn(
+    llava: TransformersCaptioner, pictures: list[Picture]
+) -> None:
+    llava.read(pictures[:1])
+    assert llava._checkpoint.model.config.get_text_config()._attn_implementation == "sdpa"

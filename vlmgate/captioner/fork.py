@@ -123,7 +123,7 @@ class ForkDecoder:
         """Sample, append, stop, forward, until every row has ended."""
         encoder_decoder = bool(model.config.is_encoder_decoder)
         ends = torch.tensor(sorted(self.end_ids), dtype=torch.long, device=input_ids.device)
-        log = _Log(len(input_ids), self.max_new_tokens, input_ids.device)
+        log = Log(len(input_ids), self.max_new_tokens, input_ids.device)
         alive = torch.arange(len(input_ids), device=input_ids.device)  # (R,), the rows that are still computed
         unended = torch.ones_like(alive, dtype=torch.bool)  # (R,)
         for step in range(self.max_new_tokens):
@@ -152,7 +152,7 @@ def last_logits(outputs: Any) -> torch.Tensor:
     return logits
 
 
-class _Log:
+class Log:
     """What was drawn, by original row and step, until each row ended; kept on the device, read once."""
 
     def __init__(self, rows: int, steps: int, device: torch.device) -> None:
@@ -203,6 +203,11 @@ def _keep_rows(state: dict[str, Any], kept: torch.Tensor, rows: int) -> None:
     key = cache_key(state)
     if key is not None:
         state[key].reorder_cache(kept)
+    select_rows(state, kept, rows)
+
+
+def select_rows(state: dict[str, Any], kept: torch.Tensor, rows: int) -> None:
+    """Reduce masks, positions and encoder outputs, but no cache, from `rows` rows to those in `kept`."""
     for part in (state, state.get("encoder_outputs") or {}):
         for key, value in part.items():
             if isinstance(value, torch.Tensor):

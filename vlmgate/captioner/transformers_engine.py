@@ -1,4 +1,4 @@
-"""Caption with any vision-language checkpoint that transformers loads, on the route *fork*.
+"""Caption with any vision-language checkpoint that transformers loads, on the route *packed* or *fork*.
 
 Knows how a batch of pictures becomes K captions, and K answers, each; knows nothing of folders, scores or results.
 """
@@ -23,6 +23,7 @@ from vlmgate.captioner.checkpoint import Checkpoint, load_checkpoint
 from vlmgate.captioner.failures import one_line, out_of_memory
 from vlmgate.captioner.features import Features, FeatureTap
 from vlmgate.captioner.fork import ForkDecoder, Pick
+from vlmgate.captioner.packed import CannotPackError, PackedDecoder, Teacher, check_structure
 from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, trial_images
 from vlmgate.captioner.quiet import quiet
 from vlmgate.captioner.sampling import Draw, Warp, draw
@@ -53,7 +54,9 @@ class TransformersCaptioner:
         self._accepted = _accepted_keys(self._checkpoint.model)
         self._tap = FeatureTap(self._checkpoint.model)
         self._limit = sampling.batch_size  # images per forward; halved for good when memory runs out
-        self._info = _describe(model.model, self._checkpoint)
+        self._packs = False
+        self._packs = self._can_pack()
+        self._info = _describe(model.model, self._checkpoint, "packed" if self._packs else "fork")
         self._tails = None if self._ask is None else self._shared_tails(self._ask)
 
     def _encoder(self, prompt: str) -> PromptEncoder:
@@ -142,9 +145,13 @@ class TransformersCaptioner:
             self._generate(inputs, decoder)
         return decoder
 
-    def _decoder(self, pick: Pick, max_tokens: int) -> ForkDecoder:
-        return ForkDecoder(
-            num_samples=self._sampling.num_samples // self._sampling.views,
+    def _decoder(
+        self, pick: Pick, max_tokens: int, kind: type[ForkDecoder] | None = None, branches: int | None = None
+    ) -> ForkDecoder:
+        branches = branches or self._sampling.num_samples // self._sampling.views
+        packed = self._packs and branches > 1
+        return (kind or (PackedDecoder if packed else ForkDecoder))(
+            num_samples=branches,
             max_new_tokens=max_tokens,
             end_ids=self._checkpoint.end_ids,
             pick=pick,
@@ -197,7 +204,34 @@ class TransformersCaptioner:
             raise RuntimeError(f"{len(rows)} texts came back for {batch} images with {k} each")
         return [tuple(rows[i : i + k]) for i in range(0, len(rows), k)]
 
-    # --- sharing the prefill ---
+    # --- the faster ways, where they are right ---
+
+    def _can_pack(self) -> bool:
+        """Say whether all branches may share one sequence.
+
+        Whatever the structure promises, a few steps are computed both ways and compared, with other tokens for each
+        branch. Both ways draw the same tokens, so this decides about time and memory only.
+        """
+        model = self._checkpoint.model
+        try:
+            check_structure(model)
+            tokens = [i for i in range(100) if i not in self._checkpoint.end_ids | self._image_ids]
+            with quiet():
+                inputs = self._inputs(self._encode, trial_images())
+                seen = {}
+                for kind in (ForkDecoder, PackedDecoder):
+                    teacher = Teacher(tokens[-20:])
+                    self._generate(inputs, self._decoder(teacher, TRIAL_STEPS, kind, branches=3))
+                    seen[kind] = teacher.seen
+                if not alike(seen[PackedDecoder], seen[ForkDecoder], self._checkpoint.dtype):
+                    raise CannotPackError("the captions would come out differently")
+        except CannotPackError as error:
+            logger.info("every sample has a cache of its own: %s", error)
+            return False
+        except Exception as error:  # what a model that was not made for this raises, or too little memory
+            logger.warning("every sample has a cache of its own: %s", one_line(error))
+            return False
+        return True
 
     def _shared_tails(self, ask: PromptEncoder) -> Tails | None:
         """Return how the two prompts end where answers may go on from the captions' prefill; None where they may not.
@@ -312,7 +346,7 @@ def _release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def _describe(name: str, checkpoint: Checkpoint) -> ModelInfo:
+def _describe(name: str, checkpoint: Checkpoint, route: str) -> ModelInfo:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     try:
         versions["torchvision"] = importlib.import_module("torchvision").__version__
@@ -326,6 +360,6 @@ def _describe(name: str, checkpoint: Checkpoint) -> ModelInfo:
         device=str(checkpoint.device),
         dtype=str(checkpoint.dtype).removeprefix("torch."),
         image_processor=type(checkpoint.processor.image_processor).__name__,
-        route="fork",
+        route=route,
         versions=versions,
     )
