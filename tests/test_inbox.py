@@ -11,6 +11,7 @@ from pathlib import Path
 
 from conftest import INBOX, Run, scan_inbox
 
+from tests.captures import MARK, README, shown, without_times
 from vlmgate.config import ImageConfig
 from vlmgate.images import find_images, read_ahead
 from vlmgate.records import Picture, Reason, Route
@@ -36,6 +37,14 @@ def test_header_table_and_log_say_what_happened(inbox_run: Run) -> None:
     assert re.search(r"unreadable +1 ", inbox_run.stdout)
     log = inbox_run.parquet.with_suffix(".log").read_text(encoding="utf-8")
     assert "unreadable: " in log and "finished: " in log and "Traceback" not in log
+
+
+def test_the_readme_shows_what_is_printed_today(inbox_run: Run) -> None:
+    (text,) = [
+        m["text"] for m in MARK.finditer(README.read_text(encoding="utf-8")) if m["arguments"].startswith("scan ")
+    ]
+    printed = shown(inbox_run.stdout).replace(str(inbox_run.parquet), "inbox.parquet")
+    assert without_times(text) == without_times(printed), "python -m tests.captures writes the README anew"
 
 
 def test_the_twelve_bit_tiff_is_not_white() -> None:

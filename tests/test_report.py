@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +81,28 @@ def test_the_header_names_model_device_and_limit() -> None:
     assert line.endswith("Smol[VLM]@7e3c2a1 · cuda:0 bfloat16 · 8 samples · vendi_score ≤ 1.8")
     assert "uncalibrated" in header_line(None, make_gate(num_samples=8), 8)
     assert "10% of images" in header_line(None, make_gate(num_samples=8, review_budget="10%"), 8)
+
+
+@pytest.mark.parametrize("page", ["cp1252", "cp437", "cp932", "ascii"])
+def test_a_code_page_without_our_signs_shows_them_in_letters(result: ScanResult, page: str) -> None:
+    """Windows consoles and pipes; the figures must be read, and nothing may be raised."""
+    environment = os.environ | {"PYTHONIOENCODING": page, "COLUMNS": "80"}
+    command = [sys.executable, "-m", "vlmgate", "show", str(result.outputs.parquet)]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    text = done.stdout.decode(page)
+    assert "\\u" not in text and "auto-accepted" in text
+    assert "vendi_score <= 1.25" in text or "vendi_score ≤ 1.25" in text
+    assert done.stderr == b""
+
+
+def test_colours_are_for_terminals_that_want_them(result: ScanResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    told = []
+    for wanted in (True, False):
+        if not wanted:
+            monkeypatch.setenv("NO_COLOR", "1")
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=True, width=80)
+        print_summary(result.records, result.provenance, result.outputs.parquet, console)
+        told.append(out.getvalue())
+    assert "\x1b[1;32m" in told[0] and not re.search(r"\x1b\[[0-9;]*3[0-7]", told[1])

@@ -5,6 +5,7 @@ Knows streams, one-line errors and exit codes; knows nothing of commands.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import sys
@@ -32,6 +33,34 @@ def console(*, stderr: bool = False) -> Console:
     console = PatientConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
     console.width = max(console.width, 40)
     return console
+
+
+_IN_PLAIN_LETTERS = {
+    **dict.fromkeys("–—·•━─", "-"),
+    **{"≤": "<=", "≥": ">=", "→": "->", "←": "<-", "…": "...", "×": "x", "±": "+-", "α": "alpha", "≈": "~"},
+    **dict.fromkeys("“”„", '"'),
+    **dict.fromkeys("’‘", "'"),
+}
+
+
+def in_plain_letters() -> str:
+    """Return the name of an error handler that writes our own signs in letters that every code page has.
+
+    What comes from a file name or a caption, and a code page does not have, is escaped.
+    """
+
+    def replaced(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        lacking = error.object[error.start : error.end]
+        return "".join(_IN_PLAIN_LETTERS.get(c) or _escaped(c) for c in lacking), error.end
+
+    codecs.register_error("vlmgate", replaced)
+    return "vlmgate"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def complain(text: str) -> None:

@@ -14,7 +14,7 @@ import typer
 import vlmgate
 from vlmgate.cli import calibrate, doctor, export, results, review, scan  # registers their commands
 from vlmgate.cli.options import app
-from vlmgate.terminal import reader_may_leave
+from vlmgate.terminal import in_plain_letters, reader_may_leave
 
 __all__ = ["app", "calibrate", "doctor", "export", "main", "results", "review", "scan"]
 
@@ -29,9 +29,9 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; what a terminal cannot show is escaped rather than raised."""
+    """Run the command line; what a terminal cannot show is put in other words, or escaped, rather than raised."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=in_plain_letters())
     with reader_may_leave():
         app()
