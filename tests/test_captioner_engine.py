@@ -281,7 +281,11 @@ class TestMemory:
 
 
 class TestBrokenLogits:
-    def test_rows_that_break_are_told_and_the_others_stay_as_they_were(self, captioner: TransformersCaptioner) -> None:
+    @pytest.mark.parametrize("packs", [False, True], ids=["fork", "packed"])
+    def test_rows_that_break_are_told_and_the_others_stay_as_they_were(
+        self, captioner: TransformersCaptioner, packs: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(captioner, "_packs", packs)
         good = captioner.read(PICTURES)
         calls = 0
 
@@ -292,7 +296,8 @@ class TestBrokenLogits:
             if calls == 1:
                 logits[1] = torch.nan  # the whole of image 1, before its first token
             if calls == 4:
-                logits[2 * K + 1, :, 7] = torch.inf  # caption 1 of image 2, before its fourth token
+                row = logits[2, 1] if packs else logits[2 * K + 1, 0]
+                row[7] = torch.inf  # caption 1 of image 2, before its fourth token
             return logits
 
         hook = captioner._checkpoint.model.lm_head.register_forward_hook(spoil)
