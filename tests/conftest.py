@@ -39,7 +39,9 @@ def inbox_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def hang_up_is_heard() -> None:
-    """Let SIGHUP end what these tests start, even where nohup started the tests and had it ignored."""
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def signals_are_heard() -> None:
+    """Let SIGHUP and SIGINT end what these tests start, even where a shell or nohup had them ignored."""
+    for name, usual in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)

@@ -156,9 +156,12 @@ def test_everything_can_be_done_from_the_keyboard(page: Browser) -> None:
     page.press("e")
     assert page.run("return document.activeElement.id") == "edit-text"
     page.press("a dent, ", "ünd more")
+    page.wait_for(lambda: page.run("return document.getElementById('edit-text').value") == "a dent, ünd more")
     page.chord(Keys.CONTROL, Keys.ENTER)
-    page.press("k", "n", "seen under a lamp", Keys.ENTER)
-    assert page.text("own") == "a dent, ünd more"
+    page.wait_for(lambda: page.text("name") == "part_4.png")
+    page.press("k")
+    page.wait_for(lambda: page.text("own") == "a dent, ünd more")
+    page.press("n", "seen under a lamp", Keys.ENTER)
     assert page.run("return document.activeElement.id") == "stage", "Enter leaves the field"
     page.press("j")
     assert page.text("name") == "part_4.png"
