@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench import _common, _peers, export, scores, views
+from tests.bench import _common, _peers, engine, export, scores, views
 from tests.bench._common import Area, Drawing, Read, Source, area, resampled
 from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.evaluate import auroc
@@ -273,3 +273,14 @@ def test_the_bench_of_exports_writes_a_result_of_so_many_rows(tmp_path: Path) ->
     assert {len(record.captions or ()) for record in records} == {2}
     with pytest.raises(SystemExit, match="exit code 2"):
         export.measure(tmp_path / "r.parquet", "nothing", 1, 1, 1)
+
+
+def test_four_ways_to_decode_draw_the_same_number_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"image-tokens": 16, "batch": 2, "samples": 3, "tokens": 4, "rounds": 1, "layers": 2, "hidden": 256}
+    arguments = [text for name, value in shape.items() for text in (f"--{name}", str(value))]
+    assert engine.main([*arguments, "--dtype", "float32", "--device", "cpu", "--json", str(tmp_path / "e.json")]) == 0
+    told = capsys.readouterr().out
+    assert all(f"\n{way}" in told for way in engine.WAYS)
+    assert {
+        way: len(s) for way, s in json.loads((tmp_path / "e.json").read_text())["seconds"].items()
+    } == dict.fromkeys(engine.WAYS, 1)

@@ -1,0 +1,173 @@
+"""Time of K captions an image by four ways to decode them: naive, loop, fork, packed.
+
+    python -m tests.bench.engine [--image-tokens 256] [--batch 4] [--samples 8] [--tokens 32] [--rounds 5] [--json FILE]
+
+Random weights of a llava-type model (SigLIP tower, Llama decoder, grouped queries), built in a temporary folder and
+loaded by the ordinary path. "naive" is `generate(num_return_sequences=K)` of transformers, "loop" K calls of it, "fork"
+and "packed" are the engine's. All draw the same number of tokens, for no way knows an end. Every way is timed once a
+round, in turn, so that a busy machine slows all of them; the medians and their ratios to naive count.
+
+Knows shapes and clocks; knows nothing of how any way works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as tf
+from PIL import Image
+
+from tests.tiny_models import chat_template, tokenizer
+from vlmgate.captioner import load_captioner
+from vlmgate.captioner.fork import ForkDecoder
+from vlmgate.captioner.packed import PackedDecoder
+from vlmgate.captioner.transformers_engine import TransformersCaptioner, _to
+from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.records import ImageFile, Picture
+
+VOCABULARY = 32_000
+PATCH = 14  # pixels
+WAYS = ("naive", "loop", "fork", "packed")
+
+
+def build(folder: Path, image_tokens: int, layers: int, hidden: int) -> Path:
+    """Write a llava-type checkpoint with random weights; `image_tokens` is a square number."""
+    side = round(image_tokens**0.5)
+    if side * side != image_tokens:
+        raise SystemExit(f"{image_tokens} image tokens are no square; give 64, 256, 576 or 1024.")
+    tok = tokenizer()
+    heads = hidden // 64
+    config = tf.LlavaConfig(
+        vision_config=tf.SiglipVisionConfig(
+            hidden_size=384,
+            intermediate_size=1536,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            image_size=side * PATCH,
+            patch_size=PATCH,
+            vision_use_head=False,
+        ),
+        text_config=tf.LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=hidden,
+            intermediate_size=hidden * 11 // 4,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 4,
+            max_position_embeddings=4096,
+        ),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        image_seq_length=image_tokens,
+    )
+    torch.manual_seed(0)
+    tf.LlavaForConditionalGeneration(config).to(torch.bfloat16).eval().save_pretrained(folder)
+    images = tf.SiglipImageProcessorPil(size={"height": side * PATCH, "width": side * PATCH})
+    template = chat_template("<image>\n")
+    tf.LlavaProcessor(
+        images, tok, patch_size=PATCH, vision_feature_select_strategy="full", chat_template=template
+    ).save_pretrained(folder)
+    return folder
+
+
+def picture(index: int) -> Picture:
+    """Return coarse random squares."""
+    squares = np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    rgb = Image.fromarray(squares).resize((320, 320), Image.Resampling.BICUBIC)
+    name = f"{index}.png"
+    sha256 = hashlib.sha256(name.encode()).hexdigest()
+    return Picture(ImageFile(name, Path(name), sha256, 1, 1, 320, 320, "RGB", None, 1, 1), rgb)
+
+
+def ways_of(engine: TransformersCaptioner, batch: Sequence[Picture], samples: int, tokens: int) -> dict[str, Any]:
+    """Return what is timed, by name; each returns the number of tokens that it drew."""
+    model = engine._checkpoint.model
+    images = [one.rgb for one in batch]
+
+    def generate(count: int) -> int:
+        inputs = _to(engine._inputs(engine._encode, images), engine._checkpoint.device, engine._checkpoint.dtype)
+        settings = tf.GenerationConfig(
+            do_sample=True, top_k=0, max_new_tokens=tokens, num_return_sequences=count, pad_token_id=0
+        )
+        with torch.inference_mode():
+            said = model.generate(**inputs, generation_config=settings)
+        return (said.shape[1] - inputs["input_ids"].shape[1]) * len(said)
+
+    def decode(kind: type[ForkDecoder]) -> int:
+        decoder = engine._decoder(engine._sampler(batch, "captions"), tokens, kind)
+        decoder.end_ids = frozenset()
+        engine._generate(engine._inputs(engine._encode, images), decoder)
+        return sum(map(len, decoder.tokens))
+
+    return {
+        "naive": lambda: generate(samples),
+        "loop": lambda: sum(generate(1) for _ in range(samples)),
+        "fork": lambda: decode(ForkDecoder),
+        "packed": lambda: decode(PackedDecoder),
+    }
+
+
+def measure(ways: dict[str, Callable[[], int]], rounds: int, expected: int) -> dict[str, list[float]]:
+    """Return the seconds that each way took in each round."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):  # the first warms up
+        for name, way in ways.items():
+            begun = time.perf_counter()
+            drawn = way()
+            if drawn != expected:
+                raise SystemExit(f"{name} drew {drawn} tokens, not {expected}: the times cannot be compared.")
+            if number:
+                taken[name].append(time.perf_counter() - begun)
+    return taken
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.engine", description=__doc__.splitlines()[0])
+    numbers = {"image-tokens": 256, "batch": 4, "samples": 8, "tokens": 32, "rounds": 5, "layers": 16, "hidden": 1024}
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--ways", default=",".join(WAYS), help="separated by commas")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder), options.image_tokens, options.layers, options.hidden)
+        sampling = SamplingConfig(num_samples=options.samples, batch_size=options.batch, max_new_tokens=options.tokens)
+        engine = load_captioner(ModelConfig(folder, device=options.device, dtype=options.dtype), sampling)
+    assert isinstance(engine, TransformersCaptioner)
+    all_ways = ways_of(engine, [picture(i) for i in range(options.batch)], options.samples, options.tokens)
+    ways = {name: all_ways[name] for name in options.ways.split(",")}
+    taken = measure(ways, options.rounds, options.batch * options.samples * options.tokens)
+    middle = {name: statistics.median(values) for name, values in taken.items()}
+    first = next(iter(middle.values()))
+    info = engine.info
+    print(
+        f"llava type, {info.num_parameters / 1e6:.0f} M · {info.device} {info.dtype} · {options.image_tokens} image "
+        f"tokens, B = {options.batch}, K = {options.samples}, {options.tokens} tokens, {options.rounds} rounds"
+    )
+    for name, values in taken.items():
+        each = options.batch
+        spread = f"{min(values) / each:.3f} to {max(values) / each:.3f}"
+        print(f"{name:8s} {middle[name] / each:8.3f} s/image ({spread})  {first / middle[name]:6.2f} × as fast")
+    if options.json:
+        told = {"options": {k: str(v) for k, v in vars(options).items()}, "seconds": taken, "median": middle}
+        options.json.write_text(json.dumps(told, indent=2), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
