@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig
@@ -126,3 +127,14 @@ def config_for(folder: Path, out: Path, *, batch_size: int = 4, num_samples: int
     """Return a configuration whose checkpoint fingerprint is that of the built-in model; the fake reads instead."""
     sampling = SamplingConfig(num_samples=num_samples, batch_size=batch_size)
     return ScanConfig(folder=folder, out=out, sampling=sampling, **changes)  # type: ignore[arg-type]
+
+
+def let_it_read(captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every command read with a fake, and split by the default rather than by what was measured on the real one."""
+    import vlmgate.calibrate.run
+    import vlmgate.scan
+    import vlmgate.tonight
+
+    for function in (vlmgate.scan.scan, vlmgate.calibrate.run.calibrate):
+        monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "load": captioner.load})
+    monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())

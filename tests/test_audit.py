@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of
+from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
 from typer.testing import CliRunner
 
-import vlmgate.scan
-import vlmgate.tonight
 from vlmgate.calibrate.guarantee import upper_bound
 from vlmgate.calibrate.labels import read_labels
 from vlmgate.cli import app
@@ -22,8 +20,7 @@ runner = CliRunner()
 @pytest.fixture
 def result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     captioner = FakeCaptioner(lambda name: DISAGREE if "3" in name else AGREE)
-    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load, "only": None})
-    monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())
+    let_it_read(captioner, monkeypatch)
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "parts", *(f"part_{i:02d}.png" for i in range(30)))
     assert runner.invoke(app, ["scan", "parts", "-q"]).exit_code == 0

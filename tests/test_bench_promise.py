@@ -6,11 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from fakes import FakeCaptioner
+from fakes import FakeCaptioner, let_it_read
 
-import vlmgate.calibrate.run
-import vlmgate.scan
-import vlmgate.tonight
 from tests.bench import promise
 from vlmgate.builtin.world import CONDITIONS
 
@@ -35,9 +32,7 @@ def sure_of_two_lies(monkeypatch: pytest.MonkeyPatch) -> None:
         return (truth(name), wrong, wrong) if unsure(name) else (truth(name),)
 
     captioner = FakeCaptioner(answer=answer)
-    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load, "only": None})
-    monkeypatch.setattr(vlmgate.calibrate.run.calibrate, "__kwdefaults__", {"load": captioner.load, "question": None})
-    monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())
+    let_it_read(captioner, monkeypatch)
 
 
 def test_what_is_accepted_is_compared_with_the_truth(

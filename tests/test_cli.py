@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import typer
-from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of
+from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
 from typer.testing import CliRunner
 
 import vlmgate
-import vlmgate.scan
-import vlmgate.tonight
 from vlmgate.cli import app
 from vlmgate.store import read_result
 
@@ -25,8 +23,7 @@ runner = CliRunner()
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
     """Let every command of these tests read with a fake that disagrees about files with a 3 in their name."""
     captioner = FakeCaptioner(lambda name: DISAGREE if "3" in name else AGREE)
-    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load, "only": None})
-    monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())  # measured on the real one
+    let_it_read(captioner, monkeypatch)
     monkeypatch.chdir(tmp_path)
     return captioner
 

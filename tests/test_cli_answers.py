@@ -7,10 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of
+from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
 from typer.testing import CliRunner
 
-import vlmgate.scan
 from vlmgate.cli import app
 from vlmgate.store import read_result
 
@@ -27,7 +26,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
         answer=lambda name: next((said for digit, said in answers.items() if digit in name), ("OK.",)),
         features=lambda name: (1.0, float(len(name))),
     )
-    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load, "only": None})
+    let_it_read(captioner, monkeypatch)
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "images", *(f"part_{i}.png" for i in range(1, 6)))
     return captioner

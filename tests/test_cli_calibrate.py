@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeCaptioner, folder_of, picture_file
+from fakes import FakeCaptioner, folder_of, let_it_read, picture_file
 from typer.testing import CliRunner
 
 import vlmgate.calibrate.run
-import vlmgate.scan
-import vlmgate.tonight
 from vlmgate.cli import app
 from vlmgate.gatefile import read_gate
 from vlmgate.store import read_provenance, read_result
@@ -52,9 +50,7 @@ def features(name: str) -> tuple[float, ...]:
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
     captioner = FakeCaptioner(say, answer=answer, features=features)
-    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load, "only": None})
-    monkeypatch.setattr(vlmgate.calibrate.run.calibrate, "__kwdefaults__", {"load": captioner.load, "question": None})
-    monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())  # measured on the real one
+    let_it_read(captioner, monkeypatch)
     monkeypatch.chdir(tmp_path)
     return captioner
 

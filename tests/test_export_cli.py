@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of
+from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
 from results import result_of, row
 from test_cli import README, run
 
-import vlmgate.scan
-import vlmgate.tonight
 from vlmgate.records import Route
 from vlmgate.store import read_result
 
@@ -26,8 +24,7 @@ from vlmgate.store import read_result
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
     captioner = FakeCaptioner(lambda name: DISAGREE if "3" in name else AGREE)
-    monkeypatch.setattr(vlmgate.scan.scan, "__kwdefaults__", {"load": captioner.load, "only": None})
-    monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())
+    let_it_read(captioner, monkeypatch)
     monkeypatch.chdir(tmp_path)
     return captioner
 

@@ -30,6 +30,7 @@ QUANTILE = 0.99  # of the held-out distances; it is the unit
 _LEAST_SHRINKAGE = 1e-3  # features are stored as float16, so directions of less variance are rounding
 _PARTS = ("method", "mean", "scale", "rows", "rest", "unit", "count")  # arrays of a file
 _MOST_BYTES = 2 << 30  # of a file when unpacked; half a million images with a thousand numbers each
+_AT_ONCE = 4096  # rows that are unpacked at once
 _CHUNK = 512  # rows whose distances are computed at once
 
 
@@ -83,6 +84,16 @@ class Reference:
         known = np.isfinite(table).all(axis=1)
         found = np.full(len(table), math.nan)
         found[known] = self._distances(table[known]) / self.unit
+        return found
+
+    def novelty_of(self, packed: Sequence[bytes | None]) -> Matrix:
+        """Return the novelty (M,) of features as they are kept; NaN for none, and for those of another length."""
+        length = 2 * len(self.mean)  # bytes of float16
+        known = [i for i, one in enumerate(packed) if one and len(one) == length]
+        found = np.full(len(packed), math.nan)
+        for start in range(0, len(known), _AT_ONCE):
+            some = known[start : start + _AT_ONCE]
+            found[some] = self.novelty(unpack([packed[i] or b"" for i in some]))
         return found
 
     def _distances(self, table: Matrix) -> Matrix:

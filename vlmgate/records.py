@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from PIL import Image
 
+VERDICTS = ("correct", "wrong", "unusable")  # what a person may say of a reading; unusable = the image shows nothing
 Finish = Literal["stop", "length", "non-finite"]
 
 

@@ -13,11 +13,9 @@ from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import Walk
 from vlmgate.journal import Content, Entry, Failure, Journal, content_of, key_of
 from vlmgate.kernels import Kernel
-from vlmgate.novelty import Reference, unpack
+from vlmgate.novelty import Reference
 from vlmgate.records import Caption, Decision, Reading, Reason, Record, Scores, Unreadable
 from vlmgate.scoring import NOTHING, Said, Scorer, columns_of
-
-_AT_ONCE = 4096  # readings whose features are unpacked at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +94,8 @@ def _novelties(readings: Mapping[Content, Reading], reference: Reference | None)
     """Return the novelty of what has features as long as the reference's; of all others nothing is known."""
     if reference is None:
         return {}
-    length = 2 * len(reference.mean)  # bytes of float16
-    features = [(content, r.features) for content, r in readings.items() if r.features and len(r.features) == length]
-    found: dict[Content, float] = {}
-    for i in range(0, len(features), _AT_ONCE):
-        some = features[i : i + _AT_ONCE]
-        values = reference.novelty(unpack([packed for _, packed in some]))
-        found |= {c: round(float(v), 6) for (c, _), v in zip(some, values, strict=True) if math.isfinite(v)}
-    return found
+    values = reference.novelty_of([reading.features for reading in readings.values()])
+    return {content: round(float(v), 6) for content, v in zip(readings, values, strict=True) if math.isfinite(v)}
 
 
 def decide_rows(rows: Sequence[Row], gate: Gate, seed: int) -> list[Record]:

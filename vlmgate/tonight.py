@@ -18,14 +18,13 @@ from vlmgate.drift import Values, shifts
 from vlmgate.errors import GateError
 from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.gatefile import GateFile, differences, feature_file, read_gate
-from vlmgate.novelty import Reference, unpack
+from vlmgate.novelty import Reference
 from vlmgate.records import Reason, Record
 from vlmgate.reference import checkpoint_reference
 
 log = logging.getLogger(__name__)
 
 _UNLIKE = 5  # images that are named, the most unlike first
-_AT_ONCE = 4096  # rows whose features are unpacked at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +137,5 @@ def _strangeness(records: Sequence[Record], reference: Reference | None) -> np.n
     """Return (N,): distance from the calibration set, not a number where a row has no features; None without any."""
     if reference is None or not records:
         return None
-    length = 2 * len(reference.mean)  # bytes of float16
-    known = [i for i, r in enumerate(records) if r.vision_features and len(r.vision_features) == length]
-    found = np.full(len(records), np.nan)
-    for start in range(0, len(known), _AT_ONCE):
-        some = known[start : start + _AT_ONCE]
-        found[some] = reference.novelty(unpack([records[i].vision_features or b"" for i in some]))
-    return found if known else None
+    found = reference.novelty_of([record.vision_features for record in records])
+    return found if np.isfinite(found).any() else None

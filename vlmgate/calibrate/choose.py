@@ -18,7 +18,7 @@ import numpy as np
 
 from vlmgate.calibrate.guarantee import Certified, Step, certify, images_needed, upper_bound
 from vlmgate.calibrate.quality import FIGURES, Ladder, Vector, resampled
-from vlmgate.calibrate.readings import Evidence, Labelled, Mask, columns_there, drawn
+from vlmgate.calibrate.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, drawn
 
 DESIGN_SHARE = 1 / 3
 FOLDS = 5
@@ -47,6 +47,11 @@ class Choice:
     held_out: dict[str, float | None]  # figure → mean over folds of what was chosen on the others
     folds: tuple[str, ...]  # what each fold's others chose, as "score (kernel)"
 
+    @property
+    def name(self) -> str:
+        """Return the score with its kernel, where that has a say."""
+        return named(self.kernel, self.score)
+
 
 def choose_score(candidates: Sequence[Evidence], of: Mask, only: str | None = None) -> Choice:
     """Return the best score under any kernel on some images, cross-validated; with `only`, the best kernel for that.
@@ -63,7 +68,7 @@ def choose_score(candidates: Sequence[Evidence], of: Mask, only: str | None = No
         if not fitted.any() or not held.any():
             continue
         one, column = _least_aurc(pairs, fitted)
-        chosen.append(named(one, column))
+        chosen.append(named(one.kernel, column))
         ladder = Ladder.of(one.gated(column)[held], one.wrong[held])
         for name, figure in FIGURES.items():
             figures[name].append(float(figure(ladder)[0]))
@@ -81,11 +86,9 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def named(one: Evidence, column: str) -> str:
+def named(kernel: str, column: str) -> str:
     """Return a score with its kernel, where that has a say: "vendi_score (words)"."""
-    from vlmgate.calibrate.readings import OF_KERNEL
-
-    return f"{column} ({one.kernel})" if column in OF_KERNEL else column
+    return f"{column} ({kernel})" if column in OF_KERNEL else column
 
 
 # --- how many samples -------------------------------------------------------------------------------------------------
@@ -135,20 +138,14 @@ def compare_counts(several: Sequence[Evidence], score: str, of: Mask, *, seed: i
 # --- which thresholds -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """Readings that share a threshold: all, or those with some answers."""
-
-    answers: tuple[str, ...] | None  # None = all
-    inside: Mask  # (N,)
+Answers = tuple[str, ...] | None  # readings that share a threshold: those with some answers; None = all
 
 
 @dataclass(frozen=True, slots=True)
 class GroupResult:
     """The limit of one group, in units of the turned score, and what was counted up to it."""
 
-    answers: tuple[str, ...] | None
-    start: float | None  # where testing began
+    answers: Answers
     certified: Certified
 
 
@@ -201,26 +198,30 @@ def promise(
     as good. With `per_answer` the good answer may have a limit of its own; both groups are tested at half the chance of
     being wrong, and that is kept only where it accepts more on the design part.
     """
-    single = _tested(labelled, one, score, design, [_group(one, None)], kind, target, confidence)
-    if not per_answer or labelled.good is None:
-        return single
-    others = tuple(choice for choice in labelled.choices if choice != labelled.good)
-    groups = [_group(one, (labelled.good,)), _group(one, others)]
-    foreseen = [
-        _tested(labelled, one, score, design, some, kind, target, confidence, foresee=True)
-        for some in ([_group(one, None)], groups)
-    ]
-    if foreseen[1].coverage <= foreseen[0].coverage:
-        return single
-    return replace(_tested(labelled, one, score, design, groups, kind, target, confidence), per_answer=True)
+    groups: list[Answers] = [None]
+    if per_answer and labelled.good is not None:
+        apart: list[Answers] = [(labelled.good,), tuple(c for c in labelled.choices if c != labelled.good)]
+        foreseen = [
+            _tested(labelled, one, score, design, some, kind, target, confidence, foresee=True)
+            for some in (groups, apart)
+        ]
+        if foreseen[1].coverage > foreseen[0].coverage:
+            groups = apart
+    made = _tested(labelled, one, score, design, groups, kind, target, confidence)
+    needed = None if made.holds else _needed(labelled, one, score, kind, target, confidence)
+    return replace(made, needed=needed, per_answer=len(groups) > 1)
 
 
-def _group(one: Evidence, answers: tuple[str, ...] | None) -> Group:
-    return Group(answers, _inside(one, answers))
+def _inside(one: Evidence, answers: Answers) -> Mask:
+    """Return (N,): which readings a group holds."""
+    if answers is None:
+        return np.ones(len(one.answers), bool)
+    return np.isin(np.array([answer or "" for answer in one.answers]), answers)
 
 
-def _inside(one: Evidence, answers: tuple[str, ...] | None) -> Mask:
-    return np.isin(np.array([answer or "" for answer in one.answers]), answers) if answers else one.usable | True
+def _errors(labelled: Labelled, one: Evidence, kind: Target) -> Mask:
+    """Return (N,): what a promise of this kind counts, if it is accepted."""
+    return one.wrong if kind == "risk" else labelled.bad & one.says(labelled.good)
 
 
 def _tested(
@@ -228,7 +229,7 @@ def _tested(
     one: Evidence,
     score: str,
     design: Mask,
-    groups: Sequence[Group],
+    groups: Sequence[Answers],
     kind: Target,
     target: float,
     confidence: float,
@@ -239,24 +240,25 @@ def _tested(
     values = one.gated(score)
     rest = ~design
     base = labelled.bad
-    error = one.wrong if kind == "risk" else base & one.says(labelled.good)
+    error = _errors(labelled, one, kind)
     scale = float(rest.sum() / max(1, design.sum()))
     share = 1 - (1 - confidence) / len(groups)
     results = []
-    for group in groups:
-        grid = np.unique(values[design & group.inside & np.isfinite(values)])
+    for answers in groups:
+        inside = _inside(one, answers)
+        grid = np.unique(values[design & inside & np.isfinite(values)])
         fixed = None if kind == "risk" else int((base & design).sum())
-        seen = _steps(values, error, design & group.inside, grid, fixed)
+        seen = _steps(values, error, design & inside, grid, fixed)
         begin = _start(seen, scale, share) if kind == "risk" else 0
         if foresee:
-            tried = [Step(s.threshold, round(s.errors * scale), max(round(s.count * scale), 0)) for s in seen]
+            tried = [Step(s.threshold, round(s.errors * scale), round(s.count * scale)) for s in seen]
         else:
             fixed = None if kind == "risk" else int((base & rest).sum())
-            tried = _steps(values, error, rest & group.inside, grid, fixed)
+            tried = _steps(values, error, rest & inside, grid, fixed)
         tested = certify(tried[begin:], target, share)
-        results.append(GroupResult(group.answers, float(grid[begin]) if len(grid) else None, tested))
+        results.append(GroupResult(answers, tested))
     counted = design if foresee else rest
-    return _promised(labelled, one, score, counted, error, results, kind, target, confidence, share)
+    return _promised(labelled, one, score, counted, results, kind, target, confidence)
 
 
 def _promised(
@@ -264,17 +266,16 @@ def _promised(
     one: Evidence,
     score: str,
     counted: Mask,
-    error: Mask,
     results: Sequence[GroupResult],
     kind: Target,
     target: float,
     confidence: float,
-    share: float,
 ) -> Promise:
+    """Return what was counted within all limits; how many labels it would take is not known here."""
     empty = Promise(kind, target, confidence, tuple(results), 0, 0, None, 0.0, None, None)
     accepted = empty.accepts(one, score) & counted
     base = accepted if kind == "risk" else labelled.bad & counted
-    errors, count = int((error & accepted).sum()), int(base.sum())
+    errors, count = int((_errors(labelled, one, kind) & accepted).sum()), int(base.sum())
     bounds = [result.certified.bound for result in results if result.certified.bound is not None]
     sound = labelled.known & ~labelled.bad & counted
     rejected = accepted & sound & ~one.says(labelled.good)
@@ -288,7 +289,6 @@ def _promised(
         bound=bound,
         coverage=float(accepted.sum() / max(1, counted.sum())),
         overkill=(int(rejected.sum()), int(sound.sum())) if labelled.good is not None and sound.any() else None,
-        needed=None if held else _needed(labelled, one, score, error, kind, target, confidence),
     )
 
 
@@ -315,7 +315,7 @@ def _start(seen: Sequence[Step], scale: float, confidence: float) -> int:
 
 
 def _needed(
-    labelled: Labelled, one: Evidence, score: str, error: Mask, kind: Target, target: float, confidence: float
+    labelled: Labelled, one: Evidence, score: str, kind: Target, target: float, confidence: float
 ) -> int | None:
     """Return about how many labelled images a promise would take, going by all that are there; null if none will do."""
     values = one.gated(score)
@@ -327,7 +327,7 @@ def _needed(
     best: float | None = None
     known = values[np.isfinite(values)]
     levels = np.unique(np.quantile(known, np.linspace(0, 1, 21), method="inverted_cdf")) if len(known) else known
-    for step in _steps(values, error, np.ones(total, bool), levels, None):
+    for step in _steps(values, one.wrong, np.ones(total, bool), levels, None):
         wanted = _images_at(step.errors / step.count, target, confidence)
         if wanted is not None and step.count >= min(_FEW, total):
             labels = wanted / (step.count / total) / certifying

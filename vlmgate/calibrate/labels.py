@@ -15,11 +15,11 @@ from vlmgate.calibrate.tables import COUNTED_WITH_HEADER, TABLES, read_rows
 from vlmgate.errors import LabelError
 from vlmgate.export.cells import undefused
 from vlmgate.images import Walk, find_images
+from vlmgate.records import VERDICTS
 
 Kind = Literal["class", "verdict", "ambiguity"]
 Key = tuple[str, int]  # (file_name, page)
 
-VERDICTS = ("correct", "wrong", "unusable")
 AMBIGUITY = ("clear", "ambiguous")
 LABEL_COLUMNS = ("label", "class", "category", "defect", "condition", "target", "verdict")
 SPLITS = frozenset(("train", "val", "valid", "validation", "test"))

@@ -24,10 +24,9 @@ from vlmgate.calibrate import charts, report
 from vlmgate.calibrate.cost import Outcomes, bill
 from vlmgate.calibrate.labels import Labels
 from vlmgate.calibrate.study import Study
-from vlmgate.config import ImageConfig
-from vlmgate.errors import OutputError
-from vlmgate.images import open_pages
-from vlmgate.records import Picture, Record, Source
+from vlmgate.errors import OutputError, UsageError
+from vlmgate.export.pictures import Pictures
+from vlmgate.records import Record
 from vlmgate.text import plain
 
 _WORST = 10
@@ -84,7 +83,7 @@ def _content(
     split = found.gate()
     return {
         "version": vlmgate.__version__,
-        "title": out_title(found),
+        "title": f"{len(found.labelled.records):,} labelled images",
         "gate_name": None if gate is None else gate.name,
         "rule": None if split is None else split.describe(),
         "promise": report.on_promise(found),
@@ -106,11 +105,6 @@ def _content(
         "certified": None if found.promise is None else int((~found.design).sum()),
         "charts": _charts(found, seconds, None if split is None else split.threshold),
     }
-
-
-def out_title(found: Study) -> str:
-    """Return what the page is about, in one line."""
-    return f"{len(found.labelled.records):,} labelled images"
 
 
 def _costs(found: Study) -> dict[str, Any] | None:
@@ -175,14 +169,14 @@ def _confusion(found: Study) -> dict[str, Any] | None:
 
 def _mistakes(found: Study, provenance: Mapping[str, Any]) -> list[Mistake]:
     """Return the wrong readings that the gate accepts, the surest first."""
-    folder = Path(provenance["folder"])
+    pictures = _pictures(provenance)
     gated = found.final.gated(found.score)
     wrong = np.flatnonzero(found.final.wrong & found.accepted)
     made = []
     for i in sorted(wrong, key=lambda i: float(gated[i]))[:_WORST]:
         record = found.labelled.records[i]
         captions = (record.captions or ())[: found.final.num_samples]
-        picture, size = _preview(folder, record)
+        picture, size = _preview(pictures, record)
         made.append(
             Mistake(
                 record.file_name,
@@ -197,21 +191,21 @@ def _mistakes(found: Study, provenance: Mapping[str, Any]) -> list[Mistake]:
     return made
 
 
-def _preview(folder: Path, record: Record) -> tuple[str | None, tuple[int, int]]:
-    """Return a small upright JPEG as a data URI, and its size; none where the file is gone or has changed."""
-    source = Source(record.file_name, folder / record.file_name)
-    nothing = (None, (0, 0))
+def _pictures(provenance: Mapping[str, Any]) -> Pictures:
+    """Return the images that were read, found by walking their folder; none where it is gone."""
     try:
-        pages = open_pages(source, ImageConfig(pages="first" if record.page == 1 else "all"))
-        for one in pages:
-            if isinstance(one, Picture) and one.file.page == record.page:
-                if one.file.sha256 != record.sha256:
-                    return nothing
-                image = one.rgb.copy()
-                image.thumbnail((_PREVIEW, _PREVIEW))
-                file = io.BytesIO()
-                image.save(file, "JPEG", quality=85)
-                return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", image.size
-    except OSError:
-        return nothing
-    return nothing
+        return Pictures.of(None, provenance)
+    except UsageError:
+        return Pictures({})
+
+
+def _preview(pictures: Pictures, record: Record) -> tuple[str | None, tuple[int, int]]:
+    """Return a small upright JPEG as a data URI, and its size; none where the file is gone or has changed."""
+    opened = pictures.opened({"file_name": record.file_name, "page": record.page, "sha256": record.sha256})
+    if opened is None:
+        return None, (0, 0)
+    image = opened.copy()
+    image.thumbnail((_PREVIEW, _PREVIEW))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", image.size

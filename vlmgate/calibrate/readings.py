@@ -64,6 +64,11 @@ class Labelled:
     notes: tuple[str, ...] = ()  # what was left out, in words
 
     @property
+    def word(self) -> str:
+        """Return what a reading is that should not be trusted."""
+        return "ambiguous" if self.kind == "ambiguity" else "wrong"
+
+    @property
     def bad(self) -> Mask:
         """Return (N,): the part is known to have a defect."""
         return np.array([truth is not None and truth != self.good for truth in self.truths])

@@ -16,11 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmgate.calibrate.agreement import CUSTOMARY, Agreement
-from vlmgate.calibrate.choose import DESIGN_SHARE, Choice
+from vlmgate.calibrate.choose import DESIGN_SHARE
 from vlmgate.calibrate.cost import FEW, Bills, Costs
 from vlmgate.calibrate.labels import Labels
 from vlmgate.calibrate.quality import FIGURES, Estimate
-from vlmgate.calibrate.readings import OF_KERNEL
 from vlmgate.calibrate.study import Study
 from vlmgate.config import ScanConfig
 from vlmgate.gate import Gate
@@ -105,9 +104,8 @@ def label_lines(found: Study, labels: Labels) -> list[str]:
     held = found.labelled
     counts = ", ".join(f"{name} {count:,}" for name, count in Counter(held.labels).most_common())
     lines = [f"{len(held.records):,} labelled readings: {counts}."]
-    word = "ambiguous" if held.kind == "ambiguity" else "wrong"
     wrong = int(found.final.wrong.sum())
-    lines.append(f"With {found.proposed} samples each, {wrong:,} are {word} ({share(wrong, len(held.records))}).")
+    lines.append(f"With {found.proposed} samples each, {wrong:,} are {held.word} ({share(wrong, len(held.records))}).")
     if held.kind == "class":
         lines.append(
             f"'{held.good}' passes a part (--good)."
@@ -161,9 +159,9 @@ def _on_quality(found: Study) -> list[str]:
 def on_choice(found: Study) -> list[str]:
     """Return which score is best, which the gate goes by, and what that is worth on images it was not chosen on."""
     lines = [
-        f"Best, cross-validated: {_named(found.best)}; on held-out folds {_figures(found.best.held_out)}.",
+        f"Best, cross-validated: {found.best.name}; on held-out folds {_figures(found.best.held_out)}.",
     ]
-    mine = _named(found.chosen)
+    mine = found.chosen.name
     design, rest = int(found.design.sum()), int((~found.design).sum())
     if found.config.score is not None:
         lines.append(f"* The gate goes by {mine}, as asked (--score).")
@@ -175,10 +173,6 @@ def on_choice(found: Study) -> list[str]:
             f"is worth: {_figures({k: v.value for k, v in found.held_out.items()})}."
         )
     return lines
-
-
-def _named(choice: Choice) -> str:
-    return f"{choice.score} ({choice.kernel})" if choice.score in OF_KERNEL else choice.score
 
 
 def _figures(values: Mapping[str, float | None]) -> str:
@@ -227,7 +221,7 @@ def on_promise(found: Study) -> list[str]:
     made, config = found.promise, found.config
     if made is None:
         return ["The gate written is that of least expected cost (--rule cost). It promises nothing of its risk."]
-    word = {"class": "wrong", "verdict": "wrong", "ambiguity": "ambiguous"}[found.labelled.kind]
+    word = found.labelled.word
     rate = (
         f"at most {percent(config.target_risk)} of accepted readings are {word}"
         if config.target == "risk"

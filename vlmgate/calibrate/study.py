@@ -229,7 +229,7 @@ def _check(labelled: Labelled, whole: Evidence, config: CalibrateConfig) -> None
 def _warnings(labelled: Labelled, whole: Evidence) -> list[str]:
     notes = []
     wrong, right = int(whole.wrong.sum()), int((~whole.wrong).sum())
-    word = {"class": "wrong", "verdict": "wrong", "ambiguity": "ambiguous"}[labelled.kind]
+    word = labelled.word
     other = "clear" if word == "ambiguous" else "right"
     for number, name in ((wrong, word), (right, other)):
         if number < FEW:
@@ -256,9 +256,7 @@ def _features(labelled: Labelled, design: Mask) -> tuple[Reference | None, Vecto
     table = unpack([one for one, known in zip(packed, there, strict=True) if known and one])
     made_of = (str(r.sha256)[:16] for r, d, t in zip(labelled.records, design, there, strict=True) if d and t)
     reference = Reference.fit(table[design[there]], note=" ".join(made_of))
-    novelty = np.full(len(packed), math.nan)
-    novelty[there] = np.round(reference.novelty(table), 6)
-    return reference, novelty
+    return reference, np.round(reference.novelty_of(packed), 6)
 
 
 def _values(novelty: Vector) -> list[float | None]:

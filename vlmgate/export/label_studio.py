@@ -15,8 +15,8 @@ from urllib.parse import quote
 from vlmgate.export.cells import visible
 from vlmgate.export.json_lines import dumped
 from vlmgate.export.rows import Row, Rows
-from vlmgate.export.targets import VERDICTS
 from vlmgate.export.writers import count
+from vlmgate.records import VERDICTS
 
 IMAGE_ROOT = "/data/local-files/?d="
 _SHOWN = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp"))  # by browsers

@@ -15,7 +15,7 @@ from typing import Any
 
 from vlmgate.errors import UsageError
 from vlmgate.export.cells import undefused
-from vlmgate.export.targets import VERDICTS
+from vlmgate.records import VERDICTS
 
 _FIELD_LIMIT = 1 << 30  # characters of one cell; the csv module's own limit is 131,072
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-VERDICTS = ("correct", "wrong", "unusable")  # what a person may say of a reading; unusable = the image shows nothing
 FILL_IN = ("verdict", "reading", "note")  # columns that are empty in a sheet, for a person to fill in
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.errors import StoreError
+from vlmgate.records import VERDICTS
 from vlmgate.review.items import Item
 from vlmgate.store import sync_folder
 
 COLUMNS = ("file_name", "page", "sha256", "verdict", "reading", "note", "at", "audit", "route")
-VERDICTS = ("correct", "wrong", "unusable")
 LONGEST = {"reading": 10_000, "note": 10_000}  # characters
 # What makes a spreadsheet take a cell for a formula, when it comes first; after quotes, so that one can be taken off.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
