@@ -10,16 +10,31 @@ import typer
 
 from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.cli.options import (
+    AnswerTokensOption,
+    BatchSizeOption,
+    ConfigOption,
     DeviceOption,
     DtypeOption,
     Format,
     FormatOption,
+    MaxPixelsOption,
     ModelOption,
+    NewTokensOption,
+    NoAbstainOption,
     PagesChoice,
+    PagesOption,
+    PromptOption,
+    QuietOption,
+    RestartOption,
     RevisionOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
     TrustOption,
+    WorkersOption,
     app,
-    read_toml,
+    split_choices,
 )
 from vlmgate.config import (
     BUILTIN,
@@ -107,33 +122,30 @@ def calibrate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
-    prompt: Annotated[str, typer.Option(help="What the model is asked about each image.")] = DEFAULT_PROMPT,
+    prompt: PromptOption = DEFAULT_PROMPT,
     question: Annotated[
         str | None, typer.Option(help=f"Closed question asked beside. [with classes: {DEFAULT_QUESTION}]")
     ] = None,
     choices: Annotated[
         str | None, typer.Option(help="What may be answered, separated by commas. [default: the classes]")
     ] = None,
-    no_abstain: Annotated[bool, typer.Option("--no-abstain", help="Do not offer to be unsure.")] = False,
-    max_answer_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 16,
+    no_abstain: NoAbstainOption = False,
+    max_answer_tokens: AnswerTokensOption = 16,
     num_samples: Annotated[int, typer.Option("--num-samples", "-k", help="Most captions per image.")] = 16,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 = off.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens only; 0 = off.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="A caption is cut off here.")] = 64,
-    seed: Annotated[int, typer.Option(help="Same seed, same captions.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 8,
-    pages: Annotated[PagesChoice, typer.Option(help="As for scan.")] = PagesChoice.FIRST,
-    max_pixels: Annotated[int, typer.Option(help="Refuse larger images.")] = 500_000_000,
-    workers: Annotated[int, typer.Option(help="Decoding threads; 0 = from the number of cores.")] = 0,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    max_new_tokens: NewTokensOption = 64,
+    seed: SeedOption = 0,
+    batch_size: BatchSizeOption = 8,
+    pages: PagesOption = PagesChoice.FIRST,
+    max_pixels: MaxPixelsOption = 500_000_000,
+    workers: WorkersOption = 0,
     no_page: Annotated[bool, typer.Option("--no-page", help="Write no calibration page.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Read everything again.")] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=read_toml),
-    ] = None,
+    restart: RestartOption = False,
+    config: ConfigOption = None,
     format: FormatOption = Format.TABLE,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Choose a gate from labelled images: how well each score works, how many samples it takes, what can be promised.
 
@@ -164,7 +176,7 @@ def calibrate(
             defect_rate=None if defect_rate is None else _share(defect_rate, "--defect-rate"),
             page=not no_page,
         )
-        asked = choices.split(",") if choices else []
+        asked = split_choices(choices or None)
         reading = ScanConfig(
             folder=source,
             out=out.with_suffix(".parquet"),
@@ -179,7 +191,7 @@ def calibrate(
                 seed=seed,
                 batch_size=batch_size,
                 question=(question or DEFAULT_QUESTION) if asked else None,
-                choices=tuple(choice.strip() for choice in asked),
+                choices=asked,
                 abstain=not no_abstain,
                 max_answer_tokens=max_answer_tokens,
             ),

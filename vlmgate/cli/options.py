@@ -55,6 +55,22 @@ class PagesChoice(StrEnum):
     ALL = "all"
 
 
+PromptOption = Annotated[str, typer.Option(help="What the model is asked about each image.")]
+NoAbstainOption = Annotated[bool, typer.Option("--no-abstain", help="Do not offer to be unsure.")]
+AnswerTokensOption = Annotated[int, typer.Option(help="An answer is cut off here, and its image goes to a person.")]
+TemperatureOption = Annotated[float, typer.Option(help="Sampling temperature; 0.8 to 1 separates best.")]
+TopPOption = Annotated[float, typer.Option(help="Nucleus sampling; 1 = off.")]
+TopKOption = Annotated[int, typer.Option(help="Sample from the K likeliest tokens only; 0 = off.")]
+NewTokensOption = Annotated[int, typer.Option(help="A caption is cut off here, and its image goes to a person.")]
+SeedOption = Annotated[int, typer.Option(help="Same seed, same captions.")]
+BatchSizeOption = Annotated[int, typer.Option(help="Images per batch; changes speed, not captions.")]
+PagesOption = Annotated[
+    PagesChoice, typer.Option(help="Of files with several pages: the first, or a row for every page.")
+]
+MaxPixelsOption = Annotated[int, typer.Option(help="Refuse larger images (a guard against decompression bombs).")]
+WorkersOption = Annotated[int, typer.Option(help="Decoding threads; 0 = from the number of cores.")]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Read everything again; the old journal is kept aside.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="How stdout is written.")]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="'builtin', a checkpoint folder, or a hub id.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
@@ -106,3 +122,14 @@ def read_toml(context: typer.Context, path: Path | None) -> Path | None:
                     raise UsageError(f"{path}: {name} = {value!r} is no value for this option.")
             context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=read_toml),
+]
+
+
+def split_choices(choices: str | None) -> tuple[str, ...]:
+    """Return what stands between the commas."""
+    return () if choices is None else tuple(choice.strip() for choice in choices.split(","))

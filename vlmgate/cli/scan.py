@@ -11,21 +11,36 @@ import typer
 
 from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.cli.options import (
+    AnswerTokensOption,
+    BatchSizeOption,
     BudgetOption,
+    ConfigOption,
     DeviceOption,
     DtypeOption,
     KernelOption,
     LimitOption,
+    MaxPixelsOption,
     ModelOption,
+    NewTokensOption,
+    NoAbstainOption,
     PagesChoice,
+    PagesOption,
+    PromptOption,
+    QuietOption,
+    RestartOption,
     RevisionOption,
     ScanFormat,
     ScoreOption,
+    SeedOption,
+    TemperatureOption,
     ThresholdOption,
+    TopKOption,
+    TopPOption,
     TrustOption,
+    WorkersOption,
     app,
     read_gate_options,
-    read_toml,
+    split_choices,
 )
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import UsageError
@@ -56,33 +71,25 @@ def scan(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
-    prompt: Annotated[str, typer.Option(help="What the model is asked about each image.")] = DEFAULT_PROMPT,
+    prompt: PromptOption = DEFAULT_PROMPT,
     question: Annotated[
         str | None, typer.Option(help=f"Closed question asked beside. [with --choices: {DEFAULT_QUESTION}]")
     ] = None,
     choices: Annotated[str | None, typer.Option(help="What may be answered, separated by commas.")] = None,
-    no_abstain: Annotated[bool, typer.Option("--no-abstain", help="Do not offer to be unsure.")] = False,
-    max_answer_tokens: Annotated[
-        int, typer.Option(help="An answer is cut off here, and its image goes to a person.")
-    ] = 16,
+    no_abstain: NoAbstainOption = False,
+    max_answer_tokens: AnswerTokensOption = 16,
     num_samples: Annotated[int, typer.Option("--num-samples", "-k", help="K, captions per image.")] = 8,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0.8 to 1 separates best.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 = off.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the K likeliest tokens only; 0 = off.")] = 0,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="A caption is cut off here, and its image goes to a person.")
-    ] = 64,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    max_new_tokens: NewTokensOption = 64,
     views: Annotated[int, typer.Option(help="Sample from so many noised copies of each image; divides K.")] = 1,
     view_noise: Annotated[float, typer.Option(help="Standard deviation of their noise, of 255.")] = 20.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same captions.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images per batch; changes speed, not captions.")] = 8,
-    pages: Annotated[
-        PagesChoice, typer.Option(help="Of files with several pages: the first, or a row for every page.")
-    ] = PagesChoice.FIRST,
-    max_pixels: Annotated[
-        int, typer.Option(help="Refuse larger images (a guard against decompression bombs).")
-    ] = 500_000_000,
-    workers: Annotated[int, typer.Option(help="Decoding threads; 0 = from the number of cores.")] = 0,
+    seed: SeedOption = 0,
+    batch_size: BatchSizeOption = 8,
+    pages: PagesOption = PagesChoice.FIRST,
+    max_pixels: MaxPixelsOption = 500_000_000,
+    workers: WorkersOption = 0,
     score: ScoreOption = "vendi_score",
     kernel: KernelOption = "words",
     threshold: ThresholdOption = None,
@@ -94,13 +101,8 @@ def scan(
     max_routed: Annotated[
         str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
     ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Read everything again; the old journal is kept aside.")
-    ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=read_toml),
-    ] = None,
+    restart: RestartOption = False,
+    config: ConfigOption = None,
     gate: Annotated[
         Path | None,
         typer.Option(
@@ -112,7 +114,7 @@ def scan(
     format: Annotated[
         ScanFormat, typer.Option("--format", help="How stdout is written; csv = the rows, when the run ends.")
     ] = ScanFormat.TABLE,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
+    quiet: QuietOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr, too.")] = False,
 ) -> None:
     """Read every image of FOLDER K times and split them into auto-accepted and routed to human.
@@ -145,7 +147,7 @@ def scan(
                 seed=seed,
                 batch_size=batch_size,
                 question=DEFAULT_QUESTION if question is None and choices is not None else question,
-                choices=_split(choices),
+                choices=split_choices(choices),
                 abstain=not no_abstain,
                 max_answer_tokens=max_answer_tokens,
                 views=views,
@@ -178,10 +180,6 @@ def scan(
     if code == 4:
         complain(f"more images were routed to a person than --max-routed {max_routed} allows.")
     raise typer.Exit(code)
-
-
-def _split(choices: str | None) -> tuple[str, ...]:
-    return () if choices is None else tuple(choice.strip() for choice in choices.split(","))
 
 
 def _log_to_stderr() -> None:
