@@ -131,10 +131,10 @@ def config_for(folder: Path, out: Path, *, batch_size: int = 4, num_samples: int
 
 def let_it_read(captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every command read with a fake, and split by the default rather than by what was measured on the real one."""
-    import vlmgate.calibrate.run
-    import vlmgate.scan
+    import vlmgate.calibration.run
+    import vlmgate.scanning
     import vlmgate.tonight
 
-    for function in (vlmgate.scan.scan, vlmgate.calibrate.run.calibrate):
+    for function in (vlmgate.scanning.scan, vlmgate.calibration.run.calibrate):
         monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "load": captioner.load})
     monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())

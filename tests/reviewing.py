@@ -12,7 +12,7 @@ from vlmgate.gate import Gate
 from vlmgate.records import Record
 from vlmgate.review import Made, Options, make_review
 from vlmgate.review.items import Item, choose
-from vlmgate.scan import scan
+from vlmgate.scanning import scan
 from vlmgate.store import read_result
 
 Say = Callable[[str], Sequence[str]]

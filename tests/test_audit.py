@@ -9,8 +9,8 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
 from typer.testing import CliRunner
 
-from vlmgate.calibrate.guarantee import upper_bound
-from vlmgate.calibrate.labels import read_labels
+from vlmgate.calibration.guarantee import upper_bound
+from vlmgate.calibration.labels import read_labels
 from vlmgate.cli import app
 from vlmgate.store import read_result
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from vlmgate.calibrate.choose import Promise, choose_score, design_part, promise
-from vlmgate.calibrate.guarantee import Step, certify, images_needed, lower_bound, upper_bound
-from vlmgate.calibrate.readings import Evidence, Labelled
+from vlmgate.calibration.choose import Promise, choose_score, design_part, promise
+from vlmgate.calibration.guarantee import Step, certify, images_needed, lower_bound, upper_bound
+from vlmgate.calibration.readings import Evidence, Labelled
 
 DRAWS = 2000
 CONFIDENCE = 0.95

@@ -13,9 +13,9 @@ import pytest
 from fakes import folder_of, picture_file
 from results import row
 
-from vlmgate.calibrate import tables
-from vlmgate.calibrate.labels import Labels, read_labels
-from vlmgate.calibrate.readings import join
+from vlmgate.calibration import tables
+from vlmgate.calibration.labels import Labels, read_labels
+from vlmgate.calibration.readings import join
 from vlmgate.errors import LabelError
 
 

@@ -11,7 +11,7 @@ import pytest
 from fakes import FakeCaptioner, folder_of, let_it_read, picture_file
 from typer.testing import CliRunner
 
-import vlmgate.calibrate.run
+import vlmgate.calibration.run
 from vlmgate.cli import app
 from vlmgate.gatefile import read_gate
 from vlmgate.store import read_provenance, read_result
@@ -96,13 +96,13 @@ def test_the_same_command_reads_nothing_twice_and_a_result_needs_no_model(
     labelled: Path, tmp_path: Path, fake: FakeCaptioner
 ) -> None:
     run("calibrate", labelled)
-    seconds = read_provenance(tmp_path / "gate.parquet")[vlmgate.calibrate.run.TIMED]
+    seconds = read_provenance(tmp_path / "gate.parquet")[vlmgate.calibration.run.TIMED]
     assert set(seconds) == {"2", "3", "4", "6", "8", "12", "16"}
     fake.history.clear()
     first = (tmp_path / "gate.toml").read_text(encoding="utf-8")
     run("calibrate", labelled)
     assert fake.history == []
-    assert read_provenance(tmp_path / "gate.parquet")[vlmgate.calibrate.run.TIMED] == seconds
+    assert read_provenance(tmp_path / "gate.parquet")[vlmgate.calibration.run.TIMED] == seconds
     run("calibrate", "gate.parquet", "-o", "again.toml")
     run("calibrate", "gate.parquet", "--labels", labelled, "-o", "third.toml")
     assert fake.history == []

@@ -20,7 +20,7 @@ from vlmgate.config import ImageConfig
 from vlmgate.errors import OutputError, UsageError
 from vlmgate.export import Target
 from vlmgate.export.exporting import Exported, Options, export
-from vlmgate.scan import scan
+from vlmgate.scanning import scan
 from vlmgate.store import read_result
 
 WAITING = "/data/local-files/?d="

@@ -53,17 +53,17 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         {"builtin", "config", "drift", "errors", "gate", "gatefile", "novelty", "records", "reference"},
         {"numpy"},
     ),
-    "scan": (
+    "scanning": (
         {
             *("records", "errors", "config", "images", "captioner", "gate", "tonight"),
             *("store", "journal", "kernels", "novelty", "reference", "rows", "logfile", "progress", "signals"),
         },
         {"filelock"},
     ),
-    "calibrate": (
+    "calibration": (
         {
             *(
-                "calibrate",
+                "calibration",
                 "records",
                 "errors",
                 "export",
@@ -75,7 +75,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
                 "gatefile",
                 "images",
             ),
-            *("kernels", "novelty", "progress", "report", "rescore", "scan", "scoring", "store", "text"),
+            *("kernels", "novelty", "progress", "report", "rescore", "scanning", "scoring", "store", "text"),
         },
         {"numpy", "scipy", "rich", "jinja2", "matplotlib", "openpyxl", "pyarrow"},
     ),

@@ -12,7 +12,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 from vlmgate.config import SamplingConfig, ScanConfig
 from vlmgate.errors import ConfigError, GateError
 from vlmgate.records import Caption, Reason, Record, Route
-from vlmgate.scan import scan
+from vlmgate.scanning import scan
 
 QUESTION, CHOICES = "Is the part ok?", ("ok", "scratch", "crack")
 Said = Sequence[str | Caption]

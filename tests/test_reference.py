@@ -11,7 +11,7 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 
 import vlmgate.reference
-import vlmgate.scan
+import vlmgate.scanning
 import vlmgate.tonight
 from vlmgate.config import ModelConfig, ScanConfig
 from vlmgate.errors import GateError, NoImagesError, NoveltyError
@@ -20,7 +20,7 @@ from vlmgate.kernels import WordKernel
 from vlmgate.novelty import Reference
 from vlmgate.records import Picture, Reason, Record, Route, Sampled
 from vlmgate.rescore import rescore
-from vlmgate.scan import scan
+from vlmgate.scanning import scan
 from vlmgate.store import read_provenance, read_result
 
 KNOWN = tuple(f"known_{i:02d}.png" for i in range(30))
@@ -147,7 +147,7 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
     carried = Reference.fit([features(name) for name in KNOWN])
     other = Reference.fit(np.random.default_rng(0).normal(size=(20, 9)))  # of features of another length
     for reference, novel in ((carried, True), (other, False), (None, False)):
-        for module in (vlmgate.reference, vlmgate.scan, vlmgate.tonight):
+        for module in (vlmgate.reference, vlmgate.scanning, vlmgate.tonight):
             monkeypatch.setattr(module, "checkpoint_reference", lambda _, found=reference: found)
         rows = run(replace(config, reference=None, limits=()))
         assert (rows["fish.png"].novelty is not None) == novel

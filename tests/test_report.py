@@ -15,7 +15,7 @@ from rich.console import Console
 
 from vlmgate.gate import make_gate
 from vlmgate.report import TerminalProgress, header_line
-from vlmgate.scan import ScanResult, scan
+from vlmgate.scanning import ScanResult, scan
 from vlmgate.summary import print_summary
 from vlmgate.text import plain
 

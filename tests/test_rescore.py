@@ -17,7 +17,7 @@ from vlmgate.gate import make_gate
 from vlmgate.kernels import WordKernel
 from vlmgate.records import Reason, Record, Route
 from vlmgate.rescore import Rescored, check_columns, check_output, rescore
-from vlmgate.scan import scan
+from vlmgate.scanning import scan
 from vlmgate.store import read_result, write_result
 from vlmgate.summary import routed_worst_first, worst_routed
 

@@ -18,7 +18,7 @@ from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig,
 from vlmgate.errors import ModelError, ResumeError
 from vlmgate.journal import _sealed
 from vlmgate.records import Picture, Reason, Route, Sampled
-from vlmgate.scan import ScanResult, scan
+from vlmgate.scanning import ScanResult, scan
 from vlmgate.store import read_result
 
 PAGES = ImageConfig(pages="all")
@@ -216,7 +216,7 @@ def test_a_journal_of_before_there_were_questions_still_resumes(tmp_path: Path) 
 
 
 def test_other_weights_pages_or_dtype_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vlmgate.scan
+    import vlmgate.scanning
 
     folder = folder_of(tmp_path / "in", "a.png")
     config = config_for(folder, tmp_path / "r.parquet")
@@ -228,7 +228,7 @@ def test_other_weights_pages_or_dtype_are_refused_on_resume(tmp_path: Path, monk
     result = run(config, FakeCaptioner(dtype="bfloat16"))  # "auto" came to something else than before
     assert isinstance(result.error, ResumeError) and "dtype" in str(result.error)
     assert [r.reason for r in result.records] == [Reason.AGREED, Reason.NOT_READ]
-    monkeypatch.setattr(vlmgate.scan, "model_fingerprint", lambda _: {"content": "other"})
+    monkeypatch.setattr(vlmgate.scanning, "model_fingerprint", lambda _: {"content": "other"})
     with pytest.raises(ResumeError, match="checkpoint"):
         run(config, FakeCaptioner())
 

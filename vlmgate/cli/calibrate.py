@@ -49,8 +49,8 @@ from vlmgate.errors import ConfigError, UsageError
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave, say
 
 if TYPE_CHECKING:
-    from vlmgate.calibrate.cost import Costs
-    from vlmgate.calibrate.run import Calibrated
+    from vlmgate.calibration.cost import Costs
+    from vlmgate.calibration.run import Calibrated
 
 
 class TargetChoice(StrEnum):
@@ -207,9 +207,9 @@ def calibrate(
             reviewer_false_alarm=reviewer_false_alarm,
             overhead=cost_overhead,
         )
-        from vlmgate.calibrate.report import CalibrationProgress
-        from vlmgate.calibrate.run import Stopped
-        from vlmgate.calibrate.run import calibrate as run
+        from vlmgate.calibration.report import CalibrationProgress
+        from vlmgate.calibration.run import Stopped
+        from vlmgate.calibration.run import calibrate as run
 
         progress = CalibrationProgress(console(stderr=True), quiet=quiet)
         with crashes_to(out.with_suffix(".log")):
@@ -229,7 +229,7 @@ def calibrate(
 
 
 def _print(done: Calibrated, format: Format, code: int) -> None:
-    from vlmgate.calibrate.report import print_study, study_json
+    from vlmgate.calibration.report import print_study, study_json
 
     if format is Format.JSON:
         print(study_json(done.found, done.labels, done.seconds, done.written, code))
@@ -247,7 +247,7 @@ def _share(text: str, option: str) -> float:
 
 def _costs(rule: RuleChoice, **given: float | None) -> Costs | None:
     """Return the plant's costs; None where none was given, for nobody else's are worth anything."""
-    from vlmgate.calibrate.cost import Costs
+    from vlmgate.calibration.cost import Costs
 
     told = {name: value for name, value in given.items() if value is not None}
     if not told and rule is RuleChoice.COST:

@@ -23,7 +23,7 @@ from vlmgate.errors import UsageError
 from vlmgate.terminal import console, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
-    from vlmgate.calibrate.audit import Audit
+    from vlmgate.calibration.audit import Audit
     from vlmgate.records import Record
 
 
@@ -182,7 +182,7 @@ def info(
             return
         print_provenance(provenance, console())
         if found:
-            from vlmgate.calibrate.audit import lines
+            from vlmgate.calibration.audit import lines
 
             for line in lines(found):
                 print(line)
@@ -190,8 +190,8 @@ def info(
 
 def _audited(result: Path, tables: list[Path]) -> Audit:
     """Return the tally of verdicts on a result; raises `UsageError` for tables of something else."""
-    from vlmgate.calibrate.audit import audit
-    from vlmgate.calibrate.labels import read_labels
+    from vlmgate.calibration.audit import audit
+    from vlmgate.calibration.labels import read_labels
     from vlmgate.store import read_result
 
     several = [read_labels(table) for table in tables]

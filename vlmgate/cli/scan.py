@@ -47,7 +47,7 @@ from vlmgate.errors import UsageError
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
-    from vlmgate.scan import ScanResult
+    from vlmgate.scanning import ScanResult
 
 _STDOUT = Path("-")
 
@@ -167,7 +167,7 @@ def scan(
         if verbose:
             _log_to_stderr()
         from vlmgate.report import TerminalProgress
-        from vlmgate.scan import scan as run
+        from vlmgate.scanning import scan as run
 
         progress = TerminalProgress(console(stderr=True), quiet=quiet)
         with crashes_to(parquet.with_suffix(".log")):

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmgate.calibrate.labels import Key, Kind, Labels
-from vlmgate.calibrate.quality import Vector
+from vlmgate.calibration.labels import Key, Kind, Labels
+from vlmgate.calibration.quality import Vector
 from vlmgate.errors import LabelError
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate, Limit, bars
 from vlmgate.kernels import WORDS, Kernel

@@ -16,9 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from vlmgate.calibrate.guarantee import Certified, Step, certify, images_needed, upper_bound
-from vlmgate.calibrate.quality import FIGURES, Ladder, Vector, resampled
-from vlmgate.calibrate.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, drawn
+from vlmgate.calibration.guarantee import Certified, Step, certify, images_needed, upper_bound
+from vlmgate.calibration.quality import FIGURES, Ladder, Vector, resampled
+from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, drawn
 
 DESIGN_SHARE = 1 / 3
 FOLDS = 5

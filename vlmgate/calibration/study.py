@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from vlmgate.answers import parse, tally
-from vlmgate.calibrate.agreement import Agreement, agreement
-from vlmgate.calibrate.choose import (
+from vlmgate.calibration.agreement import Agreement, agreement
+from vlmgate.calibration.choose import (
     SUBSETS,
     Choice,
     Promise,
@@ -25,9 +25,9 @@ from vlmgate.calibrate.choose import (
     design_part,
     promise,
 )
-from vlmgate.calibrate.cost import Bills, Costs, Outcomes, compare_policies
-from vlmgate.calibrate.quality import Estimate, Vector, measure
-from vlmgate.calibrate.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, evidence, in_own_units
+from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies
+from vlmgate.calibration.quality import Estimate, Vector, measure
+from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, evidence, in_own_units
 from vlmgate.config import CalibrateConfig
 from vlmgate.drift import COLUMNS, Kept
 from vlmgate.errors import LabelError

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 import vlmgate
-from vlmgate.calibrate import charts, report
-from vlmgate.calibrate.cost import Outcomes, bill
-from vlmgate.calibrate.labels import Labels
-from vlmgate.calibrate.study import Study
+from vlmgate.calibration import charts, report
+from vlmgate.calibration.cost import Outcomes, bill
+from vlmgate.calibration.labels import Labels
+from vlmgate.calibration.study import Study
 from vlmgate.errors import OutputError, UsageError
 from vlmgate.export.pictures import Pictures
 from vlmgate.records import Record

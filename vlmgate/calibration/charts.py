@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vlmgate.calibrate.cost import Bill
-from vlmgate.calibrate.quality import Ladder, Vector, resampled
-from vlmgate.calibrate.readings import Mask, in_own_units
+from vlmgate.calibration.cost import Bill
+from vlmgate.calibration.quality import Ladder, Vector, resampled
+from vlmgate.calibration.readings import Mask, in_own_units
 
 # The palette of Okabe and Ito (2008), which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"

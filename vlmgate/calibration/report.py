@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmgate.calibrate.agreement import CUSTOMARY, Agreement
-from vlmgate.calibrate.choose import DESIGN_SHARE
-from vlmgate.calibrate.cost import FEW, Bills, Costs
-from vlmgate.calibrate.labels import Labels
-from vlmgate.calibrate.quality import FIGURES, Estimate
-from vlmgate.calibrate.study import Study
+from vlmgate.calibration.agreement import CUSTOMARY, Agreement
+from vlmgate.calibration.choose import DESIGN_SHARE
+from vlmgate.calibration.cost import FEW, Bills, Costs
+from vlmgate.calibration.labels import Labels
+from vlmgate.calibration.quality import FIGURES, Estimate
+from vlmgate.calibration.study import Study
 from vlmgate.config import ScanConfig
 from vlmgate.gate import Gate
 from vlmgate.records import ModelInfo

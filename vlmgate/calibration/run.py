@@ -18,12 +18,12 @@ from typing import Any
 
 import vlmgate
 from vlmgate.answers import DEFAULT_QUESTION
-from vlmgate.calibrate.choose import SUBSETS
-from vlmgate.calibrate.cost import Costs
-from vlmgate.calibrate.labels import Labels, read_labels
-from vlmgate.calibrate.page import write_page
-from vlmgate.calibrate.readings import folded, join
-from vlmgate.calibrate.study import Study, study
+from vlmgate.calibration.choose import SUBSETS
+from vlmgate.calibration.cost import Costs
+from vlmgate.calibration.labels import Labels, read_labels
+from vlmgate.calibration.page import write_page
+from vlmgate.calibration.readings import folded, join
+from vlmgate.calibration.study import Study, study
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.config import CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
@@ -32,7 +32,7 @@ from vlmgate.images import find_images, open_pages
 from vlmgate.kernels import check_kernel, load_kernel
 from vlmgate.progress import Progress
 from vlmgate.records import Picture
-from vlmgate.scan import ScanResult, scan
+from vlmgate.scanning import ScanResult, scan
 from vlmgate.store import read_provenance, read_result, write_result
 
 log = logging.getLogger(__name__)

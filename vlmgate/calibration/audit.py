@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlmgate.calibrate.guarantee import lower_bound, upper_bound
-from vlmgate.calibrate.labels import Labels
+from vlmgate.calibration.guarantee import lower_bound, upper_bound
+from vlmgate.calibration.labels import Labels
 from vlmgate.records import Record, Route
 
 CONFIDENCE = 0.95  # of each bound
