@@ -122,8 +122,9 @@ class ImageConfig:
 class ScanConfig:
     """Everything that `vlmgate scan` needs to know."""
 
-    folder: Path
+    folder: Path  # with `files`, where their relative paths begin
     out: Path
+    files: tuple[Path, ...] | None = None  # these instead of all that the folder holds
     model: ModelConfig = field(default_factory=ModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     images: ImageConfig = field(default_factory=ImageConfig)

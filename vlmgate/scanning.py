@@ -24,7 +24,7 @@ from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
 from vlmgate.gate import Gate
-from vlmgate.images import Walk, find_images, read_ahead
+from vlmgate.images import Walk, find_images, find_listed, folders_of, read_ahead
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
 from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
@@ -76,8 +76,7 @@ def scan(
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
     with _locked(outputs), logging_to(outputs.log):
-        progress.message(f"Looking for images in {config.folder} …")
-        walk = find_images(config.folder)
+        walk = _walk(config, progress)
         walk = replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
         if only is not None:
             walk = replace(walk, sources=tuple(source for source in walk.sources if source.file_name in only))
@@ -341,6 +340,15 @@ class _Run:
             "method": self.reference.method,
         }
 
+    def _told_of_list(self) -> dict[str, Any] | None:
+        if self.config.files is None:
+            return None
+        return {
+            "entries": len(self.config.files),
+            "repeated": len(self.walk.repeated),
+            "folders": folders_of(self.walk),
+        }
+
     def _provenance(self, records: Sequence[Record], *, complete: bool) -> dict[str, Any]:
         return {
             "vlmgate_version": vlmgate.__version__,
@@ -349,6 +357,7 @@ class _Run:
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "folder": self.config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
+            "listed": self._told_of_list(),
             "images": len(records),
             "ignored": len(self.walk.ignored),
             "ignored_first": list(self.walk.ignored[:5]),
@@ -385,6 +394,19 @@ def _clean(caption: Caption) -> Caption:
     finite = logprob is not None and abs(logprob) < float("inf")
     text = caption.text.encode("utf-8", "replace").decode()
     return replace(caption, text=text, mean_logprob=logprob if finite else None)
+
+
+def _walk(config: ScanConfig, progress: Progress) -> Walk:
+    """Return what there is to read: the files of a list, or what the folder holds."""
+    if config.files is None:
+        progress.message(f"Looking for images in {config.folder} …")
+        return find_images(config.folder)
+    progress.message(f"Looking for the {len(config.files):,} files of the list …")
+    walk = find_listed(config.files, config.folder)
+    if again := len(walk.repeated):
+        files = "file" if again == 1 else "files"
+        progress.message(f"the list names {again:,} {files} again, which has one row all the same: {walk.repeated[0]}")
+    return walk
 
 
 def _no_images(folder: Path, walk: Walk) -> str:

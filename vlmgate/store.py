@@ -229,6 +229,19 @@ _PROVENANCE: dict[str, type] = {
 }
 
 
+def read_table(path: Path) -> pa.Table:
+    """Return a result as an Arrow table, all columns as they lie in the file; raises `StoreError`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    read_provenance(path)
+    try:
+        with path.open("rb") as file:
+            return pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
+
+
 def _check_columns(path: Path, found: pa.Schema) -> None:
     """Raise `StoreError` unless the columns hold what `write_result` writes; those that are not there are null."""
     import pyarrow as pa

@@ -34,22 +34,13 @@ from vlmgate.cli.options import (
     TrustOption,
     WorkersOption,
     app,
-    split_choices,
 )
-from vlmgate.config import (
-    BUILTIN,
-    DEFAULT_PROMPT,
-    CalibrateConfig,
-    ImageConfig,
-    ModelConfig,
-    SamplingConfig,
-    ScanConfig,
-)
-from vlmgate.errors import ConfigError, UsageError
+from vlmgate.config import BUILTIN, DEFAULT_PROMPT
+from vlmgate.errors import UsageError
+from vlmgate.settings import calibrate_configs, is_there
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave, say
 
 if TYPE_CHECKING:
-    from vlmgate.calibration.cost import Costs
     from vlmgate.calibration.run import Calibrated
 
 
@@ -154,58 +145,56 @@ def calibrate(
     written, 1 fatal, 2 usage, or the labels cannot support what was asked, 130 Ctrl-C.
     """
     with errors_in_one_line():
-        if not source.exists():
+        if not is_there(source):
             raise UsageError(f"{source}: no such folder or result; name a labelled folder.")
-        settings = CalibrateConfig(
-            source=source,
-            out=out,
-            labels=labels,
-            label_column=label_column,
-            label_map=tuple(label_map or ()),
-            good=good,
-            kernels=tuple(dict.fromkeys(kernel or ("words",))),
-            score=score,
-            gate_samples=gate_samples,
-            target=target.value,
-            target_risk=_share(target_risk, "--target-risk"),
-            confidence=_share(confidence, "--confidence"),
-            per_answer=per_answer,
-            rule=rule.value,
-            limits=tuple(limit or ()),
-            novelty_limit=novelty_limit,
-            defect_rate=None if defect_rate is None else _share(defect_rate, "--defect-rate"),
-            page=not no_page,
-        )
-        asked = split_choices(choices or None)
-        reading = ScanConfig(
-            folder=source,
-            out=out.with_suffix(".parquet"),
-            model=ModelConfig(model, revision, device, dtype, trust_remote_code),
-            sampling=SamplingConfig(
-                prompt=prompt,
-                num_samples=num_samples,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                batch_size=batch_size,
-                question=(question or DEFAULT_QUESTION) if asked else None,
-                choices=asked,
-                abstain=not no_abstain,
-                max_answer_tokens=max_answer_tokens,
-            ),
-            images=ImageConfig(pages.value, max_pixels, workers),
-            restart=restart,
-        )
-        costs = _costs(
-            rule,
-            escape=cost_escape,
-            overkill=cost_overkill,
-            review=cost_review,
-            reviewer_miss=reviewer_miss,
-            reviewer_false_alarm=reviewer_false_alarm,
-            overhead=cost_overhead,
+        settings, reading, costs, question = calibrate_configs(
+            source,
+            out,
+            {
+                "labels": labels,
+                "label_column": label_column,
+                "label_map": label_map,
+                "good": good,
+                "target": target.value,
+                "target_risk": target_risk,
+                "confidence": confidence,
+                "per_answer": per_answer,
+                "rule": rule.value,
+                "cost_escape": cost_escape,
+                "cost_overkill": cost_overkill,
+                "cost_review": cost_review,
+                "reviewer_miss": reviewer_miss,
+                "reviewer_false_alarm": reviewer_false_alarm,
+                "cost_overhead": cost_overhead,
+                "defect_rate": defect_rate,
+                "score": score,
+                "kernel": kernel,
+                "gate_samples": gate_samples,
+                "limit": limit,
+                "novelty_limit": novelty_limit,
+                "model": model,
+                "revision": revision,
+                "device": device,
+                "dtype": dtype,
+                "trust_remote_code": trust_remote_code,
+                "prompt": prompt,
+                "question": question,
+                "choices": choices,
+                "no_abstain": no_abstain,
+                "max_answer_tokens": max_answer_tokens,
+                "num_samples": num_samples,
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
+                "max_new_tokens": max_new_tokens,
+                "seed": seed,
+                "batch_size": batch_size,
+                "pages": pages.value,
+                "max_pixels": max_pixels,
+                "workers": workers,
+                "no_page": no_page,
+                "restart": restart,
+            },
         )
         from vlmgate.calibration.report import CalibrationProgress
         from vlmgate.calibration.run import Stopped
@@ -235,21 +224,3 @@ def _print(done: Calibrated, format: Format, code: int) -> None:
         print(study_json(done.found, done.labels, done.seconds, done.written, code))
     else:
         print_study(done.found, done.labels, done.seconds, done.written, console())
-
-
-def _share(text: str, option: str) -> float:
-    """Read "1%" and "0.01" alike."""
-    try:
-        return float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
-    except ValueError as error:
-        raise ConfigError(f"{option} is '{text}'; give a share such as 1% or 0.01.") from error
-
-
-def _costs(rule: RuleChoice, **given: float | None) -> Costs | None:
-    """Return the plant's costs; None where none was given, for nobody else's are worth anything."""
-    from vlmgate.calibration.cost import Costs
-
-    told = {name: value for name, value in given.items() if value is not None}
-    if not told and rule is RuleChoice.COST:
-        raise UsageError("--rule cost needs costs: --cost-escape, --cost-overkill, --cost-review and the like.")
-    return Costs(**told) if told else None

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from vlmgate.config import load_toml
 from vlmgate.errors import UsageError
+from vlmgate.settings import gate_options
 from vlmgate.terminal import errors_in_one_line
 
 # As they are needed, one after the other.
@@ -98,15 +99,7 @@ def read_gate_options(context: typer.Context, path: Path | None) -> Path | None:
     """Let a gate file say all that a scan must have in common with what was calibrated."""
     if path is not None:
         with errors_in_one_line():
-            from vlmgate.gatefile import read_gate
-
-            gate = read_gate(path)
-            sampling = dict(gate.sampling)
-            told = {key: value for key, value in sampling.items() if value is not None and key != "abstain"}
-            told |= {"choices": ",".join(sampling["choices"]) or None, "no_abstain": not sampling["abstain"]}
-            told |= {"model": gate.model, "revision": gate.revision, "pages": gate.pages}
-            told |= {"score": gate.gate.score, "kernel": gate.kernel}
-            context.default_map = {key: v for key, v in told.items() if v is not None} | {**(context.default_map or {})}
+            context.default_map = gate_options(path) | {**(context.default_map or {})}
     return path
 
 
@@ -128,8 +121,3 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=read_toml),
 ]
-
-
-def split_choices(choices: str | None) -> tuple[str, ...]:
-    """Return what stands between the commas."""
-    return () if choices is None else tuple(choice.strip() for choice in choices.split(","))

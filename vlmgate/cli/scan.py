@@ -40,29 +40,34 @@ from vlmgate.cli.options import (
     WorkersOption,
     app,
     read_gate_options,
-    split_choices,
 )
-from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.config import BUILTIN, DEFAULT_PROMPT
 from vlmgate.errors import UsageError
+from vlmgate.settings import is_there, scan_config
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.scanning import ScanResult
 
-_STDOUT = Path("-")
+_STDOUT = _STDIN = Path("-")
 
 
 @app.command()
 def scan(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of images (searched to the bottom), or one image.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Folder of images (searched to the bottom), one image, or - for a list of files from stdin.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help="Parquet file to write; - with --format csv: rows to stdout. [default: FOLDER's name.parquet, here]",
+            help="Parquet file to write; - with --format csv: rows to stdout. "
+            "[default: FOLDER's name.parquet, here; of a list, listed.parquet]",
             show_default=False,
         ),
     ] = None,
@@ -101,6 +106,9 @@ def scan(
     max_routed: Annotated[
         str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
     ] = None,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="The list on stdin is parted by NUL, as find -print0 does.")
+    ] = False,
     restart: RestartOption = False,
     config: ConfigOption = None,
     gate: Annotated[
@@ -119,49 +127,54 @@ def scan(
 ) -> None:
     """Read every image of FOLDER K times and split them into auto-accepted and routed to human.
 
-    Writes FOLDER.parquet, a log and a journal. The same command resumes where it was stopped. Exit codes: 0 done, 1
-    fatal, 2 usage, 3 done but some images could not be read (they are routed to a person), 4 more than --max-routed,
-    130 Ctrl-C. Every option can also be set in the environment (VLMGATE_SCAN_NUM_SAMPLES=16) or in --config.
+    Writes FOLDER.parquet (listed.parquet of a list), a log and a journal. The same command resumes where it was
+    stopped. Exit codes: 0 done, 1 fatal, 2 usage, 3 done but some images could not be read (they are routed to a
+    person), 4 more than --max-routed, 130 Ctrl-C. Every option can also be set in the environment
+    (VLMGATE_SCAN_NUM_SAMPLES=16) or in --config.
     """
     with errors_in_one_line():
-        if not _exists(folder):
+        source = _listed(null) if folder == _STDIN else folder
+        if folder != _STDIN and null:
+            raise UsageError("--null is for a list on stdin; give - in the place of FOLDER, or leave it out.")
+        if isinstance(source, Path) and not is_there(source):
             raise UsageError(f"{folder}: no such folder or image; name a folder of images.")
         if out == _STDOUT and format is not ScanFormat.CSV:
             raise UsageError("-o - writes rows to stdout; say --format csv with it, or give -o a Parquet file.")
-        parquet = (
-            out
-            if out not in (None, _STDOUT)
-            else Path(f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'root'}.parquet")
-        )
-        settings = ScanConfig(
-            folder=folder,
-            out=parquet,
-            model=ModelConfig(model, revision, device, dtype, trust_remote_code),
-            sampling=SamplingConfig(
-                prompt=prompt,
-                num_samples=num_samples,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                batch_size=batch_size,
-                question=DEFAULT_QUESTION if question is None and choices is not None else question,
-                choices=split_choices(choices),
-                abstain=not no_abstain,
-                max_answer_tokens=max_answer_tokens,
-                views=views,
-                view_noise=view_noise,
-            ),
-            images=ImageConfig(pages.value, max_pixels, workers),
-            score=score,
-            threshold=threshold,
-            review_budget=review_budget,
-            limits=tuple(limit or ()),
-            kernel=kernel,
-            reference=reference,
-            gate=gate,
-            restart=restart,
+        settings = scan_config(
+            source,
+            None if out == _STDOUT else out,
+            {
+                "model": model,
+                "revision": revision,
+                "device": device,
+                "dtype": dtype,
+                "trust_remote_code": trust_remote_code,
+                "prompt": prompt,
+                "question": question,
+                "choices": choices,
+                "no_abstain": no_abstain,
+                "max_answer_tokens": max_answer_tokens,
+                "num_samples": num_samples,
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
+                "max_new_tokens": max_new_tokens,
+                "views": views,
+                "view_noise": view_noise,
+                "seed": seed,
+                "batch_size": batch_size,
+                "pages": pages.value,
+                "max_pixels": max_pixels,
+                "workers": workers,
+                "score": score,
+                "kernel": kernel,
+                "threshold": threshold,
+                "review_budget": review_budget,
+                "limit": limit,
+                "reference": reference,
+                "gate": gate,
+                "restart": restart,
+            },
         )
         most = _max_routed(max_routed)
         if verbose:
@@ -170,7 +183,7 @@ def scan(
         from vlmgate.scanning import scan as run
 
         progress = TerminalProgress(console(stderr=True), quiet=quiet)
-        with crashes_to(parquet.with_suffix(".log")):
+        with crashes_to(settings.out.with_suffix(".log")):
             result = run(settings, progress)
     code = _exit_code(result, most)
     with reader_may_leave():
@@ -191,11 +204,13 @@ def _log_to_stderr() -> None:
     logging.raiseExceptions = False  # a closed stderr is no reason to fail
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that no file can have
-        return False
+def _listed(null: bool) -> tuple[Path, ...]:
+    """Return the files that stdin names."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("- takes a list of files from stdin; pipe one in: find . -name '*.jpg' | vlmgate scan -")
+    from vlmgate.images import read_list
+
+    return read_list(sys.stdin.buffer.read(), null=null)
 
 
 def _max_routed(text: str | None) -> tuple[float | None, int | None]:

@@ -30,15 +30,15 @@ class Pictures:
     @classmethod
     def of(cls, folder: Path | None, provenance: Mapping[str, Any]) -> Pictures:
         """Find the images in a folder, or where the result says that they were; raises `UsageError`."""
-        from vlmgate.images import find_images
+        from vlmgate.images import sources_of
 
-        place = folder or Path(provenance.get("folder") or ".")
         try:
-            walk = find_images(place)
+            sources = sources_of(provenance, folder)
         except NoImagesError as error:
+            place = folder or provenance.get("folder")
             raise UsageError(f"{place}: the images are not there any more; name their folder with --images.") from error
         limit = (provenance.get("image_config") or {}).get("max_pixels") or ImageConfig().max_pixels
-        return cls({source.file_name: source.path for source in walk.sources}, limit)
+        return cls({source.file_name: source.path for source in sources}, limit)
 
     def opened(self, row: Row) -> Image.Image | None:
         """Return the page of a row as upright 8-bit RGB; None, and noted, unless its file is what was read."""

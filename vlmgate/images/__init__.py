@@ -5,11 +5,23 @@ with one file is a value about that file, never an exception and never a Python 
 
     walk ──► ahead ──► opening ──► containers ──► decoding ──► depth
     folder   threads   pages       one file       one page     10 bits and more
-                     └─ quality       └─ damage, jpeg: is all of it there?
+    listing          └─ quality       └─ damage, jpeg: is all of it there?
+    list
 """
 
 from vlmgate.images.ahead import Opened, read_ahead
+from vlmgate.images.listing import find_listed, folders_of, read_list, sources_of
 from vlmgate.images.opening import open_pages
 from vlmgate.images.walk import Walk, find_images
 
-__all__ = ["Opened", "Walk", "find_images", "open_pages", "read_ahead"]
+__all__ = [
+    "Opened",
+    "Walk",
+    "find_images",
+    "find_listed",
+    "folders_of",
+    "open_pages",
+    "read_ahead",
+    "read_list",
+    "sources_of",
+]

@@ -32,10 +32,11 @@ class Walk:
     sources: tuple[Source, ...]  # sorted by file_name
     unreadable: tuple[Unreadable, ...]  # folders that could not be listed, pipes, links to nothing; sorted
     ignored: tuple[str, ...]  # names of files that are no images, and more names of folders ("line2/"); sorted
+    repeated: tuple[str, ...] = ()  # of a list: paths that it names once more than it need
 
 
 @dataclass(slots=True)
-class _Found:
+class Found:
     """The walk so far; names are still as the file system gave them."""
 
     sources: list[tuple[str, Path]] = field(default_factory=list)
@@ -50,7 +51,7 @@ def find_images(folder: Path) -> Walk:
     to is walked under one of them; the others are among `ignored`, ending in a slash. Raises NoImagesError if the
     folder itself is missing or cannot be listed.
     """
-    found = _Found()
+    found = Found()
     try:
         status = folder.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -63,10 +64,10 @@ def find_images(folder: Path) -> Walk:
             found.unreadable.append((folder.name, special(status.st_mode)))
     except OSError as error:
         raise NoImagesError(f"{folder}: {os_reason(error)}. Give a folder of images, or an image file.") from error
-    return _named(found)
+    return named(found)
 
 
-def _walk(root: Path, found: _Found) -> None:
+def _walk(root: Path, found: Found) -> None:
     """Walk every folder once, however many links lead to it: first all that no link leads to, under their own names.
 
     Then links, those nearest to the root first and by name, so that the listing order of the file system decides
@@ -81,7 +82,7 @@ def _walk(root: Path, found: _Found) -> None:
         links = found_links
 
 
-def _walk_tree(path: str, prefix: str, entered: set[str], found: _Found, links: list[tuple[str, str]]) -> None:
+def _walk_tree(path: str, prefix: str, entered: set[str], found: Found, links: list[tuple[str, str]]) -> None:
     """Walk a folder and the folders in it; linked ones are put on the list."""
     folders = [(path, prefix, os.path.realpath(path))]
     while folders:
@@ -118,7 +119,7 @@ def _is_link(entry: os.DirEntry[str]) -> bool:
         return True  # then its path is resolved, which is never wrong
 
 
-def _look_at(entry: os.DirEntry[str], name: str, found: _Found) -> None:
+def _look_at(entry: os.DirEntry[str], name: str, found: Found) -> None:
     """Put a file where it belongs; whatever is odd about it is told, and ends nothing."""
     extension = extension_of(entry.name)
     by_name = extension in OPENABLE or extension in NOT_OPENABLE
@@ -154,7 +155,7 @@ def _is_image(entry: os.DirEntry[str], by_name: bool) -> bool:
     return not head.startswith(_APPLE_DOUBLE) if by_name else sniff(head) is not None
 
 
-def _named(found: _Found) -> Walk:
+def named(found: Found, repeated: tuple[str, ...] = ()) -> Walk:
     """Give every finding a valid UTF-8 name of its own; a name that is valid already is kept as it is."""
     raw = sorted([name for name, _ in found.sources] + [name for name, _ in found.unreadable])
     names = {name: name for name in raw if _is_utf8(name)}
@@ -172,6 +173,7 @@ def _named(found: _Found) -> Walk:
         tuple(sorted((Source(names[name], path) for name, path in found.sources), key=lambda s: s.file_name)),
         tuple(sorted((Unreadable(names[name], why) for name, why in found.unreadable), key=lambda u: u.file_name)),
         tuple(sorted(os.fsencode(name).decode("utf-8", "backslashreplace") for name in found.ignored)),
+        repeated,
     )
 
 

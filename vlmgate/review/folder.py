@@ -22,6 +22,7 @@ import vlmgate
 from vlmgate.config import ImageConfig
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line
 from vlmgate.gate import COLUMNS, Gate
+from vlmgate.images import sources_of
 from vlmgate.records import Record, Route
 from vlmgate.report import short_model
 from vlmgate.review.items import Item, choose, facts_of, scales
@@ -90,7 +91,8 @@ def make_review(
     passed = sum(record.route == Route.AUTO_ACCEPT for record in records)
     out, images = output_of(result, options), _images_of(provenance, options)
     marker = _marker(result, provenance, options, images)
-    _check_output(out, images, marker, single_file=options.single_file)
+    walked = options.images is not None or not provenance.get("listed")
+    _check_output(out, images if walked else None, marker, single_file=options.single_file)
     if options.single_file and len(items) > MOST_IN_ONE_FILE:
         raise UsageError(
             f"--single-file holds up to {MOST_IN_ONE_FILE} images, and {len(items):,} are to be looked at; "
@@ -99,15 +101,16 @@ def make_review(
     if reuse and (there := _as_it_is(out, marker, items, passed)):
         return there
     config = ImageConfig(**provenance["image_config"] | {"workers": options.workers})
+    sources = sources_of(provenance, options.images)
     begin(len(items))
     if options.single_file:
         largest = next(side for most, side in _SIDES_IN_ONE_FILE.items() if len(items) <= most)
-        previews = make_previews(items, images, config, into=None, largest=largest, advance=advance)
+        previews = make_previews(items, sources, config, into=None, largest=largest, advance=advance)
         page = _page(result, records, provenance, items, previews, options)
         _write_file(out, page)
         return Made(out, items, passed, _lacking(items, previews), len(page))
     with _fresh_folder(out) as fresh:
-        previews = make_previews(items, images, config, into=fresh, advance=advance)
+        previews = make_previews(items, sources, config, into=fresh, advance=advance)
         page = _page(result, records, provenance, items, previews, options)
         (fresh / PAGE).write_bytes(page)
         lacking = _lacking(items, previews)
@@ -222,7 +225,7 @@ def _marker(result: Path, provenance: Mapping[str, Any], options: Options, image
     }
 
 
-def _check_output(out: Path, images: Path, marker: Mapping[str, Any], *, single_file: bool) -> None:
+def _check_output(out: Path, images: Path | None, marker: Mapping[str, Any], *, single_file: bool) -> None:
     """Raise `OutputError` unless the review may be written there without harm to anything else."""
     if single_file:
         if out.suffix != ".html":
@@ -230,7 +233,7 @@ def _check_output(out: Path, images: Path, marker: Mapping[str, Any], *, single_
         if out.exists() and not _is_our_page(out):
             raise OutputError(f"{out}: exists and is no review of vlmgate; give another -o.")
         return
-    if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+    if images is not None and images.is_dir() and out.resolve().is_relative_to(images.resolve()):
         raise OutputError(f"{out}: lies in the image folder, whose next scan would read the previews; give another -o.")
     if not out.exists():
         return

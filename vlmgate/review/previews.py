@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmgate.config import ImageConfig
-from vlmgate.images import find_images, read_ahead
+from vlmgate.images import read_ahead
 from vlmgate.records import Picture, Reason, Record, Source, Unreadable
 from vlmgate.review.items import Item
 from vlmgate.text import plain
@@ -51,7 +51,7 @@ class Lacking:
 
 def make_previews(
     items: Sequence[Item],
-    images: Path,
+    images: Sequence[Source],
     config: ImageConfig,
     *,
     into: Path | None,
@@ -61,11 +61,10 @@ def make_previews(
     """Return by number a preview of each item, or why there is none.
 
     `into` is the folder whose sub-folders `previews` and `thumbs` are filled; None keeps the previews in hand. Only
-    files that are found under `images` are opened, whatever path a result names. Raises `NoImagesError` where there is
-    no such folder.
+    files among `images` are opened, whatever path a result names.
     """
     wanted = {(item.record.file_name, item.record.page): item for item in items}
-    found = {source.file_name: source for source in find_images(images).sources}
+    found = {source.file_name: source for source in images}
     made: dict[int, Preview | Lacking] = {}
     sources: dict[str, Source] = {}
     for item in items:

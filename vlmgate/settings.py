@@ -1,0 +1,265 @@
+"""From options, by the names that they have on the command line, to configurations.
+
+Knows names and what they come to; knows nothing of where they were typed or of what is done with them. Both the command
+line and the Python API go through here, so that both mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from vlmgate.answers import DEFAULT_QUESTION
+from vlmgate.config import (
+    CalibrateConfig,
+    ImageConfig,
+    ModelConfig,
+    Pages,
+    SamplingConfig,
+    ScanConfig,
+)
+from vlmgate.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from vlmgate.calibration.cost import Costs
+
+Texts = str | Sequence[str]
+
+
+class ReadingOptions(TypedDict, total=False):
+    """How images are read: what `scan` and `calibrate` have in common. What is not given is as on the command line."""
+
+    model: str  # "builtin", a checkpoint folder, or a hub id
+    revision: str | None
+    device: str
+    dtype: str
+    trust_remote_code: bool
+    prompt: str
+    question: str | None
+    choices: Texts | None  # several, or one text with commas
+    no_abstain: bool
+    max_answer_tokens: int
+    num_samples: int  # 8; of `calibrate`, 16
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    seed: int
+    batch_size: int
+    pages: Pages
+    max_pixels: int
+    workers: int
+    restart: bool
+
+
+class ScanOptions(ReadingOptions, total=False):
+    """The options of `scan`."""
+
+    views: int
+    view_noise: float
+    score: str
+    kernel: str
+    threshold: float | None
+    review_budget: str | int | None  # "10%", or 200
+    limit: Texts | None  # rules such as "novelty <= 1"
+    reference: Path | str | None
+    gate: Path | str | None
+
+
+class CalibrateOptions(ReadingOptions, total=False):
+    """The options of `calibrate`."""
+
+    labels: Path | str | None
+    label_column: str | None
+    label_map: Texts | None
+    good: str | None
+    target: Literal["risk", "escapes"]
+    target_risk: str | float  # "1%" or 0.01
+    confidence: str | float
+    per_answer: bool
+    rule: Literal["guarantee", "cost"]
+    cost_escape: float | None
+    cost_overkill: float | None
+    cost_review: float | None
+    reviewer_miss: float | None
+    reviewer_false_alarm: float | None
+    cost_overhead: float | None
+    defect_rate: str | float | None
+    score: str | None
+    kernel: Texts | None
+    gate_samples: int | None
+    limit: Texts | None
+    novelty_limit: float
+    no_page: bool
+
+
+_MODEL = ("model", "revision", "device", "dtype", "trust_remote_code")
+_SAMPLING = (
+    *("prompt", "num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "batch_size"),
+    *("max_answer_tokens", "views", "view_noise"),
+)
+_IMAGES = ("pages", "max_pixels", "workers")
+_COSTS = ("escape", "overkill", "review", "overhead")
+_REVIEWER = ("reviewer_miss", "reviewer_false_alarm")
+CALIBRATE_SAMPLES = 16  # drawn to choose from, unless told otherwise
+
+
+def scan_config(source: Path | Sequence[Path], out: Path | None, options: ScanOptions) -> ScanConfig:
+    """Return the configuration of a scan of a folder, or of a list of files.
+
+    Options with the value None are as if they had not been given. Without `out` the result lies in the working folder
+    under the name of what is read. Raises `ConfigError` for a value out of range.
+    """
+    told = _given(options)
+    asked = split_choices(told.get("choices"))
+    return ScanConfig(
+        folder=source if isinstance(source, Path) else Path.cwd(),
+        out=out or default_output(source),
+        files=None if isinstance(source, Path) else tuple(source),
+        model=_model(told),
+        sampling=_sampling(told, question=DEFAULT_QUESTION if asked else None, choices=asked),
+        images=_images(told),
+        score=told.get("score", "vendi_score"),
+        threshold=told.get("threshold"),
+        review_budget=None if told.get("review_budget") is None else str(told["review_budget"]),
+        limits=_texts(told.get("limit")),
+        kernel=told.get("kernel", "words"),
+        reference=_path(told.get("reference")),
+        gate=_path(told.get("gate")),
+        restart=told.get("restart", False),
+    )
+
+
+def calibrate_configs(
+    source: Path, out: Path, options: CalibrateOptions
+) -> tuple[CalibrateConfig, ScanConfig, Costs | None, str | None]:
+    """Return what a calibration is told: its own configuration, how images are read, costs, and the question.
+
+    Raises `ConfigError` for a value out of range, `UsageError` where the rule of least cost has no costs.
+    """
+    told = _given(options)
+    rate = told.get("defect_rate")
+    settings = CalibrateConfig(
+        source=source,
+        out=out,
+        labels=_path(told.get("labels")),
+        label_column=told.get("label_column"),
+        label_map=_texts(told.get("label_map")),
+        good=told.get("good"),
+        kernels=tuple(dict.fromkeys(_texts(told.get("kernel")) or ("words",))),
+        score=told.get("score"),
+        gate_samples=told.get("gate_samples"),
+        target=told.get("target", "risk"),
+        target_risk=share(told.get("target_risk", "10%"), "--target-risk"),
+        confidence=share(told.get("confidence", "95%"), "--confidence"),
+        per_answer=told.get("per_answer", False),
+        rule=told.get("rule", "guarantee"),
+        limits=_texts(told.get("limit")),
+        novelty_limit=told.get("novelty_limit", 1.0),
+        defect_rate=None if rate is None else share(rate, "--defect-rate"),
+        page=not told.get("no_page", False),
+    )
+    question = told.get("question")
+    reading = labelled_reading(source, out.with_suffix(".parquet"), told)
+    return settings, reading, costs_of(told, needed=settings.rule == "cost"), question
+
+
+def labelled_reading(source: Path, out: Path, told: dict[str, Any]) -> ScanConfig:
+    """Return how labelled images are read: a question needs choices, which may come from the labels later."""
+    asked = split_choices(told.get("choices") or None)
+    question = told.get("question") if asked else None
+    told = {"num_samples": CALIBRATE_SAMPLES} | told | {"question": question}
+    return ScanConfig(
+        folder=source,
+        out=out,
+        model=_model(told),
+        sampling=_sampling(told, question=DEFAULT_QUESTION if asked else None, choices=asked),
+        images=_images(told),
+        restart=told.get("restart", False),
+    )
+
+
+def costs_of(told: dict[str, Any], *, needed: bool = False) -> Costs | None:
+    """Return the plant's costs; None where none was given, for nobody else's are worth anything."""
+    from vlmgate.calibration.cost import Costs
+
+    names = {f"cost_{name}": name for name in _COSTS} | {name: name for name in _REVIEWER}
+    given = {to: told[name] for name, to in names.items() if told.get(name) is not None}
+    if not given and needed:
+        raise UsageError("--rule cost needs costs: --cost-escape, --cost-overkill, --cost-review and the like.")
+    return Costs(**given) if given else None
+
+
+def is_there(source: Path) -> bool:
+    """Say whether there is something of this name."""
+    try:
+        return source.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def default_output(source: Path | Sequence[Path]) -> Path:
+    """Return where a result lies unless told otherwise: in the working folder, under the name of what was read."""
+    if not isinstance(source, Path):
+        return Path("listed.parquet")
+    name = source.resolve().stem if source.is_file() else source.resolve().name
+    return Path(f"{name or 'root'}.parquet")
+
+
+def gate_options(path: Path) -> dict[str, Any]:
+    """Return all that a scan must have in common with what a gate file was calibrated for; raises `GateError`."""
+    from vlmgate.gatefile import read_gate
+
+    gate = read_gate(path)
+    sampling = dict(gate.sampling)
+    told = {key: value for key, value in sampling.items() if value is not None and key != "abstain"}
+    told |= {"choices": ",".join(sampling["choices"]) or None, "no_abstain": not sampling["abstain"]}
+    told |= {"model": gate.model, "revision": gate.revision, "pages": gate.pages}
+    told |= {"score": gate.gate.score, "kernel": gate.kernel}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def split_choices(choices: Texts | None) -> tuple[str, ...]:
+    """Return what stands between the commas of a text; several texts as they are."""
+    if choices is None:
+        return ()
+    return tuple(choice.strip() for choice in (choices.split(",") if isinstance(choices, str) else choices))
+
+
+def share(value: str | float, option: str) -> float:
+    """Read "1%" and 0.01 alike; raises `ConfigError` for what is no number."""
+    text = str(value).strip()
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise ConfigError(f"{option} is '{value}'; give a share such as 1% or 0.01.") from error
+
+
+def _given(options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _model(told: dict[str, Any]) -> ModelConfig:
+    return ModelConfig(**{name: told[name] for name in _MODEL if name in told})
+
+
+def _images(told: dict[str, Any]) -> ImageConfig:
+    return ImageConfig(**{name: told[name] for name in _IMAGES if name in told})
+
+
+def _sampling(told: dict[str, Any], *, question: str | None, choices: tuple[str, ...]) -> SamplingConfig:
+    return SamplingConfig(
+        **{name: told[name] for name in _SAMPLING if name in told},
+        question=told["question"] if told.get("question") is not None else question,
+        choices=choices,
+        abstain=not told.get("no_abstain", False),
+    )
+
+
+def _texts(value: Texts | None) -> tuple[str, ...]:
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+def _path(value: Path | str | None) -> Path | None:
+    return None if value is None else Path(value)
