@@ -132,9 +132,11 @@ def config_for(folder: Path, out: Path, *, batch_size: int = 4, num_samples: int
 def let_it_read(captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every command read with a fake, and split by the default rather than by what was measured on the real one."""
     import vlmgate.calibration.run
+    import vlmgate.comparison.run
     import vlmgate.scanning
     import vlmgate.tonight
 
-    for function in (vlmgate.scanning.scan, vlmgate.calibration.run.calibrate):
+    run_comparison = vlmgate.comparison.run.run_comparison
+    for function in (vlmgate.scanning.scan, vlmgate.calibration.run.calibrate, run_comparison):
         monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "load": captioner.load})
     monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())

@@ -86,7 +86,14 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
             ),
             *("kernels", "novelty", "progress", "report", "rescore", "scanning", "scoring", "store", "text"),
         },
-        {"numpy", "scipy", "rich", "jinja2", "matplotlib", "openpyxl", "pyarrow"},
+        {"numpy", "scipy", "rich", "jinja2", "markupsafe", "matplotlib", "openpyxl", "pyarrow"},
+    ),
+    "comparison": (
+        {
+            *("captioner", "calibration", "comparison", "config", "errors", "progress"),
+            *("report", "scanning", "store", "text"),
+        },
+        {"numpy", "rich"},
     ),
     "report": ({"records", "config", "gate", "words", "text"}, {"rich"}),
     "summary": ({"records", "config", "store", "gate", "report", "words", "text"}, {"rich"}),

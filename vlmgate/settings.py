@@ -227,13 +227,21 @@ def split_choices(choices: Texts | None) -> tuple[str, ...]:
     return tuple(choice.strip() for choice in (choices.split(",") if isinstance(choices, str) else choices))
 
 
-def share(value: str | float, option: str) -> float:
-    """Read "1%" and 0.01 alike; raises `ConfigError` for what is no number."""
+def share(value: str | float, option: str, within: tuple[float, float] | None = None) -> float:
+    """Read "1%" and 0.01 alike; raises `ConfigError` for what is no number, or not between the ends of `within`."""
     text = str(value).strip()
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
         raise ConfigError(f"{option} is '{value}'; give a share such as 1% or 0.01.") from error
+    if within is not None and not within[0] < found < within[1]:
+        raise ConfigError(f"{option} is '{value}'; allowed: between {within[0]:.0%} and {within[1]:.0%}.")
+    return found
+
+
+def label_pairs(texts: Sequence[str] | None) -> dict[str, str]:
+    """Return a label map; raises `ConfigError` for what is no pair."""
+    return CalibrateConfig(Path(), Path(), label_map=tuple(texts or ())).mapped()
 
 
 def _given(options: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def risk_coverage(score: Vector, wrong: Mask, *, target: float | None, coverage:
         axes.set_xlim(0, 100)
         axes.set_ylim(bottom=0)
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def distribution(score: Vector, wrong: Mask, name: str, threshold: float | None) -> bytes:
@@ -63,7 +63,7 @@ def distribution(score: Vector, wrong: Mask, name: str, threshold: float | None)
         axes.set_xlabel(f"{name} (the safe end is {'left' if turn > 0 else 'right'})")
         axes.set_ylabel("images")
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def samples(rows: Mapping[int, tuple[float, float]], seconds: Mapping[int, float], chosen: int) -> bytes:
@@ -87,7 +87,7 @@ def samples(rows: Mapping[int, tuple[float, float]], seconds: Mapping[int, float
             beside.set_ylim(0, 1.6 * max(seconds.values()))  # leaves room for the legend
             axes.plot([], [], color=ORANGE, linestyle="--", label="seconds an image")
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def cost_curve(bill: Bill, marked: Mapping[str, tuple[float, float]]) -> bytes:
@@ -104,10 +104,10 @@ def cost_curve(bill: Bill, marked: Mapping[str, tuple[float, float]]) -> bytes:
         axes.set_xlim(0, 100)
         axes.set_ylim(bottom=0)
 
-    return _svg(draw)
+    return svg(draw)
 
 
-def _svg(draw: Callable[[Any], None]) -> bytes:
+def svg(draw: Callable[[Any], None]) -> bytes:
     """Return what is drawn; the same drawing gives the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure

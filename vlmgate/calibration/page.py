@@ -55,16 +55,24 @@ def write_page(
     out: Path,
 ) -> Path:
     """Write `OUT_calibration/index.html` and return it; raises `OutputError`."""
-    import jinja2
+    page = out.with_name(f"{out.stem}_calibration") / "index.html"
+    return write_html(page, "calibration.html.j2", _content(found, labels, seconds, provenance, gate))
 
-    source = resources.files("vlmgate").joinpath("templates/calibration.html.j2").read_text(encoding="utf-8")
+
+def write_html(page: Path, template: str, content: Mapping[str, Any]) -> Path:
+    """Write a page of one file, in one step, and return it; its folder is made. Raises `OutputError`."""
+    import jinja2
+    from markupsafe import Markup
+
+    templates = resources.files("vlmgate").joinpath("templates")
+    source = templates.joinpath(template).read_text(encoding="utf-8")
+    style = Markup(templates.joinpath("sheet.css").read_text(encoding="utf-8"))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["plain"] = plain
-    text = environment.from_string(source).render(_content(found, labels, seconds, provenance, gate))
-    folder = out.with_name(f"{out.stem}_calibration")
-    page, temporary = folder / "index.html", folder / f".index.{os.getpid()}.tmp"
+    text = environment.from_string(source).render({"style": style, **content})
+    temporary = page.with_name(f".{page.stem}.{os.getpid()}.tmp")
     try:
-        folder.mkdir(exist_ok=True)
+        page.parent.mkdir(exist_ok=True)
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, page)
     except OSError as error:
@@ -144,7 +152,12 @@ def _charts(found: Study, seconds: Mapping[int, float], threshold: float | None)
         policies = {p.name: (p.reviewed / 1000, p.cost) for p in found.bills.policies if "gate" in p.name}
         marked = {name: point for name, point in policies.items() if not name.startswith("random")}
         drawn["cost"] = charts.cost_curve(bill(gated[known], outcomes, found.costs, weights), marked)
-    return {name: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for name, svg in drawn.items()}
+    return {name: data_uri(svg) for name, svg in drawn.items()}
+
+
+def data_uri(svg: bytes) -> str:
+    """Return a picture as a page holds it."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def _confusion(found: Study) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ def print_study(
     console: Console,
 ) -> None:
     """Print all that was found; `seconds` are per image by number of samples, as far as they were measured."""
-    say = _Speaker(console)
+    say = Speaker(console)
     _print_labels(found, labels, say)
     say()
     console.print(_quality_table(found))
@@ -65,7 +65,7 @@ def print_study(
     _print_written(written, say)
 
 
-def _print_written(written: Mapping[str, str | None], say: _Speaker) -> None:
+def _print_written(written: Mapping[str, str | None], say: Speaker) -> None:
     told = [f"{name}: {path}" for name, path in written.items() if path is not None]
     say(f"Wrote {', '.join(told)}." if told else "Wrote nothing.")
     if written.get("gate"):
@@ -83,7 +83,7 @@ class CalibrationProgress(TerminalProgress):
             )
 
 
-class _Speaker:
+class Speaker:
     """Prints lines that cannot steer the terminal; a terminal gets them broken between words, a file as they are."""
 
     def __init__(self, console: Console) -> None:
@@ -93,7 +93,7 @@ class _Speaker:
         self.console.print(Text(plain(line)), soft_wrap=not self.console.is_terminal)
 
 
-def _print_labels(found: Study, labels: Labels, say: _Speaker) -> None:
+def _print_labels(found: Study, labels: Labels, say: Speaker) -> None:
     say(f"Labels: {labels.source}, {labels.form}.")
     for line in label_lines(found, labels):
         say(line)

@@ -25,6 +25,7 @@ from vlmgate.calibration.page import write_page
 from vlmgate.calibration.readings import folded, join
 from vlmgate.calibration.study import Study, study
 from vlmgate.captioner import Captioner, load_captioner
+from vlmgate.captioner.machine import begin_peak, end_peak
 from vlmgate.config import CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gatefile import GateFile, is_gate, sampling_of, write_gate
@@ -37,7 +38,8 @@ from vlmgate.store import read_provenance, read_result, write_result
 
 log = logging.getLogger(__name__)
 
-TIMED = "seconds_by_samples"  # key of a result's provenance
+TIMED = "seconds_by_samples"  # keys of a result's provenance
+MEMORY = "peak_memory_bytes"
 _PICTURES = 8  # that are read to measure the time
 _ROUNDS = 3
 
@@ -113,11 +115,11 @@ def calibrate(
             raise UsageError(
                 f"{path}: that run was not finished, and half of a folder stands for nothing; finish it first."
             )
-        labels = read_labels(config.labels or _labelled_folder(path, provenance), config.label_column)
+        labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column)
     else:
         labels = read_labels(config.labels or config.source, config.label_column)
-        wanted = _complete(reading, labels, config.source, label_map, question)
-        done = _read(wanted, labels, progress, load)
+        wanted = completed(reading, labels, config.source, label_map, question)
+        done = read_labelled(wanted, labels, progress, load)
         if done.interrupted is not None or done.error is not None:
             return Stopped(done)
         path = done.outputs.parquet
@@ -134,7 +136,7 @@ def calibrate(
     return Calibrated(found, labels, seconds, gate, path, page)
 
 
-def _labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:
+def labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:
     """Return the folder that a result was read from, which may be labelled itself."""
     folder = Path(provenance["folder"])
     if not folder.is_dir():
@@ -146,7 +148,7 @@ def _labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _complete(
+def completed(
     reading: ScanConfig, labels: Labels, source: Path, label_map: Mapping[str, str], question: str | None
 ) -> ScanConfig:
     """Return how the images are read: those of the labels, and, for classes, asked which of them it is."""
@@ -170,8 +172,8 @@ def _complete(
     return replace(reading, folder=labels.folder or source, sampling=sampling)
 
 
-def _read(reading: ScanConfig, labels: Labels, progress: Progress, load: Load) -> ScanResult:
-    """Read the labelled images through the journal of a scan, and measure what more samples cost."""
+def read_labelled(reading: ScanConfig, labels: Labels, progress: Progress, load: Load) -> ScanResult:
+    """Read the labelled images through the journal of a scan; measure what more samples cost, and memory."""
     loaded: list[Captioner] = []
 
     def keep(model: ModelConfig, sampling: SamplingConfig) -> Captioner:
@@ -179,20 +181,21 @@ def _read(reading: ScanConfig, labels: Labels, progress: Progress, load: Load) -
         return loaded[0]
 
     only = {name for name, _ in labels.by_name} or None
-    before = None
+    before: dict[str, Any] = {}
     if reading.out.exists():
         with contextlib.suppress(StoreError):
-            before = read_provenance(reading.out).get(TIMED)
+            former = read_provenance(reading.out)
+            before = {key: former[key] for key in (TIMED, MEMORY) if former.get(key) is not None}
+    begin_peak()
     done = scan(reading, progress, load=keep, only=only)
-    if done.interrupted is None and done.error is None and (loaded or before is None):
+    measured = {} if loaded else before  # where nothing was read this time, what was measured then still holds
+    if done.interrupted is None and done.error is None and not measured:
         if not loaded:  # what was read before was not timed
             keep(reading.model, reading.sampling)
         progress.message("Measuring the time that samples take …")
-        seconds = measure_seconds(loaded[0], reading)
-        if seconds:
-            write_result(done.outputs.parquet, done.records, done.provenance | {TIMED: seconds})
-    elif before and not loaded:  # nothing was read this time, so what was measured then still holds
-        write_result(done.outputs.parquet, done.records, done.provenance | {TIMED: before})
+        measured = {TIMED: measure_seconds(loaded[0], reading), MEMORY: end_peak(loaded[0].info.device)}
+    if any(measured.values()):
+        write_result(done.outputs.parquet, done.records, done.provenance | measured)
     return done
 
 

@@ -5,9 +5,14 @@ Knows torch and the operating system; knows nothing of any checkpoint.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import platform
+import re
+import sys
 from importlib import metadata
+from pathlib import Path
 
 LIBRARIES = (
     "torch",
@@ -61,3 +66,33 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def begin_peak() -> None:
+    """Let go of models that nobody holds any more, and count the peak of memory from here on."""
+    gc.collect()
+    torch = sys.modules.get("torch")  # not loaded yet, it holds nothing
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak is the present size again
+
+
+def end_peak(device: str) -> int | None:
+    """Return the most bytes held since `begin_peak`: of a CUDA device, else of this whole process; None if unknown.
+
+    The process counts the libraries, too: about half a gigabyte before any model.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

@@ -18,7 +18,7 @@ from vlmgate.settings import gate_options
 from vlmgate.terminal import errors_in_one_line
 
 # As they are needed, one after the other.
-ORDER = ("scan", "calibrate", "review", "export", "show", "info", "rescore", "doctor")
+ORDER = ("scan", "calibrate", "compare", "review", "export", "show", "info", "rescore", "doctor")
 
 
 class _InOrder(TyperGroup):

@@ -1,0 +1,1 @@
+"""Compare models on labelled images: which reads better, surer and cheaper, and whether one can tell."""

@@ -1,0 +1,174 @@
+"""Run a comparison: let one model after the other read the labelled images, or take results; compare; write the page.
+
+Knows files and the order of work; knows nothing of how models are compared or of how anything is shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vlmgate.calibration.cost import Costs
+from vlmgate.calibration.labels import Labels, read_labels
+from vlmgate.calibration.readings import join
+from vlmgate.calibration.run import MEMORY, TIMED, Load, completed, labelled_folder, read_labelled
+from vlmgate.captioner import load_captioner
+from vlmgate.comparison.page import is_page, write_page
+from vlmgate.comparison.study import Comparison, Contestant, compare
+from vlmgate.config import BUILTIN, ScanConfig
+from vlmgate.errors import LabelError, OutputError, UsageError
+from vlmgate.progress import Progress
+from vlmgate.report import short_model
+from vlmgate.scanning import ScanResult
+from vlmgate.store import read_result
+
+
+@dataclass(frozen=True, slots=True)
+class CompareConfig:
+    """What a comparison is told beside how images are read."""
+
+    sources: tuple[Path, ...]  # one labelled folder, results, or both
+    models: tuple[str, ...]  # that read the folder
+    out: Path  # the page; readings lie beside it
+    labels: Path | None = None
+    label_column: str | None = None
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    good: str | None = None
+    score: str | None = None
+    target_risk: float = 0.1
+    confidence: float = 0.95
+    costs: tuple[Costs, ...] = ()  # none, one for all models, or one each
+    defect_rate: float | None = None
+    page: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a comparison left behind."""
+
+    found: Comparison
+    labels: Labels
+    results: tuple[Path, ...]  # one for each model
+    page: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A comparison whose readings are not complete; the same command goes on."""
+
+    result: ScanResult
+
+
+def run_comparison(
+    config: CompareConfig,
+    reading: ScanConfig,
+    progress: Progress,
+    *,
+    question: str | None = None,
+    load: Load = load_captioner,
+) -> Compared | Stopped:
+    """Do all of it; raises `UsageError` for what the user can put right.
+
+    `reading` says how images are read, with one model as with another; its folder, model and output are filled in.
+    """
+    folder, results = _sources(config)
+    if config.page and config.out.suffix != ".html":
+        raise OutputError(f"{config.out}: a page must end in .html; give another -o.")
+    if not config.out.parent.is_dir():
+        raise OutputError(f"{config.out.parent}: no such folder; make it, or give another -o.")
+    if config.page and config.out.exists() and not is_page(config.out):
+        raise OutputError(f"{config.out}: exists and is no comparison of vlmgate; give another -o.")
+    labels = read_labels(config.labels or folder or _folder_of(results[0]), config.label_column)
+    if labels.kind != "class":
+        raise LabelError(
+            f"{labels.source}: holds {labels.kind} labels, which tell of one model's readings or of the picture; "
+            "comparing models takes the class of every part."
+        )
+    read = []
+    if folder is not None:
+        wanted = completed(reading, labels, folder, config.label_map, question)
+        for model in config.models:
+            out = _readings_of(config.out, model)
+            progress.message(f"Reading with {short_model(model)} …")
+            one = replace(wanted, model=replace(wanted.model, model=model), out=out)
+            done = read_labelled(one, labels, progress, load)
+            if done.interrupted is not None or done.error is not None:
+                return Stopped(done)
+            read.append(done.outputs.parquet)
+    paths = [*results, *read]
+    contestants = _contestants(paths, labels, config)
+    progress.message("Comparing …")
+    found = compare(
+        contestants,
+        target_risk=config.target_risk,
+        confidence=config.confidence,
+        score=config.score,
+        costs=_costs(config.costs, len(paths)),
+        defect_rate=config.defect_rate,
+    )
+    page = write_page(found, labels, config.out) if config.page else None
+    return Compared(found, labels, tuple(paths), page)
+
+
+def _sources(config: CompareConfig) -> tuple[Path | None, list[Path]]:
+    """Return the labelled folder, if there is one, and the results; raises `UsageError` where they compare nothing."""
+    folders = [source for source in config.sources if source.is_dir()]
+    results = [source for source in config.sources if not source.is_dir()]
+    if len(folders) > 1:
+        raise UsageError(f"{folders[1]}: a second folder; models are compared on the images of one.")
+    if config.models and not folders:
+        raise UsageError("--model reads a labelled folder, and none is named; name one, or leave --model out.")
+    if folders and not config.models:
+        raise UsageError(f"{folders[0]}: name the models that read it, --model A --model B; results need no folder.")
+    if len(set(config.models)) < len(config.models):
+        raise UsageError("--model names one twice; of one model there is nothing to compare.")
+    if len(config.models) + len(results) < 2:
+        raise UsageError("comparing takes two: --model A --model B, or two results.")
+    if config.costs and len(config.costs) not in (1, len(config.models) + len(results)):
+        raise UsageError("--cost-overhead is given once for all models, or once for each, results first.")
+    return next(iter(folders), None), results
+
+
+def _folder_of(result: Path) -> Path:
+    return labelled_folder(result, read_result(result, features=False)[1])
+
+
+def _readings_of(out: Path, model: str) -> Path:
+    """Return where the readings of a model lie: under a name that follows from its own, and leads nowhere."""
+    name = model
+    if model != BUILTIN:
+        short = re.sub(r"[^A-Za-z0-9.-]+", "_", short_model(model)).strip("._")[:40]
+        name = f"{short}-{hashlib.sha256(model.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+    return out.with_name(f"{out.stem}.{name}.parquet")
+
+
+def _contestants(paths: Sequence[Path], labels: Labels, config: CompareConfig) -> list[Contestant]:
+    told = [read_result(path, features=False) for path in paths]
+    for path, (_, provenance) in zip(paths, told, strict=True):
+        if not provenance.get("complete", True):
+            raise UsageError(f"{path}: that run was not finished; finish it first, the same command goes on.")
+    models = [short_model((provenance.get("model") or {}).get("model", "?")) for _, provenance in told]
+    names = [m if models.count(m) == 1 else path.stem for m, path in zip(models, paths, strict=True)]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return [
+        _contestant(name, join(records, provenance, labels, label_map=config.label_map, good=config.good), provenance)
+        for name, (records, provenance) in zip(names, told, strict=True)
+    ]
+
+
+def _contestant(name: str, labelled: Any, provenance: Mapping[str, Any]) -> Contestant:
+    seconds = {int(k): float(v) for k, v in (provenance.get(TIMED) or {}).items()}
+    if not seconds:  # a scan times whole batches with all its samples
+        timed = [record.seconds for record in labelled.records if record.seconds is not None]
+        seconds = {labelled.num_samples: sum(timed) / len(timed)} if timed else {}
+    memory = provenance.get(MEMORY)
+    return Contestant(name, labelled, provenance, seconds, memory if isinstance(memory, int) else None)
+
+
+def _costs(given: Sequence[Costs], count: int) -> list[Costs] | None:
+    return None if not given else list(given) * (count if len(given) == 1 else 1)

@@ -1,0 +1,333 @@
+"""Set several models' readings of the same labelled images side by side: arithmetic, and no model.
+
+Knows labelled readings, figures and resamples; knows nothing of files or of how anything is shown. Whatever is compared
+is compared on the same images: each resample draws images, and every model is measured on those (a paired bootstrap).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmgate.calibration.choose import SUBSETS, design_part, promise
+from vlmgate.calibration.cost import Costs, Outcomes, frugal_gate
+from vlmgate.calibration.quality import RESAMPLES, Estimate, Ladder, Vector, resampled
+from vlmgate.calibration.readings import Evidence, Labelled, Mask, columns_there, evidence
+from vlmgate.errors import LabelError
+
+POWER = 1.96 + 0.84  # standard errors that a difference must measure to be seen in four trials of five
+_FEWEST = 20  # images; of fewer nothing is told
+_ENOUGH = 1_000_000  # images; who needs more needs no difference
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contestant:
+    """One model's readings."""
+
+    name: str
+    labelled: Labelled
+    provenance: Mapping[str, Any]
+    seconds: Mapping[int, float]  # an image, by number of samples; empty where nobody has measured
+    memory: int | None  # bytes at the most; null where nobody has measured
+
+    @property
+    def parameters(self) -> int | None:
+        """Return how many the model has."""
+        found = (self.provenance.get("model") or {}).get("num_parameters")
+        return found if isinstance(found, int) else None
+
+    @property
+    def device(self) -> str:
+        """Return where it ran, and in what: "cpu float32"."""
+        model = self.provenance.get("model") or {}
+        return f"{model.get('device', '?')} {model.get('dtype', '?')}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """What one model is worth."""
+
+    contestant: Contestant
+    accuracy: Estimate  # of all images
+    aurc: Estimate  # this and the next two of the images that the score was not chosen on
+    coverage: Estimate  # at the target risk, in hindsight
+    cost: Estimate | None  # per 1,000 images, of the cheapest gate, cross-validated; null without costs
+    promised: float | None  # coverage of a gate with a promise; null where there is none
+    seconds: float | None  # an image
+    by_samples: tuple[tuple[int, float, float], ...]  # (samples, seconds an image, AURC), as far as timed
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What another model has more than the first; with its 95 % interval and standard error."""
+
+    figure: str
+    value: float
+    low: float
+    high: float
+    error: float
+    images: int
+
+    @property
+    def told(self) -> bool:
+        """Say whether the images can tell the two apart."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def needed(self) -> int | None:
+        """Return how many labelled images would tell them apart, were the difference what it seems; null if too many.
+
+        Standard errors shrink with the root of the number: n images tell a difference d with four chances in five at
+        95 % where d is 2.8 standard errors.
+        """
+        if not self.value or not self.error:
+            return None
+        needed = self.images * (POWER * self.error / abs(self.value)) ** 2
+        return math.ceil(needed) if needed <= _ENOUGH else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """All models beside one another."""
+
+    standings: tuple[Standing, ...]
+    differences: tuple[Mapping[str, Difference], ...]  # of each further model from the first, by figure
+    images: int  # labelled ones that every model has read
+    graded: int  # of these, those that no score was chosen on
+    num_samples: int  # that every model is judged by
+    score: str  # that images are ordered by
+    target_risk: float
+    confidence: float
+    costs: bool
+    notes: tuple[str, ...]
+
+
+def compare(
+    contestants: Sequence[Contestant],
+    *,
+    target_risk: float,
+    confidence: float,
+    score: str | None = None,
+    costs: Sequence[Costs] | None = None,
+    defect_rate: float | None = None,
+) -> Comparison:
+    """Measure every model on the images that all have read; raises `LabelError` where that says nothing.
+
+    The score that images are ordered by is the same for every model, or chance in choosing it would pass for a
+    difference: that of least mean AURC on a third of the images, told by their hashes; the others grade it. One that is
+    given is graded on all. `costs` has one for each model.
+    """
+    contestants, notes = _in_common(contestants)
+    samples = min(one.labelled.num_samples for one in contestants)
+    labelled = contestants[0].labelled
+    design = design_part(labelled)
+    graded = np.ones(len(design), bool) if score else ~design
+    if graded.sum() < _FEWEST or (not score and design.sum() < _FEWEST // 2):
+        raise LabelError(f"{len(design):,} labelled images that every model has read are too few; label more.")
+    sides = [evidence(one.labelled, samples) for one in contestants]
+    column = _score_of_all(contestants, sides, design, score)
+    weights = None if defect_rate is None else _line_weights(labelled, defect_rate)
+    each = [
+        None if costs is None else _cost_of_each(one.labelled, found, column, graded, cost, weights)
+        for one, found, cost in zip(contestants, sides, costs or [Costs()] * len(sides), strict=True)
+    ]
+    figures = [_figures(found, column, graded, target_risk, cost) for found, cost in zip(sides, each, strict=True)]
+    drawn = _resampled(figures, len(design), int(graded.sum()))
+    whole = [{name: float(figure.of(None)[0]) for name, figure in one.items()} for one in figures]
+    standings = tuple(
+        _standing(one, found, column, whole[i], drawn[i], graded, design, target_risk, confidence)
+        for i, (one, found) in enumerate(zip(contestants, sides, strict=True))
+    )
+    differences = tuple(
+        {
+            name: _difference(name, whole[i][name] - whole[0][name], drawn[i][name] - drawn[0][name], figure.images)
+            for name, figure in figures[0].items()
+        }
+        for i in range(1, len(contestants))
+    )
+    notes += _other_settings(contestants)
+    return Comparison(
+        standings,
+        differences,
+        len(design),
+        int(graded.sum()),
+        samples,
+        column,
+        target_risk,
+        confidence,
+        costs is not None,
+        tuple(notes),
+    )
+
+
+# --- the same images --------------------------------------------------------------------------------------------------
+
+
+def _in_common(contestants: Sequence[Contestant]) -> tuple[list[Contestant], list[str]]:
+    """Return all with the images that every one has read, in one order."""
+    held = [{(r.sha256, r.page): i for i, r in enumerate(one.labelled.records)} for one in contestants]
+    common = sorted(set.intersection(*(set(keys) for keys in held)), key=str)
+    if not common:
+        raise LabelError("no labelled image was read by every model; compare results of the same images.")
+    notes = [
+        f"{len(keys) - len(common):,} images that {one.name} has read and another has not are left out"
+        for one, keys in zip(contestants, held, strict=True)
+        if len(keys) > len(common)
+    ]
+    notes += [f"{one.name}: {text}" for one in contestants for text in one.labelled.notes]
+    return [
+        replace(one, labelled=_only(one.labelled, [keys[key] for key in common]))
+        for one, keys in zip(contestants, held, strict=True)
+    ], notes
+
+
+def _only(labelled: Labelled, kept: Sequence[int]) -> Labelled:
+    return replace(
+        labelled,
+        records=tuple(labelled.records[i] for i in kept),
+        labels=tuple(labelled.labels[i] for i in kept),
+        truths=tuple(labelled.truths[i] for i in kept),
+        novelties=tuple(labelled.novelties[i] for i in kept),
+    )
+
+
+def _other_settings(contestants: Sequence[Contestant]) -> list[str]:
+    """Say what was not the same for all, beside the model."""
+    notes = []
+    first = contestants[0].provenance["sampling"]
+    for one in contestants[1:]:
+        its = one.provenance["sampling"]
+        keys = ("prompt", "question", "choices", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "views")
+        other = [key.replace("_", " ") for key in keys if its.get(key) != first.get(key)]
+        if other:
+            notes.append(f"{one.name} was read with another {', '.join(other)} than {contestants[0].name}")
+    if len({one.device for one in contestants}) > 1:
+        notes.append("times were taken on different devices: " + ", ".join(f"{c.name} {c.device}" for c in contestants))
+    return notes
+
+
+# --- one model --------------------------------------------------------------------------------------------------------
+
+
+def _score_of_all(contestants: Sequence[Contestant], sides: Sequence[Evidence], design: Mask, score: str | None) -> str:
+    """Return the score that is best on the design part, over all models; raises `LabelError` where one has it not."""
+    for one, found in zip(contestants, sides, strict=True):
+        if score is not None and score not in columns_there(found):
+            raise LabelError(f"--score {score}: {one.name} has none; it has {', '.join(columns_there(found))}.")
+    if score is not None:
+        return score
+    shared = [column for column in columns_there(sides[0]) if all(column in columns_there(side) for side in sides)]
+    areas = [
+        sum(float(Ladder.of(side.gated(column)[design], side.wrong[design]).aurc()[0]) for side in sides)
+        for column in shared
+    ]
+    return shared[int(np.argmin(np.round(areas, 9)))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Figure:
+    """A figure of one model that any resample of its images can be asked for."""
+
+    of: Callable[[Vector | None], Vector]  # weights (R, N), or None for each image once → (R,)
+    images: int
+    graded: bool  # of the images that no score was chosen on
+
+
+def _figures(
+    found: Evidence, column: str, graded: Mask, target: float, cost: tuple[Vector, Vector] | None
+) -> dict[str, _Figure]:
+    score, wrong, count = found.gated(column)[graded], found.wrong[graded], int(graded.sum())
+    figures = {
+        "accuracy": _Figure(lambda w: 1 - _mean(found.wrong.astype(float), None, w), len(graded), False),
+        "aurc": _Figure(lambda w: Ladder.of(score, wrong, w).aurc(), count, True),
+        "coverage": _Figure(lambda w: Ladder.of(score, wrong, w).coverage_at(target), count, True),
+    }
+    if cost is not None:
+        figures["cost"] = _Figure(lambda w: _mean(*cost, w), count, True)
+    return figures
+
+
+def _mean(values: Vector, share: Vector | None, weights: Vector | None) -> Vector:
+    """Return (R,): the mean of values (N,), each counting as much as `share` says, in each resample."""
+    drawn = np.ones((1, len(values))) if weights is None else weights
+    counted = drawn if share is None else drawn * share
+    found: Vector = (counted @ values) / counted.sum(axis=1)
+    return found
+
+
+def _cost_of_each(
+    labelled: Labelled, found: Evidence, column: str, graded: Mask, costs: Costs, weights: Vector | None
+) -> tuple[Vector, Vector]:
+    """Return (N,) what each graded image costs, times 1,000, by the cheapest gate, and (N,) how much each counts."""
+    if labelled.good is None or not labelled.bad.any() or labelled.bad.all():
+        raise LabelError(
+            "costs need to know which class passes a part, and good and defective parts; name the class with --good."
+        )
+    outcomes = Outcomes(labelled.bad[graded], ~found.says(labelled.good)[graded])
+    share = np.ones(int(graded.sum())) if weights is None else weights[graded]
+    accepted = frugal_gate(found.gated(column)[graded], outcomes, costs, share / share.sum())
+    each = np.where(accepted, outcomes.trusted(costs), outcomes.reviewed(costs))
+    return 1000 * each + costs.overhead, share
+
+
+def _line_weights(labelled: Labelled, rate: float) -> Vector:
+    bad = labelled.bad
+    found: Vector = np.where(bad, rate / max(1, bad.sum()), (1 - rate) / max(1, (~bad).sum()))
+    return found
+
+
+def _resampled(figures: Sequence[Mapping[str, _Figure]], total: int, graded: int) -> list[dict[str, Vector]]:
+    """Return every figure of every model in each of R resamples, the same ones for all models."""
+    drawn: list[dict[str, list[Vector]]] = [{name: [] for name in one} for one in figures]
+    for count, of_graded in ((total, False), (graded, True)):
+        for weights in resampled(count, 0, RESAMPLES):
+            for i, one in enumerate(figures):
+                for name, figure in one.items():
+                    if figure.graded is of_graded:
+                        drawn[i][name].append(figure.of(weights))
+    return [{name: np.concatenate(some) for name, some in one.items()} for one in drawn]
+
+
+def _standing(
+    one: Contestant,
+    found: Evidence,
+    column: str,
+    whole: Mapping[str, float],
+    drawn: Mapping[str, Vector],
+    graded: Mask,
+    design: Mask,
+    target: float,
+    confidence: float,
+) -> Standing:
+    estimates = {name: _estimate(whole[name], drawn[name]) for name in whole}
+    made = promise(one.labelled, found, column, design, kind="risk", target=target, confidence=confidence)
+    timed = []
+    for samples in (k for k in SUBSETS if k <= one.labelled.num_samples and k in one.seconds):
+        fewer = evidence(one.labelled, samples)
+        area = Ladder.of(fewer.gated(column)[graded], fewer.wrong[graded]).aurc()[0]
+        timed.append((samples, one.seconds[samples], float(area)))
+    return Standing(
+        one,
+        estimates["accuracy"],
+        estimates["aurc"],
+        estimates["coverage"],
+        estimates.get("cost"),
+        made.coverage if made.holds else None,
+        one.seconds.get(found.num_samples),
+        tuple(timed),
+    )
+
+
+def _estimate(value: float, drawn: NDArray[np.float64]) -> Estimate:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+def _difference(name: str, value: float, drawn: Vector, images: int) -> Difference:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Difference(name, value, float(low), float(high), float(np.std(drawn)), images)
