@@ -10,6 +10,7 @@ with one file is a value about that file, never an exception and never a Python 
 
 from vlmgate.images.ahead import Opened, read_ahead
 from vlmgate.images.opening import open_pages
+from vlmgate.images.quality import STANDARD
 from vlmgate.images.walk import Walk, find_images
 
-__all__ = ["Opened", "Walk", "find_images", "open_pages", "read_ahead"]
+__all__ = ["STANDARD", "Opened", "Walk", "find_images", "open_pages", "read_ahead"]
