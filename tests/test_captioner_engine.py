@@ -200,7 +200,7 @@ class TestEnds:
     def test_an_empty_caption_is_empty_and_counts_its_end_token(
         self, captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def decode(batch: list[Image.Image], pick: Any) -> ForkDecoder:
+        def decode(batch: list[Image.Image], pick: Any, **_: Any) -> ForkDecoder:
             decoder = ForkDecoder(K, T, frozenset({2}), pick)
             decoder.tokens, decoder.logprobs, decoder.finite = [[2]] * K, [[-0.25]] * K, [True] * K
             return decoder
@@ -226,7 +226,7 @@ class TestMemory:
             self.decode, self.fits, self.error, self.message = captioner._decode, fits, error, message
             self.tried: list[int] = []
 
-        def __call__(self, batch: list[Image.Image], pick: Any) -> ForkDecoder:
+        def __call__(self, batch: list[Image.Image], pick: Any, **_: Any) -> ForkDecoder:
             self.tried.append(len(batch))
             if len(batch) > self.fits:
                 raise self.error(self.message)
@@ -378,3 +378,37 @@ def test_the_builtin_model_gives_the_same_captions_in_batches_of_1_and_8() -> No
     alone = [engine.read([one])[0] for one in pictures]
     said = [[[c.text for c in reading.captions] for reading in readings] for readings in (together, alone)]
     assert said[0] == said[1]
+
+
+class TestPrepared:
+    @pytest.mark.parametrize("question", [None, "Is it ok?"])
+    def test_pictures_prepared_ahead_are_read_the_same(self, root: Path, question: str | None) -> None:
+        asked = {"question": question, "choices": ("ok", "scratch")} if question else {}
+        engine = load(tiny_models.build("llava", root), **asked)
+        prepared = engine.prepare(PICTURES)
+        assert engine.read_prepared(PICTURES, prepared) == engine.read(PICTURES)
+        assert engine.read_prepared(PICTURES, None) == engine.read(PICTURES)
+
+    def test_too_large_a_batch_is_left_to_its_turn(
+        self, captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected, prepared = captioner.read(PICTURES), captioner.prepare(PICTURES)
+        generate = TransformersCaptioner._generate
+
+        def small(self: TransformersCaptioner, inputs: dict[str, Any], decoder: ForkDecoder) -> None:
+            if len(inputs["input_ids"]) > 1:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            generate(self, inputs, decoder)
+
+        monkeypatch.setattr(TransformersCaptioner, "_generate", small)
+        assert captioner.read_prepared(PICTURES, prepared) == expected
+        assert captioner.prepare(PICTURES) is None
+
+    def test_the_shape_of_a_picture_counts_where_its_prompt_hangs_on_it(self, root: Path) -> None:
+        keys = {f: load(tiny_models.build(f, root)).prompt_key(PICTURES[0]) for f in ("llava", "qwen2_5_vl")}
+        assert keys == {"llava": None, "qwen2_5_vl": PICTURES[0].rgb.size}
+
+    def test_times_add_up(self, captioner: TransformersCaptioner) -> None:
+        assert captioner.times.decoding == captioner.times.vision_and_prefill == 0
+        captioner.read(PICTURES[:1])
+        assert captioner.times.decoding > 0 and captioner.times.vision_and_prefill > 0

@@ -54,6 +54,9 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "reference": ({"records", "errors", "config", "images", "captioner", "novelty"}, set()),
     "progress": ({"records", "errors", "config", "gate"}, set()),
     "signals": (set(), set()),
+    "supply": ({"records", "config", "images", "journal", "captioner"}, set()),
+    "recorder": ({"records", "journal", "scoring"}, set()),
+    "spent": ({"captioner", "recorder", "records"}, set()),
     "text": (set(), set()),
     "logfile": ({"errors", "text"}, set()),
     "drift": (set(), {"numpy", "scipy"}),
@@ -66,6 +69,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         {
             *("records", "errors", "config", "images", "captioner", "gate", "tonight"),
             *("store", "journal", "kernels", "novelty", "reference", "rows", "logfile", "progress", "signals"),
+            *("recorder", "scoring", "spent", "supply"),
         },
         {"filelock"},
     ),

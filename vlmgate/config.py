@@ -111,10 +111,12 @@ class ImageConfig:
     pages: Pages = "first"
     max_pixels: int = 500_000_000  # width × height of a page; above it the file is refused as a decompression bomb
     workers: int = 0  # decoding threads; 0 = from the number of cores
+    least_side: int = 0  # large JPEGs are decoded smaller, down to sides of so many pixels; 0 = never
 
     def __post_init__(self) -> None:
         _require(self.pages in ("first", "all"), "pages", self.pages, "'first' or 'all'")
         _require(self.max_pixels >= 1, "max_pixels", self.max_pixels, "1 or more")
+        _require(self.least_side >= 0, "least_side", self.least_side, "0 or more")
         _require(0 <= self.workers <= 256, "workers", self.workers, "0 (automatic) to 256")
 
 
@@ -202,6 +204,7 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
         "max_pixels": config.images.max_pixels,
         "image_pipeline": IMAGE_PIPELINE,
         "caption_pipeline": CAPTION_PIPELINE,
+        **({"least_side": config.images.least_side} if config.images.least_side else {}),
         **sampling,
         **{f"checkpoint.{key}": value for key, value in checkpoint.items()},
     }

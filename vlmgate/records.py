@@ -97,6 +97,14 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """Where a captioner's time went so far, in seconds of wall time."""
+
+    vision_and_prefill: float = 0.0  # until the first token can be drawn
+    decoding: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What was sampled from one image."""
 

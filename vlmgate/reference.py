@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "novelty.npz"  # in a checkpoint's folder
 # What a reference depends on besides its images: how pixels and features come about.
-_KEYS = ("dtype", "pages", "max_pixels", "image_pipeline", "caption_pipeline")
+_KEYS = ("dtype", "pages", "max_pixels", "least_side", "image_pipeline", "caption_pipeline")
 
 
 def checkpoint_reference(model: ModelConfig) -> Reference | None:

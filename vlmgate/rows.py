@@ -15,7 +15,7 @@ from vlmgate.journal import Content, Entry, Failure, Journal, content_of, key_of
 from vlmgate.kernels import Kernel
 from vlmgate.novelty import Reference
 from vlmgate.records import Caption, Decision, Reading, Reason, Record, Scores, Unreadable
-from vlmgate.scoring import NOTHING, Said, Scorer, columns_of
+from vlmgate.scoring import NOTHING, Said, Scorer, columns_of, with_doubt
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,16 @@ class Row:
 
 
 def build_rows(
-    walk: Walk, journal: Journal, kernel: Kernel | None = None, reference: Reference | None = None
+    walk: Walk,
+    journal: Journal,
+    kernel: Kernel | None = None,
+    reference: Reference | None = None,
+    scored_before: Mapping[Content, tuple[Scores, Reason | None]] | None = None,
 ) -> list[Row]:
-    """Return a row for every page of every image and every folder that could not be listed, by name and page."""
+    """Return a row for every page of every image and every folder that could not be listed, by name and page.
+
+    `scored_before` are scores of some of the readings, under the same kernel, less what hangs on novelty.
+    """
     found: dict[tuple[str, int], Entry | None] = {(u.file_name, u.page): u for u in walk.unreadable}
     for source in walk.sources:
         pages = {key_of(entry)[1]: entry for entry in journal.entries_of(source.file_name)}
@@ -45,7 +52,7 @@ def build_rows(
     readings = _wanted(found, journal)
     failures = {content_of(e.image): e for e in journal.entries.values() if isinstance(e, Failure)}
     strange = _novelties(readings, reference)
-    scored = _scored(readings, journal, kernel, strange)
+    scored = _scored(readings, journal, kernel, strange, scored_before or {})
     first: dict[tuple[str, int], str] = {}
     rows = []
     for (file_name, page), entry in sorted(found.items(), key=lambda item: item[0]):
@@ -82,12 +89,20 @@ def _wanted(found: Mapping[tuple[str, int], Entry | None], journal: Journal) -> 
 
 
 def _scored(
-    readings: Mapping[Content, Reading], journal: Journal, kernel: Kernel | None, strange: Mapping[Content, float]
+    readings: Mapping[Content, Reading],
+    journal: Journal,
+    kernel: Kernel | None,
+    strange: Mapping[Content, float],
+    before: Mapping[Content, tuple[Scores, Reason | None]],
 ) -> dict[Content, tuple[Scores, Reason | None]]:
     scorer = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
-    said = {content: Said(r.captions, r.answers, r.views) for content, r in readings.items()}
+    said = {content: Said(r.captions, r.answers, r.views) for content, r in readings.items() if content not in before}
     scorer.prepare(said.values())
-    return {content: scorer.score(one, strange.get(content)) for content, one in said.items()}
+    found = {content: before.get(content) or scorer.score(said[content]) for content in readings}
+    return {
+        content: (with_doubt(scores, strange.get(content), len(readings[content].captions)), reason)
+        for content, (scores, reason) in found.items()
+    }
 
 
 def _novelties(readings: Mapping[Content, Reading], reference: Reference | None) -> dict[Content, float]:

@@ -18,23 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import vlmgate
-from vlmgate.captioner import Captioner, load_captioner
+from vlmgate.captioner import Captioner, Prepares, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
+from vlmgate.captioner.resolution import picture_side
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
 from vlmgate.gate import Gate
-from vlmgate.images import Walk, find_images, find_listed, folders_of, read_ahead
+from vlmgate.images import STANDARD, Walk, find_images, find_listed, folders_of
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
 from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
 from vlmgate.novelty import Reference, pack
 from vlmgate.progress import Progress, Unbreakable
+from vlmgate.recorder import Recorder
 from vlmgate.records import Caption, Picture, Reading, Reason, Record, Sampled, Source, Unreadable
 from vlmgate.reference import ReferenceFolder, checkpoint_reference
 from vlmgate.rows import build_rows, decide_rows
+from vlmgate.scoring import Scorer
 from vlmgate.signals import Interrupted, Signals
+from vlmgate.spent import Clock
 from vlmgate.store import Outputs, write_result
+from vlmgate.supply import Batch, ModelWanted, Supply
 from vlmgate.tonight import Tonight, check_same, drift_of, gate_of
 
 log = logging.getLogger(__name__)
@@ -82,6 +87,7 @@ def scan(
             walk = replace(walk, sources=tuple(source for source in walk.sources if source.file_name in only))
         if not walk.sources and not walk.unreadable:
             raise NoImagesError(_no_images(config.folder, walk))
+        config = replace(config, images=replace(config.images, least_side=_least_side(config.model)))
         checkpoint = model_fingerprint(config.model)
         check_same(tonight, config, checkpoint)
         wanted = fingerprint(config, checkpoint)
@@ -121,6 +127,9 @@ class _Run:
         self.good: Picture | None = None  # one that the model has read in this run
         self.failures_in_a_row = 0
         self.last_failure = ""
+        self.clock = Clock()
+        early = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
+        self.recorder = Recorder(journal, early if config.kernel == WORDS else None)
 
     def run(self) -> ScanResult:
         interrupted: int | None = None
@@ -180,13 +189,16 @@ class _Run:
         """Return the captioner, loaded the first time that there is something for it to read."""
         if self.captioner is None:
             self.progress.message(f"Loading {self.config.model.model} …")  # minutes, if it has to be downloaded first
-            captioner = self.load(self.config.model, self.config.sampling)
+            with self.clock.running("loading"):
+                captioner = self.load(self.config.model, self.config.sampling)
             info = asdict(captioner.info)
             log.info("model %s", info)
             with self.signals.held():
+                self.recorder.drain()
                 self.journal.check_model(info | {"device_kind": captioner.info.device.split(":")[0]}, _MODEL_KEYS)
             self.progress.header(captioner.info, self.gate, self.config)
             self.captioner = captioner
+            self.clock.begin(captioner)
         return self.captioner
 
     def _read_reference(self, folder: ReferenceFolder) -> Reference:
@@ -229,51 +241,44 @@ class _Run:
         return len(entries) == len(images) == (images[0].num_pages if self.config.images.pages == "all" else 1)
 
     def _read(self, pending: Sequence[Source]) -> None:
-        """Read files in their order; every batch is journalled whole before the next one begins."""
-        seen = set(self.journal.readings)
-        batch: list[Picture] = []
-        aside: list[Entry] = []  # needs no model
-        finished = 0  # files whose last page is in the batch or aside
-        pages: set[int] = set()  # of the file in hand
-        with closing(read_ahead(pending, self.config.images)) as opened:
-            for one in opened:
-                page = one.result
-                if isinstance(page, Unreadable):
-                    log.warning("unreadable: %s page %d: %s", page.file_name, page.page, page.reason)
-                    aside.append(page)
-                elif content_of(page.file) in seen:
-                    aside.append(Duplicate(page.file))
-                else:
-                    seen.add(content_of(page.file))
-                    batch.append(page)
-                pages.add(page.page if isinstance(page, Unreadable) else page.file.page)
-                if one.last:
-                    finished += 1
-                    self.journal.forget(one.source.file_name, keep=pages)  # pages that the file no longer has
-                    pages = set()
-                if len(batch) == self.config.sampling.batch_size or len(aside) >= 256:
-                    full = batch if len(batch) == self.config.sampling.batch_size else []
-                    self._commit(full, aside)  # batches are always full ones, so a resumed run makes the same
-                    batch, aside = ([] if full else batch), []
-                    self.progress.advance(finished)
-                    finished = 0
-        self._commit(batch, aside)
-        self.progress.advance(finished)
+        """Read files in their order; every batch is journalled whole before the next one's is begun."""
+        supply = Supply(pending, self.config.images, self.config.sampling.batch_size, set(self.journal.readings))
+        try:
+            with closing(supply):
+                batches = iter(supply)
+                while (batch := self._next(batches)) is not None:
+                    if isinstance(batch, ModelWanted):
+                        supply.provide(self._loaded())
+                    else:
+                        self._commit(batch)
+                    del batch  # or its pictures would stay in memory while the next is waited for
+        finally:
+            with self.signals.held(), self.clock.running("waiting"):
+                self.recorder.close()
 
-    def _commit(self, batch: Sequence[Picture], aside: Sequence[Entry]) -> None:
-        begun = time.perf_counter()
-        entries = self._ask(batch, self._loaded()) if batch else []
-        each = round((time.perf_counter() - begun) / max(1, len(batch)), 4)
-        if entries or aside:
-            with self.signals.held():
-                self.journal.append([*entries, *aside], each)
+    def _next(self, batches: Iterator[Batch | ModelWanted]) -> Batch | ModelWanted | None:
+        with self.clock.running("reading"):
+            return next(batches, None)
+
+    def _commit(self, batch: Batch) -> None:
+        with self.clock.running("captioning"):
+            begun = time.perf_counter()
+            entries = self._ask(batch.pictures, self._loaded(), batch.prepared) if batch.pictures else []
+            each = round((time.perf_counter() - begun) / max(1, len(batch.pictures)), 4)
+        self.clock.images += len(batch.pictures)
+        with self.signals.held(), self.clock.running("waiting"):
+            self.recorder.submit([*entries, *batch.aside], batch.ended, each)
+        self.progress.advance(batch.finished)
         if self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             self._check_that_the_model_lives()
 
-    def _ask(self, pictures: Sequence[Picture], captioner: Captioner) -> list[Entry]:
+    def _ask(self, pictures: Sequence[Picture], captioner: Captioner, prepared: Any = None) -> list[Entry]:
         """Return a reading or a failure for each picture; a batch that fails is halved to find the culprit."""
         try:
-            sampled = captioner.read(pictures)
+            if prepared is not None and isinstance(captioner, Prepares):
+                sampled = captioner.read_prepared(pictures, prepared)
+            else:
+                sampled = captioner.read(pictures)
             if len(sampled) != len(pictures) or not all(self._is_complete(one) for one in sampled):
                 raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
         except Exception as error:
@@ -314,14 +319,16 @@ class _Run:
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
         if self.config.kernel != WORDS and self.journal.readings:
             self.progress.message(f"Comparing the captions with {self.config.kernel} …")
-        rows = build_rows(self.walk, self.journal, self.kernel, self.reference)
-        records = decide_rows(rows, self.gate, self.config.sampling.seed)
+        with self.clock.running("scoring"):
+            rows = build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
+            records = decide_rows(rows, self.gate, self.config.sampling.seed)
         failed = any(row.reason is Reason.MODEL_FAILED for row in rows)
         if failed and error is None and not any(row.reading for row in rows):
             error = ModelError(f"the model failed on every image, last with: {self.last_failure}. See the log.")
         provenance = self._provenance(records, complete=not any(r.reason == Reason.NOT_READ for r in records))
         try:
-            write_result(self.outputs.parquet, records, provenance)
+            with self.clock.running("writing"):
+                write_result(self.outputs.parquet, records, provenance)
         except FatalError as full:
             error = error or full
             log.error("%s", full, exc_info=full)
@@ -372,6 +379,7 @@ class _Run:
             "promise": dict(self.tonight.file.promise) if self.tonight.file else None,
             "gate_edited": self.tonight.file.edited if self.tonight.file else None,
             "drift": drift_of(self.tonight, records),
+            "time": self.clock.told(self.captioner, self.recorder),
             "fingerprint": self.journal.fingerprint,
         }
 
@@ -407,6 +415,16 @@ def _walk(config: ScanConfig, progress: Progress) -> Walk:
         files = "file" if again == 1 else "files"
         progress.message(f"the list names {again:,} {files} again, which has one row all the same: {walk.repeated[0]}")
     return walk
+
+
+def _least_side(model: ModelConfig) -> int:
+    """Return the sides, in pixels, below which no JPEG may be decoded smaller; 0 = none may be.
+
+    Twice what the processor shrinks to leaves its own filter all that it can use, and twice what sharpness is measured
+    at does the same for that.
+    """
+    side = picture_side(model)
+    return 0 if side is None else 2 * max(side, STANDARD)
 
 
 def _no_images(folder: Path, walk: Walk) -> str:

@@ -56,7 +56,7 @@ class Scorer:
             try:
                 kernel = self.kernel([caption.text for caption in said.captions])
                 scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views)
-                scores = replace(scores, doubt=doubt(scores.vendi_score, novelty, len(said.captions)))
+                scores = with_doubt(scores, novelty, len(said.captions))
             except Exception as error:  # one image's captions must not take the result of all the others away
                 log.warning("captions could not be compared: %r", said.captions[0].text, exc_info=error)
                 reason = Reason.NO_SCORE
@@ -82,6 +82,11 @@ def doubt(vendi_score: float | None, novelty: float | None, num_samples: int) ->
     if vendi_score is None or novelty is None or not math.isfinite(novelty):
         return None
     return vendi_score + num_samples * (novelty > 1)
+
+
+def with_doubt(scores: Scores, novelty: float | None, num_samples: int) -> Scores:
+    """Return the scores with the one that hangs on novelty."""
+    return replace(scores, doubt=doubt(scores.vendi_score, novelty, num_samples))
 
 
 def columns_of(scores: Scores) -> dict[str, Any]:

@@ -53,13 +53,13 @@ class Signals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let nothing interrupt the block; raise afterwards what arrived meanwhile."""
-        self._held = True
+        """Let nothing interrupt the block; raise afterwards what arrived meanwhile, unless one was raised before."""
+        before, self._held = self._held, True
         try:
             yield
         finally:
-            self._held = False
-        if self._waiting is not None:
+            self._held = before
+        if self._waiting is not None and not before:
             self._held = True
             waiting, self._waiting = self._waiting, None
             raise Interrupted(waiting)

@@ -222,8 +222,25 @@ def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) ->
         )
     seconds = [r.seconds for r in records if r.seconds is not None]
     if seconds:
-        notes.append(f"The model took {statistics.fmean(seconds):.2f} s an image, {sum(seconds) / 60:,.1f} min in all.")
+        told = _where_time_went(provenance.get("time"))
+        each = statistics.fmean(seconds)
+        notes.append(f"The model took {each:.2g} s an image, {sum(seconds) / 60:,.1f} min in all.{told}")
     return notes
+
+
+def _where_time_went(time: Mapping[str, Any] | None) -> str:
+    """Return where the time of this run went, as shares; nothing where it read nothing."""
+    if not time or not time["seconds"]:
+        return ""
+    names = {
+        "reading": "waiting for images",
+        "vision_and_prefill": "vision and prompt",
+        "decoding": "decoding",
+        "scoring": "scoring",
+        "writing": "writing",
+    }
+    parts = [f"{time[key] / time['seconds']:.0%} {name}" for key, name in names.items() if key in time]
+    return f" This run read {time['images_per_second']:.3g} images/s: {', '.join(parts)}."
 
 
 def _count(number: int, noun: str) -> str:
@@ -295,6 +312,7 @@ def summary_json(
             "promise": provenance.get("promise"),
             "drift": provenance.get("drift"),
             "model": provenance["model"],
+            "time": provenance.get("time"),
             "summary": summarise(records),
         },
         indent=2,

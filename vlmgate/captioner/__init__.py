@@ -6,12 +6,12 @@ Knows what a captioner promises; knows nothing of torch until an engine is made.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import ModelError, VlmgateError
-from vlmgate.records import ModelInfo, Picture, Sampled
+from vlmgate.records import ModelInfo, Picture, Sampled, Times
 
 
 class Captioner(Protocol):
@@ -40,6 +40,33 @@ class Captioner(Protocol):
 
     def look(self, pictures: Sequence[Picture]) -> list[tuple[float, ...] | None]:
         """Return the vision features of B pictures as `read` does, without a caption; None where it shows none."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Captioner, Protocol):
+    """A captioner that can be given its next pictures while it reads others; an engine need not be one."""
+
+    def prompt_key(self, picture: Picture) -> Hashable:
+        """Return what pictures with prompts of one length have in common; cheap, and safe in any thread."""
+        ...
+
+    def prepare(self, pictures: Sequence[Picture]) -> Any:
+        """Return all that can be made of pictures without the model; safe in another thread than `read`."""
+        ...
+
+    def read_prepared(self, pictures: Sequence[Picture], prepared: Any) -> list[Sampled]:
+        """Return what `read` returns of these pictures, of which `prepared` was made."""
+        ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A captioner that tells where its time went; an engine need not be one."""
+
+    @property
+    def times(self) -> Times:
+        """Return the sum over all that was read so far."""
         ...
 
 

@@ -6,6 +6,7 @@ prompt are run once per image, the cache is then copied to K rows, and one short
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -62,6 +63,7 @@ class ForkDecoder:
     tokens: list[list[int]] = field(init=False, default_factory=list)  # B·K rows, the end token included
     logprobs: list[list[float]] = field(init=False, default_factory=list)  # the same shape, nats
     finite: list[bool] = field(init=False, default_factory=list)  # B·K
+    seconds: float = field(init=False, default=0.0)  # from the end of the prefill on
 
     def __call__(
         self,
@@ -80,9 +82,18 @@ class ForkDecoder:
         logits, state = self._prefill(model, input_ids, state)
         if self.then is not None:
             self.then.begin(input_ids, state)
-        said = self.go_on(model, logits, input_ids, state)
+        said = self.timed(model, logits, input_ids, state)
         if self.then is not None:
             self.then.run(model)
+        return said
+
+    def timed(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+        """Do what `go_on` does, and add to `seconds` what it took."""
+        if logits.device.type == "cuda":  # else the prefill, which may still be running there, would count
+            torch.cuda.synchronize(logits.device)
+        begun = time.perf_counter()
+        said = self.go_on(model, logits, input_ids, state)
+        self.seconds += time.perf_counter() - begun
         return said
 
     def go_on(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:

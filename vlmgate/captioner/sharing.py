@@ -151,7 +151,7 @@ class Continuation:
         logits = last_logits(outputs)
         state = model._update_model_kwargs_for_generation(outputs, self._state, is_encoder_decoder=False)
         del outputs
-        self.decoder.go_on(model, logits, self._input_ids, state)
+        self.decoder.timed(model, logits, self._input_ids, state)
 
 
 def _cut_back(cache: Any, length: int, shared: int) -> DynamicCache:

@@ -9,8 +9,10 @@ import copy
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,10 +33,19 @@ from vlmgate.captioner.sharing import TRIAL_STEPS, CannotShareError, Continuatio
 from vlmgate.captioner.streams import Use, uniforms
 from vlmgate.captioner.views import views_of
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption, Finish, ModelInfo, Picture, Sampled
+from vlmgate.records import Caption, Finish, ModelInfo, Picture, Sampled, Times
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A batch as the processor leaves it, on the CPU."""
+
+    images: list[Image.Image]  # B·V, those of one picture together
+    inputs: dict[str, Any]
+    question: dict[str, Any] | None  # with the other prompt; None where it was not, or need not be, prepared
 
 
 class TransformersCaptioner:
@@ -49,6 +60,10 @@ class TransformersCaptioner:
         with quiet():
             self._encode = self._encoder(sampling.prompt)
             self._ask = self._encoder(_question(sampling)) if sampling.question else None
+            self._length_varies = _length_varies(self._encode)
+        self._encoding = threading.Lock()  # processors keep state while they run
+        self._words = _apart(self._checkpoint.processor.tokenizer)
+        self._times = Times()
         self._generation = _own_generation_config(self._checkpoint, sampling.max_new_tokens)
         self._image_keys = frozenset(self._checkpoint.processor.image_processor.model_input_names)
         self._accepted = _accepted_keys(self._checkpoint.model)
@@ -58,6 +73,7 @@ class TransformersCaptioner:
         self._packs = self._can_pack()
         self._info = _describe(model.model, self._checkpoint, "packed" if self._packs else "fork")
         self._tails = None if self._ask is None else self._shared_tails(self._ask)
+        self._times = Times()  # less what the trials took
 
     def _encoder(self, prompt: str) -> PromptEncoder:
         return PromptEncoder(
@@ -78,6 +94,30 @@ class TransformersCaptioner:
         A batch that does not fit into memory is halved, and so are all later ones; a single picture raises.
         """
         return self._in_batches(self._read_batch, pictures)
+
+    @property
+    def times(self) -> Times:
+        """Where the time went so far."""
+        return self._times
+
+    def prompt_key(self, picture: Picture) -> Hashable:
+        """Return the shape of a picture where the length of its prompt hangs on that."""
+        return picture.rgb.size if self._length_varies else None
+
+    def prepare(self, pictures: Sequence[Picture]) -> Prepared | None:
+        """Return a batch as the processor leaves it; None where that must wait for the batch's turn."""
+        if len(pictures) > self._limit or self._words is self._checkpoint.processor.tokenizer:
+            return None
+        images = self._images(pictures)
+        ask = self._ask if self._tails is None else None
+        return Prepared(images, self._inputs(self._encode, images), None if ask is None else self._inputs(ask, images))
+
+    def read_prepared(self, pictures: Sequence[Picture], prepared: Prepared | None) -> list[Sampled]:
+        """Return what `read` returns; a batch that does not fit into memory is prepared anew in smaller ones."""
+        if prepared is None or len(pictures) > self._limit:
+            return self.read(pictures)
+        done = _if_it_fits(lambda batch: self._read_batch(batch, prepared), pictures)
+        return self.read(pictures) if done is None else done  # which fails again, and halves for good
 
     def with_samples(self, num_samples: int) -> TransformersCaptioner:
         """Return a captioner that draws another number of samples with the same model; loads nothing."""
@@ -108,12 +148,15 @@ class TransformersCaptioner:
             self._generate(inputs, self._decoder(self._sampler(batch, "captions"), 1))
         return self._tap.take(len(batch))
 
-    def _read_batch(self, batch: Sequence[Picture]) -> list[Sampled]:
+    def _images(self, batch: Sequence[Picture]) -> list[Image.Image]:
+        """Return B·V images, those of one picture together."""
         sampling = self._sampling
-        images = [
-            view for p in batch for view in views_of(p, sampling.views, sampling.view_noise, sampling.seed)
-        ]  # B·V, those of one picture together
-        captions, answers = self._sample(batch, images)
+        return [view for p in batch for view in views_of(p, sampling.views, sampling.view_noise, sampling.seed)]
+
+    def _read_batch(self, batch: Sequence[Picture], prepared: Prepared | None = None) -> list[Sampled]:
+        sampling = self._sampling
+        images = prepared.images if prepared else self._images(batch)
+        captions, answers = self._sample(batch, images, prepared)
         features = self._tap.take(len(images))[:: sampling.views]
         samples = range(sampling.num_samples)
         views = tuple(k * sampling.views // sampling.num_samples for k in samples) if sampling.views > 1 else None
@@ -123,22 +166,30 @@ class TransformersCaptioner:
         ]
 
     def _sample(
-        self, batch: Sequence[Picture], images: Sequence[Image.Image]
+        self, batch: Sequence[Picture], images: Sequence[Image.Image], prepared: Prepared | None = None
     ) -> tuple[list[tuple[Caption, ...]], list[tuple[Caption, ...]] | None]:
         """Return K captions, and K answers where there is a question, of each picture in a batch."""
         captioning = self._sampler(batch, "captions")
+        inputs = prepared.inputs if prepared else None
         if self._ask is None:
-            return self._grouped(self._decode(images, captioning), len(batch)), None
+            return self._grouped(self._decode(images, captioning, inputs=inputs), len(batch)), None
         answers = self._decoder(self._sampler(batch, "answers"), self._sampling.max_answer_tokens)
-        captions = self._decode(images, captioning, answers)
+        captions = self._decode(images, captioning, answers, inputs)
         if not answers.tokens:  # they could not go on from the captions' prefill
-            self._generate(self._inputs(self._ask, images), answers)
+            asked = prepared.question if prepared else None
+            self._generate(asked or self._inputs(self._ask, images), answers)
         return self._grouped(captions, len(batch)), self._grouped(answers, len(batch))
 
-    def _decode(self, images: Sequence[Image.Image], pick: Pick, answers: ForkDecoder | None = None) -> ForkDecoder:
+    def _decode(
+        self,
+        images: Sequence[Image.Image],
+        pick: Pick,
+        answers: ForkDecoder | None = None,
+        inputs: dict[str, Any] | None = None,
+    ) -> ForkDecoder:
         """Caption a batch, with `pick` choosing every token; fill `answers` on the way where the prefill is shared."""
         decoder = self._decoder(pick, self._sampling.max_new_tokens)
-        inputs = self._inputs(self._encode, images)
+        inputs = self._inputs(self._encode, images) if inputs is None else inputs
         if answers is not None and self._tails is not None and self._tails.fit(inputs["input_ids"]):
             decoder.then = Continuation(self._tails, answers)
         with self._tap.watching(self._image_tokens(inputs)):
@@ -159,12 +210,14 @@ class TransformersCaptioner:
         )
 
     def _inputs(self, encode: PromptEncoder, images: Sequence[Image.Image]) -> dict[str, Any]:
-        inputs = encode(images)
+        with self._encoding:
+            inputs = encode(images)
         return {k: v for k, v in inputs.items() if k not in OPTIONAL_KEYS or k in self._accepted}
 
     def _generate(self, inputs: dict[str, Any], decoder: ForkDecoder) -> None:
         """Run the model over a batch's inputs, with `decoder` in the place of its own loop."""
         model = self._checkpoint.model
+        begun = time.perf_counter()
         with torch.inference_mode():
             # Of the class, because a repository's own code may have replaced the instance's method.
             type(model).generate(
@@ -173,6 +226,11 @@ class TransformersCaptioner:
                 generation_config=self._generation,
                 custom_generate=decoder,
             )
+        drawing = decoder.seconds
+        if isinstance(decoder.then, Continuation):
+            drawing += decoder.then.decoder.seconds
+        before, whole = self._times, time.perf_counter() - begun
+        self._times = Times(before.vision_and_prefill + whole - drawing, before.decoding + drawing)
 
     def _image_tokens(self, inputs: dict[str, Any]) -> list[int]:
         """Return how many image tokens each prompt of a batch holds; 1 each where nothing tells."""
@@ -264,9 +322,7 @@ class TransformersCaptioner:
         ends = self._checkpoint.end_ids
         ended = bool(tokens) and tokens[-1] in ends
         finish: Finish = ("stop" if ended else "length") if finite else "non-finite"
-        text = self._checkpoint.processor.tokenizer.decode(
-            [token for token in tokens if token not in ends], skip_special_tokens=True
-        )
+        text = self._words.decode([token for token in tokens if token not in ends], skip_special_tokens=True)
         mean = round(min(sum(logprobs) / len(logprobs), 0.0), 6) + 0.0 if finite and logprobs else None
         return Caption(text=text.strip(), finish=finish, mean_logprob=mean, num_tokens=len(tokens))
 
@@ -279,6 +335,26 @@ def _if_it_fits(act: Callable[[Sequence[Picture]], list[T]], batch: Sequence[Pic
         if len(batch) == 1 or not out_of_memory(error):
             raise
     return None
+
+
+def _length_varies(encode: PromptEncoder) -> bool:
+    """Tell whether pictures of other shapes have prompts of another length, as far as a few of them tell."""
+    shapes = ((64, 64), (192, 64), (64, 192), (640, 480), (1600, 1200))
+    try:
+        lengths = {encode([Image.new("RGB", shape, (127, 127, 127))])["input_ids"].shape[1] for shape in shapes}
+    except Exception as error:  # some shapes are too narrow for some models
+        logger.debug("the lengths of prompts were not told apart: %s", error)
+        return True
+    return len(lengths) > 1
+
+
+def _apart(tokenizer: Any) -> Any:
+    """Return a tokenizer that can put tokens into words while the other one encodes in another thread."""
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception as error:  # a tokenizer of the checkpoint's own
+        logger.info("the tokenizer cannot be copied: %s", error)
+        return tokenizer
 
 
 def _question(sampling: SamplingConfig) -> str:

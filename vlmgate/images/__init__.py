@@ -12,9 +12,11 @@ with one file is a value about that file, never an exception and never a Python 
 from vlmgate.images.ahead import Opened, read_ahead
 from vlmgate.images.listing import find_listed, folders_of, read_list, sources_of
 from vlmgate.images.opening import open_pages
+from vlmgate.images.quality import STANDARD
 from vlmgate.images.walk import Walk, find_images
 
 __all__ = [
+    "STANDARD",
     "Opened",
     "Walk",
     "find_images",

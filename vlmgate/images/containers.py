@@ -135,12 +135,15 @@ def quiet() -> Iterator[list[str]]:
 class Container:
     """An image file opened for reading, its pages one after the other; not safe in several threads at a time."""
 
-    def __init__(self, stream: BinaryIO, extension: str, max_pixels: int) -> None:
-        """Read the header; raises `RefusedError`, or whatever Pillow makes of a hostile file."""
+    def __init__(self, stream: BinaryIO, extension: str, max_pixels: int, least_side: int = 0) -> None:
+        """Read the header; raises `RefusedError`, or whatever Pillow makes of a hostile file.
+
+        With `least_side`, large JPEGs are decoded smaller, down to sides of that many pixels.
+        """
         head = stream.read(HEAD_BYTES)
         if not head:
             raise RefusedError("empty file")
-        self._stream, self._max_pixels = stream, max_pixels
+        self._stream, self._max_pixels, self._least_side = stream, max_pixels, least_side
         self.kind = _kind_of(head, extension)
         self.independent_pages = self.kind == "TIFF"  # others are frames that build on the one before
         with quiet() as complaints:
@@ -215,7 +218,7 @@ class Container:
             check_webp(self._stream.read())
         self._stream.seek(position)  # Pillow goes on from there
         if self.kind == "JPEG":
-            load_whole_jpeg(self._image)
+            load_whole_jpeg(self._image, self._least_side if self.num_pages == 1 else 0)
 
     def _open_twin(self, page: int) -> ImageFile.ImageFile:
         """Return the same page in a second reader, which goes forwards beside the first."""

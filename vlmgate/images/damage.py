@@ -15,7 +15,6 @@ from typing import BinaryIO
 from PIL import PngImagePlugin, WebPImagePlugin
 
 from vlmgate.images.formats import RefusedError
-from vlmgate.images.jpeg import has_end_of_jpeg
 
 _ZERO_TAIL = 64  # bytes; a copy that broke off is often padded with zeros, whole AVIF and JPEG 2000 end in none
 _SPARE = 16  # bytes; libwebp does not read that far ahead of what it needs
@@ -24,13 +23,14 @@ _BLOCK = 1 << 20  # bytes inflated at a time
 
 
 def check_integrity(stream: BinaryIO, kind: str) -> None:
-    """Refuse a file that broke off, or fails its own checksums; nothing is decoded for it."""
+    """Refuse a file that broke off, or fails its own checksums; nothing is decoded for it.
+
+    Of a JPEG the decoder tells, see `vlmgate.images.jpeg`.
+    """
     stream.seek(0)
     broke_off = False
     if kind == "PNG":  # checksums of the pixel data are compared by `verify` only
         PngImagePlugin.PngImageFile(stream).verify()
-    elif kind == "JPEG":
-        broke_off = not has_end_of_jpeg(stream.read())
     elif kind == "TIFF":
         broke_off = count_tiff_pages(stream, 1)[1]
     elif kind == "QOI":

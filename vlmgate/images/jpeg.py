@@ -34,14 +34,15 @@ _ANYTHING = bytes((73 * i + 29) % 251 for i in range(_COEFFICIENTS))
 _ZEROS = 32  # bytes at the end of a scan from which on they are looked into
 
 
-def has_end_of_jpeg(data: bytes) -> bool:
-    """Tell whether an end-of-image marker follows the first scan (thumbnails in the header have one of their own)."""
-    layout = _layout_of(data)
-    return bool(layout.scan_ends) and layout.end > 0
+def load_whole_jpeg(image: ImageFile.ImageFile, least_side: int = 0) -> None:
+    """Decode in place; raises `RefusedError` or OSError if the data do not reach to the last pixel.
 
-
-def load_whole_jpeg(image: ImageFile.ImageFile) -> None:
-    """Decode in place; raises `RefusedError` or OSError if the data do not reach to the last pixel."""
+    With `least_side` at a half, a quarter or an eighth of its size, as long as neither side comes out shorter. The
+    decoder then leaves out what finer detail costs. Only where it reads the data once and front to back: elsewhere
+    what is missing may show in the detail alone.
+    """
+    if len(image.tile) != 1:  # no scan begins
+        raise RefusedError("truncated")
     (tile,) = image.tile
     assert image.fp is not None
     image.fp.seek(tile.offset)
@@ -50,6 +51,12 @@ def load_whole_jpeg(image: ImageFile.ImageFile) -> None:
     if not layout.complete:
         raise RefusedError("truncated")
     checked = layout.frame not in _ARITHMETIC
+    last = layout.data_end
+    zeros = last - len(jpeg[:last].rstrip(b"\0"))
+    if least_side and checked and layout.one_scan and zeros < _ZEROS and min(image.size) >= 2 * least_side:
+        assert isinstance(image, JpegImagePlugin.JpegImageFile)
+        image.draft(None, (least_side, least_side))
+        (tile,) = image.tile
     image.tile = [tile._replace(offset=0)]
     image.fp = io.BytesIO(layout.probe(jpeg, 0) if checked and layout.one_scan else jpeg[: layout.end + 2])
     image.load()
@@ -57,8 +64,6 @@ def load_whole_jpeg(image: ImageFile.ImageFile) -> None:
         return
     if not layout.one_scan and not _decodes_alike(image, layout.probe(jpeg, 0)):
         raise RefusedError("truncated")
-    last = layout.data_end
-    zeros = last - len(jpeg[:last].rstrip(b"\0"))
     # A copy that broke off may be padded with zeros, which decode as flat; some are needed then, and some left over.
     # (A whole image that is flat may end in zeros and needs each one; some writers pad, and none is needed.)
     if (

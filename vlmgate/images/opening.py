@@ -40,7 +40,7 @@ def pages_of(
     try:
         with opened(source.path) as file:
             contents = _Contents(file)
-            container = Container(contents.stream, extension_of(source.path.name), config.max_pixels)
+            container = Container(contents.stream, extension_of(source.path.name), config.max_pixels, config.least_side)
             wanted = container.num_pages if config.pages == "all" else 1
             for page in range(1, min(wanted, MAX_PAGES) + 1):
                 result, end = _page(source, page, container, contents, admit)
@@ -68,14 +68,15 @@ def _page(
         more = end and page < container.num_pages - container.cut_off  # else what is cut off is this very page
         reason = explain(error) + ("; the frames after it build on it and were not read" if more else "")
         return Unreadable(source.file_name, reason, page), end
+    stored = (width, height) if (width < height) == (rgb.width < rgb.height) else (height, width)  # upright
     file = ImageFile(
         file_name=source.file_name,
         path=source.path,
         sha256=contents.sha256,
         page=page,
         num_pages=container.num_pages,
-        width=rgb.width,
-        height=rgb.height,
+        width=stored[0],
+        height=stored[1],
         mode=mode,
         conversion="; ".join(notes) or None,
         size_bytes=contents.status.st_size,
