@@ -15,7 +15,7 @@ from vlmgate.captioner.resolution import picture_side
 from vlmgate.config import ImageConfig, ModelConfig
 from vlmgate.images import open_pages
 from vlmgate.records import Picture, Source, Unreadable
-from vlmgate.scan import scan
+from vlmgate.scanning import scan
 
 PLAIN = {"size": {"height": 384, "width": 336}, "do_resize": True, "image_mean": [0.5], "do_image_splitting": False}
 

@@ -16,7 +16,7 @@ from vlmgate.images import find_images
 from vlmgate.journal import Duplicate, Journal
 from vlmgate.recorder import Recorder
 from vlmgate.records import Caption, ImageFile, Picture, Reading, Reason, Sampled, Unreadable
-from vlmgate.scan import scan
+from vlmgate.scanning import scan
 from vlmgate.scoring import Scorer
 from vlmgate.store import read_result
 from vlmgate.supply import Batch, ModelWanted, Supply
