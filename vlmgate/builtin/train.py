@@ -71,8 +71,8 @@ class Plan:
 
     scenes: int = 18_000  # about 2.8 images each
     held_out: int = 2_048
-    vision_steps: int = 7_000
-    language_steps: int = 1_500
+    vision_steps: int = 8_000
+    language_steps: int = 2_000
     minutes: float = 0.0  # if positive, instead of the steps: how long both phases take
     batch: int = 64  # images a step while the vision tower learns
     captioned: int = 14  # images a step that are captioned while language is learned
