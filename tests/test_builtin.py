@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,7 @@ from vlmgate.builtin.captions import INSTRUCTIONS, majority, named, parse, rando
 from vlmgate.builtin.evaluate import sheets, summarise
 from vlmgate.builtin.measure import ASPECTS, Reading, photographs
 from vlmgate.builtin.questions import FULL, NUM_WORDINGS, Question, Seen, random_question, right, true_answer
-from vlmgate.builtin.render import SIZES, Wanted, render
+from vlmgate.builtin.render import SIZES, Wanted, render, render_relatives
 from vlmgate.builtin.samples import PER_CONDITION, sample_files
 from vlmgate.builtin.world import (
     CLEAN,
@@ -231,10 +232,10 @@ def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Pa
 
     from vlmgate.builtin.train import Plan, train
 
-    plan = Plan(images=16, held_out=8, vision_steps=2, more_vision_steps=1, language_steps=2, batch=4, warm_up=1)
+    plan = Plan(scenes=8, held_out=8, vision_steps=2, language_steps=2, batch=4, warm_up=1)
     cache = tmp_path / "cache"
     train(plan, tmp_path / "whole", cache)
-    train(plan, tmp_path / "parts", cache, stop_after=3)
+    train(plan, tmp_path / "parts", cache, stop_after=1)
     assert not (tmp_path / "parts" / "weights").exists()
     train(plan, tmp_path / "parts", cache)
 
@@ -248,37 +249,53 @@ def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Pa
     assert processor.chat_template
 
 
-def test_every_step_belongs_to_a_phase_with_a_schedule_of_its_own() -> None:
-    from vlmgate.builtin.train import Plan
+def test_with_minutes_in_place_of_steps_training_ends_in_time(tmp_path: Path) -> None:
+    from vlmgate.builtin.train import Plan, train
 
-    plan = Plan(vision_steps=3, more_vision_steps=2, language_steps=1)
-    told = [(phase.name, done) for phase, done in map(plan.phase_at, range(plan.steps))]
-    assert told == [
-        ("vision", 0),
-        ("vision", 1),
-        ("vision", 2),
-        ("more vision", 0),
-        ("more vision", 1),
-        ("language", 0),
-    ]
-    assert plan.steps == 6
+    begin = time.monotonic()
+    plan = Plan(scenes=4, held_out=4, vision_steps=10**6, language_steps=10**6, minutes=0.02, batch=2, warm_up=1)
+    train(plan, tmp_path, tmp_path / "cache")
+    assert (tmp_path / "weights" / "model.safetensors").exists()
+    assert 1.2 <= time.monotonic() - begin < 120  # seconds; a million steps would take a day
 
 
 def test_training_refuses_a_checkpoint_of_another_plan(tmp_path: Path) -> None:
     from vlmgate.builtin.train import Plan, train
 
-    small = {
-        "images": 8,
-        "held_out": 4,
-        "vision_steps": 1,
-        "more_vision_steps": 1,
-        "language_steps": 1,
-        "batch": 2,
-        "warm_up": 1,
-    }
+    small = {"scenes": 4, "held_out": 4, "vision_steps": 2, "language_steps": 1, "batch": 2, "warm_up": 1}
     train(Plan(**small), tmp_path, tmp_path / "cache", stop_after=1)
     with pytest.raises(SystemExit, match="another plan"):
         train(Plan(**small, seed=5), tmp_path, tmp_path / "cache")
+
+
+def test_relatives_of_a_scene_differ_by_a_defect_or_by_the_degradation_alone() -> None:
+    for i in range(12):
+        told = render_relatives((11, i))
+        degraded, twin_of = told[0][0], [twin for _, twin in told]
+        assert degraded.degradation != CLEAN and degraded.severity > 0
+        if degraded.degradation == "misframing":
+            assert twin_of == [False]
+            continue
+        assert twin_of == [False, False, True]
+        clean, twin = told[1][0], told[2][0]
+        assert clean.degradation == twin.degradation == CLEAN and clean.severity == 0
+        assert clean.truth == degraded.truth
+        mine, others = set(clean.truth.defects), set(twin.truth.defects)
+        assert len(mine ^ others) == 1 and len(mine | others) <= 3
+        assert len(twin.masks) == len(twin.visibilities) == len(others)
+        changed = np.abs(np.asarray(clean.image, np.int16) - np.asarray(twin.image, np.int16)).max(axis=2) > 8
+        assert changed.mean() < 0.2  # all else is the same picture
+
+
+def test_a_batch_is_turned_with_its_patches_and_positions() -> None:
+    import torch
+
+    from vlmgate.builtin.objectives import _lay, _lay_all
+
+    squares = np.arange(8 * 6 * 6).reshape(8, 6, 6)
+    laid = _lay_all(torch.from_numpy(squares), np.arange(8)).numpy()
+    for way in range(8):
+        assert (laid[way] == _lay(squares[way], way)).all()
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 INPUT_SIZE = VIEW_SIZE
-PATCH = 16  # pixels
+PATCH = 24  # pixels
 _SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -37,7 +37,7 @@ class Shape:
     """How large the model is."""
 
     width: int = 192
-    vision_layers: tuple[int, ...] = (1, 2, 4)  # per stage; each halves the grid and doubles the width
+    vision_layers: tuple[int, ...] = (2, 2, 6)  # per stage; each halves the grid and doubles the width
     vision_heads: tuple[int, ...] = (2, 3, 6)
     text_layers: int = 4
     text_heads: int = 3

@@ -1,4 +1,4 @@
-"""Render the training set once, with every core, into arrays on disk that training reads at random.
+"""Render the training set with every core into files, and load them, as they come, into what training reads at random.
 
 Knows renders and files; knows nothing of models. A set that was made by the same recipe is used again; one that was
 interrupted goes on where it stopped.
@@ -10,17 +10,18 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from vlmgate.builtin.render import Render, render, view
+from vlmgate.builtin.render import Render, render, render_relatives, view
 from vlmgate.builtin.world import (
     CLEAN,
     CONDITIONS,
@@ -38,8 +39,10 @@ GRID = 10  # patches of the model's view, both ways
 MOST = 3  # defects on one part
 NO_POSITION = len(POSITIONS)  # stands where there is no defect
 UNKNOWN = 255  # the condition of a patch whose defect is all but invisible: nothing is learned from it
-_CHUNK = 512  # renders per file
+_RELATIVES = 3  # images of one scene, at most
+_CHUNK = 128  # scenes per file
 _SHARE = 0.03  # of a patch; with less of the defect it does not count as showing it
+_FEW_CORES = 4  # up to here all of them render; with more, two are left to training
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +50,88 @@ class Recipe:
     """What decides the training set."""
 
     seed: int = 1
-    count: int = 50_000
-    version: int = 2  # raise when the renderer changes
+    scenes: int = 18_000
+    relatives: bool = False  # every scene degraded and not, with a defect and without
+    version: int = 3  # raise when the renderer changes
+
+    @property
+    def most_images(self) -> int:
+        """Return how many images the set has at most."""
+        return self.scenes * (_RELATIVES if self.relatives else 1)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class RenderedSet:
-    """N renders and their truth; conditions, positions and visibilities are gravest first, padded to three defects."""
+    """N renders and their truth; conditions, positions and visibilities are gravest first, padded to three defects.
 
-    images: NDArray[np.uint8]  # (N, V, V, 3)
-    patches: NDArray[np.uint8]  # (N, 10, 10) condition of each patch, or UNKNOWN
-    labels: NDArray[np.int64]  # (N, 2) part, finish
-    conditions: NDArray[np.int64]  # (N, 3) 0 = no further defect
-    positions: NDArray[np.int64]  # (N, 3)
-    visibilities: NDArray[np.float32]  # (N, 3)
-    ghosts: NDArray[np.float32]  # (N,) visibility that a defect has, or would have, on this photograph
-    kinds: NDArray[np.int64]  # (N,) 0 = clean, then the degradations
-    severities: NDArray[np.float32]  # (N,)
+    It may grow while it is read. Images lie on `device`, together, so that a batch is one gather.
+    """
+
+    def __init__(self, capacity: int, device: str = "cpu") -> None:
+        self._filled = 0
+        self._images = torch.empty((capacity, VIEW_SIZE, VIEW_SIZE, 3), dtype=torch.uint8, device=device)
+        self._patches = torch.empty((capacity, GRID, GRID), dtype=torch.uint8, device=device)
+        self._told: dict[str, NDArray[Any]] = {}
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._filled
+
+    def add(self, rows: dict[str, NDArray[Any]]) -> None:
+        """Append the rows of a chunk."""
+        end = self._filled + len(rows["images"])
+        for tensor, name in ((self._images, "images"), (self._patches, "patches")):
+            tensor[self._filled : end] = torch.from_numpy(rows[name]).to(tensor.device)
+        for name, part in rows.items():
+            if name not in ("images", "patches"):
+                whole = self._told.setdefault(name, np.empty((len(self._images), *part.shape[1:]), part.dtype))
+                whole[self._filled : end] = part
+        self._filled = end
+
+    def images(self, picked: NDArray[np.int64]) -> torch.Tensor:
+        """Return (len(picked), V, V, 3) pixels in 0 to 255."""
+        return self._images[torch.from_numpy(picked).to(self._images.device)]
+
+    def patches(self, picked: NDArray[np.int64]) -> torch.Tensor:
+        """Return (len(picked), 10, 10) conditions of patches, or `UNKNOWN`."""
+        return self._patches[torch.from_numpy(picked).to(self._patches.device)]
+
+    def _so_far(self, name: str) -> NDArray[Any]:
+        return self._told[name][: self._filled]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Return (N, 2) part, finish."""
+        return self._so_far("labels")
+
+    @property
+    def conditions(self) -> NDArray[np.int64]:
+        """Return (N, 3), 0 = no further defect."""
+        return self._so_far("conditions")
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Return (N, 3), `NO_POSITION` = no further defect."""
+        return self._so_far("positions")
+
+    @property
+    def visibilities(self) -> NDArray[np.float32]:
+        """Return (N, 3), higher = plainer."""
+        return self._so_far("visibilities")
+
+    @property
+    def ghosts(self) -> NDArray[np.float32]:
+        """Return (N,) visibility that a defect has, or would have, on this photograph."""
+        return self._so_far("ghosts")
 
     @property
     def clean(self) -> NDArray[np.bool_]:
         """Return which images are not degraded: (N,)."""
-        clean: NDArray[np.bool_] = self.kinds == 0
+        clean: NDArray[np.bool_] = self._so_far("kinds") == 0
         return clean
+
+    @property
+    def twins(self) -> NDArray[np.bool_]:
+        """Return which images have a defect more or less than drawn: (N,)."""
+        return self._so_far("twins")
 
 
 def truth_of(labels: Sequence[int], conditions: Sequence[int], positions: Sequence[int]) -> Truth:
@@ -81,61 +140,94 @@ def truth_of(labels: Sequence[int], conditions: Sequence[int], positions: Sequen
     return Truth(PARTS[labels[0]], FINISHES[labels[1]], tuple(defects))
 
 
-def load_or_render(recipe: Recipe, folder: Path, tell: Callable[[str], None]) -> RenderedSet:
-    """Return the set that `recipe` describes, rendering what `folder` lacks of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = folder / "recipe.json"
-    wanted = json.dumps(asdict(recipe) | {"view": VIEW_SIZE})
-    if not stamp.exists() or stamp.read_text() != wanted:
-        for old in folder.glob("*.npz"):
-            old.unlink()
-        stamp.write_text(wanted)
-    starts = range(0, recipe.count, _CHUNK)
-    missing = [start for start in starts if not _chunk_path(folder, start).exists()]
-    begin = time.monotonic()
-    if missing:
-        for done, _ in enumerate(_in_parallel(partial(_render_chunk, recipe, folder), missing), start=1):
-            rate = done * _CHUNK / (time.monotonic() - begin)
-            tell(f"rendered {done * _CHUNK:,} of {len(missing) * _CHUNK:,} images, {rate:.0f} a second")
-    return _loaded([_chunk_path(folder, start) for start in starts], recipe.count)
+class Rendering:
+    """Renders, in other processes, what `folder` lacks of the set that `recipe` describes; use it in a `with`."""
+
+    def __init__(self, recipe: Recipe, folder: Path, tell: Callable[[str], None]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp = folder / "recipe.json"
+        wanted = json.dumps(asdict(recipe) | {"view": VIEW_SIZE})
+        if not stamp.exists() or stamp.read_text() != wanted:
+            for old in folder.glob("*.npz"):
+                old.unlink()
+            stamp.write_text(wanted)
+        starts = range(0, recipe.scenes, _CHUNK)
+        self._folder, self._tell = folder, tell
+        self._ready = [start for start in starts if _chunk_path(folder, start).exists()]
+        missing = [start for start in starts if start not in set(self._ready)]
+        self._total, self._new, self._loaded, self._begin = len(starts), 0, 0, time.monotonic()
+        self._pool: ProcessPoolExecutor | None = None
+        self._pending: set[Future[int]] = set()
+        self._loader = ThreadPoolExecutor(1)  # files are read while the device works
+        self._loading: set[Future[None]] = set()
+        if len(missing) == 1:  # not worth a process
+            self._ready.append(_render_chunk(recipe, folder, missing[0]))
+        elif missing:
+            cores = os.cpu_count() or 1
+            workers = cores if cores <= _FEW_CORES else cores - 2
+            context = multiprocessing.get_context("spawn")  # torch runs threads, which a fork would leave half alive
+            self._pool = ProcessPoolExecutor(max_workers=workers, mp_context=context)
+            self._pending = {self._pool.submit(_render_chunk, recipe, folder, start) for start in missing}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loader.shutdown(wait=True, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def fill(self, data: RenderedSet, at_least: float = 0.0) -> None:
+        """Begin to load into `data` what has been rendered; wait until it is this share of the whole set."""
+        while True:
+            rendered = {future for future in self._pending if future.done()}
+            self._pending -= rendered
+            self._ready += [future.result() for future in rendered]
+            self._loading |= {self._loader.submit(self._load, data, start) for start in self._ready}
+            self._ready.clear()
+            for loaded in [future for future in self._loading if future.done()]:
+                self._loading.remove(loaded)
+                loaded.result()
+                self._loaded += 1
+            self._new += len(rendered)
+            if rendered and self._new % 32 < len(rendered):
+                rate = self._new * _CHUNK / (time.monotonic() - self._begin)
+                self._tell(f"{len(data):,} images; {rate:.0f} scenes a second are rendered")
+            if self._loaded / self._total >= at_least:
+                return
+            running: set[Future[Any]] = {*self._pending, *self._loading}
+            wait(running, return_when=FIRST_COMPLETED)
+
+    def _load(self, data: RenderedSet, start: int) -> None:
+        with np.load(_chunk_path(self._folder, start)) as chunk:
+            data.add(dict(chunk))
 
 
-def _loaded(paths: Sequence[Path], count: int) -> RenderedSet:
-    """Fill one array of each kind file by file, so that the set lies in memory once."""
-    whole: dict[str, NDArray[Any]] = {}
-    filled = 0
-    for path in paths:
-        with np.load(path) as chunk:
-            for name in chunk.files:
-                part = chunk[name]
-                if name not in whole:
-                    whole[name] = np.empty((count, *part.shape[1:]), part.dtype)
-                whole[name][filled : filled + len(part)] = part
-        filled += len(part)
-    return RenderedSet(**whole)
-
-
-def _in_parallel(task: Callable[[int], None], starts: Sequence[int]) -> Iterator[None]:
-    """Run `task` on every start with all cores; alone in this process where there is one only."""
-    if len(starts) == 1:
-        task(starts[0])
-        yield
-        return
-    context = multiprocessing.get_context("spawn")  # torch runs threads, which a fork would leave half alive
-    with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=context) as pool:
-        yield from pool.map(task, starts)
+def load_or_render(recipe: Recipe, folder: Path, tell: Callable[[str], None], device: str = "cpu") -> RenderedSet:
+    """Return the whole set that `recipe` describes."""
+    data = RenderedSet(recipe.most_images, device)
+    with Rendering(recipe, folder, tell) as rendering:
+        rendering.fill(data, at_least=1.0)
+    return data
 
 
 def _chunk_path(folder: Path, start: int) -> Path:
     return folder / f"{start:07d}.npz"
 
 
-def _render_chunk(recipe: Recipe, folder: Path, start: int) -> None:
-    made = [_row(render((recipe.seed, start + i))) for i in range(min(_CHUNK, recipe.count - start))]
+def _render_chunk(recipe: Recipe, folder: Path, start: int) -> int:
+    """Render the scenes from `start` into a file and return `start`."""
+    made: list[tuple[Render, bool]] = []
+    for i in range(start, min(start + _CHUNK, recipe.scenes)):
+        made += render_relatives((recipe.seed, i)) if recipe.relatives else [(render((recipe.seed, i)), False)]
+    rows = [_row(image) | {"twins": np.array(twin)} for image, twin in made]
     temporary = folder / f"{start:07d}.part.npz.tmp"
     with temporary.open("wb") as file:
-        np.savez(file, **{name: np.stack([row[name] for row in made]) for name in made[0]})  # type: ignore[arg-type]
+        np.savez(file, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})  # type: ignore[arg-type]
     temporary.replace(_chunk_path(folder, start))
+    return start
 
 
 def _row(made: Render) -> dict[str, NDArray[Any]]:

@@ -22,6 +22,8 @@ from vlmgate.builtin.world import CONDITIONS, DEFECTS, FINISHES, PARTS, POSITION
 
 _SOUND_PATCH_WEIGHT = 0.15  # most patches show no defect
 _NOT_A_TARGET = -100
+_SHIFT = 6  # pixels
+_LIGHT = 0.06  # of the brightness
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,29 +60,45 @@ class Heads(nn.Module):
         return [head(mean) for head in self.image], self.patch(features)
 
 
-def draw_batch(data: RenderedSet, picked: NDArray[np.int64], rng: np.random.Generator | None, device: str) -> Batch:
-    """Return the images `picked`, each in one of the eight ways to lay a square if `rng` is given."""
-    count = len(picked)
-    images, patches, positions = data.images[picked], data.patches[picked], data.positions[picked]
+def draw_batch(
+    data: RenderedSet, picked: NDArray[np.int64], rng: np.random.Generator | None, device: str, told: bool = True
+) -> Batch:
+    """Return the images `picked`; if `rng` is given, each in one of the eight ways to lay a square, and moved a little.
+
+    All are moved alike, by at most a quarter of a patch, and each is a little lighter or darker. Unless `told`, truths
+    and what is seen are left out, which saves time.
+    """
+    images, patches, positions = data.images(picked).to(device), data.patches(picked).to(device), data.positions[picked]
     conditions, visibilities = data.conditions[picked], data.visibilities[picked]
+    gain = torch.ones((), device=device)
     if rng is not None:
-        ways = rng.integers(8, size=count)
-        for i, way in enumerate(ways):
-            images[i], patches[i] = _lay(images[i], way), _lay(patches[i], way)
+        ways = rng.integers(8, size=len(picked))
+        images, patches = _lay_all(images, ways), _lay_all(patches, ways)
         positions = _MOVED[ways[:, None], positions]
+        images = images.roll([int(step) for step in rng.integers(-_SHIFT, _SHIFT + 1, 2)], (1, 2))
+        light = rng.uniform(1 - _LIGHT, 1 + _LIGHT, (len(picked), 1, 1, 1)).astype(np.float32)
+        gain = torch.from_numpy(light).to(device)
     shown = (conditions[:, :, None] == np.arange(1, len(CONDITIONS))).any(axis=1)
     places = (positions[:, :, None] == np.arange(len(POSITIONS))).any(axis=1)
-    flat = patches.reshape(count, -1).astype(np.int64)
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    flat = patches.flatten(1).long()
+    pixels = ((images.permute(0, 3, 1, 2).float() * gain).clamp(max=255) / 127.5 - 1).contiguous()
     return Batch(
-        pixels=pixels.contiguous(),
+        pixels=pixels,
         labels=torch.from_numpy(data.labels[picked]).to(device),
         shown=torch.from_numpy(shown.astype(np.float32)).to(device),
         places=torch.from_numpy(places.astype(np.float32)).to(device),
-        patches=torch.from_numpy(np.where(flat == UNKNOWN, _NOT_A_TARGET, flat)).to(device),
-        truths=tuple(map(truth_of, data.labels[picked], conditions, positions)),
-        seen=tuple(map(_seen, conditions, visibilities, data.ghosts[picked])),
+        patches=torch.where(flat == UNKNOWN, _NOT_A_TARGET, flat),
+        truths=tuple(map(truth_of, data.labels[picked], conditions, positions)) if told else (),
+        seen=tuple(map(_seen, conditions, visibilities, data.ghosts[picked])) if told else (),
     )
+
+
+def _lay_all(squares: Tensor, ways: NDArray[np.int64]) -> Tensor:
+    """Return each of (B, S, S, ...) laid in its way."""
+    chosen = torch.from_numpy(ways).to(squares.device).view(-1, *[1] * (squares.ndim - 1))
+    squares = torch.where((chosen & 4) > 0, squares.transpose(1, 2), squares)
+    squares = torch.where((chosen & 2) > 0, squares.flip(1), squares)
+    return torch.where((chosen & 1) > 0, squares.flip(2), squares)
 
 
 def _seen(conditions: NDArray[np.int64], visibilities: NDArray[np.float32], ghost: float) -> Seen:
@@ -134,6 +152,10 @@ def vision_loss(heads: Heads, features: Tensor, batch: Batch) -> Tensor:
     )
 
 
+Row = tuple[list[int], list[int], list[int]]  # tokens before and after the image, and what is to be said
+_PLACE = "(text)"
+
+
 class LanguageTask:
     """Turns truths into token rows by the chat template that inference uses, and scores the model on them."""
 
@@ -141,36 +163,44 @@ class LanguageTask:
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._image = self._tokenizer.convert_tokens_to_ids("<image>")
-        self._instructions = [self._prompt(text) for text in INSTRUCTIONS]
+        content = [{"type": "image"}, {"type": "text", "text": _PLACE}]
+        chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        self._frame = chat.split(_PLACE)  # the template, once: thousands of questions are asked
+        self._instructions = self._prompts(INSTRUCTIONS)
 
-    def _prompt(self, text: str) -> tuple[list[int], list[int]]:
+    def _prompts(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Return the tokens before and after the image."""
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        chat = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        tokens = self._tokenizer.encode(chat, add_special_tokens=False)
-        at = tokens.index(self._image)
-        return tokens[:at], tokens[at + 1 :]
+        tokens = self._encoded([self._frame[0] + text + self._frame[1] for text in texts])
+        return [(row[: row.index(self._image)], row[row.index(self._image) + 1 :]) for row in tokens]
 
-    def _target(self, text: str) -> list[int]:
-        return [*self._tokenizer.encode(text), self._tokenizer.eos_token_id]
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
-    def caption_loss(self, model: Any, features: Tensor, truths: Sequence[Truth], rng: np.random.Generator) -> Tensor:
-        """Return the loss of captions drawn from `rng`, per token; lower is better."""
-        rows = []
-        for truth in truths:
-            before, after = self._instructions[int(rng.integers(len(self._instructions)))]
-            rows.append((before, after, self._target(random_caption(truth, rng))))
+    def _targets(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[*row, self._tokenizer.eos_token_id] for row in self._encoded(texts)]
+
+    def caption_rows(self, truths: Sequence[Truth], rng: np.random.Generator) -> list[Row]:
+        """Return instructions and captions drawn from `rng`."""
+        asked = [self._instructions[int(rng.integers(len(self._instructions)))] for _ in truths]
+        said = self._targets([random_caption(truth, rng) for truth in truths])
+        return [(*prompt, target) for prompt, target in zip(asked, said, strict=True)]
+
+    def answer_rows(self, seen: Sequence[Seen], rng: np.random.Generator) -> list[Row]:
+        """Return questions drawn from `rng` and their true answers."""
+        asked: list[Question] = [random_question(one, rng) for one in seen]
+        prompts = self._prompts([question.text() for question in asked])
+        answers = self._targets([true_answer(question, one) for question, one in zip(asked, seen, strict=True)])
+        return [(*prompt, target) for prompt, target in zip(prompts, answers, strict=True)]
+
+    def caption_loss(self, model: Any, features: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Return the loss of captions, per token; lower is better."""
         return self._loss(model, features, rows).mean()
 
-    def answer_loss(self, model: Any, features: Tensor, seen: Sequence[Seen], rng: np.random.Generator) -> Tensor:
-        """Return the loss of answers to questions drawn from `rng`, per answer; lower is better."""
-        rows = []
-        for one in seen:
-            question: Question = random_question(one, rng)
-            rows.append((*self._prompt(question.text()), self._target(true_answer(question, one))))
+    def answer_loss(self, model: Any, features: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Return the loss of answers, per answer; lower is better."""
         return self._loss(model, features, rows).sum() / len(rows)
 
-    def _loss(self, model: Any, features: Tensor, rows: Sequence[tuple[list[int], list[int], list[int]]]) -> Tensor:
+    def _loss(self, model: Any, features: Tensor, rows: Sequence[Row]) -> Tensor:
         """Return the loss of every target token, one after the other; rows are (before, after, target) of B images.
 
         Rows are padded at their end: what comes after a token changes nothing for it.

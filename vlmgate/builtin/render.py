@@ -7,7 +7,7 @@ versions give the same pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from vlmgate.builtin.world import (
     DEFECTS,
     DEGRADATIONS,
     FINISHES,
+    JUDGED_SIZE,
     LOOK_ALIKES,
     NONE,
     PARTS,
@@ -113,6 +114,50 @@ class _Frame:
 
 def render(seed: int | Sequence[int], wanted: Wanted = Wanted()) -> Render:
     """Draw one photograph."""
+    return _drawn(seed, wanted)[0]
+
+
+def render_relatives(seed: int | Sequence[int]) -> tuple[tuple[Render, bool], ...]:
+    """Draw one photograph, degraded, and what was photographed on the way; say which of them are twins.
+
+    To know how plainly a defect shows, a scene is photographed with and without it, and before the degradation. These
+    are images, too, and pairs that differ in nothing but one defect teach what a defect is. A twin lacks a defect that
+    was drawn, or has one that was not; what is no twin is distributed as `render` draws it.
+    """
+    rng = np.random.default_rng([*np.atleast_1d(seed), 1])
+    first, scene = _drawn(seed, Wanted(degradation=_pick(rng, DEGRADATIONS), severity=float(rng.uniform(0.1, 1.0))))
+    if first.degradation == "misframing":  # before the degradation it was misframed already
+        return ((first, False),)
+    with_all, without = scene.with_all.undegraded(), scene.without.undegraded()
+    shown = tuple(visibility(with_all, twin.undegraded()) for twin in scene.twins)
+    clean = _told(with_all, scene, scene.planned, shown, max(shown, default=VISIBLE))
+    left = scene.planned[1:] if scene.planned else (scene.middling,)
+    seen = shown[1:] if scene.planned else (visibility(without, with_all),)
+    twin = _told(without, scene, left, seen, max(seen, default=VISIBLE))
+    return (first, False), (clean, False), (twin, True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    """What was drawn and photographed to make one render."""
+
+    scene: _Scene
+    planned: tuple[_Planned, ...]
+    middling: _Planned  # the defect that a sound part might have had
+    kind: str
+    severity: float
+    with_all: Shot
+    twins: tuple[Shot, ...]  # without each of the defects
+
+    @property
+    def without(self) -> Shot:
+        """Return the photograph without the first defect; of a sound part, with the middling one."""
+        if self.twins:
+            return self.twins[0].dropping(0)
+        return self.scene.photograph((self.middling,), self.kind, self.severity)
+
+
+def _drawn(seed: int | Sequence[int], wanted: Wanted) -> tuple[Render, _Drawn]:
     rng = np.random.default_rng(seed)
     # Everything is drawn even where it is not used, so that a wish changes nothing but what is wished for.
     part = _or(wanted.part, _pick(rng, PARTS))
@@ -130,23 +175,30 @@ def render(seed: int | Sequence[int], wanted: Wanted = Wanted()) -> Render:
     frame = _misframed(whole, severity, rng) if kind == "misframing" else whole
 
     scene = _Scene(part, finish, frame, whole, size, seeds, look_alike)
+    middling = _Planned(_pick(rng, DEFECTS), None, 0.6, 0.8, 1.0, seeds[5]) if not planned else planned[0]
     real = scene.photograph(planned, kind, severity)
-    twins = [scene.photograph(planned, kind, severity, without=i) for i in range(len(planned))]
+    twins = tuple(scene.photograph(planned, kind, severity, without=i) for i in range(len(planned)))
+    made = _Drawn(scene, planned, middling, kind, severity, real, twins)
     seen = tuple(visibility(real, twin) for twin in twins)
     ghost = max(seen, default=0.0)
     if not planned:
-        middling = _Planned(_pick(rng, DEFECTS), None, 0.6, 0.8, 1.0, seeds[5])
-        ghost = visibility(scene.photograph((middling,), kind, severity), real) if kind != CLEAN else VISIBLE
+        ghost = visibility(made.without, real) if kind != CLEAN else VISIBLE
+    return _told(real, made, planned, seen, ghost), made
+
+
+def _told(shot: Shot, drawn: _Drawn, planned: Sequence[_Planned], seen: Sequence[float], ghost: float) -> Render:
+    """Return a photograph with the truth about it, its defects gravest first."""
     order = sorted(range(len(planned)), key=lambda i: CONDITIONS.index(planned[i].condition))
+    scene, sharp = drawn.scene, shot.image is shot.sharp and drawn.kind != "misframing"
     return Render(
-        image=real.image,
-        truth=Truth(part, finish, tuple(Defect(planned[i].condition, real.positions[i]) for i in order)),
-        masks=tuple(real.masks[i] for i in order),
+        image=shot.image,
+        truth=Truth(scene.part, scene.finish, tuple(Defect(planned[i].condition, shot.positions[i]) for i in order)),
+        masks=tuple(shot.masks[i] for i in order),
         visibilities=tuple(seen[i] for i in order),
         ghost_visibility=ghost,
-        degradation=kind,
-        severity=severity,
-        look_alike=look_alike,
+        degradation=CLEAN if sharp else drawn.kind,
+        severity=0.0 if sharp else drawn.severity,
+        look_alike=scene.look_alike,
     )
 
 
@@ -154,15 +206,15 @@ def visibility(shown: Shot, without: Shot) -> float:
     """Return how plainly a defect shows: what is left of its contrast, to the clutter of what it lies on; >= 0.
 
     `without` is the same photograph of the same part, in the same light, with the same noise, but without the defect.
-    The difference of the two in the model's view is what the defect changes. It is matched with what the defect changes
-    before the degradation; the filter's output over the clutter is the signal-to-noise ratio of the ideal observer who
-    knows what to look for, and it is multiplied by the cosine of the two differences, for a contrast whose shape is
-    gone cannot be named. Rose (J. Opt. Soc. Am. 38, 1948) asks for about 5; `VISIBLE` asks for more, since here nobody
-    tells the observer where, or what.
+    The difference of the two, at the size where it is judged, is what the defect changes. It is matched with what the
+    defect changes before the degradation; the filter's output over the clutter is the signal-to-noise ratio of the
+    ideal observer who knows what to look for, and it is multiplied by the cosine of the two differences, for a contrast
+    whose shape is gone cannot be named. Rose (J. Opt. Soc. Am. 38, 1948) asks for about 5; `VISIBLE` asks for more,
+    since here nobody tells the observer where, or what.
     """
-    seen, unseen = view(shown.image), view(without.image)
+    seen, unseen = _judged(shown.image), _judged(without.image)
     changed = (seen.astype(np.float32) - unseen) / np.float32(255)  # (V, V, 3)
-    before = (view(shown.sharp).astype(np.float32) - view(without.sharp)) / np.float32(255)
+    before = (_judged(shown.sharp).astype(np.float32) - _judged(without.sharp)) / np.float32(255)
     pattern = (before**2).sum(axis=2)
     if pattern.max() < (1 / 255) ** 2:  # outside the frame
         return 0.0
@@ -182,6 +234,10 @@ def visibility(shown: Shot, without: Shot) -> float:
 def view(image: Image.Image) -> NDArray[np.uint8]:
     """Return an image as the model's processor will see it before it scales the values: (V, V, 3)."""
     return np.asarray(image.resize((VIEW_SIZE, VIEW_SIZE), Image.Resampling.BICUBIC))
+
+
+def _judged(image: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(image.resize((JUDGED_SIZE, JUDGED_SIZE), Image.Resampling.BICUBIC))
 
 
 def _plan(rng: np.random.Generator, wanted: Wanted) -> tuple[_Planned, ...]:
@@ -229,6 +285,16 @@ class Shot:
     sharp: Image.Image  # before the degradation
     masks: tuple[NDArray[np.bool_], ...]
     positions: tuple[str, ...]
+
+    def undegraded(self) -> Shot:
+        """Return the photograph as it was before the degradation."""
+        return replace(self, image=self.sharp)
+
+    def dropping(self, i: int) -> Shot:
+        """Return the same photograph, told without defect `i`."""
+        return replace(
+            self, masks=self.masks[:i] + self.masks[i + 1 :], positions=self.positions[:i] + self.positions[i + 1 :]
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,9 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,11 +25,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from vlmgate.builtin.checkpoint import Shape, build_model, build_processor, export
-from vlmgate.builtin.dataset import Recipe, RenderedSet, load_or_render
+from vlmgate.builtin.dataset import Recipe, RenderedSet, Rendering, load_or_render
 from vlmgate.builtin.muon import Muon
 from vlmgate.builtin.objectives import (
     Heads,
     LanguageTask,
+    Row,
     draw_batch,
     head_accuracy,
     read_features,
@@ -36,68 +39,90 @@ from vlmgate.builtin.objectives import (
 from vlmgate.builtin.world import CONDITIONS
 
 _NAMES = ("part", "finish", "defects", "positions")
-_HARD = tuple(CONDITIONS.index(name) for name in ("crack", "dent", "scratch"))  # what a first phase sees worst
+_HARD = tuple(CONDITIONS.index(name) for name in ("crack", "dent", "scratch"))  # what is seen worst
+_FIRST = 0.06  # of the training set; where a GPU learns, it begins with so much while the rest is being rendered
+_LOOK = 0.05  # of a phase; how often held-out images are looked at and a checkpoint is written
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is drawn more or less often from a point of a phase on."""
+
+    begin: float  # share of the phase
+    clean: float  # share of a batch that is not degraded
+    twins: float  # how often a twin is drawn, to an image that is none
+    hard: float  # how often one of `_HARD` is drawn, to others
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of training with a schedule of its own: a warm-up, a plateau, then a cosine down to zero.
-
-    That the rates go up again and down once more: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm
-    Restarts" (ICLR 2017).
-    """
+    """A stretch of training with a schedule of its own: a warm-up, a plateau, then a cosine down to zero."""
 
     name: str
     steps: int
-    peak: float  # of the plan's rates
-    plateau: float  # share of the steps before the rates go down
+    seconds: float  # if positive it lasts so long, however many steps that is
+    plateau: float  # share of the phase before the rates go down
+    stages: tuple[Stage, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that decides what training does; the defaults made the weights that ship."""
+    """Everything that decides what training does."""
 
-    images: int = 50_000
+    scenes: int = 18_000  # about 2.8 images each
     held_out: int = 2_048
-    vision_steps: int = 4_200
-    more_vision_steps: int = 3_600  # after the rates have been down and went up again, for what is hard to see
+    vision_steps: int = 8_000
     language_steps: int = 2_000
+    minutes: float = 0.0  # if positive, instead of the steps: how long both phases take
     batch: int = 64  # images a step while the vision tower learns
     captioned: int = 14  # images a step that are captioned while language is learned
     questioned: int = 18  # other images, that are asked about
     # Of the loss per token of captions, beside the loss per answer: a caption tells of a defect in one or two of its
     # twenty tokens, so that with a weight of 2 captions were learned less well than answers.
     caption_weight: float = 6.0
-    # From which step on which share of a batch is clean: clean images teach faster what a defect looks like, but how
-    # often what cannot be seen is what is learned from those that are not.
-    clean_shares: tuple[tuple[int, float], ...] = ((0, 0.6), (1_600, 0.75), (7_800, 0.5))
-    hard_weight: float = 2.0  # how much oftener an image of `_HARD` is drawn while more of vision is learned
     muon_rate: float = 3e-3  # matrices inside the layers
     adam_rate: float = 1.5e-3  # everything else
     warm_up: int = 100  # steps
     seed: int = 0
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
-        """Return the phases in their order."""
+    def phases(self) -> tuple[Phase, Phase]:
+        """Return the phases in their order.
+
+        Clean images and twins teach faster what a defect looks like, but how often what cannot be seen is what is
+        learned from images as they come; so those come last, and they alone teach language.
+        """
+        vision = (Stage(0.0, 0.6, 1.0, 1.0), Stage(0.3, 0.75, 1.0, 2.0), Stage(0.85, 0.6, 0.3, 1.5))
+        seconds = 60 * self.minutes
         return (
-            Phase("vision", self.vision_steps, peak=1.0, plateau=0.6),
-            Phase("more vision", self.more_vision_steps, peak=0.7, plateau=0.4),
-            Phase("language", self.language_steps, peak=1.0, plateau=0.6),
+            Phase("vision", self.vision_steps, 0.75 * seconds, 0.55, vision),
+            Phase("language", self.language_steps, 0.25 * seconds, 0.5, (Stage(0.0, 0.5, 0.0, 1.0),)),
         )
 
-    @property
-    def steps(self) -> int:
-        """Return the steps of all phases."""
-        return sum(phase.steps for phase in self.phases)
 
-    def phase_at(self, step: int) -> tuple[Phase, int]:
-        """Return the phase that a step belongs to, and how many steps of it have gone before."""
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase, step
-            step -= phase.steps
-        return self.phases[-1], step + self.phases[-1].steps
+def default_plan(device: str) -> Plan:
+    """Return what two CPU cores do in hours; where there is a GPU, larger batches of many more images."""
+    if device == "cpu":
+        return Plan()
+    return Plan(
+        scenes=100_000,
+        vision_steps=16_000,
+        language_steps=4_000,
+        batch=256,
+        captioned=112,
+        questioned=144,
+        muon_rate=5e-3,
+        adam_rate=2e-3,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """A batch of images with the sentences that are to be said of them."""
+
+    pixels: Tensor
+    captions: list[Row]
+    answers: list[Row]
 
 
 class Trainer:
@@ -111,7 +136,13 @@ class Trainer:
         self.heads = Heads(Shape().width).to(device)
         self.task = LanguageTask(self.processor)
         self.optimizers = list(_optimizers(plan, self.model, self.heads))
-        self.step = 0
+        self.phase_index = 0
+        self.step = 0  # of the phase
+        self.spent = 0.0  # seconds, of the phase
+        self._last: float | None = None  # when the last step ended
+        self._ahead = ThreadPoolExecutor(1)  # makes sentences while the device works
+        self._next: Future[_Asked] | None = None
+        self._chances: tuple[tuple[Stage, int], NDArray[np.float64]] | None = None
 
     @property
     def _checkpoint(self) -> Path:
@@ -122,7 +153,9 @@ class Trainer:
         temporary = self._checkpoint.with_suffix(".tmp")
         state = {
             "plan": json.dumps(asdict(self.plan)),
+            "phase": self.phase_index,
             "step": self.step,
+            "spent": self.spent,
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -141,16 +174,27 @@ class Trainer:
         self.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step = state["step"]
-        tell(f"resumed after step {self.step:,}")
+        self.phase_index, self.step, self.spent = state["phase"], state["step"], state["spent"]
+        tell(f"resumed after step {self.step:,} of {'vision' if self.phase_index == 0 else 'language'}")
 
-    def advance(self) -> float:
+    @property
+    def phase(self) -> Phase:
+        """Return the phase that the next step belongs to."""
+        return self.plan.phases[self.phase_index]
+
+    @property
+    def progress(self) -> float:
+        """Return which share of the phase is done."""
+        phase = self.phase
+        return min(1.0, self.spent / phase.seconds if phase.seconds > 0 else self.step / max(1, phase.steps))
+
+    def advance(self) -> Tensor:
         """Take one step and return its loss."""
-        rng = np.random.default_rng((self.plan.seed, 7, self.step))  # does not depend on where it was resumed
+        language = self.phase.name == "language"
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            loss = self._language_loss(rng) if self._phase.name == "language" else self._vision_loss(rng)
+            loss = self._language_loss() if language else self._vision_loss()
         loss.backward()  # type: ignore[no-untyped-call]
-        share = self._schedule()
+        share = self._rate()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
@@ -159,41 +203,63 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return float(loss.detach())
+        now = time.monotonic()
+        self.spent += 0.0 if self._last is None else now - self._last
+        self._last = now
+        return loss.detach()
 
-    def _vision_loss(self, rng: np.random.Generator) -> Tensor:
-        batch = draw_batch(self.data, self._pick(rng, self.plan.batch), rng, self.device)
+    def next_phase(self) -> bool:
+        """Go on to the next phase, if there is one."""
+        if self.phase_index + 1 == len(self.plan.phases):
+            return False
+        self.phase_index, self.step, self.spent = self.phase_index + 1, 0, 0.0
+        return True
+
+    def _rng(self, step: int) -> np.random.Generator:
+        return np.random.default_rng((self.plan.seed, 7, self.phase_index, step))  # however often it was resumed
+
+    def _vision_loss(self) -> Tensor:
+        rng = self._rng(self.step)
+        batch = draw_batch(self.data, self._pick(rng, self.plan.batch), rng, self.device, told=False)
         return vision_loss(self.heads, read_features(self.model, batch.pixels), batch)
 
-    def _language_loss(self, rng: np.random.Generator) -> Tensor:
+    def _language_loss(self) -> Tensor:
         """Return the loss of captions and answers; the tower, which has learned, stays as it is."""
-        first = self.plan.captioned
-        batch = draw_batch(self.data, self._pick(rng, first + self.plan.questioned), rng, self.device)
+        asked = self._next.result() if self._next is not None else self._ask(self.step)
+        self._next = self._ahead.submit(self._ask, self.step + 1)
         with torch.no_grad():
-            features = read_features(self.model, batch.pixels)
-        said = self.task.caption_loss(self.model, features[:first], batch.truths[:first], rng)
-        answered = self.task.answer_loss(self.model, features[first:], batch.seen[first:], rng)
+            features = read_features(self.model, asked.pixels)
+        first = self.plan.captioned
+        said = self.task.caption_loss(self.model, features[:first], asked.captions)
+        answered = self.task.answer_loss(self.model, features[first:], asked.answers)
         return self.plan.caption_weight * said + answered
 
+    def _ask(self, step: int) -> _Asked:
+        rng, first = self._rng(step), self.plan.captioned
+        batch = draw_batch(self.data, self._pick(rng, first + self.plan.questioned), rng, self.device)
+        captions = self.task.caption_rows(batch.truths[:first], rng)
+        return _Asked(batch.pixels, captions, self.task.answer_rows(batch.seen[first:], rng))
+
     def _pick(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-        """Return the images of a batch, as many of them clean as the plan says, on average."""
-        clean = self.data.clean
-        share = next(share for start, share in reversed(self.plan.clean_shares) if self.step >= start)
-        number = max(1, int(clean.sum()))
-        chance = np.where(clean, share / number, (1 - share) / max(1, len(clean) - number))
-        if self._phase.name == "more vision":
-            chance = np.where(np.isin(self.data.conditions, _HARD).any(axis=1), self.plan.hard_weight, 1.0) * chance
-        return rng.choice(len(clean), size=count, p=chance / chance.sum())
+        """Return the images of a batch, drawn as often as the stage says."""
+        progress = self.progress
+        stage = next(stage for stage in reversed(self.phase.stages) if progress >= stage.begin)
+        count_now = len(self.data)  # once: it may grow meanwhile
+        if self._chances is None or self._chances[0] != (stage, count_now):
+            weight = np.where(self.data.twins[:count_now], stage.twins, 1.0)
+            weight *= np.where(np.isin(self.data.conditions[:count_now], _HARD).any(axis=1), stage.hard, 1.0)
+            clean = self.data.clean[:count_now]
+            for group, share in ((clean, stage.clean), (~clean, 1 - stage.clean)):
+                weight[group] *= share / max(weight[group].sum(), 1e-9)
+            self._chances = (stage, count_now), np.cumsum(weight)
+        sums = self._chances[1]
+        picked: NDArray[np.int64] = np.searchsorted(sums, rng.random(count) * sums[-1], side="right").astype(np.int64)
+        return picked
 
-    def _schedule(self) -> float:
+    def _rate(self) -> float:
         """Return the share of the peak rates at this step."""
-        phase, step = self.plan.phase_at(self.step)
-        left = min(1.0, (phase.steps - step) / ((1 - phase.plateau) * phase.steps))
-        return phase.peak * min(1.0, (step + 1) / self.plan.warm_up) * 0.5 * (1 - math.cos(math.pi * left))
-
-    @property
-    def _phase(self) -> Phase:
-        return self.plan.phase_at(self.step)[0]
+        left = min(1.0, (1 - self.progress) / (1 - self.phase.plateau))
+        return min(1.0, (self.step + 1) / self.plan.warm_up) * 0.5 * (1 - math.cos(math.pi * left))
 
     @torch.no_grad()
     def examine(self) -> str:
@@ -227,32 +293,56 @@ def _optimizers(plan: Plan, model: nn.Module, heads: nn.Module) -> Iterator[torc
 
 def train(plan: Plan, out: Path, cache: Path, stop_after: int | None = None) -> None:
     """Train as `plan` says and write to `out`; after `stop_after` steps of this call leave off, to go on later."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    data = load_or_render(Recipe(seed=1, count=plan.images), cache / "train", tell)
-    held_out = load_or_render(Recipe(seed=2, count=plan.held_out), cache / "held_out", tell)
+    device = _device()
+    torch.set_float32_matmul_precision("high")
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(plan, out, data, held_out, device)
-    trainer.resume()
-    trainer.model.train()
-    first, losses = trainer.step, []
+    recipe = Recipe(seed=1, scenes=plan.scenes, relatives=True)
+    held_out = load_or_render(Recipe(seed=2, scenes=plan.held_out), cache / "held_out", tell, device)
+    data = RenderedSet(recipe.most_images, device)
+    with Rendering(recipe, cache / "train", tell) as rendering:
+        # Which images a step sees depends on how far rendering has got; a set that lies ready is read as it is.
+        rendering.fill(data, at_least=1.0 if device == "cpu" else _FIRST)
+        trainer = Trainer(plan, out, data, held_out, device)
+        trainer.resume()
+        trainer.model.train()
+        _run(trainer, rendering, stop_after)
+
+
+def _run(trainer: Trainer, rendering: Rendering, stop_after: int | None) -> None:
+    losses: deque[Tensor] = deque(maxlen=50)
+    taken, looked = 0, trainer.progress
     with _progress_bar() as bar:
-        task = bar.add_task("", total=plan.steps, completed=first)
-        while trainer.step < plan.steps:
-            losses.append(trainer.advance())
-            step = trainer.step
-            phase = plan.phase_at(step - 1)[0].name
-            bar.update(task, completed=step, description=f"{phase}, loss {np.mean(losses[-50:]):.3f}")
-            if step % 50 == 0 and bar.disable:
-                tell(f"step {step:,} of {plan.steps:,} ({phase}) · loss {np.mean(losses[-50:]):.3f}")
-            if step % 400 == 0 or step == plan.steps or phase != plan.phase_at(step)[0].name:
+        task = bar.add_task("", total=len(trainer.plan.phases))
+        while True:
+            done = trainer.progress >= 1
+            if not done:
+                losses.append(trainer.advance())
+                taken += 1
+            if trainer.step % 50 == 0 and not done:
+                rendering.fill(trainer.data)
+                said = f"{trainer.phase.name}, step {trainer.step:,}, loss {float(torch.stack([*losses]).mean()):.3f}"
+                bar.update(task, completed=trainer.phase_index + trainer.progress, description=said)
+                if bar.disable and trainer.step % 200 == 0:
+                    tell(f"{trainer.progress:.0%} of {said}")
+            if done or trainer.progress - looked >= _LOOK:
+                looked = trainer.progress
                 tell(trainer.examine())
+                if done and not trainer.next_phase():
+                    break
+                looked = trainer.progress
                 trainer.save()
-                if phase == "language":
-                    export(trainer.model, trainer.processor, out / "weights")
-            if stop_after is not None and step - first >= stop_after:
+                if trainer.phase_index == 1:
+                    export(trainer.model, trainer.processor, trainer.out / "weights")
+            if stop_after is not None and taken >= stop_after:
                 trainer.save()
                 return
-    export(trainer.model, trainer.processor, out / "weights")
+    trainer.save()
+    export(trainer.model, trainer.processor, trainer.out / "weights")
+    tell("done")
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _progress_bar() -> Progress:
@@ -281,15 +371,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vlmgate.builtin.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints; the model goes to OUT/weights")
     parser.add_argument("--cache", type=Path, help="folder for the rendered training set (default: OUT/cache)")
-    defaults = Plan()
+    parser.add_argument("--no-reference", action="store_true", help="leave out the reference for novelty")
+    defaults = default_plan(_device())
     for name, value in asdict(defaults).items():
-        if isinstance(value, tuple):
-            continue
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
     options = vars(parser.parse_args())
     out, cache = options.pop("out"), options.pop("cache")
+    bare = options.pop("no_reference")
     train(Plan(**options), out, cache or out / "cache")
-    tell(f"writing {write_reference(out / 'weights')}")
+    if not bare:
+        tell(f"writing {write_reference(out / 'weights')}")
 
 
 if __name__ == "__main__":

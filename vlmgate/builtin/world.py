@@ -38,7 +38,8 @@ DEGRADATIONS = (
     "occlusion",
     "misframing",
 )
-VIEW_SIZE = 160  # pixels, both ways: what the model sees of a photograph, and where visibility is defined
+VIEW_SIZE = 240  # pixels, both ways: what the model sees of a photograph
+JUDGED_SIZE = 160  # pixels, both ways: where visibility is defined, whatever the model sees
 VISIBLE = 16.0  # visibility (see `render.visibility`) from which on a defect counts as visible
 
 
