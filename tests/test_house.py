@@ -25,6 +25,9 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         },
         {"pyarrow"},
     ),
+    "preflight": ({"config", "errors", "store"}, {"filelock"}),
+    "finding": ({"config", "errors", "images", "progress", "store"}, set()),
+    "watch": ({"config", "errors", "images", "records"}, set()),
     "judge": ({"degenerate", "gate", "gatefile", "novelty", "records", "scoring"}, set()),
     "settings": ({"answers", "calibration", "config", "errors", "gatefile"}, set()),
     "__main__": ({"cli"}, set()),
@@ -64,10 +67,11 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "scanning": (
         {
-            *("records", "errors", "config", "images", "captioner", "gate", "tonight"),
+            *("records", "errors", "config", "images", "captioner", "gate", "tonight", "finding", "watch"),
+            "preflight",
             *("store", "journal", "kernels", "novelty", "reference", "rows", "logfile", "progress", "signals"),
         },
-        {"filelock"},
+        set(),
     ),
     "calibration": (
         {

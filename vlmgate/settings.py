@@ -18,6 +18,8 @@ from vlmgate.config import (
     Pages,
     SamplingConfig,
     ScanConfig,
+    WatchConfig,
+    parse_duration,
 )
 from vlmgate.errors import ConfigError, UsageError
 
@@ -65,6 +67,11 @@ class ScanOptions(ReadingOptions, total=False):
     limit: Texts | None  # rules such as "novelty <= 1"
     reference: Path | str | None
     gate: Path | str | None
+    watch: bool
+    settle: str | float | None  # "5s", or seconds; likewise the two after next
+    until: str | None  # "06:00"
+    idle: str | float | None
+    publish_every: str | float | None
 
 
 class CalibrateOptions(ReadingOptions, total=False):
@@ -128,6 +135,7 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: ScanOp
         reference=_path(told.get("reference")),
         gate=_path(told.get("gate")),
         restart=told.get("restart", False),
+        watch=_watch(source, told),
     )
 
 
@@ -242,6 +250,20 @@ def share(value: str | float, option: str, within: tuple[float, float] | None = 
 def label_pairs(texts: Sequence[str] | None) -> dict[str, str]:
     """Return a label map; raises `ConfigError` for what is no pair."""
     return CalibrateConfig(Path(), Path(), label_map=tuple(texts or ())).mapped()
+
+
+def _watch(source: Path | Sequence[Path], told: dict[str, Any]) -> WatchConfig | None:
+    """Return how a folder is watched; None where it is not."""
+    names = ("settle", "publish_every", "idle", "until")
+    if not told.get("watch", False):
+        for name in names:
+            if name in told:
+                raise UsageError(f"--{name.replace('_', '-')} is for --watch; add that, or leave it out.")
+        return None
+    if not isinstance(source, Path) or not source.is_dir():
+        raise UsageError("--watch takes a folder, which may be empty as yet; leave it out for a file or a list.")
+    times = {n: parse_duration(told[n], f"--{n.replace('_', '-')}") for n in names[:3] if n in told}
+    return WatchConfig(**times, until=told.get("until"))
 
 
 def _given(options: Any) -> dict[str, Any]:
