@@ -167,7 +167,7 @@ class _Run:
             for name in self.watch.unsettled:  # changed since they were read, so what was read is of no file any more
                 self.journal.forget(name)
             if one.news:
-                self._read_what_is_missing(one.news)
+                self._read_what_is_missing(one.news, one.waiting)
                 self.progress.stop()
             if self.watch.publishing_is_due():
                 if fresh:
@@ -202,9 +202,9 @@ class _Run:
         rows = build_rows(self.walk, self.journal, self.kernel, self.reference)
         return decide_rows(rows, self.gate, self.config.sampling.seed)
 
-    def _read_what_is_missing(self, sources: Sequence[Source] | None = None) -> None:
+    def _read_what_is_missing(self, sources: Sequence[Source] | None = None, waiting: int = 0) -> None:
         pending = self._pending(self.walk.sources if sources is None else sources)
-        done = len(self.walk.sources) - len(pending)
+        done = len(self.walk.sources) - len(pending) - waiting
         if self.journal.dropped:
             self.progress.message(
                 f"{self.journal.dropped} journal lines were torn or damaged; what they held is read again."

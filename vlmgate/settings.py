@@ -25,6 +25,7 @@ from vlmgate.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from vlmgate.calibration.cost import Costs
+    from vlmgate.gatefile import GateFile
 
 Texts = str | Sequence[str]
 
@@ -219,7 +220,11 @@ def gate_options(path: Path) -> dict[str, Any]:
     """Return all that a scan must have in common with what a gate file was calibrated for; raises `GateError`."""
     from vlmgate.gatefile import read_gate
 
-    gate = read_gate(path)
+    return options_of(read_gate(path))
+
+
+def options_of(gate: GateFile) -> dict[str, Any]:
+    """Return the options of what a gate was calibrated for."""
     sampling = dict(gate.sampling)
     told = {key: value for key, value in sampling.items() if value is not None and key != "abstain"}
     told |= {"choices": ",".join(sampling["choices"]) or None, "no_abstain": not sampling["abstain"]}

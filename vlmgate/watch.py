@@ -40,6 +40,7 @@ class Round:
 
     walk: Walk  # every image so far, those that are gone from the folder included
     news: tuple[Source, ...]  # settled, and not handed out as they are now; at most `limit`
+    waiting: int  # files of which the same is true, for the next rounds
 
 
 class Watch:
@@ -160,7 +161,7 @@ class Watch:
 
     def _round(self) -> Round:
         news, self._backlog = tuple(self._backlog[: self._limit]), self._backlog[self._limit :]
-        return Round(self._whole(), news)
+        return Round(self._whole(), news, len(self._backlog))
 
     def _whole(self, *, also_unsettled: bool = False) -> Walk:
         """Return every image so far; one that changes again stays, for it has a row."""
