@@ -25,6 +25,9 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         },
         {"pyarrow"},
     ),
+    "preflight": ({"config", "errors", "store"}, {"filelock"}),
+    "finding": ({"config", "errors", "images", "progress", "store"}, set()),
+    "watch": ({"config", "errors", "images", "records"}, set()),
     "judge": ({"degenerate", "gate", "gatefile", "novelty", "records", "scoring"}, set()),
     "settings": ({"answers", "calibration", "config", "errors", "gatefile"}, set()),
     "__main__": ({"cli"}, set()),
@@ -67,11 +70,12 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "scanning": (
         {
-            *("records", "errors", "config", "images", "captioner", "gate", "tonight"),
+            *("records", "errors", "config", "images", "captioner", "gate", "tonight", "finding", "watch"),
+            "preflight",
             *("store", "journal", "kernels", "novelty", "reference", "rows", "logfile", "progress", "signals"),
             *("recorder", "scoring", "spent", "supply"),
         },
-        {"filelock"},
+        set(),
     ),
     "calibration": (
         {
@@ -115,6 +119,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "builtin": ({"builtin", "config"}, PIXELS),
     "builtin.checkpoint": ({"builtin", "answers"}, {"torch", "transformers", "tokenizers"}),
     "builtin.questions": ({"builtin", "answers"}, {"numpy"}),
+    "builtin.dataset": ({"builtin"}, {"torch", "numpy"}),
     "builtin.objectives": ({"builtin"}, {"torch", "numpy"}),
     "builtin.muon": (set(), {"torch"}),
     "builtin.train": ({"builtin"}, {"torch", "numpy", "rich"}),

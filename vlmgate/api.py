@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from vlmgate.config import ScanConfig
 from vlmgate.errors import UsageError
 from vlmgate.records import Decision, ModelInfo, Record, Route
-from vlmgate.settings import CalibrateOptions, ScanOptions, calibrate_configs, gate_options, is_there, scan_config
+from vlmgate.settings import (
+    CalibrateOptions,
+    ScanOptions,
+    calibrate_configs,
+    gate_options,
+    is_there,
+    options_of,
+    scan_config,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,7 +136,7 @@ class Gate:
     @property
     def reads(self) -> Mapping[str, Any]:
         """Return the options that a scan must have for the gate to hold."""
-        return gate_options(self.path)
+        return options_of(self.file)
 
     @cached_property
     def _reference(self) -> Reference | None:
@@ -166,7 +174,8 @@ def scan(
     written to `out` (the name of what is read + ".parquet", in the working folder), with a log and a journal beside it;
     the same call resumes. `progress` is called in the middle of the run, with a `Progressed`; an error that it raises
     ends the telling and not the run. Raises `UsageError` (2) before anything is read, `FatalError` (1) where the run
-    could not go on; its result is written all the same. So it is for Ctrl-C and SIGTERM, which take effect then.
+    could not go on; its result is written all the same. So it is for Ctrl-C and SIGTERM, which take effect then; with
+    `watch=True` they end the watching, and nothing else where everything that had come was read.
     """
     from vlmgate.scanning import scan as run
 

@@ -121,6 +121,31 @@ class ImageConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchConfig:
+    """How a folder is watched while it fills; times in seconds."""
+
+    settle: float = 5.0  # a file is read once its size and time have not changed for so long
+    publish_every: float = 600.0  # the result is written anew so often; 0 = at the end alone
+    until: str | None = None  # "06:00", local time: then it ends by itself
+    idle: float | None = None  # it ends when nothing has come for so long
+
+    def __post_init__(self) -> None:
+        _require(0 < self.settle <= 86_400, "settle", self.settle, "above 0 and at most a day")
+        _require(self.publish_every >= 0, "publish-every", self.publish_every, "0 (at the end alone) or more")
+        _require(self.idle is None or self.idle > 0, "idle", self.idle, "above 0")
+        time = self.until is None or re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", self.until, re.ASCII) is not None
+        _require(time, "until", self.until, "a time of day such as 06:00")
+
+
+def parse_duration(text: str | float, option: str) -> float:
+    """Return seconds for "5s", "500ms", "30m", "1.5h" or a number of seconds; raises `ConfigError`."""
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|min|h)?\s*", str(text), re.ASCII)
+    if match is None:
+        raise ConfigError(f"{option} is '{text}'; give a time such as 5s, 30m or 2h.")
+    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
+
+
+@dataclass(frozen=True, slots=True)
 class ScanConfig:
     """Everything that `vlmgate scan` needs to know."""
 
@@ -138,6 +163,7 @@ class ScanConfig:
     reference: Path | None = None  # folder of images that the model is meant for
     gate: Path | None = None  # file that `vlmgate calibrate` wrote; takes the place of the six above
     restart: bool = False
+    watch: WatchConfig | None = None  # go on as the folder fills
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ class Recorder:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._closed = False  # a folder that is watched is read in rounds
         if self._error is not None and not self._told:
             self._told = True
             raise self._error

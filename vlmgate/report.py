@@ -100,8 +100,10 @@ class TerminalProgress:
             self.console.print(Text(plain(text)), soft_wrap=True)
 
     def start(self, total: int, done: int) -> None:
+        self._begun = time.monotonic()
+        if not self._total:  # a folder that is watched begins again and again
+            self._told = self._begun
         self._total, self._done, self._begun_with = total, done, done
-        self._begun = self._told = time.monotonic()
         if self.quiet or not self.console.is_terminal:
             return
         self._bar = Progress(

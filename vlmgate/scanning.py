@@ -7,14 +7,12 @@ is decoded, how a caption is made, or how anything is shown.
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import vlmgate
@@ -23,16 +21,18 @@ from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.resolution import picture_side
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
-from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
+from vlmgate.errors import FatalError, ModelError, OutputError, VlmgateError, one_line
+from vlmgate.finding import find, look, told_of_list
 from vlmgate.gate import Gate
-from vlmgate.images import STANDARD, Walk, find_images, find_listed, folders_of
+from vlmgate.images import STANDARD, Walk
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
 from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
 from vlmgate.novelty import Reference, pack
+from vlmgate.preflight import check_space, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
-from vlmgate.records import Caption, Picture, Reading, Reason, Record, Sampled, Source, Unreadable
+from vlmgate.records import Caption, Picture, Reading, Reason, Record, Route, Sampled, Source, Unreadable
 from vlmgate.reference import ReferenceFolder, checkpoint_reference
 from vlmgate.rows import build_rows, decide_rows
 from vlmgate.scoring import Scorer
@@ -41,6 +41,7 @@ from vlmgate.spent import Clock
 from vlmgate.store import Outputs, write_result
 from vlmgate.supply import Batch, ModelWanted, Supply
 from vlmgate.tonight import Tonight, check_same, drift_of, gate_of
+from vlmgate.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,8 @@ def scan(
     outputs.check()
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
-    with _locked(outputs), logging_to(outputs.log):
-        walk = _walk(config, progress)
-        walk = replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
-        if only is not None:
-            walk = replace(walk, sources=tuple(source for source in walk.sources if source.file_name in only))
-        if not walk.sources and not walk.unreadable:
-            raise NoImagesError(_no_images(config.folder, walk))
+    with locked(outputs), logging_to(outputs.log):
+        walk = find(config, outputs, progress, only)
         config = replace(config, images=replace(config.images, least_side=_least_side(config.model)))
         checkpoint = model_fingerprint(config.model)
         check_same(tonight, config, checkpoint)
@@ -130,13 +126,14 @@ class _Run:
         self.clock = Clock()
         early = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
         self.recorder = Recorder(journal, early if config.kernel == WORDS else None)
+        self.watch: Watch | None = None
 
     def run(self) -> ScanResult:
         interrupted: int | None = None
         error: VlmgateError | None = None
         with self.signals.installed():
             try:
-                self._read_what_is_missing()
+                self._read_all()
             except Interrupted as stop:
                 interrupted = stop.signum
                 log.warning("stopped by %s", stop)
@@ -160,9 +157,63 @@ class _Run:
 
     # --- reading ---
 
-    def _read_what_is_missing(self) -> None:
-        pending = self._pending()
-        done = len(self.walk.sources) - len(pending)
+    def _read_all(self) -> None:
+        if self.config.watch is None:
+            self._read_what_is_missing()
+            return
+        self._loaded()  # or a shift might go by before it is known that it does not load
+        self.watch = Watch(
+            self.config.watch,
+            lambda: look(self.config, self.outputs),
+            self.progress.message,
+            kept=self._gone_but_read(),
+            limit=16 * self.config.sampling.batch_size,
+        )
+        self.progress.message(f"Watching {self.config.folder}; Ctrl-C ends it and writes the result.")
+        fresh = False  # something has been read since the result was published
+        for one in self.watch.rounds():
+            self.walk, fresh = one.walk, fresh or bool(one.news)
+            for name in self.watch.unsettled:  # changed since they were read, so what was read is of no file any more
+                self.journal.forget(name)
+            if one.news:
+                self._read_what_is_missing(one.news, one.waiting)
+                self.progress.stop()
+            if self.watch.publishing_is_due():
+                if fresh:
+                    self._publish()
+                fresh = False
+
+    def _gone_but_read(self) -> list[Source]:
+        """Return the files that the journal knows and the folder does not hold any more; their rows stay."""
+        there = {source.file_name for source in self.walk.sources}
+        return [
+            Source(name, entry.image.path if not isinstance(entry, Unreadable) else self.config.folder / name)
+            for name in self.journal.file_names()
+            if name not in there
+            for entry in self.journal.entries_of(name)[:1]
+        ]
+
+    def _publish(self) -> None:
+        """Write the result so far; a budget is filled from all images, so nothing is decided before the end."""
+        if self.gate.threshold is None and (self.gate.budget_share, self.gate.budget_count) != (None, None):
+            return
+        try:
+            with self.signals.held():
+                records = self._decided()
+                write_result(self.outputs.parquet, records, self._provenance(records, complete=False))
+        except FatalError as error:  # a reader may hold the file; the journal holds the readings
+            self.progress.message(f"Not published this time: {error}")
+        else:
+            routed = sum(record.route == Route.HUMAN_REVIEW for record in records)
+            self.progress.message(f"Published {self.outputs.parquet}: {len(records):,} rows, {routed:,} for people.")
+
+    def _decided(self) -> list[Record]:
+        rows = build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
+        return decide_rows(rows, self.gate, self.config.sampling.seed)
+
+    def _read_what_is_missing(self, sources: Sequence[Source] | None = None, waiting: int = 0) -> None:
+        pending = self._pending(self.walk.sources if sources is None else sources)
+        done = len(self.walk.sources) - len(pending) - waiting
         if self.journal.dropped:
             self.progress.message(
                 f"{self.journal.dropped} journal lines were torn or damaged; what they held is read again."
@@ -172,10 +223,10 @@ class _Run:
                 f"{len(self.gone):,} files that were read before are not in the folder any more, first: {self.gone[0]}"
             )
         if pending:
-            _check_space(self.outputs, len(pending), self.config.sampling)
-        if done and pending:
+            check_space(self.outputs, len(pending), self.config.sampling)
+        if done and pending and self.watch is None:
             self.progress.message(f"Resuming: {done:,} of {len(self.walk.sources):,} files have been read before.")
-        if self.folder is not None:
+        if self.folder is not None and self.reference is None:
             self.reference = self.folder.load() or self._read_reference(self.folder)
         self.progress.start(len(self.walk.sources), done)
         self._read(pending)
@@ -207,7 +258,7 @@ class _Run:
         self.progress.message(f"Reading the reference in {folder.folder} ({len(folder.sources):,} files) …")
         return folder.read(captioner, self.config.images, self.config.sampling.batch_size)
 
-    def _pending(self) -> list[Source]:
+    def _pending(self, sources: Sequence[Source]) -> list[Source]:
         """Return the files that have to be opened, and forget what the journal says of those that were replaced.
 
         A file is done when all its pages have a reading and its size and times have not changed. What could not be
@@ -216,7 +267,7 @@ class _Run:
         names = {source.file_name for source in self.walk.sources}
         self.gone = sorted(name for name in self.journal.file_names() if name not in names)
         pending = []
-        for source in self.walk.sources:
+        for source in sources:
             entries = self.journal.entries_of(source.file_name)
             if not self._is_unchanged(source, entries):
                 self.journal.forget(source.file_name)
@@ -319,19 +370,26 @@ class _Run:
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
         if self.config.kernel != WORDS and self.journal.readings:
             self.progress.message(f"Comparing the captions with {self.config.kernel} …")
+        if self.watch is not None:
+            self.walk = self.watch.everything()
+            for name in self.watch.unsettled:
+                self.journal.forget(name)
         with self.clock.running("scoring"):
             rows = build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
             records = decide_rows(rows, self.gate, self.config.sampling.seed)
         failed = any(row.reason is Reason.MODEL_FAILED for row in rows)
         if failed and error is None and not any(row.reading for row in rows):
             error = ModelError(f"the model failed on every image, last with: {self.last_failure}. See the log.")
-        provenance = self._provenance(records, complete=not any(r.reason == Reason.NOT_READ for r in records))
+        complete = not any(r.reason == Reason.NOT_READ for r in records)
+        provenance = self._provenance(records, complete=complete)
         try:
             with self.clock.running("writing"):
                 write_result(self.outputs.parquet, records, provenance)
         except FatalError as full:
             error = error or full
             log.error("%s", full, exc_info=full)
+        if self.watch is not None and complete:
+            interrupted = None  # that is how watching ends
         log.info("finished: %d rows, interrupted=%s, error=%s", len(records), interrupted, error)
         return ScanResult(tuple(records), provenance, self.gate, self.outputs, interrupted, error)
 
@@ -347,15 +405,6 @@ class _Run:
             "method": self.reference.method,
         }
 
-    def _told_of_list(self) -> dict[str, Any] | None:
-        if self.config.files is None:
-            return None
-        return {
-            "entries": len(self.config.files),
-            "repeated": len(self.walk.repeated),
-            "folders": folders_of(self.walk),
-        }
-
     def _provenance(self, records: Sequence[Record], *, complete: bool) -> dict[str, Any]:
         return {
             "vlmgate_version": vlmgate.__version__,
@@ -364,7 +413,7 @@ class _Run:
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "folder": self.config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
-            "listed": self._told_of_list(),
+            "listed": told_of_list(self.config, self.walk),
             "images": len(records),
             "ignored": len(self.walk.ignored),
             "ignored_first": list(self.walk.ignored[:5]),
@@ -404,19 +453,6 @@ def _clean(caption: Caption) -> Caption:
     return replace(caption, text=text, mean_logprob=logprob if finite else None)
 
 
-def _walk(config: ScanConfig, progress: Progress) -> Walk:
-    """Return what there is to read: the files of a list, or what the folder holds."""
-    if config.files is None:
-        progress.message(f"Looking for images in {config.folder} …")
-        return find_images(config.folder)
-    progress.message(f"Looking for the {len(config.files):,} files of the list …")
-    walk = find_listed(config.files, config.folder)
-    if again := len(walk.repeated):
-        files = "file" if again == 1 else "files"
-        progress.message(f"the list names {again:,} {files} again, which has one row all the same: {walk.repeated[0]}")
-    return walk
-
-
 def _least_side(model: ModelConfig) -> int:
     """Return the sides, in pixels, below which no JPEG may be decoded smaller; 0 = none may be.
 
@@ -425,35 +461,3 @@ def _least_side(model: ModelConfig) -> int:
     """
     side = picture_side(model)
     return 0 if side is None else 2 * max(side, STANDARD)
-
-
-def _no_images(folder: Path, walk: Walk) -> str:
-    first = f", among them {walk.ignored[0]!r}" if walk.ignored else ""
-    return f"{folder}: no image found ({len(walk.ignored)} other files{first}); name a folder that holds images."
-
-
-def _check_space(outputs: Outputs, images: int, sampling: SamplingConfig) -> None:
-    """Raise `OutputError` where the disk would fill up before the run ends."""
-    tokens = sampling.max_new_tokens + (sampling.max_answer_tokens if sampling.question else 0)
-    per_image = 8000 + sampling.num_samples * (400 + 8 * tokens)  # bytes, journal and result, generous
-    needed = 20_000_000 + images * per_image
-    free = shutil.disk_usage(outputs.parquet.parent).free
-    if free < needed:
-        megabytes = f"{free / 1e6:,.0f} MB free, about {needed / 1e6:,.0f} MB may be needed"
-        raise OutputError(f"{outputs.parquet.parent}: {megabytes}; make room or give another -o.")
-
-
-@contextmanager
-def _locked(outputs: Outputs) -> Iterator[None]:
-    """Hold the output for this run alone."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(outputs.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(f"{outputs.parquet}: another scan is writing it; wait for it or give another -o.") from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -18,11 +18,14 @@ from vlmgate.config import (
     Pages,
     SamplingConfig,
     ScanConfig,
+    WatchConfig,
+    parse_duration,
 )
 from vlmgate.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from vlmgate.calibration.cost import Costs
+    from vlmgate.gatefile import GateFile
 
 Texts = str | Sequence[str]
 
@@ -65,6 +68,11 @@ class ScanOptions(ReadingOptions, total=False):
     limit: Texts | None  # rules such as "novelty <= 1"
     reference: Path | str | None
     gate: Path | str | None
+    watch: bool
+    settle: str | float | None  # "5s", or seconds; likewise the two after next
+    until: str | None  # "06:00"
+    idle: str | float | None
+    publish_every: str | float | None
 
 
 class CalibrateOptions(ReadingOptions, total=False):
@@ -128,6 +136,7 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: ScanOp
         reference=_path(told.get("reference")),
         gate=_path(told.get("gate")),
         restart=told.get("restart", False),
+        watch=_watch(source, told),
     )
 
 
@@ -211,7 +220,11 @@ def gate_options(path: Path) -> dict[str, Any]:
     """Return all that a scan must have in common with what a gate file was calibrated for; raises `GateError`."""
     from vlmgate.gatefile import read_gate
 
-    gate = read_gate(path)
+    return options_of(read_gate(path))
+
+
+def options_of(gate: GateFile) -> dict[str, Any]:
+    """Return the options of what a gate was calibrated for."""
     sampling = dict(gate.sampling)
     told = {key: value for key, value in sampling.items() if value is not None and key != "abstain"}
     told |= {"choices": ",".join(sampling["choices"]) or None, "no_abstain": not sampling["abstain"]}
@@ -242,6 +255,20 @@ def share(value: str | float, option: str, within: tuple[float, float] | None = 
 def label_pairs(texts: Sequence[str] | None) -> dict[str, str]:
     """Return a label map; raises `ConfigError` for what is no pair."""
     return CalibrateConfig(Path(), Path(), label_map=tuple(texts or ())).mapped()
+
+
+def _watch(source: Path | Sequence[Path], told: dict[str, Any]) -> WatchConfig | None:
+    """Return how a folder is watched; None where it is not."""
+    names = ("settle", "publish_every", "idle", "until")
+    if not told.get("watch", False):
+        for name in names:
+            if name in told:
+                raise UsageError(f"--{name.replace('_', '-')} is for --watch; add that, or leave it out.")
+        return None
+    if not isinstance(source, Path) or not source.is_dir():
+        raise UsageError("--watch takes a folder, which may be empty as yet; leave it out for a file or a list.")
+    times = {n: parse_duration(told[n], f"--{n.replace('_', '-')}") for n in names[:3] if n in told}
+    return WatchConfig(**times, until=told.get("until"))
 
 
 def _given(options: Any) -> dict[str, Any]:

@@ -109,6 +109,19 @@ def scan(
     null: Annotated[
         bool, typer.Option("--null", "-0", help="The list on stdin is parted by NUL, as find -print0 does.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on reading as the folder fills; Ctrl-C ends it and writes the result.")
+    ] = False,
+    settle: Annotated[
+        str | None, typer.Option(help="With --watch: a file is read once it has not changed for so long. [default: 5s]")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="With --watch: end at this time of day, such as 06:00.")] = None,
+    idle: Annotated[
+        str | None, typer.Option(help="With --watch: end when nothing has come for so long, such as 30m.")
+    ] = None,
+    publish_every: Annotated[
+        str | None, typer.Option(help="With --watch: write the result so often; 0 = at the end alone. [default: 10m]")
+    ] = None,
     restart: RestartOption = False,
     config: ConfigOption = None,
     gate: Annotated[
@@ -173,6 +186,11 @@ def scan(
                 "limit": limit,
                 "reference": reference,
                 "gate": gate,
+                "watch": watch,
+                "settle": settle,
+                "until": until,
+                "idle": idle,
+                "publish_every": publish_every,
                 "restart": restart,
             },
         )
