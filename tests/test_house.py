@@ -45,6 +45,8 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "reference": ({"records", "errors", "config", "images", "captioner", "novelty"}, set()),
     "progress": ({"records", "errors", "config", "gate"}, set()),
     "signals": (set(), set()),
+    "preflight": ({"captioner", "config", "errors", "images", "store"}, {"filelock"}),
+    "adaptive": ({"records", "errors", "diversity", "gate", "novelty", "scoring"}, {"numpy"}),
     "supply": ({"records", "config", "images", "journal", "captioner"}, set()),
     "recorder": ({"records", "journal", "scoring"}, set()),
     "spent": ({"captioner", "recorder", "records"}, set()),
@@ -60,9 +62,9 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         {
             *("records", "errors", "config", "images", "captioner", "gate", "tonight"),
             *("store", "journal", "kernels", "novelty", "reference", "rows", "logfile", "progress", "signals"),
-            *("recorder", "scoring", "spent", "supply"),
+            *("adaptive", "preflight", "recorder", "scoring", "spent", "supply"),
         },
-        {"filelock"},
+        set(),
     ),
     "calibrate": (
         {

@@ -112,13 +112,14 @@ def semantic_entropy(kernel: Matrix, same: float = SAME_READING) -> float:
     The discrete form of Farquhar et al. ("Detecting hallucinations in large language models using semantic entropy",
     Nature 630, 2024); captions are of one cluster where a chain of similarities of at least `same` connects them.
     """
-    linked = _checked(kernel) >= same - 1e-9
-    k = len(kernel)
-    cluster = np.arange(k)
-    for i in range(k):  # K is small; a caption takes its neighbours' clusters along
-        joined = np.unique(cluster[linked[i]])
-        cluster[np.isin(cluster, joined)] = joined[0]
-    shares = np.unique(cluster, return_counts=True)[1] / k
+    linked = (_checked(kernel) >= same - 1e-9).tolist()
+    k = len(linked)
+    cluster = list(range(k))
+    for row in linked:  # K is small; a caption takes its neighbours' clusters along
+        joined = {one for one, near in zip(cluster, row, strict=True) if near}
+        least = min(joined)
+        cluster = [least if one in joined else one for one in cluster]
+    shares = np.array([cluster.count(one) for one in sorted(set(cluster))]) / k
     return abs(float(-(shares * np.log(shares)).sum()))
 
 

@@ -67,13 +67,15 @@ _WHY = {
 }
 
 
-def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int) -> str:
+def header_line(model: Mapping[str, Any] | None, gate: Gate, sampling: Mapping[str, Any]) -> str:
     """Return the line that opens a run and its summary."""
+    first = sampling.get("first_samples")
+    fewest = "" if first is None else f"{first} to "
     parts = [f"vlmgate {vlmgate.__version__}"]
     if model:
         revision = f"@{model['revision'][:7]}" if model.get("revision") else ""
         parts += [f"{short_model(model['model'])}{revision}", f"{model['device']} {model['dtype']}"]
-    parts += [f"{num_samples} samples", gate.describe()]
+    parts += [f"{fewest}{sampling['num_samples']} samples", gate.describe()]
     return plain(" · ".join(parts))
 
 
@@ -91,7 +93,7 @@ class TerminalProgress:
         self._begun = self._told = time.monotonic()
 
     def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None:
-        self.message(header_line(asdict(model) if model else None, gate, config.sampling.num_samples))
+        self.message(header_line(asdict(model) if model else None, gate, asdict(config.sampling)))
         if config.model.model == BUILTIN:
             self.message(BUILTIN_NOTICE)
 

@@ -5,6 +5,7 @@ Knows option names and their help; knows nothing of what is done with them.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vlmgate.config import load_toml
+from vlmgate.config import SamplingConfig, load_toml
 from vlmgate.errors import UsageError
 from vlmgate.terminal import errors_in_one_line
 
@@ -133,3 +134,14 @@ ConfigOption = Annotated[
 def split_choices(choices: str | None) -> tuple[str, ...]:
     """Return what stands between the commas."""
     return () if choices is None else tuple(choice.strip() for choice in choices.split(","))
+
+
+def split_samples(samples: str, num_samples: int) -> tuple[int, int]:
+    """Return the fewest and the most of "4..16"; raises `UsageError`, also where K was given as well, and differs."""
+    match = re.fullmatch(r"\s*(\d{1,4})\s*\.\.\s*(\d{1,4})\s*", samples, re.ASCII)
+    if match is None:
+        raise UsageError(f"--samples is '{samples}'; give the fewest and the most, such as 4..16.")
+    first, most = int(match[1]), int(match[2])
+    if num_samples not in (SamplingConfig().num_samples, most):
+        raise UsageError(f"--samples {samples} and --num-samples {num_samples} do not agree; leave one out.")
+    return first, most

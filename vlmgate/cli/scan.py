@@ -41,6 +41,7 @@ from vlmgate.cli.options import (
     app,
     read_gate_options,
     split_choices,
+    split_samples,
 )
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import UsageError
@@ -79,6 +80,12 @@ def scan(
     no_abstain: NoAbstainOption = False,
     max_answer_tokens: AnswerTokensOption = 16,
     num_samples: Annotated[int, typer.Option("--num-samples", "-k", help="K, captions per image.")] = 8,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEWEST..MOST", help="Draw the fewest, and go on to K = the most where they do not decide: 4..16."
+        ),
+    ] = None,
     temperature: TemperatureOption = 1.0,
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
@@ -133,13 +140,15 @@ def scan(
             if out not in (None, _STDOUT)
             else Path(f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'root'}.parquet")
         )
+        first_samples, most_samples = (None, num_samples) if samples is None else split_samples(samples, num_samples)
         settings = ScanConfig(
             folder=folder,
             out=parquet,
             model=ModelConfig(model, revision, device, dtype, trust_remote_code),
             sampling=SamplingConfig(
                 prompt=prompt,
-                num_samples=num_samples,
+                num_samples=most_samples,
+                first_samples=first_samples,
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
