@@ -77,7 +77,10 @@ def in_words(reason: str) -> str:
 def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out: Path, console: Console) -> None:
     """Print the table that splits the folder, and what to do next."""
     gate, sampling = Gate.of(provenance["gate"]), provenance["sampling"]
-    console.print(Text(header_line(provenance["model"], gate, sampling)), soft_wrap=True)
+    console.print(
+        Text(header_line(provenance["model"], gate, sampling["num_samples"], sampling.get("first_samples"))),
+        soft_wrap=True,
+    )
     console.print()
     console.print(_summary_table(summarise(records)))
     console.print()
@@ -161,8 +164,8 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
         )
         if provenance.get("adaptive"):
             notes.append(
-                f"It promises that of {provenance['adaptive']['most']} samples; where fewer were drawn, all would "
-                "have decided the same with 99% certainty, image by image."
+                f"It promises that of {provenance['adaptive']['most']} samples an image; where fewer were drawn, the "
+                "others were not expected to change the decision (see README, '--samples')."
             )
     elif provenance.get("gate_edited"):
         notes.append("The gate file was edited since it was calibrated, so it promises nothing.")
