@@ -167,6 +167,7 @@ ASKED: dict[str, object] = {"question": "Is it ok?", "choices": ("ok", "scratch"
 CHANGES: dict[str, object] = {
     "prompt": "What is this?",
     "num_samples": 5,
+    "first_samples": 3,
     "temperature": 0.7,
     "top_p": 0.9,
     "top_k": 40,

@@ -52,6 +52,7 @@ class SamplingConfig:
 
     prompt: str = DEFAULT_PROMPT
     num_samples: int = 8  # K, captions per image
+    first_samples: int | None = None  # drawn before it is looked whether more are needed; None = K at once
     temperature: float = 1.0  # > 0
     top_p: float = 1.0  # (0, 1], 1 = off
     top_k: int = 0  # 0 = off
@@ -65,6 +66,11 @@ class SamplingConfig:
     views: int = 1  # V noised copies of each image, K / V samples from each; 1 = the image alone
     view_noise: float = 20.0  # sigma of the noise, of 255
 
+    @property
+    def at_once(self) -> int:
+        """Return how many images go into a batch: where few samples are drawn first, more of them, for as many rows."""
+        return self.batch_size * (1 if self.first_samples is None else self.num_samples // self.first_samples)
+
     def __post_init__(self) -> None:
         _require(
             2 <= self.num_samples <= 1024, "num_samples", self.num_samples, "2 to 1024 (one caption cannot disagree)"
@@ -76,6 +82,14 @@ class SamplingConfig:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         _require(1 <= self.batch_size <= 4096, "batch_size", self.batch_size, "1 to 4096")
         _require(bool(self.prompt.strip()), "prompt", self.prompt, "a non-empty text")
+        if self.first_samples is not None:
+            _require(
+                2 <= self.first_samples < self.num_samples,
+                "samples",
+                f"{self.first_samples}..{self.num_samples}",
+                "FEWEST..MOST, 2 or more, such as 4..16",
+            )
+            _require(self.views == 1, "views", self.views, "1 with --samples")
         self._check_question()
         _require(
             self.views >= 1 and self.num_samples % self.views == 0,
@@ -209,7 +223,7 @@ class CalibrateConfig:
 
 
 # Left out of the fingerprint where they are as before there was a choice, so that a journal from then still resumes.
-_LATER_KEYS = ("question", "choices", "abstain", "max_answer_tokens", "views", "view_noise")
+_LATER_KEYS = ("first_samples", "question", "choices", "abstain", "max_answer_tokens", "views", "view_noise")
 
 
 def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, Any]:

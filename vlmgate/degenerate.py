@@ -93,6 +93,7 @@ _REFUSAL = re.compile(
 )
 
 
+@lru_cache(maxsize=4096)
 def is_empty(text: str) -> bool:
     """Say whether a caption says nothing: no letter or digit, one of them only, or few words over and over."""
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -104,6 +105,7 @@ def is_empty(text: str) -> bool:
     return (len(words) >= 3 and most >= 0.7 * len(words)) or (len(words) >= 9 and 3 * len(set(words)) <= len(words))
 
 
+@lru_cache(maxsize=4096)
 def _letters(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
 

@@ -67,7 +67,7 @@ def _checked(kernel: Matrix) -> Matrix:
         raise KernelError(f"kernel of shape {kernel.shape}: give a square matrix, one row per caption.")
     if not np.isfinite(kernel).all():
         raise KernelError("kernel holds NaN or infinity: check the texts or embeddings that it was made of.")
-    if np.abs(kernel - kernel.T).max() > 1e-5 or np.abs(np.diag(kernel) - 1).max() > 1e-5:
+    if np.abs(kernel - kernel.T).max() > 1e-5 or np.abs(kernel.diagonal() - 1).max() > 1e-5:
         raise KernelError("kernel is not symmetric with a unit diagonal: normalise it first.")
     return kernel
 
@@ -81,7 +81,10 @@ def vendi_score(kernel: Matrix) -> float:
     exp(-Σ λ ln λ) over the eigenvalues λ of kernel / K (Friedman & Dieng, "The Vendi Score", TMLR 2023). Raises
     `KernelError` for a matrix that is no kernel.
     """
-    kernel = _checked(kernel)
+    return _vendi(_checked(kernel))
+
+
+def _vendi(kernel: Matrix) -> float:
     eigenvalues = np.linalg.eigvalsh(kernel / len(kernel))
     if eigenvalues[0] < -1e-6:
         raise KernelError(f"kernel has a negative eigenvalue ({eigenvalues[0]:.2g}): it is not positive semi-definite.")
@@ -96,14 +99,20 @@ def agreement(vendi: float, num_samples: int) -> float | None:
 
 def mean_dissimilarity(kernel: Matrix) -> float | None:
     """Return the mean of 1 - kernel over pairs, in [0, 1]; higher = more disagreement. None for K = 1."""
-    kernel = _checked(kernel)
-    k = len(kernel)
-    return None if k < 2 else float(np.clip(1 - (kernel.sum() - k) / (k * (k - 1)), 0, 1))
+    return _mean_dissimilarity(float(_checked(kernel).sum()), len(kernel))
+
+
+def _mean_dissimilarity(whole: float, k: int) -> float | None:
+    return None if k < 2 else min(1.0, max(0.0, 1 - (whole - k) / (k * (k - 1))))
 
 
 def medoid(kernel: Matrix) -> int:
     """Return the index of the caption most similar to all others; the first of equals."""
-    return int(np.argmax(np.round(_checked(kernel).sum(axis=1), 9)))
+    return _medoid(_checked(kernel).sum(axis=1))
+
+
+def _medoid(sums: Matrix) -> int:
+    return int(np.argmax(np.round(sums, 9)))
 
 
 def semantic_entropy(kernel: Matrix, same: float = SAME_READING) -> float:
@@ -112,14 +121,19 @@ def semantic_entropy(kernel: Matrix, same: float = SAME_READING) -> float:
     The discrete form of Farquhar et al. ("Detecting hallucinations in large language models using semantic entropy",
     Nature 630, 2024); captions are of one cluster where a chain of similarities of at least `same` connects them.
     """
-    linked = _checked(kernel) >= same - 1e-9
-    k = len(kernel)
-    cluster = np.arange(k)
-    for i in range(k):  # K is small; a caption takes its neighbours' clusters along
-        joined = np.unique(cluster[linked[i]])
-        cluster[np.isin(cluster, joined)] = joined[0]
-    shares = np.unique(cluster, return_counts=True)[1] / k
-    return abs(float(-(shares * np.log(shares)).sum()))
+    return _clustered_entropy(_checked(kernel), same)
+
+
+def _clustered_entropy(kernel: Matrix, same: float) -> float:
+    linked = (kernel >= same - 1e-9).tolist()
+    k = len(linked)
+    cluster = list(range(k))
+    for row in linked:  # K is small; a caption takes its neighbours' clusters along
+        joined = {one for one, near in zip(cluster, row, strict=True) if near}
+        least = min(joined)
+        cluster = [least if one in joined else one for one in cluster]
+    shares = [cluster.count(one) / k for one in sorted(set(cluster))]
+    return abs(-sum(share * math.log(share) for share in shares))
 
 
 def predictive_entropy(captions: Sequence[Caption]) -> float | None:
@@ -139,12 +153,15 @@ def cocoa(kernel: Matrix, captions: Sequence[Caption]) -> float | None:
     A Minimum Bayes Risk Framework Bridging Confidence and Consistency for Uncertainty Quantification in LLMs", NeurIPS
     2025, with the log-probability per token); there the judged text is decoded greedily, here it is the medoid.
     """
-    centre = medoid(kernel)
+    return _cocoa(_checked(kernel).sum(axis=1), captions)
+
+
+def _cocoa(sums: Matrix, captions: Sequence[Caption]) -> float | None:
+    centre, k = _medoid(sums), len(sums)
     logprob = captions[centre].mean_logprob
-    k = len(kernel)
     if k < 2 or logprob is None or not math.isfinite(logprob):
         return None
-    return max(0.0, -logprob * float(1 - (kernel[centre].sum() - 1) / (k - 1)))
+    return max(0.0, -logprob * float(1 - (sums[centre] - 1) / (k - 1)))
 
 
 def view_contrast(kernel: Matrix, views: Sequence[int] | None) -> float | None:
@@ -172,16 +189,18 @@ def score_captions(
     """Return the scores of one image's K captions, rounded to 6 decimals; without a kernel, under `words`."""
     if kernel is None:
         kernel = word_kernel([caption.text for caption in captions])
-    vendi = vendi_score(kernel)
+    kernel = _checked(kernel)
+    vendi, sums = _vendi(kernel), kernel.sum(axis=1)
+    logprob = _mean(caption.mean_logprob for caption in captions)
     return Scores(
         vendi_score=_rounded(vendi),
         agreement=_rounded(agreement(vendi, len(captions))),
-        mean_dissimilarity=_rounded(mean_dissimilarity(kernel)),
-        mean_logprob=_rounded(_mean(caption.mean_logprob for caption in captions)),
-        medoid=medoid(kernel),
-        semantic_entropy=_rounded(semantic_entropy(kernel, same)),
-        predictive_entropy=_rounded(predictive_entropy(captions)),
-        cocoa=_rounded(cocoa(kernel, captions)),
+        mean_dissimilarity=_rounded(_mean_dissimilarity(float(sums.sum()), len(kernel))),
+        mean_logprob=_rounded(logprob),
+        medoid=_medoid(sums),
+        semantic_entropy=_rounded(_clustered_entropy(kernel, same)),
+        predictive_entropy=_rounded(None if logprob is None else -logprob),
+        cocoa=_rounded(_cocoa(sums, captions)),
         view_contrast=_rounded(view_contrast(kernel, views)),
     )
 

@@ -238,6 +238,9 @@ def _checked(name: str, value: float, num_samples: int, option: str) -> float:
 # --- decisions --------------------------------------------------------------------------------------------------------
 
 
+_OF_SCORES, _OF_QUALITY = ({field.name for field in fields(kind)} for kind in (Scores, Quality))
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """What is known of one row when its route is chosen; `reason` is set where no score can save it."""
@@ -250,8 +253,8 @@ class Candidate:
 
     def value(self, column: str) -> float | None:
         """Return what it has in a column; None where that cannot be compared."""
-        holder = next((part for part in (self.scores, self.quality, self) if hasattr(part, column)), None)
-        found: float | None = getattr(holder, column, None)
+        part = self.scores if column in _OF_SCORES else self.quality if column in _OF_QUALITY else self
+        found: float | None = getattr(part, column, None)
         return found if found is not None and math.isfinite(found) else None
 
 

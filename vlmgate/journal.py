@@ -185,7 +185,7 @@ class Journal:
     def _take_up(self, batch: Sequence[Mapping[str, Any]]) -> None:
         """Remember a batch whole or not at all, so that the images read again fall into the same batches as before."""
         try:
-            entries = [_from_json(line, self.fingerprint.get("num_samples")) for line in batch]
+            entries = [_from_json(line, _counts(self.fingerprint)) for line in batch]
         except Exception:  # whatever a damaged line holds, it costs its batch and no more
             self.dropped += len(batch)
             return
@@ -312,7 +312,13 @@ def _to_json(entry: Entry, seconds: float | None) -> dict[str, Any]:
     return line | {key: value for key, value in more.items() if value is not None} | {"seconds": seconds}
 
 
-def _from_json(line: Mapping[str, Any], num_samples: int | None) -> tuple[Entry, float | None]:
+def _counts(fingerprint: Mapping[str, Any]) -> range | None:
+    """Return how many samples a reading may hold; None where nothing is known."""
+    most = fingerprint.get("num_samples")
+    return None if most is None else range(fingerprint.get("first_samples") or most, most + 1)
+
+
+def _from_json(line: Mapping[str, Any], counts: range | None) -> tuple[Entry, float | None]:
     kind = line["kind"]
     if kind == "unreadable":
         return Unreadable(line["file_name"], line["reason"], line["page"]), None
@@ -331,6 +337,6 @@ def _from_json(line: Mapping[str, Any], num_samples: int | None) -> tuple[Entry,
     )
     for what in ("captions", "answers", "views"):
         told = getattr(reading, what)
-        if num_samples is not None and told is not None and len(told) != num_samples:
-            raise ValueError(f"{len(told)} {what} instead of {num_samples}")
+        if told is not None and (len(told) != len(reading.captions) or (counts and len(told) not in counts)):
+            raise ValueError(f"{len(told)} {what}")
     return reading, line["seconds"]

@@ -1,6 +1,6 @@
-"""What is looked at before a scan begins, so that no night is spent in vain.
+"""What a scan makes sure of before a model is loaded.
 
-Knows configurations, folders and disks; knows nothing of what is read or how.
+Knows folders, disks, locks and what a processor wants; knows nothing of how anything is read.
 """
 
 from __future__ import annotations
@@ -9,9 +9,21 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vlmgate.config import SamplingConfig
+from vlmgate.captioner.resolution import picture_side
+from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import OutputError
+from vlmgate.images import STANDARD
 from vlmgate.store import Outputs
+
+
+def least_side(model: ModelConfig) -> int:
+    """Return the sides, in pixels, below which no JPEG may be decoded smaller; 0 = none may be.
+
+    Twice what the processor shrinks to leaves its own filter all that it can use, and twice what sharpness is measured
+    at does the same for that.
+    """
+    side = picture_side(model)
+    return 0 if side is None else 2 * max(side, STANDARD)
 
 
 def check_space(outputs: Outputs, images: int, sampling: SamplingConfig) -> None:

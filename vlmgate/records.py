@@ -211,6 +211,7 @@ class Record:
     captions: tuple[str, ...] | None
     caption_finishes: tuple[str, ...] | None
     caption_logprobs: tuple[float | None, ...] | None
+    num_samples: int | None  # captions that were drawn
     caption_views: tuple[int, ...] | None  # the noised view that each caption and answer is of; null = one view
     caption: str | None  # the medoid
     answers: tuple[str, ...] | None

@@ -67,13 +67,14 @@ _WHY = {
 }
 
 
-def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int) -> str:
+def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int, first_samples: int | None = None) -> str:
     """Return the line that opens a run and its summary."""
+    fewest = "" if first_samples is None else f"{first_samples} to "
     parts = [f"vlmgate {vlmgate.__version__}"]
     if model:
         revision = f"@{model['revision'][:7]}" if model.get("revision") else ""
         parts += [f"{short_model(model['model'])}{revision}", f"{model['device']} {model['dtype']}"]
-    parts += [f"{num_samples} samples", gate.describe()]
+    parts += [f"{fewest}{num_samples} samples", gate.describe()]
     return plain(" · ".join(parts))
 
 
@@ -91,7 +92,9 @@ class TerminalProgress:
         self._begun = self._told = time.monotonic()
 
     def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None:
-        self.message(header_line(asdict(model) if model else None, gate, config.sampling.num_samples))
+        sampling = config.sampling
+        told = asdict(model) if model else None
+        self.message(header_line(told, gate, sampling.num_samples, sampling.first_samples))
         if config.model.model == BUILTIN:
             self.message(BUILTIN_NOTICE)
 

@@ -41,6 +41,11 @@ def rescore(
 ) -> Rescored:
     """Return the rows with scores under another kernel and routes by another gate, and a provenance that says so."""
     sampling = provenance["sampling"]
+    if sampling.get("first_samples") is not None:
+        raise UsageError(
+            f"{source}: holds as many samples of each image as its own limits needed; `vlmgate scan` with other limits "
+            "draws what is missing."
+        )
     scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel)
     said = {_key(r): said_of(r) for r in records if r.captions is not None}
     scorer.prepare(said.values())

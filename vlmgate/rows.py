@@ -100,7 +100,12 @@ def _scored(
     scorer.prepare(said.values())
     found = {content: before.get(content) or scorer.score(said[content]) for content in readings}
     return {
-        content: (with_doubt(scores, strange.get(content), len(readings[content].captions)), reason)
+        content: (
+            with_doubt(
+                scores, strange.get(content), journal.fingerprint.get("num_samples") or len(readings[content].captions)
+            ),
+            reason,
+        )
         for content, (scores, reason) in found.items()
     }
 
@@ -144,6 +149,7 @@ def _record(row: Row, decision: Decision, seed: int) -> Record:
         captions=_texts(captions),
         caption_finishes=_finishes(captions),
         caption_logprobs=_logprobs(captions),
+        num_samples=len(captions) if captions else None,
         caption_views=reading.views if reading else None,
         caption=captions[scores.medoid].text if captions and scores.medoid is not None else None,
         answers=_texts(answers),

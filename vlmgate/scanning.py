@@ -16,20 +16,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import vlmgate
-from vlmgate.captioner import Captioner, Prepares, load_captioner
+from vlmgate.adaptive import Foresight, check_gate, looks, saving
+from vlmgate.captioner import Captioner, DrawsInRounds, Prepares, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
-from vlmgate.captioner.resolution import picture_side
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.errors import FatalError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.finding import find, look, told_of_list
 from vlmgate.gate import Gate
-from vlmgate.images import STANDARD, Walk
+from vlmgate.images import Walk
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
 from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
 from vlmgate.novelty import Reference, pack
-from vlmgate.preflight import check_space, locked
+from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
 from vlmgate.records import Caption, Picture, Reading, Reason, Record, Route, Sampled, Source, Unreadable
@@ -78,12 +78,14 @@ def scan(
     progress = Unbreakable(progress)
     check_kernel(config.kernel)
     tonight = gate_of(config)
+    if config.sampling.first_samples is not None:
+        check_gate(tonight.gate, config.kernel)
     outputs.check()
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
     with locked(outputs), logging_to(outputs.log):
         walk = find(config, outputs, progress, only)
-        config = replace(config, images=replace(config.images, least_side=_least_side(config.model)))
+        config = replace(config, images=replace(config.images, least_side=least_side(config.model)))
         checkpoint = model_fingerprint(config.model)
         check_same(tonight, config, checkpoint)
         wanted = fingerprint(config, checkpoint)
@@ -127,6 +129,8 @@ class _Run:
         early = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
         self.recorder = Recorder(journal, early if config.kernel == WORDS else None)
         self.watch: Watch | None = None
+        most = config.sampling.num_samples
+        self.foresight = Foresight(self.gate, early, most) if config.sampling.first_samples is not None else None
 
     def run(self) -> ScanResult:
         interrupted: int | None = None
@@ -212,6 +216,8 @@ class _Run:
         return decide_rows(rows, self.gate, self.config.sampling.seed)
 
     def _read_what_is_missing(self, sources: Sequence[Source] | None = None, waiting: int = 0) -> None:
+        if self.foresight is not None:
+            self._forget_what_is_open(self.foresight)
         pending = self._pending(self.walk.sources if sources is None else sources)
         done = len(self.walk.sources) - len(pending) - waiting
         if self.journal.dropped:
@@ -258,6 +264,17 @@ class _Run:
         self.progress.message(f"Reading the reference in {folder.folder} ({len(folder.sources):,} files) …")
         return folder.read(captioner, self.config.images, self.config.sampling.batch_size)
 
+    def _forget_what_is_open(self, foresight: Foresight) -> None:
+        """Forget, in memory, readings that were enough for another gate and are not for this one."""
+        if self.folder is not None:
+            self.reference = self.folder.load() or self._read_reference(self.folder)
+        readings = self.journal.readings.items()
+        open_ = [content for content, reading in readings if not foresight.settled(reading, self.reference)]
+        for content in open_:
+            del self.journal.readings[content]
+        if open_:
+            self.progress.message(f"{len(open_):,} images need more samples for this limit, and are read again.")
+
     def _pending(self, sources: Sequence[Source]) -> list[Source]:
         """Return the files that have to be opened, and forget what the journal says of those that were replaced.
 
@@ -293,7 +310,7 @@ class _Run:
 
     def _read(self, pending: Sequence[Source]) -> None:
         """Read files in their order; every batch is journalled whole before the next one's is begun."""
-        supply = Supply(pending, self.config.images, self.config.sampling.batch_size, set(self.journal.readings))
+        supply = Supply(pending, self.config.images, self.config.sampling.at_once, set(self.journal.readings))
         try:
             with closing(supply):
                 batches = iter(supply)
@@ -326,10 +343,7 @@ class _Run:
     def _ask(self, pictures: Sequence[Picture], captioner: Captioner, prepared: Any = None) -> list[Entry]:
         """Return a reading or a failure for each picture; a batch that fails is halved to find the culprit."""
         try:
-            if prepared is not None and isinstance(captioner, Prepares):
-                sampled = captioner.read_prepared(pictures, prepared)
-            else:
-                sampled = captioner.read(pictures)
+            sampled = self._sampled(pictures, captioner, prepared)
             if len(sampled) != len(pictures) or not all(self._is_complete(one) for one in sampled):
                 raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
         except Exception as error:
@@ -344,13 +358,26 @@ class _Run:
         self.good = pictures[0]
         return [_reading(picture, one) for picture, one in zip(pictures, sampled, strict=True)]
 
+    def _sampled(self, pictures: Sequence[Picture], captioner: Captioner, prepared: Any) -> list[Sampled]:
+        first, foresight = self.config.sampling.first_samples, self.foresight
+        if first is not None and foresight is not None and isinstance(captioner, DrawsInRounds):
+
+            def enough(picture: Picture, sampled: Sampled) -> bool:
+                return foresight.settled(_reading(picture, sampled), self.reference)
+
+            return captioner.read_in_rounds(pictures, looks(first, foresight.most), enough, prepared)
+        if prepared is not None and isinstance(captioner, Prepares):
+            return captioner.read_prepared(pictures, prepared)
+        return captioner.read(pictures)
+
     def _is_complete(self, sampled: Sampled) -> bool:
         """Say whether there are K captions, and K answers just where a question was asked."""
-        samples = self.config.sampling.num_samples
+        most = self.config.sampling.num_samples
+        samples = len(sampled.captions)
         answers = None if sampled.answers is None else len(sampled.answers)
         views = samples if sampled.views is None else len(sampled.views)
         asked = samples if self.config.sampling.question else None
-        return len(sampled.captions) == views == samples and answers == asked
+        return (self.config.sampling.first_samples or most) <= samples <= most and views == samples and answers == asked
 
     def _check_that_the_model_lives(self) -> None:
         """Let the model read what it can read; raise `ModelError` where it cannot, for then the rest would fail too."""
@@ -405,6 +432,13 @@ class _Run:
             "method": self.reference.method,
         }
 
+    def _told_of_saving(self, records: Sequence[Record]) -> dict[str, Any] | None:
+        if self.foresight is None or self.config.sampling.first_samples is None:
+            return None
+        wanted = {(record.sha256, record.page) for record in records}
+        readings = (reading for content, reading in self.journal.readings.items() if content in wanted)
+        return saving(readings, self.config.sampling.first_samples, self.foresight.most)
+
     def _provenance(self, records: Sequence[Record], *, complete: bool) -> dict[str, Any]:
         return {
             "vlmgate_version": vlmgate.__version__,
@@ -425,6 +459,7 @@ class _Run:
             "kernel": self.config.kernel,
             "reference": self._told_of_reference(),
             "gate": asdict(self.gate),
+            "adaptive": self._told_of_saving(records),
             "promise": dict(self.tonight.file.promise) if self.tonight.file else None,
             "gate_edited": self.tonight.file.edited if self.tonight.file else None,
             "drift": drift_of(self.tonight, records),
@@ -451,13 +486,3 @@ def _clean(caption: Caption) -> Caption:
     finite = logprob is not None and abs(logprob) < float("inf")
     text = caption.text.encode("utf-8", "replace").decode()
     return replace(caption, text=text, mean_logprob=logprob if finite else None)
-
-
-def _least_side(model: ModelConfig) -> int:
-    """Return the sides, in pixels, below which no JPEG may be decoded smaller; 0 = none may be.
-
-    Twice what the processor shrinks to leaves its own filter all that it can use, and twice what sharpness is measured
-    at does the same for that.
-    """
-    side = picture_side(model)
-    return 0 if side is None else 2 * max(side, STANDARD)

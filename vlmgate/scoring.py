@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -44,8 +45,10 @@ class Scorer:
         except Exception as error:
             log.warning("the captions could not be compared all at once", exc_info=error)
 
-    def score(self, said: Said, novelty: float | None = None) -> tuple[Scores, Reason | None]:
-        """Return the scores, and the reason where they can save nothing.
+    def score(
+        self, said: Said, novelty: float | None = None, num_samples: int | None = None
+    ) -> tuple[Scores, Reason | None]:
+        """Return the scores, and the reason where they can save nothing; `num_samples` is K, where fewer were drawn.
 
         Captions that are no reading, or that the kernel cannot compare, have no scores; their answers are counted all
         the same, for the person who looks.
@@ -56,7 +59,7 @@ class Scorer:
             try:
                 kernel = self.kernel([caption.text for caption in said.captions])
                 scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views)
-                scores = with_doubt(scores, novelty, len(said.captions))
+                scores = with_doubt(scores, novelty, num_samples or len(said.captions))
             except Exception as error:  # one image's captions must not take the result of all the others away
                 log.warning("captions could not be compared: %r", said.captions[0].text, exc_info=error)
                 reason = Reason.NO_SCORE
@@ -65,6 +68,11 @@ class Scorer:
         told = tally([self._parsed(answer) for answer in said.answers])
         reason = reason or degenerate_answers(said.answers)
         return _with(scores, told), reason or (Reason.NO_ANSWER if told.answer is None else None)
+
+    def counts(self, said: Said) -> dict[str, int]:
+        """Return how often each choice was named among the answers; what names none is left out."""
+        named = [self._parsed(answer).choice for answer in said.answers or ()]
+        return dict(Counter(choice for choice in named if choice is not None))
 
     def _parsed(self, answer: Caption) -> Parsed:
         """Return what an answer says; one that was cut off or overflowed says nothing."""

@@ -6,6 +6,7 @@ line and the Python API go through here, so that both mean the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -59,6 +60,7 @@ class ReadingOptions(TypedDict, total=False):
 class ScanOptions(ReadingOptions, total=False):
     """The options of `scan`."""
 
+    samples: str | None  # "4..16"
     views: int
     view_noise: float
     score: str
@@ -105,7 +107,7 @@ class CalibrateOptions(ReadingOptions, total=False):
 _MODEL = ("model", "revision", "device", "dtype", "trust_remote_code")
 _SAMPLING = (
     *("prompt", "num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "batch_size"),
-    *("max_answer_tokens", "views", "view_noise"),
+    *("max_answer_tokens", "views", "view_noise", "first_samples"),
 )
 _IMAGES = ("pages", "max_pixels", "workers")
 _COSTS = ("escape", "overkill", "review", "overhead")
@@ -120,6 +122,9 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: ScanOp
     under the name of what is read. Raises `ConfigError` for a value out of range.
     """
     told = _given(options)
+    if "samples" in told:
+        usual = SamplingConfig().num_samples
+        told["first_samples"], told["num_samples"] = split_samples(told["samples"], told.get("num_samples", usual))
     asked = split_choices(told.get("choices"))
     return ScanConfig(
         folder=source if isinstance(source, Path) else Path.cwd(),
@@ -238,6 +243,17 @@ def split_choices(choices: Texts | None) -> tuple[str, ...]:
     if choices is None:
         return ()
     return tuple(choice.strip() for choice in (choices.split(",") if isinstance(choices, str) else choices))
+
+
+def split_samples(samples: str, num_samples: int) -> tuple[int, int]:
+    """Return the fewest and the most of "4..16"; raises `UsageError`, also where K was given as well, and differs."""
+    match = re.fullmatch(r"\s*(\d{1,4})\s*\.\.\s*(\d{1,4})\s*", samples, re.ASCII)
+    if match is None:
+        raise UsageError(f"--samples is '{samples}'; give the fewest and the most, such as 4..16.")
+    first, most = int(match[1]), int(match[2])
+    if num_samples not in (SamplingConfig().num_samples, most):
+        raise UsageError(f"--samples {samples} and --num-samples {num_samples} do not agree; leave one out.")
+    return first, most
 
 
 def share(value: str | float, option: str, within: tuple[float, float] | None = None) -> float:

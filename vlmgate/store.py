@@ -103,6 +103,7 @@ def schema() -> pa.Schema:
         "num_pages": pa.int32(),
         "width": pa.int32(),
         "height": pa.int32(),
+        "num_samples": pa.int32(),
         "captions": pa.list_(pa.string()),
         "caption_finishes": pa.list_(pa.string()),
         "caption_logprobs": pa.list_(pa.float64()),

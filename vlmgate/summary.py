@@ -77,7 +77,10 @@ def in_words(reason: str) -> str:
 def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out: Path, console: Console) -> None:
     """Print the table that splits the folder, and what to do next."""
     gate, sampling = Gate.of(provenance["gate"]), provenance["sampling"]
-    console.print(Text(header_line(provenance["model"], gate, sampling["num_samples"])), soft_wrap=True)
+    console.print(
+        Text(header_line(provenance["model"], gate, sampling["num_samples"], sampling.get("first_samples"))),
+        soft_wrap=True,
+    )
     console.print()
     console.print(_summary_table(summarise(records)))
     console.print()
@@ -159,6 +162,11 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
             f"The gate promises, with {100 * promise['confidence']:.6g}% confidence, that at most "
             f"{100 * promise['target_risk']:.6g}% of {what}, on images like those that it was calibrated on."
         )
+        if provenance.get("adaptive"):
+            notes.append(
+                f"It promises that of {provenance['adaptive']['most']} samples an image; where fewer were drawn, the "
+                "others were not expected to change the decision (see README, '--samples')."
+            )
     elif provenance.get("gate_edited"):
         notes.append("The gate file was edited since it was calibrated, so it promises nothing.")
     if not drift:
@@ -219,6 +227,13 @@ def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) ->
     if waiting:
         notes.append(
             f"Not complete: {_count(waiting, 'image')} not read yet. The same command goes on where it stopped."
+        )
+    adaptive = provenance.get("adaptive")
+    if adaptive and adaptive["images"]:
+        notes.append(
+            f"{adaptive['mean_samples']:.1f} of {adaptive['most']} samples were drawn of an image; "
+            f"{adaptive['stopped_early']:,} of {adaptive['images']:,} images stopped early, which took "
+            f"{adaptive['tokens_of_all'] / max(1, adaptive['tokens']):.2f} times fewer tokens."
         )
     seconds = [r.seconds for r in records if r.seconds is not None]
     if seconds:
@@ -313,6 +328,7 @@ def summary_json(
             "drift": provenance.get("drift"),
             "model": provenance["model"],
             "time": provenance.get("time"),
+            "adaptive": provenance.get("adaptive"),
             "summary": summarise(records),
         },
         indent=2,

@@ -24,6 +24,7 @@ from vlmgate.reference import checkpoint_reference
 
 log = logging.getLogger(__name__)
 
+_OF_SAMPLES = ("vendi_score", "answer_share", "mean_logprob")
 _UNLIKE = 5  # images that are named, the most unlike first
 
 
@@ -117,6 +118,8 @@ def drift_of(tonight: Tonight, records: Sequence[Record]) -> dict[str, Any] | No
 def _drift(tonight: Tonight, file: GateFile, records: Sequence[Record]) -> dict[str, Any]:
     read = [r for r in records if r.captions is not None and r.duplicate_of is None and r.reason != Reason.NOT_READ]
     columns: dict[str, Values] = {name: [getattr(r, name) for r in read] for name in file.drift if name != "novelty"}
+    if {r.num_samples for r in read} - {None, file.sampling["num_samples"]}:  # fewer come to other figures
+        columns = {name: values for name, values in columns.items() if name not in _OF_SAMPLES}
     strange = _strangeness(read, tonight.features)
     if strange is not None:
         # What the reference was made of lies nearer to it than anything new, so it says nothing of novelty.

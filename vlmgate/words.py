@@ -60,6 +60,7 @@ _FREE_SUFFIX = re.compile(r"\b([^\W_]+)-free\b")
 SPACELESS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+")
 
 
+@lru_cache(maxsize=4096)  # captions repeat, and fewer samples of an image are a part of its captions
 def content_words(text: str) -> frozenset[str]:
     """Return what a caption asserts: a set of folded words, a negated word prefixed with "¬".
 

@@ -89,6 +89,11 @@ def join(
 ) -> Labelled:
     """Return the labelled readings; raises `LabelError` where there are none, or of one kind only."""
     sampling = provenance["sampling"]
+    if sampling.get("first_samples") is not None:
+        raise LabelError(
+            "the result holds as many samples of each image as its own limits needed, and a calibration needs the same "
+            "number of all; scan with --num-samples, or calibrate the labelled folder itself."
+        )
     choices = tuple(sampling.get("choices") or ())
     found, notes = _matched(records, provenance, labels)
     if labels.kind == "class":

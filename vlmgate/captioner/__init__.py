@@ -6,7 +6,7 @@ Knows what a captioner promises; knows nothing of torch until an engine is made.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from vlmgate.config import ModelConfig, SamplingConfig
@@ -57,6 +57,24 @@ class Prepares(Captioner, Protocol):
 
     def read_prepared(self, pictures: Sequence[Picture], prepared: Any) -> list[Sampled]:
         """Return what `read` returns of these pictures, of which `prepared` was made."""
+        ...
+
+
+Enough = Callable[[Picture, Sampled], bool]  # says of what was drawn of a picture so far whether it will do
+
+
+@runtime_checkable
+class DrawsInRounds(Captioner, Protocol):
+    """A captioner that can draw a few samples first and more where they are wanted; an engine need not be one."""
+
+    def read_in_rounds(
+        self, pictures: Sequence[Picture], looks: Sequence[int], enough: Enough, prepared: Any = None
+    ) -> list[Sampled]:
+        """Return the first samples of each picture: after how many of `looks` to ask `enough`, the last of them K.
+
+        What it returns of a picture is the beginning of what `read` returns. `prepared` is what `Prepares.prepare` made
+        of these pictures, if it did.
+        """
         ...
 
 

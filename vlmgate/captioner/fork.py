@@ -145,9 +145,9 @@ class ForkDecoder:
             left = int(unended.sum())
             if left == 0 or step + 1 == self.max_new_tokens:
                 break
-            if left <= DROP_AT * len(alive) and _can_drop_rows(model, state):
+            if left <= DROP_AT * len(alive) and can_drop_rows(model, state):
                 kept = unended.nonzero()[:, 0]
-                _keep_rows(state, kept, len(alive))
+                keep_rows(state, kept, len(alive))
                 input_ids, alive, unended = input_ids[kept], alive[kept], unended[kept]
             inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state)
             outputs = model(**inputs, return_dict=True)
@@ -193,8 +193,8 @@ def cache_key(state: Mapping[str, Any]) -> str | None:
     return next((key for key, value in state.items() if hasattr(value, "reorder_cache")), None)
 
 
-def _can_drop_rows(model: Any, state: dict[str, Any]) -> bool:
-    """Tell whether every part of the state is of a kind whose rows `_keep_rows` knows how to select.
+def can_drop_rows(model: Any, state: dict[str, Any]) -> bool:
+    """Tell whether every part of the state is of a kind whose rows `keep_rows` knows how to select.
 
     Decoders without positions of their own in the state may derive them from numbers that the model keeps per image
     (Qwen-VL), which would no longer fit.
@@ -209,7 +209,7 @@ def _can_drop_rows(model: Any, state: dict[str, Any]) -> bool:
     return True
 
 
-def _keep_rows(state: dict[str, Any], kept: torch.Tensor, rows: int) -> None:
+def keep_rows(state: dict[str, Any], kept: torch.Tensor, rows: int) -> None:
     """Reduce cache, masks, positions and encoder outputs from `rows` rows to those in `kept`."""
     key = cache_key(state)
     if key is not None:

@@ -6,6 +6,7 @@ marked differs by family and is written down nowhere, so the forms are tried onc
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -118,6 +119,26 @@ class PromptEncoder:
             for options in (special + padding, special):  # processors of a repository's own may not know the latter
                 for nested in (True, False):
                     yield Form(text, nested, options)
+
+
+def length_varies(encode: PromptEncoder) -> bool:
+    """Tell whether pictures of other shapes have prompts of another length, as far as a few of them tell."""
+    shapes = ((64, 64), (192, 64), (64, 192), (640, 480), (1600, 1200))
+    try:
+        lengths = {encode([Image.new("RGB", shape, (127, 127, 127))])["input_ids"].shape[1] for shape in shapes}
+    except Exception as error:  # some shapes are too narrow for some models
+        logger.debug("the lengths of prompts were not told apart: %s", error)
+        return True
+    return len(lengths) > 1
+
+
+def apart(tokenizer: Any) -> Any:
+    """Return a tokenizer that can put tokens into words while the other one encodes in another thread."""
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception as error:  # a tokenizer of the checkpoint's own
+        logger.info("the tokenizer cannot be copied: %s", error)
+        return tokenizer
 
 
 def _texts(processor: Any, prompt: str) -> Iterator[str]:

@@ -145,13 +145,16 @@ class Continuation:
 
     def run(self, model: Any) -> None:
         """Run the rest of the second prompt and draw its tokens."""
+        self.decoder.timed(model, *self.prefilled(model))
+
+    def prefilled(self, model: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Run the rest of the second prompt; return its last logits, its tokens and the state that it leaves."""
         tail = len(self.tails.second)
         inputs = model.prepare_inputs_for_generation(self._input_ids, next_sequence_length=tail, **self._state)
         outputs = model(**inputs, return_dict=True)
         logits = last_logits(outputs)
         state = model._update_model_kwargs_for_generation(outputs, self._state, is_encoder_decoder=False)
-        del outputs
-        self.decoder.timed(model, logits, self._input_ids, state)
+        return logits, self._input_ids, state
 
 
 def _cut_back(cache: Any, length: int, shared: int) -> DynamicCache:

@@ -21,13 +21,15 @@ import transformers
 from PIL import Image
 
 from vlmgate.answers import question_prompt
+from vlmgate.captioner import Enough
 from vlmgate.captioner.checkpoint import Checkpoint, load_checkpoint
 from vlmgate.captioner.failures import one_line, out_of_memory
 from vlmgate.captioner.features import Features, FeatureTap
 from vlmgate.captioner.fork import ForkDecoder, Pick
 from vlmgate.captioner.packed import CannotPackError, PackedDecoder, Teacher, check_structure
-from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, trial_images
+from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, apart, length_varies, trial_images
 from vlmgate.captioner.quiet import quiet
+from vlmgate.captioner.rounds import sample_in_rounds
 from vlmgate.captioner.sampling import Draw, Warp, draw
 from vlmgate.captioner.sharing import TRIAL_STEPS, CannotShareError, Continuation, Recorder, Tails, alike, find_tails
 from vlmgate.captioner.streams import Use, uniforms
@@ -60,15 +62,15 @@ class TransformersCaptioner:
         with quiet():
             self._encode = self._encoder(sampling.prompt)
             self._ask = self._encoder(_question(sampling)) if sampling.question else None
-            self._length_varies = _length_varies(self._encode)
+            self._length_varies = length_varies(self._encode)
         self._encoding = threading.Lock()  # processors keep state while they run
-        self._words = _apart(self._checkpoint.processor.tokenizer)
+        self._words = apart(self._checkpoint.processor.tokenizer)
         self._times = Times()
         self._generation = _own_generation_config(self._checkpoint, sampling.max_new_tokens)
         self._image_keys = frozenset(self._checkpoint.processor.image_processor.model_input_names)
         self._accepted = _accepted_keys(self._checkpoint.model)
         self._tap = FeatureTap(self._checkpoint.model)
-        self._limit = sampling.batch_size  # images per forward; halved for good when memory runs out
+        self._limit = sampling.at_once  # images per forward; halved for good when memory runs out
         self._packs = False
         self._packs = self._can_pack()
         self._info = _describe(model.model, self._checkpoint, "packed" if self._packs else "fork")
@@ -118,6 +120,19 @@ class TransformersCaptioner:
             return self.read(pictures)
         done = _if_it_fits(lambda batch: self._read_batch(batch, prepared), pictures)
         return self.read(pictures) if done is None else done  # which fails again, and halves for good
+
+    def read_in_rounds(
+        self, pictures: Sequence[Picture], looks: Sequence[int], enough: Enough, prepared: Prepared | None = None
+    ) -> list[Sampled]:
+        """Return the first samples of each picture, as many as are enough; K where rounds would cost more."""
+        if self._ask is not None and self._tails is None:  # every round would be a prefill
+            return self.read_prepared(pictures, prepared)
+
+        def act(batch: Sequence[Picture]) -> list[Sampled]:
+            ready = prepared if len(batch) == len(pictures) else None
+            return sample_in_rounds(self, batch, looks, enough, ready) or self._read_batch(batch, ready)
+
+        return self._in_batches(act, pictures)
 
     def with_samples(self, num_samples: int) -> TransformersCaptioner:
         """Return a captioner that draws another number of samples with the same model; loads nothing."""
@@ -229,8 +244,11 @@ class TransformersCaptioner:
         drawing = decoder.seconds
         if isinstance(decoder.then, Continuation):
             drawing += decoder.then.decoder.seconds
-        before, whole = self._times, time.perf_counter() - begun
-        self._times = Times(before.vision_and_prefill + whole - drawing, before.decoding + drawing)
+        self._spend(time.perf_counter() - begun - drawing, drawing)
+
+    def _spend(self, vision_and_prefill: float, decoding: float) -> None:
+        before = self._times
+        self._times = Times(before.vision_and_prefill + vision_and_prefill, before.decoding + decoding)
 
     def _image_tokens(self, inputs: dict[str, Any]) -> list[int]:
         """Return how many image tokens each prompt of a batch holds; 1 each where nothing tells."""
@@ -240,11 +258,12 @@ class TransformersCaptioner:
         counts: list[int] = torch.isin(ids, torch.tensor(sorted(self._image_ids))).sum(-1).tolist()
         return counts
 
-    def _sampler(self, batch: Sequence[Picture], use: Use) -> Pick:
-        """Return the function that draws row b·K + k of every step from stream k of image b."""
+    def _sampler(self, batch: Sequence[Picture], use: Use, part: slice = slice(None)) -> Pick:
+        """Return the function that draws row b·K + k of every step from stream k of image b, of K or a part of them."""
         sampling = self._sampling
         steps = sampling.max_answer_tokens if use == "answers" else sampling.max_new_tokens
-        streams = [uniforms(sampling.seed, p.file.sha256, p.file.page, sampling.num_samples, steps, use) for p in batch]
+        k = sampling.num_samples
+        streams = [uniforms(sampling.seed, p.file.sha256, p.file.page, k, steps, use)[part] for p in batch]
         streams_on = "cpu" if self._checkpoint.device.type == "mps" else self._checkpoint.device  # mps has no float64
         table = torch.from_numpy(np.concatenate(streams)).to(streams_on)  # (B·K, T)
         warp = Warp(sampling.temperature, sampling.top_k, sampling.top_p)
@@ -254,10 +273,10 @@ class TransformersCaptioner:
 
         return pick
 
-    def _grouped(self, decoder: ForkDecoder, batch: int) -> list[tuple[Caption, ...]]:
+    def _grouped(self, decoder: ForkDecoder, batch: int, k: int | None = None) -> list[tuple[Caption, ...]]:
         """Return the decoder's rows in words, K by K."""
         rows = [self._caption(*row) for row in zip(decoder.tokens, decoder.logprobs, decoder.finite, strict=True)]
-        k = self._sampling.num_samples
+        k = k or self._sampling.num_samples
         if len(rows) != batch * k:  # never seen; a caption on the wrong image would be worse than a stop
             raise RuntimeError(f"{len(rows)} texts came back for {batch} images with {k} each")
         return [tuple(rows[i : i + k]) for i in range(0, len(rows), k)]
@@ -335,26 +354,6 @@ def _if_it_fits(act: Callable[[Sequence[Picture]], list[T]], batch: Sequence[Pic
         if len(batch) == 1 or not out_of_memory(error):
             raise
     return None
-
-
-def _length_varies(encode: PromptEncoder) -> bool:
-    """Tell whether pictures of other shapes have prompts of another length, as far as a few of them tell."""
-    shapes = ((64, 64), (192, 64), (64, 192), (640, 480), (1600, 1200))
-    try:
-        lengths = {encode([Image.new("RGB", shape, (127, 127, 127))])["input_ids"].shape[1] for shape in shapes}
-    except Exception as error:  # some shapes are too narrow for some models
-        logger.debug("the lengths of prompts were not told apart: %s", error)
-        return True
-    return len(lengths) > 1
-
-
-def _apart(tokenizer: Any) -> Any:
-    """Return a tokenizer that can put tokens into words while the other one encodes in another thread."""
-    try:
-        return copy.deepcopy(tokenizer)
-    except Exception as error:  # a tokenizer of the checkpoint's own
-        logger.info("the tokenizer cannot be copied: %s", error)
-        return tokenizer
 
 
 def _question(sampling: SamplingConfig) -> str:

@@ -84,6 +84,12 @@ def scan(
     no_abstain: NoAbstainOption = False,
     max_answer_tokens: AnswerTokensOption = 16,
     num_samples: Annotated[int, typer.Option("--num-samples", "-k", help="K, captions per image.")] = 8,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEWEST..MOST", help="Draw the fewest, and go on to K = the most where they do not decide: 4..16."
+        ),
+    ] = None,
     temperature: TemperatureOption = 1.0,
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
@@ -168,6 +174,7 @@ def scan(
                 "no_abstain": no_abstain,
                 "max_answer_tokens": max_answer_tokens,
                 "num_samples": num_samples,
+                "samples": samples,
                 "temperature": temperature,
                 "top_p": top_p,
                 "top_k": top_k,
