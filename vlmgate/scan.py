@@ -22,7 +22,7 @@ from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
-from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
+from vlmgate.errors import EndpointError, FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
 from vlmgate.gate import Gate
 from vlmgate.images import Walk, find_images, read_ahead
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
@@ -180,7 +180,9 @@ class _Run:
     def _loaded(self) -> Captioner:
         """Return the captioner, loaded the first time that there is something for it to read."""
         if self.captioner is None:
-            self.progress.message(f"Loading {self.config.model.model} …")  # minutes, if it has to be downloaded first
+            server = self.config.model.endpoint
+            asking = f"Asking {server.url} what it can do …" if server else f"Loading {self.config.model.model} …"
+            self.progress.message(asking)  # minutes, if a model has to be downloaded first
             captioner = self.load(self.config.model, self.config.sampling)
             info = asdict(captioner.info)
             log.info("model %s", info)
@@ -277,6 +279,8 @@ class _Run:
             sampled = captioner.read(pictures)
             if len(sampled) != len(pictures) or not all(self._is_complete(one) for one in sampled):
                 raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
+        except EndpointError:  # no image is to blame, and the next would fare no better
+            raise
         except Exception as error:
             log.warning("a batch of %d failed", len(pictures), exc_info=error)
             if len(pictures) > 1:
@@ -302,6 +306,8 @@ class _Run:
         probe = self.good or trial_picture()
         try:
             self._loaded().read([probe])
+        except EndpointError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"the model failed on {self.failures_in_a_row} images in a row and on a test image, "

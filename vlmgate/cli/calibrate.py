@@ -12,12 +12,15 @@ from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.cli.options import (
     AnswerTokensOption,
     BatchSizeOption,
+    ConcurrencyOption,
     ConfigOption,
     DeviceOption,
     DtypeOption,
+    EndpointOption,
     Format,
     FormatOption,
     MaxPixelsOption,
+    MaxSideOption,
     ModelOption,
     NewTokensOption,
     NoAbstainOption,
@@ -26,14 +29,17 @@ from vlmgate.cli.options import (
     PromptOption,
     QuietOption,
     RestartOption,
+    RetriesOption,
     RevisionOption,
     SeedOption,
     TemperatureOption,
+    TimeoutOption,
     TopKOption,
     TopPOption,
     TrustOption,
     WorkersOption,
     app,
+    server_of,
     split_choices,
 )
 from vlmgate.config import (
@@ -122,6 +128,11 @@ def calibrate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
+    endpoint: EndpointOption = None,
+    max_side: MaxSideOption = 2048,
+    concurrency: ConcurrencyOption = 16,
+    timeout: TimeoutOption = 300.0,
+    retries: RetriesOption = 8,
     prompt: PromptOption = DEFAULT_PROMPT,
     question: Annotated[
         str | None, typer.Option(help=f"Closed question asked beside. [with classes: {DEFAULT_QUESTION}]")
@@ -177,10 +188,11 @@ def calibrate(
             page=not no_page,
         )
         asked = split_choices(choices or None)
+        server = server_of(endpoint, max_side, concurrency, timeout, retries)
         reading = ScanConfig(
             folder=source,
             out=out.with_suffix(".parquet"),
-            model=ModelConfig(model, revision, device, dtype, trust_remote_code),
+            model=ModelConfig(model, revision, device, dtype, trust_remote_code, server),
             sampling=SamplingConfig(
                 prompt=prompt,
                 num_samples=num_samples,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vlmgate.config import load_toml
+from vlmgate.config import EndpointConfig, load_toml
 from vlmgate.errors import UsageError
 from vlmgate.terminal import errors_in_one_line
 
@@ -79,6 +79,13 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
+EndpointOption = Annotated[
+    str | None, typer.Option(metavar="URL", help="OpenAI-compatible server of --model NAME: http://host:8000/v1.")
+]
+MaxSideOption = Annotated[int, typer.Option(help="With --endpoint: shrink images to this many pixels a side.")]
+ConcurrencyOption = Annotated[int, typer.Option(help="With --endpoint: requests at once.")]
+TimeoutOption = Annotated[float, typer.Option(help="With --endpoint: seconds that a request may take.")]
+RetriesOption = Annotated[int, typer.Option(help="With --endpoint: how often a request is tried again.")]
 ScoreOption = Annotated[str, typer.Option(help="Column that images are ordered by; see README, 'The scores'.")]
 KernelOption = Annotated[
     str, typer.Option(help="How captions are compared: words, minilm, embedding:FOLDER or nli:FOLDER.")
@@ -128,6 +135,13 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=read_toml),
 ]
+
+
+def server_of(
+    endpoint: str | None, max_side: int, concurrency: int, timeout: float, retries: int
+) -> EndpointConfig | None:
+    """Return how a model server is asked; None where none is named."""
+    return None if endpoint is None else EndpointConfig(endpoint, max_side, concurrency, timeout, retries)
 
 
 def split_choices(choices: str | None) -> tuple[str, ...]:

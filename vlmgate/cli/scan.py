@@ -14,12 +14,15 @@ from vlmgate.cli.options import (
     AnswerTokensOption,
     BatchSizeOption,
     BudgetOption,
+    ConcurrencyOption,
     ConfigOption,
     DeviceOption,
     DtypeOption,
+    EndpointOption,
     KernelOption,
     LimitOption,
     MaxPixelsOption,
+    MaxSideOption,
     ModelOption,
     NewTokensOption,
     NoAbstainOption,
@@ -28,18 +31,21 @@ from vlmgate.cli.options import (
     PromptOption,
     QuietOption,
     RestartOption,
+    RetriesOption,
     RevisionOption,
     ScanFormat,
     ScoreOption,
     SeedOption,
     TemperatureOption,
     ThresholdOption,
+    TimeoutOption,
     TopKOption,
     TopPOption,
     TrustOption,
     WorkersOption,
     app,
     read_gate_options,
+    server_of,
     split_choices,
 )
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
@@ -71,6 +77,11 @@ def scan(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     trust_remote_code: TrustOption = False,
+    endpoint: EndpointOption = None,
+    max_side: MaxSideOption = 2048,
+    concurrency: ConcurrencyOption = 16,
+    timeout: TimeoutOption = 300.0,
+    retries: RetriesOption = 8,
     prompt: PromptOption = DEFAULT_PROMPT,
     question: Annotated[
         str | None, typer.Option(help=f"Closed question asked beside. [with --choices: {DEFAULT_QUESTION}]")
@@ -133,10 +144,11 @@ def scan(
             if out not in (None, _STDOUT)
             else Path(f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'root'}.parquet")
         )
+        server = server_of(endpoint, max_side, concurrency, timeout, retries)
         settings = ScanConfig(
             folder=folder,
             out=parquet,
-            model=ModelConfig(model, revision, device, dtype, trust_remote_code),
+            model=ModelConfig(model, revision, device, dtype, trust_remote_code, server),
             sampling=SamplingConfig(
                 prompt=prompt,
                 num_samples=num_samples,
