@@ -143,7 +143,8 @@ class Interview:
 
     async def _why_not(self, problem: Exception | None) -> str:
         told = f"{self._where}: the server gives no reading of a test image: {problem}."
-        names = await self.server.models() if isinstance(problem, RefusedError) else []
+        unknown = isinstance(problem, RefusedError) and problem.status in (400, 404, 422)
+        names = await self.server.models() if unknown else []
         if names and self.base["model"] not in names:
             more = ", …" if len(names) > 5 else ""
             told += f" It says that it has: {', '.join(names[:5])}{more}; name one with --model."
