@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,7 @@ from vlmgate.records import ImageFile, Picture, Reason, Route
 from vlmgate.scan import ScanResult, scan
 from vlmgate.store import read_result
 
-pytest.importorskip("openai", reason="the extra `endpoint` is not installed")
 K = 4
-
-
-@pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    for name in ("VLMGATE_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(server.Server, "_pause", lambda self, tried, wait: 0.01)
-    with FaultyServer().running() as running:
-        yield running
 
 
 def model(faulty: FaultyServer, **changes: Any) -> ModelConfig:

@@ -153,7 +153,8 @@ class Server:
         if isinstance(error, TimeoutError | self._openai.APITimeoutError):
             return _PassingError(f"no answer within {self.config.timeout:g} s", TIMEOUT_COUNTS)
         if isinstance(error, self._openai.APIConnectionError):
-            return _PassingError(f"no connection ({self._line(str(error.__cause__ or error))})")
+            cause = error.__cause__ or error
+            return _PassingError(f"no connection ({self._line(str(cause)) or type(cause).__name__})")
         return _PassingError(self._line(f"{type(error).__name__}: {error}"), NONSENSE_COUNTS)
 
     def _status(self, error: Any) -> Exception:

@@ -33,7 +33,7 @@ def try_model(config: ModelConfig) -> dict[str, Any]:
         raise ModelError(f"{config.model}: loads, but cannot read a test image ({one_line(error)}).") from error
     return asdict(captioner.info) | {
         "answers" if config.endpoint else "loads": "yes",
-        "load_seconds": round(loaded - begun, 2),
+        "ask_seconds" if config.endpoint else "load_seconds": round(loaded - begun, 2),
         "read_seconds": round(time.perf_counter() - loaded, 2),
         "says": captions[0].text,
         "finishes": ", ".join(f"{n} × {finish}" for finish, n in Counter(c.finish for c in captions).items()),

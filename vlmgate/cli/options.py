@@ -112,6 +112,7 @@ def read_gate_options(context: typer.Context, path: Path | None) -> Path | None:
             told = {key: value for key, value in sampling.items() if value is not None and key != "abstain"}
             told |= {"choices": ",".join(sampling["choices"]) or None, "no_abstain": not sampling["abstain"]}
             told |= {"model": gate.model, "revision": gate.revision, "pages": gate.pages}
+            told |= {"max_side": gate.checkpoint.get("max_side")}  # of a model server alone
             told |= {"score": gate.gate.score, "kernel": gate.kernel}
             context.default_map = {key: v for key, v in told.items() if v is not None} | {**(context.default_map or {})}
     return path
