@@ -38,7 +38,7 @@ class EndpointConfig:
     max_side: int = 2048  # pixels; larger images are shrunk before they are sent
     concurrency: int = 16  # requests under way at once
     timeout: float = 300.0  # seconds that one request may take
-    retries: int = 8  # of a request, with growing pauses of a minute at most: about three minutes in all
+    retries: int = 8  # of a request, with growing pauses of a minute at most: two to three minutes in all
 
     def __post_init__(self) -> None:
         _check_url(self.url)

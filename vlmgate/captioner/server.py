@@ -166,6 +166,8 @@ class Server:
             detail = f"{detail}; set VLMGATE_API_KEY" + (
                 f" ({USUAL} is not sent over plain http)" if os.environ.get(USUAL) else ""
             )
+        if status == 413:
+            detail = f"{detail}; lower --max-side"
         passes = status in _PASSES or status >= 500
         if not passes:
             return RefusedError(status, detail)
