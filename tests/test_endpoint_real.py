@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.endpoint import correlation
 from serving import model_server, what_is_missing
 from typer.testing import CliRunner
 
+from tests.bench.endpoint import correlation
 from vlmgate.builtin import weights_folder
 from vlmgate.captioner import load_captioner
 from vlmgate.cli import app

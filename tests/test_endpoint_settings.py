@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import email.utils
+import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,6 +22,7 @@ from vlmgate.captioner.abilities import extras, request_of
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.keys import find_key, is_loopback, without
 from vlmgate.captioner.payload import data_url
+from vlmgate.captioner.replies import BadReplyError, captions_of, parse, thoughts_of
 from vlmgate.captioner.server import MOST_PATIENCE, Server, _retry_after
 from vlmgate.captioner.streams import seeds
 from vlmgate.cli import app
@@ -27,6 +33,7 @@ from vlmgate.gatefile import GateFile, differences, sampling_of, write_gate
 from vlmgate.tonight import check_same, gate_of
 
 URL = "http://gpu:8000/v1"
+KEYS = ("content", "refusal", "tool_calls", "reasoning_content", "text", "logprob")
 
 
 def served(name: str = "m", **changes: Any) -> ModelConfig:
@@ -162,6 +169,50 @@ class TestRequests:
             assert back.size == sent and back.mode == "RGB" and not back.info
             assert np.array_equal(np.unique(np.asarray(back).reshape(-1, 3), axis=0), [[10, 200, 30]])
         assert rgb.info and rgb.size == size  # the picture itself is as it was
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=12,
+)
+
+CHOICE = JSON | st.fixed_dictionaries(
+    {
+        "message": st.dictionaries(st.sampled_from(KEYS), JSON),
+        "finish_reason": st.sampled_from(("stop", "length")) | JSON,
+    },
+    optional={"index": JSON, "logprobs": JSON | st.fixed_dictionaries({"content": st.lists(JSON, max_size=3)})},
+)
+
+
+class TestReplies:
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(CHOICE, max_size=4), JSON)
+    def test_whatever_comes_nothing_breaks_and_nothing_passes_unsaid(self, choices: list[Any], usage: Any) -> None:
+        reply = {"choices": choices, "usage": usage}
+        found = captions_of(reply, 3)
+        assert len(found) <= min(3, len(choices)) and len(thoughts_of(reply)) <= len(choices)
+        for caption in found:
+            said = [c for c in choices if isinstance(c, dict) and c.get("finish_reason") == "stop"]
+            assert caption.finish != "stop" or said
+            assert caption.mean_logprob is None or (caption.mean_logprob <= 0 and np.isfinite(caption.mean_logprob))
+            assert caption.num_tokens >= 0
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
+    def test_a_body_is_a_completion_or_is_none(self, body: bytes) -> None:
+        try:
+            assert isinstance(parse(body)["choices"], list)
+        except BadReplyError as error:
+            assert str(error).startswith("it answered with")
+
+
+def test_a_server_takes_no_torch() -> None:
+    """The client's machine need not spend seconds, and gigabytes, on what runs elsewhere."""
+    code = "import sys, vlmgate.captioner.endpoint; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 class TestGates:

@@ -43,12 +43,12 @@ def doctor(
 ) -> None:
     """Tell what this machine offers, and whether the model, here or at a server, reads a test image."""
     with errors_in_one_line():
+        server = server_of(endpoint, max_side, concurrency, timeout, retries)
         from vlmgate.captioner.machine import describe_machine
         from vlmgate.captioner.trial import try_model
         from vlmgate.report import print_provenance
 
         facts: dict[str, Any] = {"vlmgate": vlmgate.__version__} | describe_machine()
-        server = server_of(endpoint, max_side, concurrency, timeout, retries)
         problem: VlmgateError | None = None
         try:
             facts["model"] = try_model(ModelConfig(model, revision, device, dtype, trust_remote_code, server))
