@@ -65,7 +65,7 @@ class TestAsking:
         trials = len(faulty.asked)
         pictures = [picture("a"), picture("b")]
         sampled = reader.read(pictures)
-        assert trials <= 6
+        assert trials <= 7
         assert [len(one.captions) for one in sampled] == [K, K]
         assert {(c.text, c.finish, c.mean_logprob, c.num_tokens) for one in sampled for c in one.captions} == {
             (AGREE, "stop", -1.0, 2)
@@ -120,7 +120,7 @@ class TestAsking:
         with pytest.raises(EndpointError, match="does not sample"):
             captioner(faulty)
 
-    def test_who_only_thinks_within_the_trial_is_not_taken_for_one(self, faulty: FaultyServer) -> None:
+    def test_who_only_thinks_within_the_trial_is_not_taken_for_one(self, faulty: FaultyServer, tmp_path: Path) -> None:
         def thinking(asked: Asked) -> dict[str, Any] | None:
             empty = choice(None, "length")
             return completion(*[empty] * asked.body.get("n", 1)) if asked.is_trial else None
@@ -129,6 +129,28 @@ class TestAsking:
         reader = captioner(faulty)
         assert reader.info.server is not None and reader.info.server["independent"] == "could not be tested"
         assert reader.info.route == "a request a sample"
+        folder = folder_of(tmp_path / "in", "a.png")
+        progress = SilentProgress()
+        scan(config(faulty, folder, tmp_path / "out.parquet"), progress)
+        assert any("could not be tested whether this server samples" in message for message in progress.messages)
+
+    def test_who_refuses_the_heat_or_needs_more_words_is_tested_otherwise(self, faulty: FaultyServer) -> None:
+        def cool(asked: Asked) -> Reply | None:
+            return refusal("temperature is at most 1") if asked.body["temperature"] > 1 else None
+
+        faulty.behave = cool
+        faulty.say = lambda asked, sample: f"{AGREE} {asked.body.get('seed')} {sample}"
+        reader = captioner(faulty)
+        assert reader.info.route == "n samples a request"
+        assert reader.info.server is not None and reader.info.server["independent"] == "seen to differ"
+
+        def thinking(asked: Asked) -> dict[str, Any] | None:
+            short = asked.body["max_tokens"] < 64
+            return completion(*[choice(None, "length")] * asked.body.get("n", 1)) if short else None
+
+        faulty.behave = thinking
+        told = captioner(faulty).info.server
+        assert told is not None and told["independent"] == "seen to differ"
 
     def test_the_other_name_of_the_token_limit(self, faulty: FaultyServer) -> None:
         def modern(asked: Asked) -> Reply | None:

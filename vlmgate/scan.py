@@ -189,6 +189,8 @@ class _Run:
             with self.signals.held():
                 self.journal.check_model(info | {"device_kind": captioner.info.device.split(":")[0]}, _MODEL_KEYS)
             self.progress.header(captioner.info, self.gate, self.config)
+            if warning := (captioner.info.server or {}).get("warning"):
+                self.progress.message(warning)
             self.captioner = captioner
         return self.captioner
 

@@ -26,6 +26,10 @@ TRIAL_TOKENS = 16  # that a test may cost
 HOT = 2.0  # temperature at which two draws of so many tokens are equal where nothing is drawn, and else hardly ever
 FEW_RETRIES = 2  # a wrong URL should be told within seconds
 SEEDS = (11, 12, 13, 14)
+UNTESTED = (
+    "It could not be tested whether this server samples. If it does not, all readings of an image agree, and all "
+    "images are accepted."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +48,17 @@ class Abilities:
         """Return it in words, for people and the provenance."""
         seeds = "none is taken" if not self.seed else "one per image and sample"
         if self.seed:
-            seeds += "; the same seed gave the same text" if self.repeats else "; the same seed gave another text"
-        return {
+            same = "the same" if self.repeats else "another"
+            seeds += f"; asked alone, the same seed gave {same} text"
+        told = {
             "samples": f"{samples} in one request" if self.n else "one a request",
-            "independent": "seen to differ at a high temperature" if self.drawn else "could not be tested",
+            "independent": "seen to differ" if self.drawn else "could not be tested",
             "seeds": seeds,
             "log_probabilities": "given" if self.logprobs else "not given",
             "other_sampling": _EXTRA_IN_WORDS[frozenset(self.extra)],
             "lacks": "random numbers of each image's own, vision features (novelty)",
         }
+        return told if self.drawn else told | {"warning": UNTESTED}
 
 
 def extras(top_k: int) -> list[Options]:
@@ -105,25 +111,23 @@ class Interview:
         logprobs = "logprobs" in taken and bool(captions) and all(one.mean_logprob is not None for one in captions)
         several = "n" in taken and len(captions) == self.most
         seed = "seed" in taken
-        drawn, repeats = await self._drawn(tokens, extra, seed=seed)
+        shape = await self._shape_that_differs(tokens, extra, seed=seed)
         if several:
-            several = await self._independent(tokens, extra, seed=seed)
-            drawn = drawn or several
+            several = await self._independent(shape or {**self._heat(tokens), **extra}, seed=seed)
             if not several:
                 logger.warning("%s: n samples were not seen to differ; each gets its own request", self._where)
-        if not drawn:
-            logger.warning("%s: whether it samples could not be tested", self._where)
-        return Abilities(tokens, extra, several, seed, repeats, logprobs, drawn)
+        repeats = None if not seed else shape is not None and await self._repeats(shape)
+        return Abilities(tokens, extra, several, seed, repeats, logprobs, shape is not None or several)
 
     @property
     def _where(self) -> str:
         return self.server.config.url
 
-    async def _taken(self, options: Options, *, hot: bool = False) -> dict[str, Any] | None:
+    async def _taken(self, options: Options) -> dict[str, Any] | None:
         """Return the answer to a request with these options; None where it is refused or breaks the server."""
-        plain = {"temperature": HOT, "top_p": 1.0} if hot else self.plain
         try:
-            return await self.server.complete(request_of({**self.base, **plain, **options}), retries=0)
+            # Asked again where it is busy, or a passing trouble would be taken for an inability.
+            return await self.server.complete(request_of({**self.base, **self.plain, **options}), retries=FEW_RETRIES)
         except (RefusedError, UnansweredError) as error:
             logger.info("not taken: %s (%s)", ", ".join(options), error)
             return None
@@ -150,33 +154,41 @@ class Interview:
             told += f" It says that it has: {', '.join(names[:5])}{more}; name one with --model."
         return told
 
-    async def _drawn(self, tokens: str, extra: Options, *, seed: bool) -> tuple[bool, bool | None]:
-        """Return whether two samples were seen to differ, and whether the same seed was seen to give the same text.
+    def _heat(self, tokens: str, temperature: float = HOT, most: int = TRIAL_TOKENS) -> dict[str, Any]:
+        return {"temperature": temperature, "top_p": 1.0, tokens: most}
 
-        Raises `EndpointError` where four samples are the same text.
+    async def _shape_that_differs(self, tokens: str, extra: Options, *, seed: bool) -> Options | None:
+        """Return the options with which two samples were seen to differ; None where there was nothing to compare.
+
+        Raises `EndpointError` where four samples are the same text. Some models only think within so few tokens, and
+        some servers refuse so high a temperature; at a lower one equal texts prove nothing.
         """
-        said: list[str] = []
-        for number in SEEDS:
-            options = {tokens: TRIAL_TOKENS, **extra} | ({"seed": number} if seed else {})
-            said.append(_first_of(await self._taken(options, hot=True)))
-            if len(set(said)) > 1 and "" not in said:
-                break
-        if "" in said:
-            return False, False if seed else None
-        if len(set(said)) == 1:
-            raise EndpointError(
-                f"{self._where}: the server does not sample: {len(SEEDS)} readings of a test image at temperature "
-                f"{HOT:g} are one and the same, so that all images would agree. Switch sampling on there."
-            )
-        if not seed:
-            return True, None
-        again = await self._taken({tokens: TRIAL_TOKENS, **extra, "seed": SEEDS[0]}, hot=True)
-        return True, _first_of(again) == said[0]
+        for temperature, most in ((HOT, TRIAL_TOKENS), (HOT, self.sampling.max_new_tokens), (1.0, TRIAL_TOKENS)):
+            shape = {**self._heat(tokens, temperature, most), **extra}
+            said: list[str] = []
+            for number in SEEDS:
+                said.append(_first_of(await self._taken(shape | ({"seed": number} if seed else {}))))
+                if said[-1] == "" or len(set(said)) > 1:
+                    break
+            if "" in said:
+                continue
+            if len(set(said)) > 1:
+                return shape
+            if temperature == HOT:
+                raise EndpointError(
+                    f"{self._where}: the server does not sample: {len(SEEDS)} readings of a test image at temperature "
+                    f"{HOT:g} are one and the same, so that all images would agree. Switch sampling on there."
+                )
+        return None
 
-    async def _independent(self, tokens: str, extra: Options, *, seed: bool) -> bool:
+    async def _repeats(self, shape: Options) -> bool:
+        """Say whether the same seed gives the same text, asked alone."""
+        said = [_first_of(await self._taken({**shape, "seed": SEEDS[0]})) for _ in range(2)]
+        return said[0] == said[1] != ""
+
+    async def _independent(self, shape: Options, *, seed: bool) -> bool:
         """Say whether the samples of one request are draws, too."""
-        seeded = {"seed": SEEDS[0]} if seed else {}
-        reply = await self._taken({tokens: TRIAL_TOKENS, **extra, "n": self.most, **seeded}, hot=True)
+        reply = await self._taken({**shape, "n": self.most} | ({"seed": SEEDS[0]} if seed else {}))
         said = thoughts_of(reply) if reply is not None else []
         return len(said) >= self.most and len(set(said)) > 1
 
