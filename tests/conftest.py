@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from faulty_server import FaultyServer
 
 INBOX = Path(__file__).parent.parent / "sample_images" / "inbox"
 
@@ -36,6 +38,19 @@ def scan_inbox(out: Path, *options: str) -> Run:
 @pytest.fixture(scope="session")
 def inbox_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return scan_inbox(tmp_path_factory.mktemp("inbox") / "inbox.parquet")
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A model server of the tests' own, to which nobody comes back late."""
+    pytest.importorskip("openai", reason="the extra `endpoint` is not installed")
+    from vlmgate.captioner.server import Server
+
+    for name in ("VLMGATE_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Server, "_pause", lambda self, tried, wait: 0.01)
+    with FaultyServer().running() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -37,7 +37,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "images": ({"records", "errors", "config", "images"}, PIXELS),
     "captioner": (
         {"records", "errors", "config", "captioner", "builtin", "answers"},
-        {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers"},
+        {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers", "openai"},
     ),
     "diversity": ({"records", "errors", "words"}, {"numpy"}),
     "words": (set(), set()),

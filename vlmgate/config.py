@@ -14,11 +14,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from vlmgate.answers import problem_with
 from vlmgate.errors import ConfigError
 
 BUILTIN = "builtin"
+SERVER = "a model server"  # in the place of a checkpoint; no hub id can be spelt so
 DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in one short sentence."
 
 # Raised when the way from a file to RGB, or from RGB to a caption, changes: old readings are not mixed with new ones.
@@ -29,14 +31,49 @@ Pages = Literal["first", "all"]
 
 
 @dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Which checkpoint, and where it runs."""
+class EndpointConfig:
+    """A model server that speaks OpenAI's chat protocol, and how it is asked. Its key comes from the environment."""
 
-    model: str = BUILTIN  # "builtin", a local folder, or a hub id
+    url: str  # e.g. "http://gpu1:8000/v1"
+    max_side: int = 2048  # pixels; larger images are shrunk before they are sent
+    concurrency: int = 16  # requests under way at once
+    timeout: float = 300.0  # seconds that one request may take
+    retries: int = 8  # of a request, with growing pauses of a minute at most: two to three minutes in all
+
+    def __post_init__(self) -> None:
+        _check_url(self.url)
+        _require(28 <= self.max_side <= 65_536, "max_side", self.max_side, "28 to 65536 pixels")
+        _require(1 <= self.concurrency <= 1024, "concurrency", self.concurrency, "1 to 1024")
+        _require(0 < self.timeout <= 86_400, "timeout", self.timeout, "above 0 and at most 86400 seconds")
+        _require(0 <= self.retries <= 100, "retries", self.retries, "0 to 100")
+
+
+def _check_url(url: str) -> None:
+    """Raise `ConfigError` for what is no plain URL; one that may hold a password is not repeated."""
+    allowed = "a URL such as http://host:8000/v1"
+    try:
+        parts = urlsplit(url)
+        plain = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ConfigError(f"endpoint is no URL; allowed: {allowed}.") from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            f"endpoint has a user, a query or a fragment; allowed: {allowed}. A key goes into VLMGATE_API_KEY."
+        )
+    printable = url.isascii() and url.isprintable() and " " not in url
+    _require(parts.scheme in ("http", "https") and plain and printable, "endpoint", url, allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model, and where it runs: here, or behind `endpoint`."""
+
+    model: str = BUILTIN  # "builtin", a local folder, or a hub id; the name that a model server knows it by
     revision: str | None = None  # branch, tag or commit of a hub id
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     trust_remote_code: bool = False
+    endpoint: EndpointConfig | None = None  # None = the model runs here
 
     def __post_init__(self) -> None:
         dtypes = ("auto", "float32", "bfloat16", "float16")
@@ -44,6 +81,17 @@ class ModelConfig:
         known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device, re.ASCII)
         _require(known is not None, "device", self.device, "auto, cpu, cuda, cuda:N, mps")
         _require(bool(self.model.strip()), "model", self.model, "'builtin', a checkpoint folder or a hub id")
+        if self.endpoint is not None:
+            self._check_server()
+
+    def _check_server(self) -> None:
+        if self.model == BUILTIN:
+            raise ConfigError("--endpoint needs --model NAME, the name by which the server knows its model.")
+        local = {"revision": None, "device": "auto", "dtype": "auto", "trust_remote_code": False}
+        for name, usual in local.items():
+            if getattr(self, name) != usual:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} is of a model that runs here; leave it out beside --endpoint.")
 
 
 @dataclass(frozen=True, slots=True)

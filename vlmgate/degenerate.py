@@ -131,7 +131,7 @@ def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:
     asked = _letters(prompt)
     if any(is_empty(caption.text) or _letters(caption.text) == asked for caption in captions):
         return Reason.EMPTY_CAPTION
-    if any(is_refusal(caption.text) for caption in captions):
+    if any(caption.finish == "refused" or is_refusal(caption.text) for caption in captions):
         return Reason.REFUSED
     if any(caption.finish != "stop" for caption in captions):
         return Reason.CUT_OFF

@@ -10,6 +10,7 @@
     │   └── ResumeError          2   a journal that was made with other settings
     └── FatalError               1   the run cannot go on
         ├── ModelError           1   a model that cannot be loaded or run
+        ├── EndpointError        1   a model server that is gone, refuses, or does not do what it must
         ├── StoreError           1   a result or journal that cannot be read or written
         ├── KernelError          1   a kernel matrix that is no kernel
         └── NoveltyError         1   features that make no reference, or a reference that does not fit
@@ -67,6 +68,10 @@ class FatalError(VlmgateError):
 
 class ModelError(FatalError):
     """A model cannot be loaded, or fails on every image."""
+
+
+class EndpointError(FatalError):
+    """A model server is gone, refuses everything, or does not sample; no single image is to blame."""
 
 
 class StoreError(FatalError):

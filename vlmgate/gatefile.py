@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlmgate.config import SamplingConfig
+from vlmgate.config import SERVER, SamplingConfig
 from vlmgate.drift import COLUMNS, FEWEST, QUANTILES, Kept
 from vlmgate.errors import GateError, OutputError, one_line
 from vlmgate.gate import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit
@@ -198,8 +198,17 @@ def differences(gate: GateFile, sampling: SamplingConfig, checkpoint: Mapping[st
     if pages != gate.pages:
         found.append(f"pages {pages} (calibrated with {gate.pages})")
     if dict(checkpoint) != dict(gate.checkpoint):
-        found.append("another model or other weights")
+        found.append(_other_model(checkpoint, gate.checkpoint))
     return found
+
+
+def _other_model(now: Mapping[str, str], then: Mapping[str, str]) -> str:
+    if now.get("model") == then.get("model") == SERVER:
+        changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
+        words = {"name": "model", "max_side": "max-side"}
+        told = [(words.get(key, key), _short(now.get(key)), _short(then.get(key))) for key in changed]
+        return ", ".join(f"{name} {here} (calibrated with {there})" for name, here, there in told)
+    return "another model or other weights"
 
 
 def _is_idle(key: str, sampling: SamplingConfig, gate: GateFile) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 VERDICTS = ("correct", "wrong", "unusable")  # what a person may say of a reading; unusable = the image shows nothing
-Finish = Literal["stop", "length", "non-finite"]
+Finish = Literal["stop", "length", "non-finite", "refused", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,11 @@ class Caption:
     """One sampled caption, or one sampled answer."""
 
     text: str
-    finish: Finish  # "stop" = the model ended it; "length" = cut off at the limit; "non-finite" = broken logits
+    # "stop" = the model ended it; "length" = cut off at the limit; "non-finite" = broken logits. Of model servers
+    # alone: "refused" = the server says that it declines; "unknown" = it does not say that the text is whole
+    finish: Finish
     mean_logprob: float | None  # nats per token at temperature 1 before top-k/top-p, ≤ 0; None = the engine cannot say
-    num_tokens: int  # generated tokens, the end token included
+    num_tokens: int  # generated tokens, the end token included; 0 = the engine cannot say
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +127,13 @@ class ModelInfo:
     model: str  # as the user named it, or "builtin"
     revision: str | None  # resolved commit of a hub model; None for a local folder
     architecture: str  # class name of the model
-    num_parameters: int
-    device: str  # e.g. "cpu", "cuda:0"
+    num_parameters: int | None  # None = the engine cannot say
+    device: str  # e.g. "cpu", "cuda:0"; "server"
     dtype: str  # e.g. "float32", "bfloat16"
     image_processor: str  # class name of the image processor, which tells its backend
     route: str  # how K captions are made, e.g. "fork"
     versions: dict[str, str]  # library → version
+    server: dict[str, str] | None = None  # where a model server is and what it can and cannot do; None = runs here
 
 
 @dataclass(frozen=True, slots=True)

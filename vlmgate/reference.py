@@ -31,6 +31,8 @@ _KEYS = ("dtype", "pages", "max_pixels", "least_side", "image_pipeline", "captio
 
 def checkpoint_reference(model: ModelConfig) -> Reference | None:
     """Return the reference that lies in the checkpoint's own folder, if there is one; raises `NoveltyError`."""
+    if model.endpoint is not None:
+        return None
     place = locate(model)
     if not isinstance(place, Local) or not (place.folder / CHECKPOINT_FILE).is_file():
         return None

@@ -73,7 +73,8 @@ def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int, f
     parts = [f"vlmgate {vlmgate.__version__}"]
     if model:
         revision = f"@{model['revision'][:7]}" if model.get("revision") else ""
-        parts += [f"{short_model(model['model'])}{revision}", f"{model['device']} {model['dtype']}"]
+        where = "model server" if model.get("server") else f"{model['device']} {model['dtype']}"
+        parts += [f"{short_model(model['model'])}{revision}", where]
     parts += [f"{fewest}{num_samples} samples", gate.describe()]
     return plain(" · ".join(parts))
 

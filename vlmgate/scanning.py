@@ -21,7 +21,7 @@ from vlmgate.captioner import Captioner, DrawsInRounds, Prepares, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
-from vlmgate.errors import FatalError, ModelError, OutputError, VlmgateError, one_line
+from vlmgate.errors import EndpointError, FatalError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.finding import find, look, told_of_list
 from vlmgate.gate import Gate
 from vlmgate.images import Walk
@@ -245,7 +245,9 @@ class _Run:
     def _loaded(self) -> Captioner:
         """Return the captioner, loaded the first time that there is something for it to read."""
         if self.captioner is None:
-            self.progress.message(f"Loading {self.config.model.model} …")  # minutes, if it has to be downloaded first
+            server = self.config.model.endpoint
+            asking = f"Asking {server.url} what it can do …" if server else f"Loading {self.config.model.model} …"
+            self.progress.message(asking)  # minutes, if a model has to be downloaded first
             with self.clock.running("loading"):
                 captioner = self.load(self.config.model, self.config.sampling)
             info = asdict(captioner.info)
@@ -254,6 +256,8 @@ class _Run:
                 self.recorder.drain()
                 self.journal.check_model(info | {"device_kind": captioner.info.device.split(":")[0]}, _MODEL_KEYS)
             self.progress.header(captioner.info, self.gate, self.config)
+            if warning := (captioner.info.server or {}).get("warning"):
+                self.progress.message(warning)
             self.captioner = captioner
             self.clock.begin(captioner)
         return self.captioner
@@ -346,6 +350,8 @@ class _Run:
             sampled = self._sampled(pictures, captioner, prepared)
             if len(sampled) != len(pictures) or not all(self._is_complete(one) for one in sampled):
                 raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
+        except EndpointError:  # no image is to blame, and the next would fare no better
+            raise
         except Exception as error:
             log.warning("a batch of %d failed", len(pictures), exc_info=error)
             if len(pictures) > 1:
@@ -384,6 +390,8 @@ class _Run:
         probe = self.good or trial_picture()
         try:
             self._loaded().read([probe])
+        except EndpointError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"the model failed on {self.failures_in_a_row} images in a row and on a test image, "

@@ -7,13 +7,14 @@ line and the Python API go through here, so that both mean the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.config import (
     CalibrateConfig,
+    EndpointConfig,
     ImageConfig,
     ModelConfig,
     Pages,
@@ -39,6 +40,11 @@ class ReadingOptions(TypedDict, total=False):
     device: str
     dtype: str
     trust_remote_code: bool
+    endpoint: str | None  # URL of a model server; what follows is for one alone
+    max_side: int
+    concurrency: int
+    timeout: float
+    retries: int
     prompt: str
     question: str | None
     choices: Texts | None  # several, or one text with commas
@@ -105,6 +111,7 @@ class CalibrateOptions(ReadingOptions, total=False):
 
 
 _MODEL = ("model", "revision", "device", "dtype", "trust_remote_code")
+_SERVER = ("max_side", "concurrency", "timeout", "retries")
 _SAMPLING = (
     *("prompt", "num_samples", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "batch_size"),
     *("max_answer_tokens", "views", "view_noise", "first_samples"),
@@ -234,8 +241,16 @@ def options_of(gate: GateFile) -> dict[str, Any]:
     told = {key: value for key, value in sampling.items() if value is not None and key != "abstain"}
     told |= {"choices": ",".join(sampling["choices"]) or None, "no_abstain": not sampling["abstain"]}
     told |= {"model": gate.model, "revision": gate.revision, "pages": gate.pages}
+    told |= {"max_side": gate.checkpoint.get("max_side")}  # of a model server alone
     told |= {"score": gate.gate.score, "kernel": gate.kernel}
     return {key: value for key, value in told.items() if value is not None}
+
+
+def server_of(told: Mapping[str, Any]) -> EndpointConfig | None:
+    """Return how a model server is asked, from the options of `scan`; None where none is named."""
+    if told.get("endpoint") is None:
+        return None
+    return EndpointConfig(told["endpoint"], **{name: told[name] for name in _SERVER if name in told})
 
 
 def split_choices(choices: Texts | None) -> tuple[str, ...]:
@@ -292,7 +307,7 @@ def _given(options: Any) -> dict[str, Any]:
 
 
 def _model(told: dict[str, Any]) -> ModelConfig:
-    return ModelConfig(**{name: told[name] for name in _MODEL if name in told})
+    return ModelConfig(**{name: told[name] for name in _MODEL if name in told}, endpoint=server_of(told))
 
 
 def _images(told: dict[str, Any]) -> ImageConfig:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlmgate.builtin import own_limits
-from vlmgate.config import BUILTIN, ScanConfig
+from vlmgate.config import BUILTIN, SERVER, ScanConfig
 from vlmgate.drift import Values, shifts
 from vlmgate.errors import GateError
 from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
@@ -44,6 +44,8 @@ class Tonight:
 
 def gate_of(config: ScanConfig) -> Tonight:
     """Return the gate of a run; raises `GateError` where it means nothing, and for columns that cannot be filled."""
+    if config.model.endpoint is not None and config.reference is not None:
+        raise GateError("--reference compares vision features, which a model server does not show; leave it out.")
     if config.gate is None:
         gate = make_gate(
             num_samples=config.sampling.num_samples,
@@ -66,6 +68,7 @@ def gate_of(config: ScanConfig) -> Tonight:
     file = read_gate(config.gate)
     if config.score != file.gate.score or config.kernel != file.kernel:
         raise GateError(f"{config.gate}: goes by {file.gate.score} ({file.kernel}); leave out --score and --kernel.")
+    _check_place(file, config)
     path = feature_file(file, config.gate)
     tonight = Tonight(file.gate, file, Reference.load(path) if path else None)
     if tonight.reference is None:
@@ -84,6 +87,23 @@ def check_same(tonight: Tonight, config: ScanConfig, checkpoint: Mapping[str, st
             )
 
 
+def _check_place(file: GateFile, config: ScanConfig) -> None:
+    """Raise `GateError` where a gate for a model here meets a server, or the other way round.
+
+    A gate names its server, but only the user says where images are sent.
+    """
+    served, here = file.checkpoint.get("model") == SERVER, config.model.endpoint is None
+    if served and here:
+        where = file.data.get("endpoint", "a model server")
+        raise GateError(
+            f"{config.gate}: was calibrated on {file.model} at {where}; name a server of that model: --endpoint URL."
+        )
+    if not served and not here:
+        raise GateError(
+            f"{config.gate}: is of {file.model}, which ran here; leave --endpoint out, or calibrate with it."
+        )
+
+
 def _check_columns(gate: Gate, config: ScanConfig) -> None:
     """Raise `GateError` where the gate compares a column that this run could not fill: nothing would be accepted."""
     for column in (gate.score, *(limit.column for limit in gate.limits)):
@@ -92,6 +112,8 @@ def _check_columns(gate: Gate, config: ScanConfig) -> None:
         if column == "view_contrast" and config.sampling.views == 1:
             raise GateError("view_contrast compares views of an image, and there is one; add --views.")
         novel = column in ("novelty", "doubt")
+        if novel and config.model.endpoint is not None:
+            raise GateError(f"{column} needs vision features, which a model server does not show; choose another.")
         if novel and config.reference is None and checkpoint_reference(config.model) is None:
             raise GateError(
                 f"{column} needs a distance from a reference, and this model carries none; add --reference."

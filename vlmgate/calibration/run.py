@@ -189,7 +189,8 @@ def read_labelled(reading: ScanConfig, labels: Labels, progress: Progress, load:
     begin_peak()
     done = scan(reading, progress, load=keep, only=only)
     measured = {} if loaded else before  # where nothing was read this time, what was measured then still holds
-    if done.interrupted is None and done.error is None and not measured:
+    timed = reading.model.endpoint is None  # a server's time is shared, and every request may cost money
+    if timed and done.interrupted is None and done.error is None and not measured:
         if not loaded:  # what was read before was not timed
             keep(reading.model, reading.sampling)
         progress.message("Measuring the time that samples take …")
@@ -286,22 +287,27 @@ def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[s
     from collections import Counter
 
     held = found.labelled
+    server = (provenance["model"] or {}).get("server")
     mixed = held.good is not None and bool(held.known.all())
     told = sorted(f"{r.sha256}:{r.page}:{label}" for r, label in zip(held.records, held.labels, strict=True))
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "vlmgate_version": vlmgate.__version__,
-        "labels": _storable(labels.source),
-        "form": labels.form,
-        "images": len(held.records),
-        "wrong": int(found.final.wrong.sum()),
-        "classes": dict(Counter(held.labels).most_common()),
-        "good": held.good or "",
-        "sha256": hashlib.sha256("\n".join(told).encode()).hexdigest(),
-        "seed": provenance["sampling"]["seed"],
-        "device": (provenance["model"] or {}).get("device", ""),
-        "dtype": (provenance["model"] or {}).get("dtype", ""),
-    } | ({"share_defective": float(held.bad.mean())} if mixed else {})
+    return (
+        {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "vlmgate_version": vlmgate.__version__,
+            "labels": _storable(labels.source),
+            "form": labels.form,
+            "images": len(held.records),
+            "wrong": int(found.final.wrong.sum()),
+            "classes": dict(Counter(held.labels).most_common()),
+            "good": held.good or "",
+            "sha256": hashlib.sha256("\n".join(told).encode()).hexdigest(),
+            "seed": provenance["sampling"]["seed"],
+            "device": (provenance["model"] or {}).get("device", ""),
+            "dtype": (provenance["model"] or {}).get("dtype", ""),
+        }
+        | ({"endpoint": server["url"]} if server else {})
+        | ({"share_defective": float(held.bad.mean())} if mixed else {})
+    )
 
 
 def _storable(path: Path) -> str:

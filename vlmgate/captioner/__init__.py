@@ -19,7 +19,8 @@ class Captioner(Protocol):
 
     Promise: same picture + same model + same sampling configuration + same seed = same captions and answers, whatever
     else is in the batch and in whatever order (up to floating-point differences between devices and dtypes). The
-    captions are the same whether or not a question is asked.
+    captions are the same whether or not a question is asked. A model server promises no more than it keeps; whether
+    the same seed gave the same text is in its `info`.
     """
 
     @property
@@ -89,7 +90,14 @@ class Timed(Protocol):
 
 
 def load_captioner(model: ModelConfig, sampling: SamplingConfig) -> Captioner:
-    """Load the engine that serves `model`; raises `ModelError` in one line when that cannot be done."""
+    """Make the engine for `model` ready, here or at its server.
+
+    Raises `ModelError` or `EndpointError` in one line when that cannot be done.
+    """
+    if model.endpoint is not None:
+        from vlmgate.captioner.endpoint import EndpointCaptioner
+
+        return EndpointCaptioner(model, sampling)
     # Idle threads that spin slow everything down where another program wants the cores: on two busy cores a run took
     # 1.6 times as long. Sleeping costs a few percent on an idle machine. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -9,8 +9,9 @@ import hashlib
 from pathlib import Path
 
 from vlmgate.captioner.location import Local, locate
-from vlmgate.config import ModelConfig
+from vlmgate.config import SERVER, ModelConfig
 
+PIPELINE = "1"  # raised when the way from a picture to a server's text changes
 WHOLE = 32 * 1024**2  # bytes; up to here a file is hashed in full
 CHUNKS = 512  # evenly spaced samples of a larger file: a changed output layer alone is still hit many times
 CHUNK_BYTES = 4096
@@ -21,9 +22,12 @@ def model_fingerprint(model: ModelConfig) -> dict[str, str]:
     """Return what identifies the checkpoint: its content for a folder or the built-in model, its name for a hub model.
 
     A folder's path is no part of it: the same files elsewhere are the same model. A hub name does not say which commit
-    a branch points to today; `ModelInfo.revision` does once the model is loaded. Raises `ModelError` if there is
-    no such folder.
+    a branch points to today; `ModelInfo.revision` does once the model is loaded. Of a model server it is the name that
+    it knows the model by, and how images are sent; where it stands is no part of it, so that it may move. Raises
+    `ModelError` if there is no such folder.
     """
+    if model.endpoint is not None:
+        return {"model": SERVER, "name": model.model, "max_side": str(model.endpoint.max_side), "pipeline": PIPELINE}
     place = locate(model)
     if isinstance(place, Local):
         return {"model": "builtin" if place.builtin else "folder", "content": _folder_hash(place.folder)}

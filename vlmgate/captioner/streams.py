@@ -31,6 +31,15 @@ def uniforms(
     return _uniform(np.stack([np.random.PCG64(child).random_raw(num_tokens) for child in children]))
 
 
+def seeds(seed: int, sha256: str, page: int, num_samples: int, use: Use = "captions") -> list[int]:
+    """Return K seeds in [0, 2^31), for whoever draws the samples of one page with random numbers of their own.
+
+    Seed k comes from the stream of sample k, so that a larger K adds seeds and changes none.
+    """
+    children = _root(seed, sha256, page, use).spawn(num_samples)
+    return [int(np.random.PCG64(child).random_raw()) >> 33 for child in children]
+
+
 def view_noise(seed: int, sha256: str, page: int, view: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Return the standard normal noise of one view of one page."""
     children = _root(seed, sha256, page, "views").spawn(view + 1)

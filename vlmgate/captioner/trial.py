@@ -16,22 +16,24 @@ from PIL import Image
 
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.errors import ModelError, one_line
+from vlmgate.errors import EndpointError, ModelError, one_line
 from vlmgate.records import ImageFile, Picture
 
 
 def try_model(config: ModelConfig) -> dict[str, Any]:
-    """Load a model, let it read a test image, and return what it says of itself; raises `ModelError` in one line."""
+    """Let a model read a test image, and return what it says of itself; raises `ModelError` or `EndpointError`."""
     begun = time.perf_counter()
     captioner = load_captioner(config, SamplingConfig())
     loaded = time.perf_counter()
     try:
         captions = captioner.read([trial_picture()])[0].captions
+    except EndpointError:
+        raise
     except Exception as error:
         raise ModelError(f"{config.model}: loads, but cannot read a test image ({one_line(error)}).") from error
     return asdict(captioner.info) | {
-        "loads": "yes",
-        "load_seconds": round(loaded - begun, 2),
+        "answers" if config.endpoint else "loads": "yes",
+        "ask_seconds" if config.endpoint else "load_seconds": round(loaded - begun, 2),
         "read_seconds": round(time.perf_counter() - loaded, 2),
         "says": captions[0].text,
         "finishes": ", ".join(f"{n} × {finish}" for finish, n in Counter(c.finish for c in captions).items()),

@@ -80,6 +80,13 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
 ]
+EndpointOption = Annotated[
+    str | None, typer.Option(metavar="URL", help="OpenAI-compatible server of --model NAME: http://host:8000/v1.")
+]
+MaxSideOption = Annotated[int, typer.Option(help="With --endpoint: shrink images to this many pixels a side.")]
+ConcurrencyOption = Annotated[int, typer.Option(help="With --endpoint: requests at once.")]
+TimeoutOption = Annotated[float, typer.Option(help="With --endpoint: seconds that a request may take.")]
+RetriesOption = Annotated[int, typer.Option(help="With --endpoint: how often a request is tried again.")]
 ScoreOption = Annotated[str, typer.Option(help="Column that images are ordered by; see README, 'The scores'.")]
 KernelOption = Annotated[
     str, typer.Option(help="How captions are compared: words, minilm, embedding:FOLDER or nli:FOLDER.")

@@ -1,0 +1,215 @@
+"""Caption with a model behind an OpenAI-compatible chat server.
+
+Knows how pictures become requests and answers become readings; knows nothing of folders, scores or results. A reading
+is K texts or none: what a server leaves out is asked for again, and where it cannot be had the picture fails and goes
+to a person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from vlmgate.answers import question_prompt
+from vlmgate.captioner.abilities import FEW_RETRIES, TRIAL_TOKENS, Abilities, Interview, request_of
+from vlmgate.captioner.payload import data_url, describe
+from vlmgate.captioner.replies import captions_of
+from vlmgate.captioner.server import RefusedError, Server, UnansweredError
+from vlmgate.captioner.streams import Use, seeds
+from vlmgate.captioner.trial import trial_picture
+from vlmgate.captioner.views import views_of
+from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.errors import EndpointError, ModelError
+from vlmgate.records import Caption, ModelInfo, Picture, Sampled
+
+logger = logging.getLogger(__name__)
+
+EMPTY_ANSWERS = 3  # that a request for one sample may get
+_OF_THE_IMAGE = frozenset({400, 413, 415, 422})  # refusals that another image may escape
+
+
+class EndpointCaptioner:
+    """A `Captioner` over HTTP."""
+
+    def __init__(self, model: ModelConfig, sampling: SamplingConfig) -> None:
+        """Ask the server what it can do; raises `EndpointError` in one line where that is not enough."""
+        assert model.endpoint is not None
+        self._model, self._sampling, self._url = model.model, sampling, model.endpoint.url
+        self._server = Server(model.endpoint)
+        self._max_side = model.endpoint.max_side
+        self._trial = self._asked(data_url(trial_picture().rgb, self._max_side), sampling.prompt)
+        most = sampling.num_samples // sampling.views
+        self._can: Abilities = self._server.run(Interview(self._server, self._trial, sampling, most).hold())
+        self._kept: dict[tuple[str, int], Sampled | Exception] = {}
+        self._info = self._describe(most)
+        logger.info("the server can: %s", self._can)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What it is and what it can do."""
+        return self._info
+
+    def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
+        """Return what is sampled of each of B pictures, in the order given.
+
+        Raises `ModelError` where one of them cannot be read; the others are kept for a moment, so that to ask for them
+        again, in smaller batches, costs nothing. Raises `EndpointError` where the server reads not even a test image.
+        """
+        new = [picture for picture in pictures if _key(picture) not in self._kept]
+        outcomes = self._server.run(self._read_all(new)) if new else []
+        if new:  # another batch, so what was kept of the former one is done with
+            self._kept = {key: one for key, one in self._kept.items() if key in {_key(p) for p in pictures}}
+        self._kept |= {_key(picture): outcome for picture, outcome in zip(new, outcomes, strict=True)}
+        told = [self._kept[_key(picture)] for picture in pictures]
+        failed = [one for one in told if not isinstance(one, Sampled)]
+        if not failed or len(pictures) == 1:
+            for picture in pictures:
+                self._kept.pop(_key(picture), None)
+        if failed:
+            raise failed[0]
+        return [one for one in told if isinstance(one, Sampled)]
+
+    def with_samples(self, num_samples: int) -> EndpointCaptioner:
+        """Return a captioner that draws another number of samples with the same server; asks nothing."""
+        other = copy.copy(self)
+        other._sampling = replace(self._sampling, num_samples=num_samples)
+        other._kept = {}
+        return other
+
+    def look(self, pictures: Sequence[Picture]) -> list[tuple[float, ...] | None]:
+        """Return None for each picture: a server shows no vision features."""
+        return [None] * len(pictures)
+
+    # --- pictures ---
+
+    async def _read_all(self, pictures: Sequence[Picture]) -> list[Sampled | Exception]:
+        """Return a reading, or why there is none, of each picture; the server is asked whether it lives if need be."""
+        at_once = asyncio.Semaphore(self._server.config.concurrency)  # no more pictures in memory than under way
+        works = [self._read_one(picture, at_once) for picture in pictures]
+        outcomes = await asyncio.gather(*works, return_exceptions=True)
+        told: list[Sampled | Exception] = []
+        doubtful: Exception | None = None
+        for picture, outcome in zip(pictures, outcomes, strict=True):
+            if isinstance(outcome, Sampled):
+                told.append(outcome)
+            elif isinstance(outcome, RefusedError | UnansweredError):
+                logger.warning("%s was not read: %s", picture.file.file_name, outcome)
+                told.append(ModelError(f"the server gave no reading: {outcome}"))
+                of_the_image = isinstance(outcome, RefusedError) and outcome.status in _OF_THE_IMAGE
+                doubtful = doubtful if of_the_image else outcome
+            elif isinstance(outcome, Exception):
+                told.append(outcome)
+            else:  # cancelled
+                raise outcome
+        if doubtful is not None:
+            await self._check_that_it_lives(doubtful)
+        return told
+
+    async def _check_that_it_lives(self, doubtful: Exception) -> None:
+        """Raise `EndpointError` where a test image is not read either, for then no image is to blame."""
+        request = request_of({**self._trial, **self._options(TRIAL_TOKENS), **self._seeded(0)})
+        try:
+            await self._server.complete(request, retries=FEW_RETRIES)
+        except (RefusedError, UnansweredError) as error:
+            raise EndpointError(
+                f"{self._url}: the server is gone or refuses everything: {error}. What was read is safe; the same "
+                "command resumes once it is back, at this or another URL."
+            ) from None
+        logger.warning("the server reads a test image, so the images are to blame (%s)", doubtful)
+
+    async def _read_one(self, picture: Picture, at_once: asyncio.Semaphore) -> Sampled:
+        sampling = self._sampling
+        async with at_once:
+            urls = await asyncio.to_thread(self._urls, picture)
+            works = [self._texts(picture, urls, sampling.prompt, "captions")]
+            if sampling.question is not None:
+                asked = question_prompt(sampling.question, sampling.choices, abstain=sampling.abstain)
+                works.append(self._texts(picture, urls, asked, "answers"))
+            captions, *answers = await _all_or_nothing(works)
+        each = sampling.num_samples // sampling.views
+        views = tuple(k // each for k in range(sampling.num_samples)) if sampling.views > 1 else None
+        return Sampled(captions, answers[0] if answers else None, None, views)
+
+    def _urls(self, picture: Picture) -> list[str]:
+        sampling = self._sampling
+        views = views_of(picture, sampling.views, sampling.view_noise, sampling.seed)
+        return [data_url(view, self._max_side) for view in views]
+
+    async def _texts(self, picture: Picture, urls: Sequence[str], prompt: str, use: Use) -> tuple[Caption, ...]:
+        """Return K texts, those of one view after those of another."""
+        sampling, file = self._sampling, picture.file
+        numbers = seeds(sampling.seed, file.sha256, file.page, sampling.num_samples, use)
+        most = sampling.max_answer_tokens if use == "answers" else sampling.max_new_tokens
+        each = len(numbers) // len(urls)
+        works = [
+            self._samples({**self._asked(url, prompt), **self._options(most)}, numbers[v * each : (v + 1) * each])
+            for v, url in enumerate(urls)
+        ]
+        return tuple(text for texts in await _all_or_nothing(works) for text in texts)
+
+    async def _samples(self, options: dict[str, Any], numbers: Sequence[int]) -> list[Caption]:
+        """Return one text for each seed; what one request for all leaves out is asked for one by one."""
+        found: list[Caption] = []
+        if self._can.n and len(numbers) > 1:
+            reply = await self._server.complete(
+                request_of({**options, **self._seeded(numbers[0]), "n": len(numbers)}),
+            )
+            found = captions_of(reply, len(numbers))
+            if len(found) < len(numbers):
+                logger.warning("%d of %d samples came; the others are asked for singly", len(found), len(numbers))
+        missing = numbers[len(found) :]
+        return found + await _all_or_nothing([self._sample(options, number) for number in missing])
+
+    async def _sample(self, options: dict[str, Any], number: int) -> Caption:
+        for _ in range(EMPTY_ANSWERS):
+            found = captions_of(await self._server.complete(request_of({**options, **self._seeded(number)})), 1)
+            if found:
+                return found[0]
+        raise UnansweredError("it answers without a text, so that the samples stay incomplete")
+
+    # --- requests ---
+
+    def _asked(self, url: str, prompt: str) -> dict[str, Any]:
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
+        return {"model": self._model, "messages": [{"role": "user", "content": content}]}
+
+    def _options(self, tokens: int) -> dict[str, Any]:
+        shape = {"temperature": self._sampling.temperature, "top_p": self._sampling.top_p, self._can.tokens: tokens}
+        return {**shape, **self._can.extra} | ({"logprobs": True} if self._can.logprobs else {})
+
+    def _seeded(self, number: int) -> dict[str, Any]:
+        return {"seed": number} if self._can.seed else {}
+
+    def _describe(self, samples: int) -> ModelInfo:
+        return ModelInfo(
+            model=self._model,
+            revision=None,
+            architecture="unknown",
+            num_parameters=None,
+            device="server",
+            dtype="unknown",
+            image_processor="of the server",
+            route="n samples a request" if self._can.n else "a request a sample",
+            versions=self._server.versions,
+            server={"url": self._url, "images": describe(self._max_side)} | self._can.told(samples),
+        )
+
+
+def _key(picture: Picture) -> tuple[str, int]:
+    return picture.file.sha256, picture.file.page
+
+
+async def _all_or_nothing(works: Sequence[Any]) -> list[Any]:
+    """Do all at once; the first that fails ends the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,294 @@
+"""Ask a model server over HTTP: bounded, patient, and silent about the key.
+
+Knows requests, errors that pass and errors that stay; knows nothing of pictures or of what is asked. All traffic is in
+one event loop in a thread of its own, so that whoever waits can be interrupted at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import email.utils
+import importlib
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from vlmgate.captioner.keys import USUAL, find_key, is_loopback, without
+from vlmgate.captioner.replies import BadReplyError, parse
+from vlmgate.config import EndpointConfig
+from vlmgate.errors import EndpointError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MOST_BYTES = 32 * 1024**2  # of one answer
+LONGEST_DETAIL = 300  # characters of a server's own words
+LONGEST_PAUSE = 60.0  # seconds between two tries, where the server does not ask for more
+MOST_PATIENCE = 600.0  # seconds that a server may ask us to wait
+TIMEOUT_COUNTS = 3  # tries: who does not answer within minutes is not asked as often as who answers "busy"
+NONSENSE_COUNTS = 3
+_PASSES = frozenset({408, 409, 425, 429})  # and everything from 500 up
+
+
+class RefusedError(Exception):
+    """The server understood and says no; the same request would be refused again."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"HTTP {status}: {detail}" if detail else f"HTTP {status}")
+        self.status = status
+
+
+class UnansweredError(Exception):
+    """However often it was asked, the server gave no answer that can be read."""
+
+
+class _TooLargeError(Exception):
+    """An answer beyond `MOST_BYTES`."""
+
+
+class _PassingError(Exception):
+    """What may go away by itself."""
+
+    def __init__(self, text: str, counts: int = 1, wait: float | None = None) -> None:
+        super().__init__(text)
+        self.counts, self.wait = counts, wait  # tries; seconds
+
+
+class Server:
+    """One model server, asked by at most `concurrency` requests at once."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        """Make everything ready and send nothing; raises `EndpointError` where the client is not installed."""
+        try:
+            import openai
+        except ImportError as error:
+            raise EndpointError(
+                f"--endpoint needs the package openai ({error}); pip install 'vlmgate[endpoint]'."
+            ) from error
+        self.config = config
+        self._openai = openai
+        self._key = find_key(os.environ, config.url)
+        self._headers: dict[str, Any] = {} if self._key else {"Authorization": openai.Omit()}
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self._random = random.Random()  # of pauses, so that clients do not come back all at once
+        key = self._key
+        self._loop = _LoopThread(lambda: _make_client(config, key))  # not `self`, which the thread would keep alive
+        self._client = self._loop.client
+        weakref.finalize(self, self._loop.close)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do some asking and wait for it; what interrupts the waiting ends the asking."""
+        return self._loop.run(work)
+
+    def hide(self, text: str) -> str:
+        """Return a text without the key."""
+        return without(self._key, text)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the client's version."""
+        return {"openai": str(self._openai.__version__)}
+
+    async def complete(self, request: Mapping[str, Any], *, retries: int | None = None) -> dict[str, Any]:
+        """Return a chat completion as plain data, its `choices` a list; everything in it is still to be doubted.
+
+        Raises `RefusedError` at once, and `UnansweredError` after as many tries as were agreed.
+        """
+        left = self.config.retries if retries is None else retries
+        tried = 0
+        while True:
+            try:
+                async with self._slots:
+                    return await self._once(request)
+            except _PassingError as passing:
+                trouble = passing
+            tried += trouble.counts
+            if tried > left or (trouble.wait or 0) > MOST_PATIENCE:
+                raise UnansweredError(str(trouble))
+            pause = self._pause(tried, trouble.wait)
+            logger.info("%s (again in %.1f s)", trouble, pause)
+            await asyncio.sleep(pause)
+
+    async def models(self) -> list[str]:
+        """Return the names of the models that the server says it has; none where it does not say."""
+        try:
+            async with asyncio.timeout(10):
+                page = await self._client.models.list(extra_headers=self._headers)
+                return sorted(self._line(str(model.id)) for model in page.data)
+        except Exception:  # a nicety of an error message
+            return []
+
+    def _pause(self, tried: int, wait: float | None) -> float:
+        usual: float = min(2.0 ** (tried - 1), LONGEST_PAUSE) * self._random.uniform(0.5, 1.0)
+        return max(usual, wait or 0.0)
+
+    async def _once(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask once. What goes wrong leaves without its cause: that may hold the key, and would be in a traceback."""
+        try:
+            async with asyncio.timeout(self.config.timeout):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    **request, extra_headers=self._headers
+                )
+            return parse(self.hide(raw.content.decode("utf-8", "replace")).encode())
+        except BadReplyError as error:
+            problem: Exception = _PassingError(str(error), NONSENSE_COUNTS)
+        except Exception as error:
+            problem = self._problem(error)
+        raise problem
+
+    def _problem(self, error: Exception) -> Exception:
+        """Return what an exception of the client means, in one line without the key."""
+        too_large = next((e for e in (error, error.__cause__) if isinstance(e, _TooLargeError)), None)
+        if too_large is not None:
+            return UnansweredError(f"it answered with more than {MOST_BYTES // 1024**2} MiB")
+        if isinstance(error, self._openai.APIStatusError):
+            return self._status(error)
+        if isinstance(error, TimeoutError | self._openai.APITimeoutError):
+            return _PassingError(f"no answer within {self.config.timeout:g} s", TIMEOUT_COUNTS)
+        if isinstance(error, self._openai.APIConnectionError):
+            cause = error.__cause__ or error
+            return _PassingError(f"no connection ({self._line(str(cause)) or type(cause).__name__})")
+        return _PassingError(self._line(f"{type(error).__name__}: {error}"), NONSENSE_COUNTS)
+
+    def _status(self, error: Any) -> Exception:
+        status, headers = int(error.status_code), error.response.headers
+        detail = self._line(_said(error.body))
+        if 300 <= status < 400:
+            return RefusedError(status, "it sends us elsewhere; name that URL if you trust it")
+        if status in (401, 403) and self._key is None:
+            detail = f"{detail}; set VLMGATE_API_KEY" + (
+                f" ({USUAL} is not sent over plain http)" if os.environ.get(USUAL) else ""
+            )
+        if status == 413:
+            detail = f"{detail}; lower --max-side"
+        passes = status in _PASSES or status >= 500
+        if not passes:
+            return RefusedError(status, detail)
+        return _PassingError(f"HTTP {status}: {detail}", wait=_retry_after(headers.get("retry-after")))
+
+    def _line(self, text: str) -> str:
+        line = " ".join(self.hide(text).encode("utf-8", "replace").decode().split())
+        return line if len(line) <= LONGEST_DETAIL else line[: LONGEST_DETAIL - 1] + "…"
+
+
+def _make_client(config: EndpointConfig, key: str | None) -> Any:
+    import openai
+
+    bounded = _bounded_stream()
+
+    async def bound(response: Any) -> None:
+        response.stream = bounded(response.stream)
+
+    http = openai.DefaultAsyncHttpxClient(
+        follow_redirects=False,  # images go where the user said, and nowhere else
+        trust_env=not is_loopback(config.url),  # no proxy between us and ourselves
+        event_hooks={"response": [bound]},
+    )
+    return openai.AsyncOpenAI(
+        base_url=config.url,
+        api_key=key or "none",
+        timeout=openai.Timeout(config.timeout, connect=min(10.0, config.timeout)),
+        max_retries=0,  # done here, where bodies that break off and nonsense count, too
+        http_client=http,
+    )
+
+
+def _bounded_stream() -> Any:
+    """Return a class that lets so much of an answer through and no more; of the HTTP library that the client uses."""
+    import openai
+
+    library = openai.DefaultAsyncHttpxClient.__mro__[1].__module__.split(".")[0]  # httpx or httpx2, by version
+    base: Any = importlib.import_module(library).AsyncByteStream
+
+    class Bounded(base):  # type: ignore[misc]  # a base known at run time only
+        def __init__(self, inner: Any) -> None:
+            self._inner, self._left = inner, MOST_BYTES
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for chunk in self._inner:
+                self._left -= len(chunk)
+                if self._left < 0:
+                    raise _TooLargeError
+                yield chunk
+
+        async def aclose(self) -> None:
+            await self._inner.aclose()
+
+    return Bounded
+
+
+def _said(body: object) -> str:
+    """Return a server's own words for an error, wherever it puts them."""
+    found: object = body
+    for key in ("error", "message", "detail"):
+        if isinstance(found, dict) and key in found:
+            found = found[key]
+    text = found if isinstance(found, str) else "" if found is None else str(found)
+    return "" if text.lstrip()[:1] == "<" else text  # a web page says nothing in one line
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Return the seconds that a server asks for, as a number or as a date; None where it asks for none."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return seconds if seconds > 0 else None  # not a number is neither
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, with a client in it."""
+
+    def __init__(self, make_client: Any) -> None:
+        ready: concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, Any]]
+        ready = concurrent.futures.Future()
+        # A daemon: a request that hangs must not keep the program from ending.
+        self._thread = threading.Thread(target=_live, args=(make_client, ready), name="model server", daemon=True)
+        self._thread.start()
+        self._loop, self._stop, self.client = ready.result()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(RuntimeError):  # closed before
+            self._loop.call_soon_threadsafe(self._stop.set)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(5)
+
+
+def _live(make_client: Any, ready: concurrent.futures.Future[Any]) -> None:
+    async def main() -> None:
+        client = None
+        try:
+            client = make_client()
+            stop = asyncio.Event()
+            ready.set_result((asyncio.get_running_loop(), stop, client))
+            await stop.wait()
+        except Exception as error:
+            ready.set_exception(error)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if client is not None:
+            await client.close()
+
+    asyncio.run(main())
