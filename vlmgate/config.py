@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from vlmgate.answers import problem_with
 from vlmgate.errors import ConfigError
+from vlmgate.shards import Shard
 
 BUILTIN = "builtin"
 DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in one short sentence."
@@ -135,6 +136,7 @@ class ScanConfig:
     reference: Path | None = None  # folder of images that the model is meant for
     gate: Path | None = None  # file that `vlmgate calibrate` wrote; takes the place of the six above
     restart: bool = False
+    shard: Shard | None = None  # the share of the folder that is read; None = all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,7 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
         "image_pipeline": IMAGE_PIPELINE,
         "caption_pipeline": CAPTION_PIPELINE,
         **sampling,
+        **({} if config.shard is None else {"shard": str(config.shard)}),
         **{f"checkpoint.{key}": value for key, value in checkpoint.items()},
     }
 

@@ -213,7 +213,7 @@ def print_provenance(provenance: Mapping[str, Any], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in flatten(provenance):
-        if value is not None and not key.startswith("fingerprint."):
+        if value is not None and not key.startswith("fingerprint.") and key != "shard.seen":
             table.add_row(Text(plain(key)), Text(plain(str(value))))
     console.print(table)
 

@@ -33,6 +33,7 @@ from vlmgate.progress import Progress, Unbreakable
 from vlmgate.records import Caption, Picture, Reading, Reason, Record, Sampled, Source, Unreadable
 from vlmgate.reference import ReferenceFolder, checkpoint_reference
 from vlmgate.rows import build_rows, decide_rows
+from vlmgate.shards import Listing, now, share_of
 from vlmgate.signals import Interrupted, Signals
 from vlmgate.store import Outputs, write_result
 from vlmgate.tonight import Tonight, check_same, drift_of, gate_of
@@ -77,12 +78,18 @@ def scan(
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
     with _locked(outputs), logging_to(outputs.log):
         progress.message(f"Looking for images in {config.folder} …")
+        begun = now()
         walk = find_images(config.folder)
         walk = replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
         if only is not None:
             walk = replace(walk, sources=tuple(source for source in walk.sources if source.file_name in only))
         if not walk.sources and not walk.unreadable:
             raise NoImagesError(_no_images(config.folder, walk))
+        listing = None
+        if config.shard is not None:
+            listing = Listing.of(walk, config.shard, begun)
+            walk = share_of(walk, config.shard)
+            progress.message(listing.describe())
         checkpoint = model_fingerprint(config.model)
         check_same(tonight, config, checkpoint)
         wanted = fingerprint(config, checkpoint)
@@ -90,7 +97,7 @@ def scan(
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
-            return _Run(config, tonight, outputs, walk, journal, progress, load, kernel, folder).run()
+            return _Run(config, tonight, outputs, walk, journal, progress, load, kernel, folder, listing).run()
         finally:
             journal.close()
 
@@ -109,7 +116,9 @@ class _Run:
         load: Callable[[ModelConfig, SamplingConfig], Captioner],
         kernel: Kernel,
         folder: ReferenceFolder | None,
+        listing: Listing | None,
     ) -> None:
+        self.listing = listing  # of the whole folder, of which `walk` is a share
         self.config, self.tonight, self.outputs, self.walk = config, tonight, outputs, walk
         self.gate = tonight.gate
         self.journal, self.progress, self.load = journal, progress, load
@@ -175,6 +184,8 @@ class _Run:
             self.progress.header(None, self.gate, self.config)
             self.progress.message(
                 "Every image has been read before, so no model was loaded. --restart reads them again."
+                if self.walk.sources
+                else "There is nothing to read in this share of the folder."
             )
 
     def _loaded(self) -> Captioner:
@@ -364,6 +375,8 @@ class _Run:
             "gate_edited": self.tonight.file.edited if self.tonight.file else None,
             "drift": drift_of(self.tonight, records),
             "fingerprint": self.journal.fingerprint,
+            "shard": self.listing
+            and self.listing.told(self.config.gate, self.reference.note if self.reference else None),
         }
 
 

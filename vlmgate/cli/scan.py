@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ from vlmgate.cli.options import (
     KernelOption,
     LimitOption,
     MaxPixelsOption,
+    MaxRoutedOption,
     ModelOption,
     NewTokensOption,
     NoAbstainOption,
@@ -30,8 +32,10 @@ from vlmgate.cli.options import (
     RestartOption,
     RevisionOption,
     ScanFormat,
+    ScanFormatOption,
     ScoreOption,
     SeedOption,
+    ShardOption,
     TemperatureOption,
     ThresholdOption,
     TopKOption,
@@ -44,9 +48,11 @@ from vlmgate.cli.options import (
 )
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import UsageError
+from vlmgate.shards import Shard
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
+    from vlmgate.records import Record
     from vlmgate.scan import ScanResult
 
 _STDOUT = Path("-")
@@ -98,9 +104,8 @@ def scan(
     reference: Annotated[
         Path | None, typer.Option(help="Folder of images that the model is meant for; others are novel.")
     ] = None,
-    max_routed: Annotated[
-        str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
-    ] = None,
+    max_routed: MaxRoutedOption = None,
+    shard: ShardOption = None,
     restart: RestartOption = False,
     config: ConfigOption = None,
     gate: Annotated[
@@ -111,9 +116,7 @@ def scan(
             callback=read_gate_options,
         ),
     ] = None,
-    format: Annotated[
-        ScanFormat, typer.Option("--format", help="How stdout is written; csv = the rows, when the run ends.")
-    ] = ScanFormat.TABLE,
+    format: ScanFormatOption = ScanFormat.TABLE,
     quiet: QuietOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr, too.")] = False,
 ) -> None:
@@ -128,11 +131,9 @@ def scan(
             raise UsageError(f"{folder}: no such folder or image; name a folder of images.")
         if out == _STDOUT and format is not ScanFormat.CSV:
             raise UsageError("-o - writes rows to stdout; say --format csv with it, or give -o a Parquet file.")
-        parquet = (
-            out
-            if out not in (None, _STDOUT)
-            else Path(f"{folder.resolve().stem if folder.is_file() else folder.resolve().name or 'root'}.parquet")
-        )
+        share = None if shard is None else Shard.parse(shard)
+        name = folder.resolve().stem if folder.is_file() else folder.resolve().name or "root"
+        parquet = out if out not in (None, _STDOUT) else Path(f"{name}{share.suffix if share else ''}.parquet")
         settings = ScanConfig(
             folder=folder,
             out=parquet,
@@ -162,8 +163,9 @@ def scan(
             reference=reference,
             gate=gate,
             restart=restart,
+            shard=share,
         )
-        most = _max_routed(max_routed)
+        most = max_routed_of(max_routed)
         if verbose:
             _log_to_stderr()
         from vlmgate.report import TerminalProgress
@@ -174,7 +176,8 @@ def scan(
             result = run(settings, progress)
     code = _exit_code(result, most)
     with reader_may_leave():
-        _print_result(result, format, code)
+        error = str(result.error) if result.error else None
+        print_result(result.records, result.provenance, result.outputs.parquet, format, code, error)
     if result.error:
         complain(str(result.error))
     if code == 4:
@@ -198,35 +201,48 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _max_routed(text: str | None) -> tuple[float | None, int | None]:
+def max_routed_of(text: str | None) -> tuple[float | None, int | None]:
+    """Return --max-routed as a share and a number, one of which is None."""
     from vlmgate.gate import parse_share_or_count
 
     return (None, None) if text is None else parse_share_or_count(text, "--max-routed")
 
 
 def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> int:
-    from vlmgate.records import Reason, Route
-
     if result.interrupted is not None:
         return 128 + result.interrupted
     if result.error is not None:
         return result.error.exit_code
-    routed = sum(r.route == Route.HUMAN_REVIEW for r in result.records)
+    return code_of(result.records, limit)
+
+
+def code_of(records: Sequence[Record], limit: tuple[float | None, int | None], *, complete: bool = True) -> int:
+    """Return the exit code of a result: 4 beyond --max-routed, 3 where images are missing or could not be read."""
+    from vlmgate.records import Reason, Route
+
+    routed = sum(r.route == Route.HUMAN_REVIEW for r in records)
     share, count = limit
-    if (share is not None and routed > share * len(result.records)) or (count is not None and routed > count):
+    if (share is not None and routed > share * len(records)) or (count is not None and routed > count):
         return 4
     lacking = (Reason.UNREADABLE, Reason.MODEL_FAILED, Reason.NOT_READ)
-    return 3 if any(r.reason in lacking for r in result.records) else 0
+    return 3 if not complete or any(r.reason in lacking for r in records) else 0
 
 
-def _print_result(result: ScanResult, format: ScanFormat, code: int) -> None:
+def print_result(
+    records: Sequence[Record],
+    provenance: Mapping[str, Any],
+    out: Path,
+    format: ScanFormat,
+    code: int,
+    error: str | None = None,
+) -> None:
+    """Print what `--format` asks for."""
     from vlmgate.export.exporting import print_csv
     from vlmgate.summary import print_summary, summary_json
 
     if format is ScanFormat.CSV:
-        print_csv(result.records)
+        print_csv(records)
     elif format is ScanFormat.JSON:
-        error = str(result.error) if result.error else None
-        print(summary_json(result.records, result.provenance, result.outputs.parquet, code, error))
+        print(summary_json(records, provenance, out, code, error))
     else:
-        print_summary(result.records, result.provenance, result.outputs.parquet, console())
+        print_summary(records, provenance, out, console())
