@@ -22,6 +22,11 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "cli": (EVERYTHING, {"typer", "rich"}),
     "config": ({"errors", "answers", "shards"}, set()),
     "shards": ({"errors", "images"}, set()),
+    "asking": ({"captioner", "config", "errors", "journal", "novelty", "records"}, set()),
+    "cluster": (
+        {"asking", "captioner", "cluster", "config", "errors", "images", "journal", "records", "reference"},
+        {"ray"},
+    ),
     "merge": ({"records", "errors", "gate", "images", "rescore", "shards", "store", "tonight"}, set()),
     "errors": (set(), set()),
     "records": (set(), {"PIL"}),
@@ -57,7 +62,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "scan": (
         {
-            *("records", "errors", "config", "images", "captioner", "gate", "tonight"),
+            *("records", "errors", "config", "images", "asking", "captioner", "cluster", "gate", "tonight"),
             *(
                 "store",
                 "journal",

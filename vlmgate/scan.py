@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import vlmgate
+from vlmgate.asking import ask
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
@@ -28,9 +29,9 @@ from vlmgate.images import Walk, find_images, read_ahead
 from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
 from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
-from vlmgate.novelty import Reference, pack
+from vlmgate.novelty import Reference
 from vlmgate.progress import Progress, Unbreakable
-from vlmgate.records import Caption, Picture, Reading, Reason, Record, Sampled, Source, Unreadable
+from vlmgate.records import ModelInfo, Picture, Reading, Reason, Record, Source, Unreadable
 from vlmgate.reference import ReferenceFolder, checkpoint_reference
 from vlmgate.rows import build_rows, decide_rows
 from vlmgate.shards import Listing, now, share_of
@@ -127,6 +128,7 @@ class _Run:
         self.signals = Signals()
         self.started = datetime.now(UTC)
         self.captioner: Captioner | None = None
+        self.introduced = False  # a model has been loaded, here or elsewhere
         self.gone: list[str] = []  # read before, and not in the folder now
         self.good: Picture | None = None  # one that the model has read in this run
         self.failures_in_a_row = 0
@@ -144,7 +146,7 @@ class _Run:
             except KeyboardInterrupt:  # where our handler could not be installed
                 interrupted = signal.SIGINT
             except Exception as unexpected:
-                if self.captioner is None and not self.journal.readings:  # nothing is to be saved
+                if not self.introduced and not self.journal.readings:  # nothing is to be saved
                     raise
                 log.error("the run ends here", exc_info=unexpected)
                 error = (
@@ -180,7 +182,7 @@ class _Run:
             self.reference = self.folder.load() or self._read_reference(self.folder)
         self.progress.start(len(self.walk.sources), done)
         self._read(pending)
-        if self.captioner is None:
+        if not self.introduced:
             self.progress.header(None, self.gate, self.config)
             self.progress.message(
                 "Every image has been read before, so no model was loaded. --restart reads them again."
@@ -192,14 +194,17 @@ class _Run:
         """Return the captioner, loaded the first time that there is something for it to read."""
         if self.captioner is None:
             self.progress.message(f"Loading {self.config.model.model} …")  # minutes, if it has to be downloaded first
-            captioner = self.load(self.config.model, self.config.sampling)
-            info = asdict(captioner.info)
-            log.info("model %s", info)
-            with self.signals.held():
-                self.journal.check_model(info | {"device_kind": captioner.info.device.split(":")[0]}, _MODEL_KEYS)
-            self.progress.header(captioner.info, self.gate, self.config)
-            self.captioner = captioner
+            self.captioner = self.load(self.config.model, self.config.sampling)
+            self._introduce(self.captioner.info)
         return self.captioner
+
+    def _introduce(self, info: ModelInfo) -> None:
+        """Hold what a model says of itself against the journal, and tell of it; raises `ResumeError` for another."""
+        log.info("model %s", asdict(info))
+        with self.signals.held():
+            self.journal.check_model(asdict(info) | {"device_kind": info.device.split(":")[0]}, _MODEL_KEYS)
+        self.progress.header(info, self.gate, self.config)
+        self.introduced = True
 
     def _read_reference(self, folder: ReferenceFolder) -> Reference:
         """Read the reference before the images: where it cannot be had, no night is spent in vain."""
@@ -283,30 +288,16 @@ class _Run:
             self._check_that_the_model_lives()
 
     def _ask(self, pictures: Sequence[Picture], captioner: Captioner) -> list[Entry]:
-        """Return a reading or a failure for each picture; a batch that fails is halved to find the culprit."""
-        try:
-            sampled = captioner.read(pictures)
-            if len(sampled) != len(pictures) or not all(self._is_complete(one) for one in sampled):
-                raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
-        except Exception as error:
-            log.warning("a batch of %d failed", len(pictures), exc_info=error)
-            if len(pictures) > 1:
-                middle = len(pictures) // 2
-                return self._ask(pictures[:middle], captioner) + self._ask(pictures[middle:], captioner)
-            self.failures_in_a_row += 1
-            self.last_failure = one_line(error)
-            return [Failure(pictures[0].file, self.last_failure)]
-        self.failures_in_a_row = 0
-        self.good = pictures[0]
-        return [_reading(picture, one) for picture, one in zip(pictures, sampled, strict=True)]
-
-    def _is_complete(self, sampled: Sampled) -> bool:
-        """Say whether there are K captions, and K answers just where a question was asked."""
-        samples = self.config.sampling.num_samples
-        answers = None if sampled.answers is None else len(sampled.answers)
-        views = samples if sampled.views is None else len(sampled.views)
-        asked = samples if self.config.sampling.question else None
-        return len(sampled.captions) == views == samples and answers == asked
+        """Return a reading or a failure for each picture, and count how many failed since one could be read."""
+        entries = ask(pictures, captioner, self.config.sampling)
+        for picture, entry in zip(pictures, entries, strict=True):
+            if isinstance(entry, Failure):
+                self.failures_in_a_row += 1
+                self.last_failure = entry.error
+            else:
+                self.failures_in_a_row = 0
+                self.good = picture
+        return [*entries]
 
     def _check_that_the_model_lives(self) -> None:
         """Let the model read what it can read; raise `ModelError` where it cannot, for then the rest would fail too."""
@@ -378,26 +369,6 @@ class _Run:
             "shard": self.listing
             and self.listing.told(self.config.gate, self.reference.note if self.reference else None),
         }
-
-
-def _reading(picture: Picture, sampled: Sampled) -> Reading:
-    """Return what is kept of a picture: text that can be stored, features that are numbers."""
-    return Reading(
-        picture.file,
-        captions=tuple(_clean(caption) for caption in sampled.captions),
-        answers=None if sampled.answers is None else tuple(_clean(answer) for answer in sampled.answers),
-        features=pack(sampled.features),
-        views=sampled.views,
-        quality=picture.quality,
-    )
-
-
-def _clean(caption: Caption) -> Caption:
-    """Return the caption with text that can be stored: UTF-8, and a finite log-probability or none."""
-    logprob = caption.mean_logprob
-    finite = logprob is not None and abs(logprob) < float("inf")
-    text = caption.text.encode("utf-8", "replace").decode()
-    return replace(caption, text=text, mean_logprob=logprob if finite else None)
 
 
 def _no_images(folder: Path, walk: Walk) -> str:
