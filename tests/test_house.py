@@ -24,7 +24,10 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "shards": ({"errors", "images"}, set()),
     "asking": ({"captioner", "config", "errors", "journal", "novelty", "records"}, set()),
     "cluster": (
-        {"asking", "captioner", "cluster", "config", "errors", "images", "journal", "records", "reference"},
+        {
+            *("asking", "captioner", "cluster", "config", "errors", "images", "journal", "records", "reference"),
+            *("progress", "signals"),
+        },
         {"ray"},
     ),
     "merge": ({"records", "errors", "gate", "images", "rescore", "shards", "store", "tonight"}, set()),

@@ -114,6 +114,8 @@ class TerminalProgress:
             console=self.console,
             speed_estimate_period=900,  # seconds; a shorter memory shows no estimate between slow batches
             transient=True,
+            redirect_stdout=False,  # or stdout would be what it was when the bar began, whatever became of it since
+            redirect_stderr=False,
         )
         self._bar.add_task("reading", total=total, completed=done)
         self._bar.start()

@@ -22,7 +22,10 @@ from vlmgate.asking import ask
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
-from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
+from vlmgate.cluster.crew import hired
+from vlmgate.cluster.taking import check_alike, described, last_failure, take
+from vlmgate.cluster.worker import Batch, Setup
+from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.errors import FatalError, ModelError, NoImagesError, OutputError, VlmgateError, one_line
 from vlmgate.gate import Gate
 from vlmgate.images import Walk, find_images, read_ahead
@@ -98,7 +101,9 @@ def scan(
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
-            return _Run(config, tonight, outputs, walk, journal, progress, load, kernel, folder, listing).run()
+            return _Run(
+                config, tonight, outputs, walk, journal, progress, load, kernel, folder, listing, checkpoint
+            ).run()
         finally:
             journal.close()
 
@@ -118,7 +123,9 @@ class _Run:
         kernel: Kernel,
         folder: ReferenceFolder | None,
         listing: Listing | None,
+        checkpoint: dict[str, str],
     ) -> None:
+        self.checkpoint = checkpoint
         self.listing = listing  # of the whole folder, of which `walk` is a share
         self.config, self.tonight, self.outputs, self.walk = config, tonight, outputs, walk
         self.gate = tonight.gate
@@ -179,9 +186,14 @@ class _Run:
         if done and pending:
             self.progress.message(f"Resuming: {done:,} of {len(self.walk.sources):,} files have been read before.")
         if self.folder is not None:
-            self.reference = self.folder.load() or self._read_reference(self.folder)
-        self.progress.start(len(self.walk.sources), done)
-        self._read(pending)
+            self.reference = self.folder.load()
+        if self.config.cluster is None:
+            if self.folder is not None and self.reference is None:
+                self.reference = self._read_reference(self.folder)
+            self.progress.start(len(self.walk.sources), done)
+            self._read(pending)
+        elif pending or (self.folder is not None and self.reference is None):
+            self._read_on_cluster(pending, done, self.config.cluster)
         if not self.introduced:
             self.progress.header(None, self.gate, self.config)
             self.progress.message(
@@ -202,7 +214,7 @@ class _Run:
         """Hold what a model says of itself against the journal, and tell of it; raises `ResumeError` for another."""
         log.info("model %s", asdict(info))
         with self.signals.held():
-            self.journal.check_model(asdict(info) | {"device_kind": info.device.split(":")[0]}, _MODEL_KEYS)
+            self.journal.check_model(described(info), _MODEL_KEYS)
         self.progress.header(info, self.gate, self.config)
         self.introduced = True
 
@@ -311,6 +323,27 @@ class _Run:
             ) from error
         log.warning("%d images in a row failed, but the model reads others; going on", self.failures_in_a_row)
         self.failures_in_a_row = 0
+
+    def _read_on_cluster(self, pending: Sequence[Source], done: int, cluster: ClusterConfig) -> None:
+        """Let other processes read; every batch is journalled as it comes back."""
+        setup = Setup(self.config.model, self.config.sampling, self.config.images, self.config.folder, self.checkpoint)
+        with hired(cluster, setup, self.load, self.journal.readings, self.progress.message) as crew:
+            if self.folder is not None and self.reference is None:
+                self.progress.message(f"Reading the reference in {self.folder.folder} …")
+                features, batch = crew.look(self.folder.sources)
+                self._meet(batch)
+                self.reference = self.folder.fit(features)
+            self.progress.start(len(self.walk.sources), done)
+            for batch in take(crew.read(pending), self.journal, self.signals, self.progress):
+                self._meet(batch)
+                self.last_failure = last_failure(batch) or self.last_failure
+
+    def _meet(self, batch: Batch) -> None:
+        """Hold a worker's model against the one that is known, before anything that it has read is kept."""
+        if batch.info is not None:
+            if not self.introduced:
+                self._introduce(batch.info)
+            check_alike(batch.info, self.journal.model, _MODEL_KEYS)
 
     # --- finishing ---
 

@@ -78,6 +78,14 @@ ScanFormatOption = Annotated[
 MaxRoutedOption = Annotated[
     str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(help="Read with the workers of a Ray cluster: auto, local or host:port; see README, 'Many machines'."),
+]
+RayWorkersOption = Annotated[int, typer.Option(help="Workers, each with a model; 0 = as many as there is room for.")]
+GpusOption = Annotated[
+    float | None, typer.Option(help="GPUs for each worker; a fraction shares one. [default: 1 where there are any]")
+]
 ShardOption = Annotated[
     str | None, typer.Option(help="Read one share of the folder, such as 3/16; `vlmgate merge` joins them.")
 ]

@@ -18,6 +18,7 @@ from vlmgate.cli.options import (
     ConfigOption,
     DeviceOption,
     DtypeOption,
+    GpusOption,
     KernelOption,
     LimitOption,
     MaxPixelsOption,
@@ -29,6 +30,8 @@ from vlmgate.cli.options import (
     PagesOption,
     PromptOption,
     QuietOption,
+    RayOption,
+    RayWorkersOption,
     RestartOption,
     RevisionOption,
     ScanFormat,
@@ -46,7 +49,7 @@ from vlmgate.cli.options import (
     read_gate_options,
     split_choices,
 )
-from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.config import BUILTIN, DEFAULT_PROMPT, ClusterConfig, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import UsageError
 from vlmgate.shards import Shard
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
@@ -106,6 +109,9 @@ def scan(
     ] = None,
     max_routed: MaxRoutedOption = None,
     shard: ShardOption = None,
+    ray: RayOption = None,
+    ray_workers: RayWorkersOption = 0,
+    gpus_per_worker: GpusOption = None,
     restart: RestartOption = False,
     config: ConfigOption = None,
     gate: Annotated[
@@ -164,6 +170,7 @@ def scan(
             gate=gate,
             restart=restart,
             shard=share,
+            cluster=_cluster(ray, ray_workers, gpus_per_worker, device),
         )
         most = max_routed_of(max_routed)
         if verbose:
@@ -183,6 +190,16 @@ def scan(
     if code == 4:
         complain(f"more images were routed to a person than --max-routed {max_routed} allows.")
     raise typer.Exit(code)
+
+
+def _cluster(address: str | None, workers: int, gpus: float | None, device: str) -> ClusterConfig | None:
+    if address is None:
+        if workers or gpus is not None:
+            raise UsageError("--ray-workers and --gpus-per-worker are for --ray; say --ray auto, or leave them out.")
+        return None
+    if ":" in device:
+        raise UsageError(f"--device {device}: Ray chooses the GPU of each worker; say --device cuda, or leave it out.")
+    return ClusterConfig(address, workers, gpus)
 
 
 def _log_to_stderr() -> None:
