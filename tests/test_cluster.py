@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import INBOX
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from test_resume import stack
 
+import vlmgate.cluster.crew
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.cluster.connection import Room
 from vlmgate.cluster.worker import Batch, Job, Setup, Worker
@@ -40,11 +46,16 @@ def said(name: str) -> Sequence[str]:
 class Reader(FakeCaptioner):
     """A fake that workers can be given: what it says follows from the name, and a file tells of each batch."""
 
-    def __init__(self, told: Path, seconds: float = 0.0) -> None:
+    def __init__(self, told: Path, seconds: float = 0.0, meet: int = 1) -> None:
+        """With `meet`, nobody reads before so many workers are there."""
         super().__init__(say=said, features=features)
-        self.told, self.seconds = told, seconds
+        self.told, self.seconds, self.meet = told, seconds, meet
 
     def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
+        self.told.with_suffix(f".{os.getpid()}.there").touch()
+        deadline = time.monotonic() + 60
+        while len(list(self.told.parent.glob("*.there"))) < self.meet and time.monotonic() < deadline:
+            time.sleep(0.02)
         time.sleep(self.seconds)
         with self.told.open("a") as file:  # short appends do not mix
             file.write("".join(f"{os.getpid()}\t{p.file.file_name}\t{p.file.page}\n" for p in pictures))
@@ -201,7 +212,7 @@ def test_two_workers_give_the_result_of_a_local_scan(tmp_path: Path, cluster: No
         odd_folder(tmp_path / "in"), tmp_path / "local.parquet", images=ImageConfig(pages="all"), review_budget="30%"
     )
     local = scan_with(config, FakeCaptioner(said, features=features))
-    reader, progress = Reader(tmp_path / "told", 0.05), SilentProgress()
+    reader, progress = Reader(tmp_path / "told", 0.05, meet=2), SilentProgress()
     result = scan_with(replace(config, out=tmp_path / "ray.parquet", cluster=TWO), reader, progress)
     assert result.error is None and progress.advanced == 28
     assert timeless(result.records) == timeless(local.records)
@@ -313,7 +324,10 @@ class DyingAsItLoads(FakeCaptioner):
         return self
 
 
-def test_workers_that_die_as_they_load_end_the_run_and_blame_no_file(tmp_path: Path, cluster: None) -> None:
+def test_workers_that_die_as_they_load_end_the_run_and_blame_no_file(
+    tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vlmgate.cluster.crew, "_MOST_DEATHS", 0)  # three for each worker remain
     folder = folder_of(tmp_path / "in", "a.png", "b.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     config = config_for(folder, tmp_path / "r.parquet", cluster=ClusterConfig("local", workers=1))
@@ -338,3 +352,65 @@ def test_more_than_the_cluster_has_is_refused_before_anything_is_read(tmp_path: 
         scan_with(greedy, FakeCaptioner())
     with pytest.raises(UsageError, match="client's address"):
         scan_with(replace(config, cluster=ClusterConfig("ray://host:10001")), FakeCaptioner())
+
+
+# --- the real command, the real model ---------------------------------------------------------------------------------
+
+
+def workers_of(mark: str) -> list[int]:
+    """Return the processes that read for a command which was given this mark."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"VLMGATE_TEST={mark}".encode() in (process / "environ").read_bytes()
+            if ours and (process / "cmdline").read_bytes().startswith(b"ray::_Actor"):
+                found.append(int(process.name))
+        except OSError:  # gone, or somebody else's
+            continue
+    return found
+
+
+def lines_in(journal: Path) -> int:
+    return journal.read_bytes().count(b'"kind":"reading"') if journal.exists() else 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="tells processes apart by /proc")
+def test_the_real_command_with_a_worker_killed_and_then_stopped(tmp_path: Path) -> None:
+    """Kill a worker, then press Ctrl-C, then run it again without Ray: the result is that of a local scan."""
+    pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in sorted((INBOX.parent / "labelled").rglob("*.jpg"))[:28]:
+        shutil.copy(path, folder / f"{path.parent.name}_{path.name}")
+    command = [sys.executable, "-m", "vlmgate", "scan", str(folder), "--batch-size", "4", "--num-samples", "4"]
+    subprocess.run([*command, "-q", "-o", str(tmp_path / "local.parquet")], check=True, capture_output=True)
+    out, mark = tmp_path / "ray.parquet", tmp_path.name
+    with_ray = [*command, "-o", str(out), "--ray", "local", "--ray-workers", "2", "--format", "json"]
+    process = subprocess.Popen(
+        with_ray,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"VLMGATE_TEST": mark, "PYTHONPATH": str(TESTS.parent)},
+        start_new_session=True,
+    )
+    journal = out.with_suffix(".journal.jsonl")
+    killed = 0
+    while process.poll() is None and lines_in(journal) < 4:
+        time.sleep(0.05)
+    for worker in workers_of(mark)[:1]:
+        os.kill(worker, signal.SIGKILL)
+        killed += 1
+    while process.poll() is None and lines_in(journal) < 12:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    printed, told = process.communicate(timeout=60)
+    assert killed == 1 and process.returncode == 130, told
+    assert "Traceback" not in told and json.loads(printed)["exit_code"] == 130
+    assert told.count("\n") == len([line for line in told.splitlines() if line and "ray::" not in line])
+    done = {r.file_name for r in read_result(out)[0] if r.captions}
+    assert 12 <= len(done) < 28 and len(read_result(out)[0]) == 28
+    assert not workers_of(mark), "a worker has outlived its run"
+    subprocess.run([*command, "-q", "-o", str(out)], check=True, capture_output=True)
+    assert timeless(read_result(out)[0]) == timeless(read_result(tmp_path / "local.parquet")[0])
+    assert lines_in(journal) == 28, "an image was read twice"

@@ -263,6 +263,7 @@ class Crew:
             self._lose(member, batch.trouble)
         else:
             member.loaded = True
+            log.info("model loaded on %s", member.place)
             yield batch
 
     def _write(self, member: _Member, batch: Batch) -> None:
