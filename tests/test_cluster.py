@@ -359,6 +359,17 @@ def test_more_than_the_cluster_has_is_refused_before_anything_is_read(tmp_path: 
         scan_with(replace(config, cluster=ClusterConfig("ray://host:10001")), FakeCaptioner())
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "127.0.0.1:99999999"])
+def test_an_address_where_nobody_answers_is_refused_at_once(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    config = config_for(folder_of(tmp_path / "in", "a.png"), tmp_path / "r.parquet", cluster=ClusterConfig(address))
+    with pytest.raises(UsageError, match="nobody answers there"):
+        scan_with(config, FakeCaptioner())
+
+
 # --- the real command, the real model ---------------------------------------------------------------------------------
 
 

@@ -442,3 +442,7 @@ def test_the_slurm_script_runs_one_shard_of_the_array(tmp_path: Path) -> None:
     subprocess.run(["bash", "-c", script.replace("/shared", str(tmp_path))], env=here, check=True)
     told = (tmp_path / "inspection" / "told").read_text().split("\n")
     assert told[:2] == ["scan", "images"] and told[told.index("--shard") + 1] == "3/16"
+
+
+def test_the_script_that_starts_a_cluster_is_a_script() -> None:
+    subprocess.run(["bash", "-n"], input=lines_of_the_readme("ray"), text=True, check=True)

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 LOCAL = "local"  # a cluster of this machine alone, for this run alone
 AUTO = "auto"  # the cluster that this machine belongs to, else a local one
+_KNOCK = 10.0  # seconds
 _STORE = 256 << 20  # bytes of shared memory; what is passed on is text and features, not pixels
 
 
@@ -90,6 +92,8 @@ def joined(address: str, tell: Callable[[str], None]) -> Iterator[tuple[Any, Roo
 def _join(ray: Any, address: str, left_behind: contextlib.ExitStack, tell: Callable[[str], None]) -> None:
     manners: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     if address != LOCAL:
+        if address != AUTO:
+            _knock(address)
         try:
             ray.init(address=address, **manners)
             return
@@ -116,6 +120,18 @@ def _join(ray: Any, address: str, left_behind: contextlib.ExitStack, tell: Calla
         )
     except Exception as error:
         raise UsageError(f"--ray {address}: Ray does not start on this machine ({one_line(error, 160)}).") from error
+
+
+def _knock(address: str) -> None:
+    """Raise `UsageError` where nobody listens at host:port; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"--ray {address}: nobody answers there ({one_line(error, 120)}); give host:port of a cluster that "
+            "`ray start --head` began, or auto, or local."
+        ) from error
 
 
 @contextmanager

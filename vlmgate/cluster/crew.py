@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -339,7 +339,8 @@ def _given_up(job: Job) -> Batch:
 
 
 def _short(error: BaseException, limit: int = 200) -> str:
-    """Return what Ray says of a worker's death, on one line and without its advice."""
-    lines: Iterable[str] = str(error).splitlines()
-    text = " ".join(" ".join(lines).split()) or type(error).__name__
+    """Return the last line of what Ray says, which names the cause; the rest goes to the log."""
+    log.info("%s: %s", type(error).__name__, error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join((lines[-1] if lines else type(error).__name__).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
