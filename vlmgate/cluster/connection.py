@@ -61,6 +61,8 @@ class Room:
 
 def import_ray() -> Any:
     """Return the package; raises `UsageError` where it is not there."""
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():  # Ray asks for it by itself only where it begins a cluster
+        os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a worker without a GPU must not see any
     try:
@@ -68,6 +70,14 @@ def import_ray() -> Any:
     except ImportError as error:
         raise UsageError("--ray needs Ray on this and every other machine; pip install 'vlmgate[ray]'.") from error
     return ray
+
+
+def _has_token() -> bool:
+    """Say whether this user has the token that `ray get-auth-token --generate`, or an earlier cluster, has left."""
+    try:
+        return (Path.home() / ".ray" / "auth_token").is_file()
+    except (RuntimeError, OSError):  # no home
+        return False
 
 
 @contextmanager
