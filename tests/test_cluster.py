@@ -19,6 +19,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 from test_resume import stack
 
 import vlmgate.cluster.crew
+from vlmgate.builtin import weights_folder
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.cluster.connection import Room
 from vlmgate.cluster.worker import Batch, Job, Setup, Worker
@@ -80,7 +81,9 @@ def features(name: str) -> tuple[float, ...]:
 
 
 def worker_for(images: Path, load: object, **changes: object) -> Worker:
-    setup = Setup(ModelConfig(), SamplingConfig(num_samples=4, batch_size=4), ImageConfig(pages="all"), images, {})
+    setup = Setup(
+        ModelConfig(), SamplingConfig(num_samples=4, batch_size=4), ImageConfig(pages="all"), images, {}, "builtin"
+    )
     return Worker(replace(setup, **changes), load)  # type: ignore[arg-type]
 
 
@@ -247,6 +250,18 @@ class Dying(Reader):
                 file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
         return super().read(pictures)
+
+
+def test_paths_that_start_here_are_found_from_elsewhere(
+    tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are started in some other folder."""
+    monkeypatch.chdir(folder_of(tmp_path / "in", "a.png", "b.png").parent)
+    shutil.copytree(weights_folder(), "model")
+    config = config_for(Path("in"), Path("r.parquet"), model=ModelConfig(model="./model"), cluster=TWO)
+    result = scan_with(config, Reader(tmp_path / "told"))
+    assert [r.reason for r in result.records] == [Reason.AGREED] * 2
+    assert result.provenance["model"]["model"] == "./model"
 
 
 def test_a_killed_worker_costs_no_row_and_no_duplicate(tmp_path: Path, cluster: None) -> None:

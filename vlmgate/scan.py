@@ -326,7 +326,8 @@ class _Run:
 
     def _read_on_cluster(self, pending: Sequence[Source], done: int, cluster: ClusterConfig) -> None:
         """Let other processes read; every batch is journalled as it comes back."""
-        setup = Setup(self.config.model, self.config.sampling, self.config.images, self.config.folder, self.checkpoint)
+        config = self.config
+        setup = Setup(config.model, config.sampling, config.images, config.folder, self.checkpoint, config.model.model)
         with hired(cluster, setup, self.load, self.journal.readings, self.progress.message) as crew:
             if self.folder is not None and self.reference is None:
                 self.progress.message(f"Reading the reference in {self.folder.folder} …")

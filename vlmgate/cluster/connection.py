@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,8 +62,6 @@ class Room:
 
 def import_ray() -> Any:
     """Return the package; raises `UsageError` where it is not there."""
-    if "RAY_AUTH_MODE" not in os.environ and _has_token():  # Ray asks for it by itself only where it begins a cluster
-        os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a worker without a GPU must not see any
     try:
@@ -88,6 +87,8 @@ def joined(address: str, tell: Callable[[str], None]) -> Iterator[tuple[Any, Roo
             f"--ray {address}: this is a client's address; run vlmgate on a machine of the cluster with --ray auto, or "
             "through `ray job submit`."
         )
+    if address != LOCAL and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"  # which Ray sees to by itself only where it begins a cluster
     ray = import_ray()
     with _quiet(), contextlib.ExitStack() as left_behind:
         if not ray.is_initialized():  # a program that uses Ray itself keeps its connection

@@ -11,13 +11,16 @@ the moment when that worker dies, and has to tell the others what has been read.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from vlmgate.captioner.location import Local, locate
 from vlmgate.cluster.connection import Room, joined
 from vlmgate.cluster.worker import Batch, Job, Load, Setup, Trouble, Worker
 from vlmgate.config import ClusterConfig
@@ -96,7 +99,7 @@ class Crew:
             setup = replace(setup, model=replace(setup.model, device="cpu"))
         if setup.images.workers == 0:  # several workers share a machine
             setup = replace(setup, images=replace(setup.images, workers=4 if self._gpus else 2))
-        self._setup = setup
+        self._setup = setup = _from_anywhere(setup)
         self._contents = list(known)  # that have a reading
         self._gift = ray.put((setup, load, tuple(self._contents)))
         self._given = len(self._contents)
@@ -182,7 +185,8 @@ class Crew:
         `FatalError` where workers do nothing but die.
         """
         size = self._setup.sampling.batch_size
-        jobs = deque(Job(tuple(sources[i : i + size])) for i in range(0, len(sources), size))
+        files = _absolute(sources)
+        jobs = deque(Job(files[i : i + size]) for i in range(0, len(files), size))
         self._wanted = min(self._wanted, len(jobs))
         self._hire(self._wanted - len(self._members) - len(self._coming))
         while jobs or any(member.jobs for member in self._members):
@@ -291,7 +295,7 @@ class Crew:
                 continue
             member = self._members[0]
             try:
-                found, batch = self._ray.get(member.actor.look.remote(sources))
+                found, batch = self._ray.get(member.actor.look.remote(_absolute(sources)))
             except self._ray.exceptions.RayTaskError as error:
                 raise FatalError(f"a worker raised what it must not: {_short(error)}. See the log.") from error
             except self._ray.exceptions.RayError as error:
@@ -322,6 +326,19 @@ def _gpus_each(room: Room, config: ClusterConfig, setup: Setup) -> float:
     if config.gpus_per_worker is not None:
         return config.gpus_per_worker
     return 1.0 if room.gpus and setup.model.device != "cpu" else 0.0
+
+
+def _from_anywhere(setup: Setup) -> Setup:
+    """Return what a worker has to know, whichever folder it is started in."""
+    place = locate(setup.model)
+    model = setup.model
+    if isinstance(place, Local) and not place.builtin:
+        model = replace(model, model=os.path.abspath(place.folder))  # noqa: PTH100 - links stay as they are
+    return replace(setup, model=model, folder=Path(os.path.abspath(setup.folder)))  # noqa: PTH100
+
+
+def _absolute(sources: Sequence[Source]) -> tuple[Source, ...]:
+    return tuple(replace(source, path=Path(os.path.abspath(source.path))) for source in sources)  # noqa: PTH100
 
 
 def _narrowed(job: Job) -> list[Job]:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +47,7 @@ class Setup:
     images: ImageConfig
     folder: Path
     checkpoint: dict[str, str]  # what identifies the weights where the run was started
+    named: str  # how the user called the model; `model` may hold its path
     version: str = vlmgate.__version__
 
 
@@ -118,7 +119,10 @@ class Worker:
                 captioner = self._loaded()
         except _TroubleError as error:
             return Batch(trouble=error.trouble, log=self._lines.take())
-        return Batch(info=captioner.info, log=self._lines.take())
+        return Batch(info=self._info(captioner), log=self._lines.take())
+
+    def _info(self, captioner: Captioner) -> ModelInfo:
+        return replace(captioner.info, model=self.setup.named)
 
     def read(self, job: Job, known: Sequence[Content]) -> Generator[Batch]:
         """Read the files of a job; `known` are contents that got a reading, anywhere, since the last job."""
@@ -162,7 +166,7 @@ class Worker:
                 entries += ask(waiting.pictures, captioner, self.setup.sampling)
                 seconds = round((time.perf_counter() - begun) / len(waiting.pictures), 4)
                 self._check(entries, waiting.pictures, captioner)
-        info = self._captioner.info if self._captioner else None
+        info = self._info(self._captioner) if self._captioner else None
         return Batch((*entries, *waiting.aside), seconds, tuple(waiting.finished), info, log=self._lines.take())
 
     def _check(self, entries: Sequence[Entry], pictures: Sequence[Picture], captioner: Captioner) -> None:
@@ -201,7 +205,7 @@ class Worker:
                 found = features_of(sources, captioner, self.setup.images, self.setup.sampling.batch_size)
         except _TroubleError as error:
             return [], Batch(trouble=error.trouble, log=self._lines.take())
-        return found, Batch(info=captioner.info, log=self._lines.take())
+        return found, Batch(info=self._info(captioner), log=self._lines.take())
 
 
 @dataclass(slots=True)
