@@ -390,6 +390,14 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     assert "--shard is '4/3'" in run("scan", "images", "--shard", "4/3", code=2)[1]
 
 
+def test_a_shard_without_images_is_told_and_is_no_failure(tmp_path: Path) -> None:
+    folder_of(tmp_path / "images", "a.png")
+    empty = next(i for i in (1, 2) if not Shard(i, 2).holds("a.png"))
+    out, err = run("scan", "images", "--shard", f"{empty}/2")
+    assert f"Shard {empty}/2: 0 of 1 images." in err and "nothing to read in this share" in err
+    assert "(0 rows)" in out and "auto-accepted" in out
+
+
 def test_one_output_is_one_shard(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", *(f"part_{i}.png" for i in range(9)))
     run("scan", "images", "--shard", "1/2", "-o", "r.parquet")
