@@ -25,18 +25,20 @@ was decided. `PRIOR` and the steps between looks were chosen on 911 images (samp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
+from vlmgate.config import SamplingConfig
 from vlmgate.diversity import Matrix
 from vlmgate.errors import GateError
 from vlmgate.gate import Candidate, Gate, Limit, decide, safe_limit
+from vlmgate.journal import Content
 from vlmgate.novelty import Reference
-from vlmgate.records import Quality, Reading, Reason, Route, Scores
+from vlmgate.records import Quality, Reading, Reason, Record, Route, Scores
 from vlmgate.scoring import Said, Scorer
 
 CHANCE = 0.01  # of the other decision, beyond which it is ruled out
@@ -81,6 +83,17 @@ def saving(readings: Iterable[Reading], first: int, most: int) -> dict[str, Any]
         "tokens": tokens,
         "tokens_of_all": round(whole),
     }
+
+
+def told_of_saving(
+    records: Iterable[Record], readings: Mapping[Content, Reading], sampling: SamplingConfig
+) -> dict[str, Any] | None:
+    """Return what the provenance says of samples that were not drawn; None where all were to be."""
+    if sampling.first_samples is None:
+        return None
+    wanted = {(record.sha256, record.page) for record in records}
+    kept = (reading for content, reading in readings.items() if content in wanted)
+    return saving(kept, sampling.first_samples, sampling.num_samples)
 
 
 def looks(first: int, most: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from vlmgate.answers import problem_with
 from vlmgate.errors import ConfigError
+from vlmgate.shards import Shard
 
 BUILTIN = "builtin"
 SERVER = "a model server"  # in the place of a checkpoint; no hub id can be spelt so
@@ -208,6 +209,22 @@ def parse_duration(text: str | float, option: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """Which Ray cluster reads, and with how many workers."""
+
+    address: str  # "auto", "local" or host:port
+    workers: int = 0  # 0 = as many as there is room for
+    gpus_per_worker: float | None = None  # None = one where the cluster has any; a fraction shares one
+
+    def __post_init__(self) -> None:
+        _require(bool(self.address.strip()), "ray", self.address, "auto, local or the address of a cluster")
+        _require(0 <= self.workers <= 4096, "ray_workers", self.workers, "0 (automatic) to 4096")
+        gpus = self.gpus_per_worker
+        sound = gpus is None or 0 <= gpus <= 1 or (1 <= gpus <= 64 and gpus == int(gpus))
+        _require(sound, "gpus_per_worker", gpus, "0, a fraction of one, or a whole number")
+
+
+@dataclass(frozen=True, slots=True)
 class ScanConfig:
     """Everything that `vlmgate scan` needs to know."""
 
@@ -226,6 +243,8 @@ class ScanConfig:
     gate: Path | None = None  # file that `vlmgate calibrate` wrote; takes the place of the six above
     restart: bool = False
     watch: WatchConfig | None = None  # go on as the folder fills
+    shard: Shard | None = None  # the share of the folder that is read; None = all of it
+    cluster: ClusterConfig | None = None  # None = this process reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +313,7 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
         "caption_pipeline": CAPTION_PIPELINE,
         **({"least_side": config.images.least_side} if config.images.least_side else {}),
         **sampling,
+        **({} if config.shard is None else {"shard": str(config.shard)}),
         **{f"checkpoint.{key}": value for key, value in checkpoint.items()},
     }
 

@@ -7,6 +7,7 @@
     │   ├── GateError            2   a threshold, budget or gate file that cannot be used
     │   ├── LabelError           2   labels that cannot be read, or that say too little
     │   ├── OutputError          2   the output cannot be written, or belongs to something else
+    │   ├── PartsError           2   results that do not make one result
     │   └── ResumeError          2   a journal that was made with other settings
     └── FatalError               1   the run cannot go on
         ├── ModelError           1   a model that cannot be loaded or run
@@ -56,6 +57,10 @@ class LabelError(UsageError):
 
 class OutputError(UsageError):
     """The output path cannot be written, or another run holds it."""
+
+
+class PartsError(UsageError):
+    """Results of shards do not belong together, or some are missing."""
 
 
 class ResumeError(UsageError):

@@ -61,22 +61,30 @@ class ReferenceFolder:
 
     def read(self, captioner: Captioner, images: ImageConfig, batch_size: int) -> Reference:
         """Read the folder, fit the reference and keep it; raises `NoveltyError` where it cannot be had."""
-        features: list[bytes] = []
-        batch: list[Picture] = []
-        with closing(read_ahead(self.sources, images)) as opened:
-            for one in opened:
-                if isinstance(one.result, Picture):
-                    batch.append(one.result)
-                else:
-                    log.warning("reference: %s: %s", one.result.file_name, one.result.reason)
-                if len(batch) == batch_size:
-                    features += _features(batch, captioner)
-                    batch = []
-        features += _features(batch, captioner)
+        return self.fit(features_of(self.sources, captioner, images, batch_size))
+
+    def fit(self, features: Sequence[bytes]) -> Reference:
+        """Fit the reference to packed features and keep it; raises `NoveltyError` where it cannot be had."""
         if not features:
             raise NoveltyError(f"{self.folder}: this model shows no vision features, so --reference cannot be used.")
         Reference.fit(unpack(features), note=self._note).save(self.kept)
         return Reference.load(self.kept)  # rounded as the next run will find it
+
+
+def features_of(sources: Sequence[Source], captioner: Captioner, images: ImageConfig, batch_size: int) -> list[bytes]:
+    """Return the packed features of files; those that cannot be read, or that show none, are left out."""
+    features: list[bytes] = []
+    batch: list[Picture] = []
+    with closing(read_ahead(sources, images)) as opened:
+        for one in opened:
+            if isinstance(one.result, Picture):
+                batch.append(one.result)
+            else:
+                log.warning("reference: %s: %s", one.result.file_name, one.result.reason)
+            if len(batch) == batch_size:
+                features += _features(batch, captioner)
+                batch = []
+    return features + _features(batch, captioner)
 
 
 def _features(batch: Sequence[Picture], captioner: Captioner) -> list[bytes]:
@@ -103,3 +111,19 @@ def _digest(sources: Sequence[Source], fingerprint: Mapping[str, Any]) -> str:
     settings = {key: value for key, value in fingerprint.items() if key in _KEYS or key.startswith("checkpoint.")}
     told = json.dumps([files, settings], sort_keys=True)
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def told_of_reference(
+    reference: Reference | None, folder: ReferenceFolder | None, *, calibrated: bool
+) -> dict[str, Any] | None:
+    """Return what the provenance says of a reference, and where it comes from."""
+    if reference is None:
+        return None
+    place = "calibration set" if calibrated else "checkpoint"
+    if folder is not None:
+        place = folder.folder.resolve().as_posix()
+    return {
+        "folder": place.encode("utf-8", "backslashreplace").decode(),
+        "images": reference.count,
+        "method": reference.method,
+    }

@@ -120,6 +120,8 @@ class TerminalProgress:
             console=self.console,
             speed_estimate_period=900,  # seconds; a shorter memory shows no estimate between slow batches
             transient=True,
+            redirect_stdout=False,  # or stdout would be what it was when the bar began, whatever became of it since
+            redirect_stderr=False,
         )
         self._bar.add_task("reading", total=total, completed=done)
         self._bar.start()
@@ -219,7 +221,7 @@ def print_provenance(provenance: Mapping[str, Any], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in flatten(provenance):
-        if value is not None and not key.startswith("fingerprint."):
+        if value is not None and not key.startswith("fingerprint.") and key != "shard.seen":
             table.add_row(Text(plain(key)), Text(plain(str(value))))
     console.print(table)
 

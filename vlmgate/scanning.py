@@ -16,26 +16,33 @@ from datetime import UTC, datetime
 from typing import Any
 
 import vlmgate
-from vlmgate.adaptive import Foresight, check_gate, looks, saving
-from vlmgate.captioner import Captioner, DrawsInRounds, Prepares, load_captioner
+from vlmgate.adaptive import Foresight, check_gate, told_of_saving
+from vlmgate.asking import ask
+from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
-from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig, fingerprint
+from vlmgate.cluster.crew import hired
+from vlmgate.cluster.taking import check_alike, described, last_failure, take
+from vlmgate.cluster.worker import Batch as Handed
+from vlmgate.cluster.worker import Setup
+from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.errors import EndpointError, FatalError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.finding import find, look, told_of_list
 from vlmgate.gate import Gate
 from vlmgate.images import Walk
-from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of, is_journal
+from vlmgate.journal import Entry, Failure, Journal, is_journal
 from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
-from vlmgate.novelty import Reference, pack
+from vlmgate.novelty import Reference
+from vlmgate.pending import gone, gone_but_read, still_to_read
 from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
-from vlmgate.records import Caption, Picture, Reading, Reason, Record, Route, Sampled, Source, Unreadable
-from vlmgate.reference import ReferenceFolder, checkpoint_reference
+from vlmgate.records import ModelInfo, Picture, Reading, Reason, Record, Route, Source
+from vlmgate.reference import ReferenceFolder, checkpoint_reference, told_of_reference
 from vlmgate.rows import build_rows, decide_rows
 from vlmgate.scoring import Scorer
+from vlmgate.shards import Listing, now, share_of
 from vlmgate.signals import Interrupted, Signals
 from vlmgate.spent import Clock
 from vlmgate.store import Outputs, write_result
@@ -84,7 +91,13 @@ def scan(
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
     with locked(outputs), logging_to(outputs.log):
+        begun = now()
         walk = find(config, outputs, progress, only)
+        listing = None
+        if config.shard is not None:
+            listing = Listing.of(walk, config.shard, begun)
+            walk = share_of(walk, config.shard)
+            progress.message(listing.describe())
         config = replace(config, images=replace(config.images, least_side=least_side(config.model)))
         checkpoint = model_fingerprint(config.model)
         check_same(tonight, config, checkpoint)
@@ -93,7 +106,9 @@ def scan(
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
-            return _Run(config, tonight, outputs, walk, journal, progress, load, kernel, folder).run()
+            return _Run(
+                config, tonight, outputs, walk, journal, progress, load, kernel, folder, listing, checkpoint
+            ).run()
         finally:
             journal.close()
 
@@ -112,7 +127,11 @@ class _Run:
         load: Callable[[ModelConfig, SamplingConfig], Captioner],
         kernel: Kernel,
         folder: ReferenceFolder | None,
+        listing: Listing | None,
+        checkpoint: dict[str, str],
     ) -> None:
+        self.checkpoint = checkpoint
+        self.listing = listing  # of the whole folder, of which `walk` is a share
         self.config, self.tonight, self.outputs, self.walk = config, tonight, outputs, walk
         self.gate = tonight.gate
         self.journal, self.progress, self.load = journal, progress, load
@@ -121,6 +140,7 @@ class _Run:
         self.signals = Signals()
         self.started = datetime.now(UTC)
         self.captioner: Captioner | None = None
+        self.introduced = False  # a model has been loaded, here or elsewhere
         self.gone: list[str] = []  # read before, and not in the folder now
         self.good: Picture | None = None  # one that the model has read in this run
         self.failures_in_a_row = 0
@@ -144,7 +164,7 @@ class _Run:
             except KeyboardInterrupt:  # where our handler could not be installed
                 interrupted = signal.SIGINT
             except Exception as unexpected:
-                if self.captioner is None and not self.journal.readings:  # nothing is to be saved
+                if not self.introduced and not self.journal.readings:  # nothing is to be saved
                     raise
                 log.error("the run ends here", exc_info=unexpected)
                 error = (
@@ -170,7 +190,7 @@ class _Run:
             self.config.watch,
             lambda: look(self.config, self.outputs),
             self.progress.message,
-            kept=self._gone_but_read(),
+            kept=gone_but_read(self.walk, self.journal, self.config.folder),
             limit=16 * self.config.sampling.batch_size,
         )
         self.progress.message(f"Watching {self.config.folder}; Ctrl-C ends it and writes the result.")
@@ -186,16 +206,6 @@ class _Run:
                 if fresh:
                     self._publish()
                 fresh = False
-
-    def _gone_but_read(self) -> list[Source]:
-        """Return the files that the journal knows and the folder does not hold any more; their rows stay."""
-        there = {source.file_name for source in self.walk.sources}
-        return [
-            Source(name, entry.image.path if not isinstance(entry, Unreadable) else self.config.folder / name)
-            for name in self.journal.file_names()
-            if name not in there
-            for entry in self.journal.entries_of(name)[:1]
-        ]
 
     def _publish(self) -> None:
         """Write the result so far; a budget is filled from all images, so nothing is decided before the end."""
@@ -218,7 +228,9 @@ class _Run:
     def _read_what_is_missing(self, sources: Sequence[Source] | None = None, waiting: int = 0) -> None:
         if self.foresight is not None:
             self._forget_what_is_open(self.foresight)
-        pending = self._pending(self.walk.sources if sources is None else sources)
+        wanted = self.walk.sources if sources is None else sources
+        self.gone = gone(self.walk, self.journal)
+        pending = still_to_read(wanted, self.journal, all_pages=self.config.images.pages == "all")
         done = len(self.walk.sources) - len(pending) - waiting
         if self.journal.dropped:
             self.progress.message(
@@ -233,13 +245,20 @@ class _Run:
         if done and pending and self.watch is None:
             self.progress.message(f"Resuming: {done:,} of {len(self.walk.sources):,} files have been read before.")
         if self.folder is not None and self.reference is None:
-            self.reference = self.folder.load() or self._read_reference(self.folder)
-        self.progress.start(len(self.walk.sources), done)
-        self._read(pending)
-        if self.captioner is None:
+            self.reference = self.folder.load()
+        if self.config.cluster is None:
+            if self.folder is not None and self.reference is None:
+                self.reference = self._read_reference(self.folder)
+            self.progress.start(len(self.walk.sources), done)
+            self._read(pending)
+        elif pending or (self.folder is not None and self.reference is None):
+            self._read_on_cluster(pending, done, self.config.cluster)
+        if not self.introduced:
             self.progress.header(None, self.gate, self.config)
             self.progress.message(
                 "Every image has been read before, so no model was loaded. --restart reads them again."
+                if self.walk.sources
+                else "There is nothing to read in this share of the folder."
             )
 
     def _loaded(self) -> Captioner:
@@ -250,17 +269,21 @@ class _Run:
             self.progress.message(asking)  # minutes, if a model has to be downloaded first
             with self.clock.running("loading"):
                 captioner = self.load(self.config.model, self.config.sampling)
-            info = asdict(captioner.info)
-            log.info("model %s", info)
-            with self.signals.held():
-                self.recorder.drain()
-                self.journal.check_model(info | {"device_kind": captioner.info.device.split(":")[0]}, _MODEL_KEYS)
-            self.progress.header(captioner.info, self.gate, self.config)
-            if warning := (captioner.info.server or {}).get("warning"):
-                self.progress.message(warning)
+            self._introduce(captioner.info)
             self.captioner = captioner
             self.clock.begin(captioner)
         return self.captioner
+
+    def _introduce(self, info: ModelInfo) -> None:
+        """Hold what a model says of itself against the journal, and tell of it; raises `ResumeError` for another."""
+        log.info("model %s", asdict(info))
+        with self.signals.held():
+            self.recorder.drain()
+            self.journal.check_model(described(info), _MODEL_KEYS)
+        self.progress.header(info, self.gate, self.config)
+        if warning := (info.server or {}).get("warning"):
+            self.progress.message(warning)
+        self.introduced = True
 
     def _read_reference(self, folder: ReferenceFolder) -> Reference:
         """Read the reference before the images: where it cannot be had, no night is spent in vain."""
@@ -278,39 +301,6 @@ class _Run:
             del self.journal.readings[content]
         if open_:
             self.progress.message(f"{len(open_):,} images need more samples for this limit, and are read again.")
-
-    def _pending(self, sources: Sequence[Source]) -> list[Source]:
-        """Return the files that have to be opened, and forget what the journal says of those that were replaced.
-
-        A file is done when all its pages have a reading and its size and times have not changed. What could not be
-        read, by us or by the model, is tried again. Opening a file whose bytes were read before costs no model.
-        """
-        names = {source.file_name for source in self.walk.sources}
-        self.gone = sorted(name for name in self.journal.file_names() if name not in names)
-        pending = []
-        for source in sources:
-            entries = self.journal.entries_of(source.file_name)
-            if not self._is_unchanged(source, entries):
-                self.journal.forget(source.file_name)
-                pending.append(source)
-            elif not self._is_done(entries):
-                pending.append(source)
-        return pending
-
-    def _is_unchanged(self, source: Source, entries: Sequence[Entry]) -> bool:
-        try:
-            stat = source.path.stat()
-        except OSError:
-            return False
-        now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        images = [entry.image for entry in entries if not isinstance(entry, Unreadable)]
-        return all((image.size_bytes, image.mtime_ns, image.ctime_ns) == now for image in images)
-
-    def _is_done(self, entries: Sequence[Entry]) -> bool:
-        images = [e.image for e in entries if isinstance(e, Reading | Duplicate)]
-        if not images or any(content_of(image) not in self.journal.readings for image in images):
-            return False
-        return len(entries) == len(images) == (images[0].num_pages if self.config.images.pages == "all" else 1)
 
     def _read(self, pending: Sequence[Source]) -> None:
         """Read files in their order; every batch is journalled whole before the next one's is begun."""
@@ -335,7 +325,7 @@ class _Run:
     def _commit(self, batch: Batch) -> None:
         with self.clock.running("captioning"):
             begun = time.perf_counter()
-            entries = self._ask(batch.pictures, self._loaded(), batch.prepared) if batch.pictures else []
+            entries = self._ask(batch) if batch.pictures else []
             each = round((time.perf_counter() - begun) / max(1, len(batch.pictures)), 4)
         self.clock.images += len(batch.pictures)
         with self.signals.held(), self.clock.running("waiting"):
@@ -344,46 +334,22 @@ class _Run:
         if self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             self._check_that_the_model_lives()
 
-    def _ask(self, pictures: Sequence[Picture], captioner: Captioner, prepared: Any = None) -> list[Entry]:
-        """Return a reading or a failure for each picture; a batch that fails is halved to find the culprit."""
-        try:
-            sampled = self._sampled(pictures, captioner, prepared)
-            if len(sampled) != len(pictures) or not all(self._is_complete(one) for one in sampled):
-                raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
-        except EndpointError:  # no image is to blame, and the next would fare no better
-            raise
-        except Exception as error:
-            log.warning("a batch of %d failed", len(pictures), exc_info=error)
-            if len(pictures) > 1:
-                middle = len(pictures) // 2
-                return self._ask(pictures[:middle], captioner) + self._ask(pictures[middle:], captioner)
-            self.failures_in_a_row += 1
-            self.last_failure = one_line(error)
-            return [Failure(pictures[0].file, self.last_failure)]
-        self.failures_in_a_row = 0
-        self.good = pictures[0]
-        return [_reading(picture, one) for picture, one in zip(pictures, sampled, strict=True)]
+    def _ask(self, batch: Batch) -> list[Entry]:
+        """Return a reading or a failure for each picture, and count how many failed since one could be read."""
+        entries = ask(batch.pictures, self._loaded(), self.config.sampling, batch.prepared, self._enough())
+        for picture, entry in zip(batch.pictures, entries, strict=True):
+            if isinstance(entry, Failure):
+                self.failures_in_a_row += 1
+                self.last_failure = entry.error
+            else:
+                self.failures_in_a_row = 0
+                self.good = picture
+        return [*entries]
 
-    def _sampled(self, pictures: Sequence[Picture], captioner: Captioner, prepared: Any) -> list[Sampled]:
-        first, foresight = self.config.sampling.first_samples, self.foresight
-        if first is not None and foresight is not None and isinstance(captioner, DrawsInRounds):
-
-            def enough(picture: Picture, sampled: Sampled) -> bool:
-                return foresight.settled(_reading(picture, sampled), self.reference)
-
-            return captioner.read_in_rounds(pictures, looks(first, foresight.most), enough, prepared)
-        if prepared is not None and isinstance(captioner, Prepares):
-            return captioner.read_prepared(pictures, prepared)
-        return captioner.read(pictures)
-
-    def _is_complete(self, sampled: Sampled) -> bool:
-        """Say whether there are K captions, and K answers just where a question was asked."""
-        most = self.config.sampling.num_samples
-        samples = len(sampled.captions)
-        answers = None if sampled.answers is None else len(sampled.answers)
-        views = samples if sampled.views is None else len(sampled.views)
-        asked = samples if self.config.sampling.question else None
-        return (self.config.sampling.first_samples or most) <= samples <= most and views == samples and answers == asked
+    def _enough(self) -> Callable[[Reading], bool] | None:
+        """Return what says whether the samples of an image decide it; None where all are drawn in any case."""
+        foresight = self.foresight
+        return None if foresight is None else lambda reading: foresight.settled(reading, self.reference)
 
     def _check_that_the_model_lives(self) -> None:
         """Let the model read what it can read; raise `ModelError` where it cannot, for then the rest would fail too."""
@@ -399,6 +365,28 @@ class _Run:
             ) from error
         log.warning("%d images in a row failed, but the model reads others; going on", self.failures_in_a_row)
         self.failures_in_a_row = 0
+
+    def _read_on_cluster(self, pending: Sequence[Source], done: int, cluster: ClusterConfig) -> None:
+        """Let other processes read; every batch is journalled as it comes back."""
+        config = self.config
+        setup = Setup(config.model, config.sampling, config.images, config.folder, self.checkpoint, config.model.model)
+        with hired(cluster, setup, self.load, self.journal.readings, self.progress.message) as crew:
+            if self.folder is not None and self.reference is None:
+                self.progress.message(f"Reading the reference in {self.folder.folder} …")
+                features, batch = crew.look(self.folder.sources)
+                self._meet(batch)
+                self.reference = self.folder.fit(features)
+            self.progress.start(len(self.walk.sources), done)
+            for batch in take(crew.read(pending), self.journal, self.signals, self.progress):
+                self._meet(batch)
+                self.last_failure = last_failure(batch) or self.last_failure
+
+    def _meet(self, batch: Handed) -> None:
+        """Hold a worker's model against the one that is known, before anything that it has read is kept."""
+        if batch.info is not None:
+            if not self.introduced:
+                self._introduce(batch.info)
+            check_alike(batch.info, self.journal.model, _MODEL_KEYS)
 
     # --- finishing ---
 
@@ -428,25 +416,6 @@ class _Run:
         log.info("finished: %d rows, interrupted=%s, error=%s", len(records), interrupted, error)
         return ScanResult(tuple(records), provenance, self.gate, self.outputs, interrupted, error)
 
-    def _told_of_reference(self) -> dict[str, Any] | None:
-        if self.reference is None:
-            return None
-        folder = "calibration set" if self.tonight.reference else "checkpoint"
-        if self.folder:
-            folder = self.folder.folder.resolve().as_posix()
-        return {
-            "folder": folder.encode("utf-8", "backslashreplace").decode(),
-            "images": self.reference.count,
-            "method": self.reference.method,
-        }
-
-    def _told_of_saving(self, records: Sequence[Record]) -> dict[str, Any] | None:
-        if self.foresight is None or self.config.sampling.first_samples is None:
-            return None
-        wanted = {(record.sha256, record.page) for record in records}
-        readings = (reading for content, reading in self.journal.readings.items() if content in wanted)
-        return saving(readings, self.config.sampling.first_samples, self.foresight.most)
-
     def _provenance(self, records: Sequence[Record], *, complete: bool) -> dict[str, Any]:
         return {
             "vlmgate_version": vlmgate.__version__,
@@ -465,32 +434,14 @@ class _Run:
             "sampling": asdict(self.config.sampling),
             "image_config": asdict(self.config.images),
             "kernel": self.config.kernel,
-            "reference": self._told_of_reference(),
+            "reference": told_of_reference(self.reference, self.folder, calibrated=self.tonight.reference is not None),
             "gate": asdict(self.gate),
-            "adaptive": self._told_of_saving(records),
+            "adaptive": told_of_saving(records, self.journal.readings, self.config.sampling),
             "promise": dict(self.tonight.file.promise) if self.tonight.file else None,
             "gate_edited": self.tonight.file.edited if self.tonight.file else None,
             "drift": drift_of(self.tonight, records),
             "time": self.clock.told(self.captioner, self.recorder),
             "fingerprint": self.journal.fingerprint,
+            "shard": self.listing
+            and self.listing.told(self.config.gate, self.reference.note if self.reference else None),
         }
-
-
-def _reading(picture: Picture, sampled: Sampled) -> Reading:
-    """Return what is kept of a picture: text that can be stored, features that are numbers."""
-    return Reading(
-        picture.file,
-        captions=tuple(_clean(caption) for caption in sampled.captions),
-        answers=None if sampled.answers is None else tuple(_clean(answer) for answer in sampled.answers),
-        features=pack(sampled.features),
-        views=sampled.views,
-        quality=picture.quality,
-    )
-
-
-def _clean(caption: Caption) -> Caption:
-    """Return the caption with text that can be stored: UTF-8, and a finite log-probability or none."""
-    logprob = caption.mean_logprob
-    finite = logprob is not None and abs(logprob) < float("inf")
-    text = caption.text.encode("utf-8", "replace").decode()
-    return replace(caption, text=text, mean_logprob=logprob if finite else None)

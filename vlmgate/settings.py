@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.config import (
     CalibrateConfig,
+    ClusterConfig,
     EndpointConfig,
     ImageConfig,
     ModelConfig,
@@ -24,6 +25,7 @@ from vlmgate.config import (
     parse_duration,
 )
 from vlmgate.errors import ConfigError, UsageError
+from vlmgate.shards import Shard
 
 if TYPE_CHECKING:
     from vlmgate.calibration.cost import Costs
@@ -81,6 +83,10 @@ class ScanOptions(ReadingOptions, total=False):
     until: str | None  # "06:00"
     idle: str | float | None
     publish_every: str | float | None
+    shard: str | None  # "3/16"
+    ray: str | None  # "auto", "local" or host:port
+    ray_workers: int
+    gpus_per_worker: float | None
 
 
 class CalibrateOptions(ReadingOptions, total=False):
@@ -133,9 +139,11 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: ScanOp
         usual = SamplingConfig().num_samples
         told["first_samples"], told["num_samples"] = split_samples(told["samples"], told.get("num_samples", usual))
     asked = split_choices(told.get("choices"))
+    _check_together(source, told)
+    shard = Shard.parse(told["shard"]) if "shard" in told else None
     return ScanConfig(
         folder=source if isinstance(source, Path) else Path.cwd(),
-        out=out or default_output(source),
+        out=out or default_output(source, shard.suffix if shard else ""),
         files=None if isinstance(source, Path) else tuple(source),
         model=_model(told),
         sampling=_sampling(told, question=DEFAULT_QUESTION if asked else None, choices=asked),
@@ -149,6 +157,8 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: ScanOp
         gate=_path(told.get("gate")),
         restart=told.get("restart", False),
         watch=_watch(source, told),
+        shard=shard,
+        cluster=_cluster(told),
     )
 
 
@@ -220,12 +230,12 @@ def is_there(source: Path) -> bool:
         return False
 
 
-def default_output(source: Path | Sequence[Path]) -> Path:
+def default_output(source: Path | Sequence[Path], suffix: str = "") -> Path:
     """Return where a result lies unless told otherwise: in the working folder, under the name of what was read."""
     if not isinstance(source, Path):
         return Path("listed.parquet")
     name = source.resolve().stem if source.is_file() else source.resolve().name
-    return Path(f"{name or 'root'}.parquet")
+    return Path(f"{name or 'root'}{suffix}.parquet")
 
 
 def gate_options(path: Path) -> dict[str, Any]:
@@ -300,6 +310,31 @@ def _watch(source: Path | Sequence[Path], told: dict[str, Any]) -> WatchConfig |
         raise UsageError("--watch takes a folder, which may be empty as yet; leave it out for a file or a list.")
     times = {n: parse_duration(told[n], f"--{n.replace('_', '-')}") for n in names[:3] if n in told}
     return WatchConfig(**times, until=told.get("until"))
+
+
+def _check_together(source: Path | Sequence[Path], told: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for what one run cannot do at once."""
+    for option in ("shard", "ray"):
+        if option in told and not isinstance(source, Path):
+            raise UsageError(f"--{option} takes a folder; split the list instead, or leave it out.")
+        if option in told and told.get("watch", False):
+            raise UsageError(f"--{option} and --watch exclude each other; leave one out.")
+    if "ray" in told and "endpoint" in told:
+        raise UsageError("--ray and --endpoint exclude each other: a model server has workers of its own.")
+    if "ray" in told and "samples" in told:
+        raise UsageError("--ray draws all samples of every image; say --num-samples in the place of --samples.")
+
+
+def _cluster(told: Mapping[str, Any]) -> ClusterConfig | None:
+    """Return which Ray cluster reads; None where this process does."""
+    workers, gpus, device = told.get("ray_workers", 0), told.get("gpus_per_worker"), told.get("device", "auto")
+    if "ray" not in told:
+        if workers or gpus is not None:
+            raise UsageError("--ray-workers and --gpus-per-worker are for --ray; say --ray auto, or leave them out.")
+        return None
+    if ":" in device:
+        raise UsageError(f"--device {device}: Ray chooses the GPU of each worker; say --device cuda, or leave it out.")
+    return ClusterConfig(told["ray"], workers, gpus)
 
 
 def _given(options: Any) -> dict[str, Any]:

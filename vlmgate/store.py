@@ -148,7 +148,7 @@ def _write_table(path: Path, records: Sequence[Record], provenance: Mapping[str,
     import pyarrow.parquet as pq
 
     counts = {"schema_version": SCHEMA_VERSION, "readings": sum(record.captions is not None for record in records)}
-    note = json.dumps(counts | dict(provenance), allow_nan=False).encode("ascii")
+    note = json.dumps(dict(provenance) | counts, allow_nan=False).encode("ascii")
     columns = {f.name: [_plain(getattr(record, f.name)) for record in records] for f in fields(Record)}
     columns[_FEATURES] = _unpacked([record.vision_features for record in records])
     table = pa.table(columns, schema=schema().with_metadata({METADATA_KEY: note}))

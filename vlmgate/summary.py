@@ -225,8 +225,14 @@ def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) ->
         notes.append(f"{_count(provenance['gone'], 'file')} read before and gone from the folder, first: {first}")
     waiting = sum(r.reason == Reason.NOT_READ for r in records)
     if waiting:
+        merged = provenance.get("merged")
+        on = "Run their shards, then merge again." if merged else "The same command goes on where it stopped."
+        notes.append(f"Not complete: {_count(waiting, 'image')} not read yet. {on}")
+    shard = provenance.get("shard")
+    if shard:
         notes.append(
-            f"Not complete: {_count(waiting, 'image')} not read yet. The same command goes on where it stopped."
+            f"This is shard {shard['index']} of {shard['count']}; a review budget and copies are those of the shard "
+            "alone until `vlmgate merge` joins all of them."
         )
     adaptive = provenance.get("adaptive")
     if adaptive and adaptive["images"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,9 @@ def gate_of(config: ScanConfig) -> Tonight:
     if config.limits or config.reference is not None:
         option = "limit" if config.limits else "reference"
         raise GateError(f"--gate and --{option} exclude each other: a gate's promise holds for its own limits.")
-    file = read_gate(config.gate)
+    tonight = from_file(config.gate)
+    file = tonight.file
+    assert file is not None
     if config.score != file.gate.score or config.kernel != file.kernel:
         raise GateError(f"{config.gate}: goes by {file.gate.score} ({file.kernel}); leave out --score and --kernel.")
     _check_place(file, config)
@@ -74,6 +77,13 @@ def gate_of(config: ScanConfig) -> Tonight:
     if tonight.reference is None:
         _check_columns(file.gate, config)
     return tonight
+
+
+def from_file(gate: Path) -> Tonight:
+    """Return what a gate file says, with the features that it was calibrated on; raises `GateError`."""
+    file = read_gate(gate)
+    path = feature_file(file, gate)
+    return Tonight(file.gate, file, Reference.load(path) if path else None)
 
 
 def check_same(tonight: Tonight, config: ScanConfig, checkpoint: Mapping[str, str]) -> None:

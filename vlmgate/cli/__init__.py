@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 import vlmgate
-from vlmgate.cli import calibrate, compare, doctor, export, results, review, scan  # registers their commands
+from vlmgate.cli import calibrate, compare, doctor, export, merge, results, review, scan  # registers their commands
 from vlmgate.cli.options import app
 from vlmgate.terminal import in_plain_letters, reader_may_leave
 
-__all__ = ["app", "calibrate", "compare", "doctor", "export", "main", "results", "review", "scan"]
+__all__ = ["app", "calibrate", "compare", "doctor", "export", "main", "merge", "results", "review", "scan"]
 
 
 @app.callback(invoke_without_command=True)

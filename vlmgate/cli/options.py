@@ -18,7 +18,7 @@ from vlmgate.settings import gate_options
 from vlmgate.terminal import errors_in_one_line
 
 # As they are needed, one after the other.
-ORDER = ("scan", "calibrate", "compare", "review", "export", "show", "info", "rescore", "doctor")
+ORDER = ("scan", "merge", "calibrate", "compare", "review", "export", "show", "info", "rescore", "doctor")
 
 
 class _InOrder(TyperGroup):
@@ -73,6 +73,23 @@ WorkersOption = Annotated[int, typer.Option(help="Decoding threads; 0 = from the
 RestartOption = Annotated[bool, typer.Option("--restart", help="Read everything again; the old journal is kept aside.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="How stdout is written.")]
+ScanFormatOption = Annotated[
+    ScanFormat, typer.Option("--format", help="How stdout is written; csv = the rows, when the run ends.")
+]
+MaxRoutedOption = Annotated[
+    str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(help="Read with the workers of a Ray cluster: auto, local or host:port; see README, 'Many machines'."),
+]
+RayWorkersOption = Annotated[int, typer.Option(help="Workers, each with a model; 0 = as many as there is room for.")]
+GpusOption = Annotated[
+    float | None, typer.Option(help="GPUs for each worker; a fraction shares one. [default: 1 where there are any]")
+]
+ShardOption = Annotated[
+    str | None, typer.Option(help="Read one share of the folder, such as 3/16; `vlmgate merge` joins them.")
+]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="'builtin', a checkpoint folder, or a hub id.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,9 +20,11 @@ from vlmgate.cli.options import (
     DeviceOption,
     DtypeOption,
     EndpointOption,
+    GpusOption,
     KernelOption,
     LimitOption,
     MaxPixelsOption,
+    MaxRoutedOption,
     MaxSideOption,
     ModelOption,
     NewTokensOption,
@@ -30,12 +33,16 @@ from vlmgate.cli.options import (
     PagesOption,
     PromptOption,
     QuietOption,
+    RayOption,
+    RayWorkersOption,
     RestartOption,
     RetriesOption,
     RevisionOption,
     ScanFormat,
+    ScanFormatOption,
     ScoreOption,
     SeedOption,
+    ShardOption,
     TemperatureOption,
     ThresholdOption,
     TimeoutOption,
@@ -52,6 +59,7 @@ from vlmgate.settings import is_there, scan_config
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
+    from vlmgate.records import Record
     from vlmgate.scanning import ScanResult
 
 _STDOUT = _STDIN = Path("-")
@@ -119,9 +127,6 @@ def scan(
     reference: Annotated[
         Path | None, typer.Option(help="Folder of images that the model is meant for; others are novel.")
     ] = None,
-    max_routed: Annotated[
-        str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
-    ] = None,
     null: Annotated[
         bool, typer.Option("--null", "-0", help="The list on stdin is parted by NUL, as find -print0 does.")
     ] = False,
@@ -138,6 +143,11 @@ def scan(
     publish_every: Annotated[
         str | None, typer.Option(help="With --watch: write the result so often; 0 = at the end alone. [default: 10m]")
     ] = None,
+    max_routed: MaxRoutedOption = None,
+    shard: ShardOption = None,
+    ray: RayOption = None,
+    ray_workers: RayWorkersOption = 0,
+    gpus_per_worker: GpusOption = None,
     restart: RestartOption = False,
     config: ConfigOption = None,
     gate: Annotated[
@@ -148,9 +158,7 @@ def scan(
             callback=read_gate_options,
         ),
     ] = None,
-    format: Annotated[
-        ScanFormat, typer.Option("--format", help="How stdout is written; csv = the rows, when the run ends.")
-    ] = ScanFormat.TABLE,
+    format: ScanFormatOption = ScanFormat.TABLE,
     quiet: QuietOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on stderr, too.")] = False,
 ) -> None:
@@ -213,10 +221,14 @@ def scan(
                 "until": until,
                 "idle": idle,
                 "publish_every": publish_every,
+                "shard": shard,
+                "ray": ray,
+                "ray_workers": ray_workers,
+                "gpus_per_worker": gpus_per_worker,
                 "restart": restart,
             },
         )
-        most = _max_routed(max_routed)
+        most = max_routed_of(max_routed)
         if verbose:
             _log_to_stderr()
         from vlmgate.report import TerminalProgress
@@ -227,7 +239,8 @@ def scan(
             result = run(settings, progress)
     code = _exit_code(result, most)
     with reader_may_leave():
-        _print_result(result, format, code)
+        error = str(result.error) if result.error else None
+        print_result(result.records, result.provenance, result.outputs.parquet, format, code, error)
     if result.error:
         complain(str(result.error))
     if code == 4:
@@ -253,35 +266,48 @@ def _listed(null: bool) -> tuple[Path, ...]:
     return read_list(sys.stdin.buffer.read(), null=null)
 
 
-def _max_routed(text: str | None) -> tuple[float | None, int | None]:
+def max_routed_of(text: str | None) -> tuple[float | None, int | None]:
+    """Return --max-routed as a share and a number, one of which is None."""
     from vlmgate.gate import parse_share_or_count
 
     return (None, None) if text is None else parse_share_or_count(text, "--max-routed")
 
 
 def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> int:
-    from vlmgate.records import Reason, Route
-
     if result.interrupted is not None:
         return 128 + result.interrupted
     if result.error is not None:
         return result.error.exit_code
-    routed = sum(r.route == Route.HUMAN_REVIEW for r in result.records)
+    return code_of(result.records, limit)
+
+
+def code_of(records: Sequence[Record], limit: tuple[float | None, int | None], *, complete: bool = True) -> int:
+    """Return the exit code of a result: 4 beyond --max-routed, 3 where images are missing or could not be read."""
+    from vlmgate.records import Reason, Route
+
+    routed = sum(r.route == Route.HUMAN_REVIEW for r in records)
     share, count = limit
-    if (share is not None and routed > share * len(result.records)) or (count is not None and routed > count):
+    if (share is not None and routed > share * len(records)) or (count is not None and routed > count):
         return 4
     lacking = (Reason.UNREADABLE, Reason.MODEL_FAILED, Reason.NOT_READ)
-    return 3 if any(r.reason in lacking for r in result.records) else 0
+    return 3 if not complete or any(r.reason in lacking for r in records) else 0
 
 
-def _print_result(result: ScanResult, format: ScanFormat, code: int) -> None:
+def print_result(
+    records: Sequence[Record],
+    provenance: Mapping[str, Any],
+    out: Path,
+    format: ScanFormat,
+    code: int,
+    error: str | None = None,
+) -> None:
+    """Print what `--format` asks for."""
     from vlmgate.export.exporting import print_csv
     from vlmgate.summary import print_summary, summary_json
 
     if format is ScanFormat.CSV:
-        print_csv(result.records)
+        print_csv(records)
     elif format is ScanFormat.JSON:
-        error = str(result.error) if result.error else None
-        print(summary_json(result.records, result.provenance, result.outputs.parquet, code, error))
+        print(summary_json(records, provenance, out, code, error))
     else:
-        print_summary(result.records, result.provenance, result.outputs.parquet, console())
+        print_summary(records, provenance, out, console())

@@ -1,0 +1,360 @@
+"""Make one result of the results of all shards of a folder, as if one machine had scanned it.
+
+Knows rows, provenance and what can be wrong with a set of parts; knows nothing of models or of how a result is shown.
+
+Readings and scores are taken as they are, for they concern one image each. What concerns the folder as a whole is made
+anew: which image is a copy of which, the routes (a review budget is shared by all), and whether the images look like
+those that the gate was calibrated on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import vlmgate
+from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
+from vlmgate.gate import Candidate, Gate, decide
+from vlmgate.images import find_images
+from vlmgate.records import Reason, Record, Route, Scores
+from vlmgate.rescore import quality_of
+from vlmgate.shards import Listing, names_of, place_of, seen
+from vlmgate.store import read_provenance, read_result
+from vlmgate.tonight import Tonight, drift_of, from_file
+
+# Reasons that hold whatever the limits are. NO_SCORE is one of them where no column is named beside it.
+_WHATEVER_THE_GATE = frozenset(
+    {
+        *(Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED, Reason.NON_FINITE, Reason.EMPTY_CAPTION),
+        *(Reason.REFUSED, Reason.CUT_OFF, Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER),
+    }
+)
+# What belongs to a file and its name; all other columns belong to its bytes, and copies share them.
+_OF_THE_FILE = (
+    *("file_name", "page", "num_pages", "sha256", "width", "height", "mode", "conversion"),
+    *("seed", "duplicate_of", "seconds"),
+)
+_SCORES = tuple(field.name for field in fields(Scores) if field.name != "medoid")
+_MODEL_KEYS = ("model", "revision", "architecture", "num_parameters", "dtype", "image_processor")
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The result of one shard."""
+
+    path: Path
+    provenance: dict[str, Any]
+    listing: Listing
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What came of it, not written yet."""
+
+    records: list[Record]
+    provenance: dict[str, Any]
+    notes: tuple[str, ...]  # what is lacking, one line each; empty where nothing is
+
+
+def merge(paths: Sequence[Path], *, incomplete: bool = False, gate_file: Path | None = None) -> Merged:
+    """Return one result of the parts, in whatever order they are given.
+
+    Raises `PartsError` where they do not belong together, and, unless `incomplete`, where a shard is missing, was
+    stopped before its end, or was made before files came that another has seen. With `incomplete` such images have rows
+    that say that they were not read, where the folder can still be listed, and the result is marked. `gate_file` is
+    where the parts' gate file lies now; without it, it is looked for where it lay. Raises `StoreError` for damaged
+    parts and `GateError` for another gate.
+    """
+    parts = sorted((_part(path) for path in paths), key=lambda part: part.listing.shard.index)
+    _check_together(parts)
+    lacking = _Lacking.of(parts)
+    if lacking.problems and not incomplete:
+        more = len(lacking.problems) - 1
+        raise PartsError(lacking.problems[0] + (f" (And {more} more like it.)" if more else ""))
+    tonight = _tonight(parts[0], gate_file)
+    rows = _rows(parts)
+    unread = lacking.rows(parts, {row.file_name for row in rows})
+    rows = _shared(sorted([*rows, *unread], key=lambda row: (row.file_name, row.page)))
+    records = _decided(rows, tonight.gate)
+    return Merged(records, _provenance(parts, lacking, tonight, records), lacking.notes(len(unread)))
+
+
+# --- do they belong together? -----------------------------------------------------------------------------------------
+
+
+def _part(path: Path) -> Part:
+    provenance = read_provenance(path)
+    told = provenance.get("shard")
+    if told is None:
+        what = "is a merged result" if provenance.get("merged") else "is the result of a whole folder, not of a --shard"
+        raise PartsError(f"{path}: {what}; name the results of `vlmgate scan --shard`.")
+    try:
+        return Part(path, provenance, Listing.read(told))
+    except (ValueError, TypeError, KeyError, VlmgateError) as error:
+        raise StoreError(f"{path}: what it says of its shard is damaged; run its command again.") from error
+
+
+def _check_together(parts: Sequence[Part]) -> None:
+    if not parts:
+        raise PartsError("no part is given; name the results of `vlmgate scan --shard`.")
+    first = parts[0]
+    for before, part in pairwise(parts):
+        if part.listing.shard.count != first.listing.shard.count:
+            raise PartsError(
+                f"{part.path}: is shard {part.listing.shard}, {first.path} is {first.listing.shard}; "
+                "name the shards of one split."
+            )
+        if part.listing.shard == before.listing.shard:
+            raise PartsError(f"{before.path} and {part.path} are both shard {part.listing.shard}; leave one out.")
+    told = next((part for part in parts if part.provenance["model"]), first)  # a share without images needed none
+    for part in parts:
+        changed = _differences(_settings(first), _settings(part))
+        changed += _differences(_model(told), _model(part)) if part.provenance["model"] else []
+        if changed:
+            raise PartsError(
+                f"{part.path}: was made otherwise than {first.path}: {'; '.join(changed)}. Run it again with the same "
+                "settings; where only limits differ, no model is needed."
+            )
+
+
+def _settings(part: Part) -> dict[str, Any]:
+    """Return all that must be the same in every part."""
+    told = part.provenance
+    gate = {key: value for key, value in told["gate"].items() if key != "origin"}
+    return {
+        **{key: value for key, value in told["fingerprint"].items() if key != "shard"},
+        "vlmgate": told.get("vlmgate_version"),
+        "kernel": told["kernel"],
+        "limits": gate,
+        "promise": told.get("promise"),
+        "gate_edited": told.get("gate_edited"),
+    }
+
+
+def _model(part: Part) -> dict[str, Any]:
+    model = part.provenance["model"]
+    told = {f"model.{key}": model.get(key) for key in _MODEL_KEYS}
+    kind = str(model.get("device")).split(":")[0]
+    reference = part.provenance.get("reference") or {}
+    novelty = {key: reference.get(key) for key in ("folder", "images", "method")}
+    return told | {"model.device": kind, "reference": novelty, "reference.made_of": part.listing.reference}
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    return [
+        f"other {key}"
+        if isinstance(here.get(key), dict) or isinstance(there.get(key), dict) or key == "reference.made_of"
+        else f"{key} is {here.get(key)!r}, there {there.get(key)!r}"
+        for key in keys
+    ]
+
+
+# --- is anything missing? ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Lacking:
+    """What a set of parts does not hold."""
+
+    latest: Listing  # the freshest look at the whole folder
+    missing: tuple[int, ...]  # shards without a part
+    outdated: tuple[Part, ...]  # made before files came or went
+    stopped: tuple[Part, ...]  # before their end
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> _Lacking:
+        there = {part.listing.shard.index for part in parts}
+        listings = [part.listing for part in parts]
+        return cls(
+            latest=max(listings, key=lambda one: one.ended),
+            missing=tuple(i for i in range(1, listings[0].shard.count + 1) if i not in there),
+            outdated=tuple(p for p in parts if any(p.listing.is_outdated_by(one) for one in listings)),
+            stopped=tuple(p for p in parts if not p.provenance.get("complete")),
+        )
+
+    @property
+    def problems(self) -> list[str]:
+        found = []
+        if self.missing:
+            which = ", ".join(map(str, self.missing[:5])) + (", …" if len(self.missing) > 5 else "")
+            found.append(
+                f"{len(self.missing)} of {self.latest.shard.count} shards are missing: {which} "
+                f"({self._missing_images():,} images); run and name them, or say --incomplete."
+            )
+        found += [
+            f"{p.path}: was stopped before its end; its command goes on where it stopped, or say --incomplete."
+            for p in self.stopped
+        ]
+        found += [
+            f"{p.path}: files came or went after shard {p.listing.shard} had looked; run its command again, only what "
+            "is new is read, or say --incomplete."
+            for p in self.outdated
+        ]
+        return found
+
+    def _missing_images(self) -> int:
+        return sum(self.latest.seen[i - 1][0] for i in self.missing)
+
+    def rows(self, parts: Sequence[Part], there: set[str]) -> list[Record]:
+        """Return a row for each image that no part holds, as far as the folder is as the latest shard saw it."""
+        wanted = {*self.missing, *(part.listing.shard.index for part in self.outdated)}
+        if not wanted:
+            return []
+        try:
+            names = names_of(find_images(Path(parts[0].provenance["folder"])))
+        except NoImagesError:
+            return []
+        count = self.latest.shard.count
+        now = seen(names, count)
+        sure = {i for i in wanted if now[i - 1] == self.latest.seen[i - 1]}
+        seed = parts[0].provenance["sampling"].get("seed", 0)
+        return [_unread(name, seed) for name in names if place_of(name, count) in sure and name not in there]
+
+    def notes(self, found: int) -> tuple[str, ...]:
+        told = [problem.replace(", or say --incomplete", "") for problem in self.problems]
+        unnamed = self._missing_images() - found
+        if unnamed > 0:
+            told.append(f"{unnamed:,} images of missing shards have no row, for the folder cannot be listed as it was.")
+        return tuple(told)
+
+
+def _unread(file_name: str, seed: int) -> Record:
+    unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(Record))
+    told = {"file_name": file_name, "page": 1, "seed": seed, "route": Route.HUMAN_REVIEW, "reason": Reason.NOT_READ}
+    return Record(**unknown | told)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _rows(parts: Iterable[Part]) -> list[Record]:
+    """Return the rows of all parts; raises `StoreError` for rows that the shard cannot have made."""
+    rows: dict[Key, Record] = {}
+    for part in parts:
+        shard = part.listing.shard
+        for row in read_result(part.path)[0]:
+            key = (row.file_name, row.page)
+            if not shard.holds(row.file_name) or key in rows:
+                raise StoreError(
+                    f"{part.path}: holds a row that is not of shard {shard} or is there twice ({row.file_name}, page "
+                    f"{row.page}); it was changed by something else, run its command again."
+                )
+            rows[key] = row
+    return list(rows.values())
+
+
+def _shared(rows: Sequence[Record]) -> list[Record]:
+    """Return the rows, by name and page, with one reading for all copies of an image: that of the first."""
+    names: dict[Key, str] = {}
+    readings: dict[Key, Record] = {}
+    for row in rows:
+        if row.sha256 is not None:
+            names.setdefault((row.sha256, row.page), row.file_name)
+            if row.captions is not None:
+                readings.setdefault((row.sha256, row.page), row)
+    return [_as_copy(row, names, readings) for row in rows]
+
+
+def _as_copy(row: Record, names: Mapping[Key, str], readings: Mapping[Key, Record]) -> Record:
+    if row.sha256 is None:
+        return row
+    content = (row.sha256, row.page)
+    first = names[content]
+    reading = readings.get(content, row)
+    its = {field.name: getattr(reading, field.name) for field in fields(Record) if field.name not in _OF_THE_FILE}
+    return replace(row, **its, duplicate_of=None if first == row.file_name else first)
+
+
+def _decided(rows: Sequence[Record], gate: Gate) -> list[Record]:
+    return [
+        replace(
+            row,
+            route=decision.route,
+            reason=decision.reason,
+            decided_by=decision.column,
+            threshold=decision.threshold,
+        )
+        for row, decision in zip(rows, decide([_candidate(row) for row in rows], gate), strict=True)
+    ]
+
+
+def _candidate(row: Record) -> Candidate:
+    """Return what the gate looks at, as it was when the row was decided the first time."""
+    content = (row.sha256, row.page) if row.sha256 and row.captions is not None else (row.file_name, row.page)
+    reason = Reason(row.reason)
+    unscored = reason is Reason.NO_SCORE and row.decided_by is None
+    scores = Scores(**{name: getattr(row, name) for name in _SCORES}, medoid=None)
+    whatever = reason if unscored or reason in _WHATEVER_THE_GATE else None
+    return Candidate(content, scores, whatever, quality_of(row), row.novelty)
+
+
+# --- provenance -------------------------------------------------------------------------------------------------------
+
+
+def _tonight(part: Part, gate_file: Path | None) -> Tonight:
+    """Return the gate of the parts, with what its file says besides where it came from one."""
+    gate = Gate.of(part.provenance["gate"])
+    if part.provenance.get("gate_edited") is None:  # no file
+        if gate_file is not None:
+            raise GateError("--gate: the parts were not made with a gate; `vlmgate rescore` decides anew by limits.")
+        return Tonight(gate)
+    path = gate_file or Path(part.listing.gate_file or "gate.toml")
+    try:
+        tonight = from_file(path)
+    except (GateError, NoveltyError) as error:
+        raise GateError(
+            f"the parts were made with a gate that cannot be read: {error} --gate says where it is."
+        ) from error
+    if replace(tonight.gate, origin=None) != replace(gate, origin=None):
+        raise GateError(f"{path}: is not the gate that the parts were made with; --gate says where that is.")
+    return replace(tonight, gate=gate)
+
+
+def _provenance(
+    parts: Sequence[Part], lacking: _Lacking, tonight: Tonight, records: Sequence[Record]
+) -> dict[str, Any]:
+    runs = [part.provenance for part in parts]
+    latest = next(part for part in parts if part.listing is lacking.latest).provenance
+    model = next((run for run in runs if run["model"]), runs[0])
+    gone = sorted(name for run in runs for name in run["gone_first"])
+    read = all(record.reason != Reason.NOT_READ for record in records)
+    together = {
+        # Of the parts alone, so that the same ones merged again take the place of the former result.
+        "run_id": hashlib.sha256(json.dumps([run["run_id"] for run in runs]).encode()).hexdigest()[:32],
+        "complete": read and not lacking.problems,
+        "started": min(run["started"] for run in runs),
+        "finished": max(run["finished"] for run in runs),
+        "images": len(records),
+        "gone": sum(run["gone"] for run in runs),
+        "gone_first": gone[:5],
+        "model": model["model"],
+        "reference": model["reference"],
+        "drift": drift_of(tonight, records),
+        "fingerprint": {key: value for key, value in latest["fingerprint"].items() if key != "shard"},
+        "shard": None,
+        "merged": {
+            "vlmgate_version": vlmgate.__version__,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "shards": lacking.latest.shard.count,
+            "missing": list(lacking.missing),
+            "outdated": [part.listing.shard.index for part in lacking.outdated],
+            "parts": [_told(part) for part in parts],
+        },
+    }
+    return latest | together
+
+
+def _told(part: Part) -> dict[str, Any]:
+    run = part.provenance
+    told = {key: run[key] for key in ("run_id", "complete", "images", "started", "finished")}
+    name = part.path.name.encode("utf-8", "backslashreplace").decode()
+    return {"name": name, "shard": str(part.listing.shard)} | told

@@ -1,0 +1,62 @@
+"""Which files a run still has to open.
+
+Knows what was found and what the journal holds; knows nothing of what is inside a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlmgate.images import Walk
+from vlmgate.journal import Duplicate, Entry, Journal, content_of
+from vlmgate.records import Reading, Source, Unreadable
+
+
+def gone(walk: Walk, journal: Journal) -> list[str]:
+    """Return the names that were read before and are not there now, sorted."""
+    names = {source.file_name for source in walk.sources}
+    return sorted(name for name in journal.file_names() if name not in names)
+
+
+def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
+    """Return the files that were read before and are not there now, as they were called; their rows stay."""
+    return [
+        Source(name, entry.image.path if not isinstance(entry, Unreadable) else folder / name)
+        for name in gone(walk, journal)
+        for entry in journal.entries_of(name)[:1]
+    ]
+
+
+def still_to_read(sources: Sequence[Source], journal: Journal, *, all_pages: bool) -> list[Source]:
+    """Return the files that have to be opened, and forget what the journal says of those that were replaced.
+
+    A file is done when all its pages have a reading and its size and times have not changed. What could not be read,
+    by us or by the model, is tried again. Opening a file whose bytes were read before costs no model.
+    """
+    pending = []
+    for source in sources:
+        entries = journal.entries_of(source.file_name)
+        if not _is_unchanged(source, entries):
+            journal.forget(source.file_name)
+            pending.append(source)
+        elif not _is_done(entries, journal, all_pages):
+            pending.append(source)
+    return pending
+
+
+def _is_unchanged(source: Source, entries: Sequence[Entry]) -> bool:
+    try:
+        stat = source.path.stat()
+    except OSError:
+        return False
+    now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    images = [entry.image for entry in entries if not isinstance(entry, Unreadable)]
+    return all((image.size_bytes, image.mtime_ns, image.ctime_ns) == now for image in images)
+
+
+def _is_done(entries: Sequence[Entry], journal: Journal, all_pages: bool) -> bool:
+    images = [entry.image for entry in entries if isinstance(entry, Reading | Duplicate)]
+    if not images or any(content_of(image) not in journal.readings for image in images):
+        return False
+    return len(entries) == len(images) == (images[0].num_pages if all_pages else 1)

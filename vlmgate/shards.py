@@ -1,0 +1,148 @@
+"""Which files of a folder belong to which share of it, so that several machines can read one folder.
+
+Knows names and their hashes; knows nothing of what is inside a file or of what is done with a share.
+
+The hash of a file's name decides. Where a file stands in the sorted folder would not do: one file that is added moves
+all behind it to other shares, and what stands on the border is read twice or never. Nor would its content: every
+machine would have to read all files before it could begin, and a file that is replaced between two runs could fall
+between them. A name stays in its share whatever comes or goes around it; all pages of a file are in one share. Copies
+of one image under two names may be read twice, which costs time and nothing else: readings follow from the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmgate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlmgate.images import Walk
+
+MOST = 10_000  # shards; every part tells of all of them
+
+Seen = tuple[int, str]  # how many names, and a digest of them
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of `count` shares of a folder."""
+
+    index: int  # counted from 1
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count <= MOST:
+            raise ConfigError(f"--shard is '{self}'; give one of N as 1/N to N/N, with N up to {MOST:,}.")
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read "3/16"; raises `ConfigError` for anything else."""
+        match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
+        if match is None:
+            raise ConfigError(f"--shard is '{text}'; give one of N, such as 3/16.")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def suffix(self) -> str:
+        """Return what tells the outputs of the shards apart, such that they sort: ".03-of-16"."""
+        return f".{self.index:0{len(str(self.count))}}-of-{self.count}"
+
+    def holds(self, file_name: str) -> bool:
+        """Say whether a file is in this share."""
+        return place_of(file_name, self.count) == self.index
+
+
+def place_of(file_name: str, count: int) -> int:
+    """Return the share, 1 to `count`, that a file is in."""
+    digest = hashlib.sha256(file_name.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8]) % count + 1
+
+
+def share_of(walk: Walk, shard: Shard) -> Walk:
+    """Return what one machine reads, of images and of folders that could not be listed."""
+    sources = tuple(one for one in walk.sources if shard.holds(one.file_name))
+    unreadable = tuple(one for one in walk.unreadable if shard.holds(one.file_name))
+    return replace(walk, sources=sources, unreadable=unreadable)
+
+
+def names_of(walk: Walk) -> list[str]:
+    """Return the names that get a row."""
+    return [source.file_name for source in walk.sources] + [one.file_name for one in walk.unreadable]
+
+
+def seen(file_names: Iterable[str], count: int) -> tuple[Seen, ...]:
+    """Return how many of the names are in each share, and a digest of them."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    for name in sorted(file_names):
+        shares[place_of(name, count) - 1].append(name)
+    return tuple((len(names), _digest(names)) for names in shares)
+
+
+def _digest(names: Sequence[str]) -> str:
+    text = "".join(f"{name}\0" for name in names)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def now() -> str:
+    """Return the time of day as a `Listing` keeps it, such that later is greater."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What one shard's walk over the whole folder found in every share: what came or went between two is noticed."""
+
+    shard: Shard
+    begun: str  # before the folder was looked at
+    ended: str
+    seen: tuple[Seen, ...]  # one for each share
+    gate_file: str | None = None  # where the limits came from
+    reference: str | None = None  # what novelty is measured from
+
+    @classmethod
+    def of(cls, walk: Walk, shard: Shard, begun: str) -> Listing:
+        """Return what a walk that was begun then, and has just ended, found."""
+        return cls(shard, begun, now(), seen(names_of(walk), shard.count))
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> Listing:
+        """Return what `told` wrote; raises `ValueError`, `TypeError`, `KeyError` or `ConfigError` for anything else."""
+        shard = Shard(int(told["index"]), int(told["count"]))
+        shares = tuple((int(number), str(digest)) for number, digest in told["seen"])
+        if len(shares) != shard.count:
+            raise ValueError(f"{len(shares)} shares are told of instead of {shard.count}")
+        return cls(shard, str(told["begun"]), str(told["ended"]), shares, told.get("gate_file"), told.get("reference"))
+
+    def told(self, gate: Path | None, reference: str | None) -> dict[str, Any]:
+        """Return what `merge` has to know of a part, for its provenance."""
+        path = gate.resolve().as_posix().encode("utf-8", "backslashreplace").decode() if gate else None
+        return asdict(self.shard) | {
+            "begun": self.begun,
+            "ended": self.ended,
+            "seen": self.seen,
+            "gate_file": path,
+            "reference": reference,
+        }
+
+    @property
+    def own(self) -> Seen:
+        """Return what was found for this shard itself."""
+        return self.seen[self.shard.index - 1]
+
+    def describe(self) -> str:
+        """Return the share in one line."""
+        total = sum(number for number, _ in self.seen)
+        return f"Shard {self.shard}: {self.own[0]:,} of {total:,} images."
+
+    def is_outdated_by(self, other: Listing) -> bool:
+        """Say whether the share was different for a walk that did not end before this one began."""
+        return other.ended >= self.begun and other.seen[self.shard.index - 1] != self.own
