@@ -21,6 +21,7 @@ from vlmgate.adaptive import (
     entropy,
     entropy_between,
     entropy_foreseen,
+    joined,
     looks,
 )
 from vlmgate.calibration.labels import Labels
@@ -307,3 +308,13 @@ def test_the_command_line_takes_a_range(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         done = CliRunner().invoke(app, ["scan", str(folder), "-o", str(tmp_path / "x.parquet"), *more])
         assert done.exit_code == 2 and words in done.output, done.output
+
+
+def test_savings_of_shards_add_up() -> None:
+    one = {"first": 4, "most": 8, "images": 3, "stopped_early": 2, "mean_samples": 5.0}
+    one |= {"tokens": 90, "tokens_of_all": 144}
+    other = one | {"images": 1, "stopped_early": 0, "mean_samples": 8.0, "tokens": 40, "tokens_of_all": 40}
+    told = joined([one, other])
+    assert told is not None and told["mean_samples"] == 5.75 and told["stopped_early"] == 2
+    assert (told["images"], told["tokens"], told["tokens_of_all"]) == (4, 130, 184)
+    assert joined([]) is None

@@ -224,7 +224,7 @@ def test_two_workers_give_the_result_of_a_local_scan(tmp_path: Path, cluster: No
     result = scan_with(replace(config, out=tmp_path / "ray.parquet", cluster=TWO), reader, progress)
     assert result.error is None and progress.advanced == 28
     assert timeless(result.records) == timeless(local.records)
-    own = {"run_id", "started", "finished"}
+    own = {"run_id", "started", "finished", "time"}
     assert {k: v for k, v in result.provenance.items() if k not in own} == {
         k: v for k, v in local.provenance.items() if k not in own
     }

@@ -41,7 +41,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         },
         {"ray"},
     ),
-    "merge": ({"records", "errors", "gate", "images", "rescore", "shards", "store", "tonight"}, set()),
+    "merge": ({"adaptive", "records", "errors", "gate", "images", "rescore", "shards", "store", "tonight"}, set()),
     "errors": (set(), set()),
     "records": (set(), {"PIL"}),
     "images": ({"records", "errors", "config", "images"}, PIXELS),

@@ -124,7 +124,7 @@ def test_merged_shards_are_what_one_scan_writes(tmp_path: Path, gate: dict[str, 
     rows, provenance = read_result(written(merge(parts), tmp_path / "all.parquet"))
     assert timeless(rows) == timeless(whole)
     assert timeless(merge(parts[::-1]).records) == timeless(whole)
-    own = {"run_id", "started", "finished", "merged", "shard"}
+    own = {"run_id", "started", "finished", "time", "merged", "shard"}
     assert {k: v for k, v in provenance.items() if k not in own} == {k: v for k, v in told.items() if k not in own}
     assert [part["shard"] for part in provenance["merged"]["parts"]] == ["1/4", "2/4", "3/4", "4/4"]
     assert provenance["complete"] is True and provenance["merged"]["missing"] == []

@@ -25,7 +25,7 @@ was decided. `PRIOR` and the steps between looks were chosen on 911 images (samp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -83,6 +83,17 @@ def saving(readings: Iterable[Reading], first: int, most: int) -> dict[str, Any]
         "tokens": tokens,
         "tokens_of_all": round(whole),
     }
+
+
+def joined(savings: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the saving of several runs with the same samples as one; None where there is none."""
+    if not savings:
+        return None
+    images = sum(one["images"] for one in savings)
+    drawn = sum(one["images"] * (one["mean_samples"] or 0.0) for one in savings)
+    sums = {key: sum(one[key] for one in savings) for key in ("stopped_early", "tokens", "tokens_of_all")}
+    mean = round(drawn / images, 3) if images else None
+    return {"first": savings[0]["first"], "most": savings[0]["most"], "images": images, "mean_samples": mean} | sums
 
 
 def told_of_saving(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import vlmgate
+from vlmgate.adaptive import joined
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
 from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import find_images
@@ -338,7 +339,9 @@ def _provenance(
         "gone_first": gone[:5],
         "model": model["model"],
         "reference": model["reference"],
+        "adaptive": joined([run["adaptive"] for run in runs if run.get("adaptive")]),
         "drift": drift_of(tonight, records),
+        "time": None,  # of each part, it stands there
         "fingerprint": {key: value for key, value in latest["fingerprint"].items() if key != "shard"},
         "shard": None,
         "merged": {
@@ -355,6 +358,8 @@ def _provenance(
 
 def _told(part: Part) -> dict[str, Any]:
     run = part.provenance
-    told = {key: run[key] for key in ("run_id", "complete", "images", "started", "finished")}
+    told = {key: run[key] for key in ("run_id", "complete", "images", "started", "finished")} | {
+        "time": run.get("time")
+    }
     name = part.path.name.encode("utf-8", "backslashreplace").decode()
     return {"name": name, "shard": str(part.listing.shard)} | told
