@@ -155,6 +155,17 @@ def test_how_many_images_it_would_take() -> None:
     assert 0.7 < seen_in / 400 < 0.9
 
 
+def test_a_toml_file_may_name_the_models_and_their_costs(labelled: Path, fake: FakeCaptioner) -> None:
+    Path("compare.toml").write_text(
+        f'model = ["{SMALL}", "{LARGE}"]\nnum-samples = 4\nno-page = true\n'
+        "cost-escape = 100\ncost-overhead = [0, 90000]\n"
+    )
+    told, _ = run("labelled", "--config", "compare.toml")
+    assert "large is not worth it instead of small" in told
+    Path("compare.toml").write_text('sources = ["labelled"]\n')
+    assert "unknown key 'sources'" in run("labelled", "--config", "compare.toml", code=2)[1]
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
