@@ -261,3 +261,12 @@ def test_the_built_in_model_beside_a_spoilt_copy(tmp_path: Path, monkeypatch: py
     linux = Path("/proc/self/clear_refs").exists()
     assert not linux or all(one["peak_memory_bytes"] > 1e8 for one in told["models"])
     assert read_provenance(Path("comparison.builtin.parquet"))["model"]["model"] == "builtin"
+
+
+def test_the_bench_of_comparisons_counts_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.bench import compare
+
+    assert compare.main(["--repeats", "2", "--images", "60", "--gap", "0.1", "--json", str(tmp_path / "b.json")]) == 0
+    told = json.loads((tmp_path / "b.json").read_text())["told_apart"]
+    assert set(told) == {"accuracy", "aurc", "coverage", "cost"} and set(told.values()) <= {0.0, 0.5, 1.0}
+    assert "told apart" in capsys.readouterr().out
