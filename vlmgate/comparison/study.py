@@ -265,7 +265,8 @@ def _least_cost(
     """Return what gives (R,) the cost per 1,000 images of the gate that is cheapest in each resample.
 
     Every resample chooses its own threshold. With thresholds that were chosen once and for all, by whatever part of the
-    images, chance in choosing them would pass for a difference: 19 % of equal pairs were told apart so (tests.bench.compare).
+    images, chance in choosing them would pass for a difference: 19 % of equal pairs were told apart, now it is 2.5 %
+    (tests.bench.compare).
     """
     if labelled.good is None or not labelled.bad.any() or labelled.bad.all():
         raise LabelError(
