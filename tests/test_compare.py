@@ -155,6 +155,17 @@ def test_how_many_images_it_would_take() -> None:
     assert 0.7 < seen_in / 400 < 0.9
 
 
+def test_a_toml_file_may_name_the_models_and_their_costs(labelled: Path, fake: FakeCaptioner) -> None:
+    Path("compare.toml").write_text(
+        f'model = ["{SMALL}", "{LARGE}"]\nnum-samples = 4\nno-page = true\n'
+        "cost-escape = 100\ncost-overhead = [0, 90000]\n"
+    )
+    told, _ = run("labelled", "--config", "compare.toml")
+    assert "large is not worth it instead of small" in told
+    Path("compare.toml").write_text('sources = ["labelled"]\n')
+    assert "unknown key 'sources'" in run("labelled", "--config", "compare.toml", code=2)[1]
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -250,3 +261,12 @@ def test_the_built_in_model_beside_a_spoilt_copy(tmp_path: Path, monkeypatch: py
     linux = Path("/proc/self/clear_refs").exists()
     assert not linux or all(one["peak_memory_bytes"] > 1e8 for one in told["models"])
     assert read_provenance(Path("comparison.builtin.parquet"))["model"]["model"] == "builtin"
+
+
+def test_the_bench_of_comparisons_counts_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.bench import compare
+
+    assert compare.main(["--repeats", "2", "--images", "60", "--gap", "0.1", "--json", str(tmp_path / "b.json")]) == 0
+    told = json.loads((tmp_path / "b.json").read_text())["told_apart"]
+    assert set(told) == {"accuracy", "aurc", "coverage", "cost"} and set(told.values()) <= {0.0, 0.5, 1.0}
+    assert "told apart" in capsys.readouterr().out

@@ -244,6 +244,30 @@ def test_people_can_begin_in_the_middle_of_the_shift(tmp_path: Path, fake: FakeC
     assert not list(tmp_path.glob("*.old.parquet"))
 
 
+def test_no_reading_of_a_file_that_has_changed_is_published(tmp_path: Path, fake: FakeCaptioner) -> None:
+    """While 2.png is read, 1.png is overwritten: published then, and until it has settled, it is no accepted image."""
+    line = tmp_path / "line"
+    picture_file(line / "1.png")
+    seen: list[dict[str, str]] = []
+
+    def overwritten() -> None:
+        picture_file(line / "1.png", size=(30, 20))
+        picture_file(line / "3.png")
+
+    fake.say = then(
+        {
+            "1.png": lambda: picture_file(line / "2.png"),
+            "2.png": overwritten,
+            "3.png": lambda: seen.append({name: row.reason for name, row in rows().items()}),
+        }
+    )
+    run("line", *QUICK, "--publish-every", "1ms", "--batch-size", 1, "--threshold", 1.5, "-k", 4)
+    assert sorted(fake.read_names) == ["1.png", "1.png", "2.png", "3.png"]
+    assert seen[0]["2.png"] == "agreed" and seen[0]["1.png"] in ("not_read", "agreed")
+    assert (seen[0]["1.png"] == "not_read") or fake.read_names.index("3.png") == 3  # or it was read anew before
+    assert rows()["1.png"].width == 30 and {row.reason for row in rows().values()} == {"agreed"}
+
+
 def test_a_budget_is_filled_at_the_end(tmp_path: Path, fake: FakeCaptioner) -> None:
     line = tmp_path / "line"
     picture_file(line / "1.png")

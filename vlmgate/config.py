@@ -338,12 +338,14 @@ def load_toml(path: Path, allowed: Collection[str], several: Collection[str] = (
             near = difflib.get_close_matches(key, allowed, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(allowed))}."
             raise ConfigError(f"{path}: unknown key '{key}'; {hint}")
-        if key in several and isinstance(value, str):
+        if key in several and isinstance(value, str | int | float):
             options[key] = [value]
-        elif key in ("choices", *several) and isinstance(value, list) and all(isinstance(one, str) for one in value):
-            if key == "choices" and any("," in one for one in value):
+        elif key in several and isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
+            options[key] = value
+        elif key == "choices" and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            if any("," in one for one in value):
                 raise ConfigError(f"{path}: a comma parts one of 'choices' from the next; name a choice without one.")
-            options[key] = ",".join(value) if key == "choices" else value
+            options[key] = ",".join(value)
         elif isinstance(value, dict | list):
             raise ConfigError(f"{path}: '{key}' must be a single value.")
     return options

@@ -196,16 +196,22 @@ class _Run:
         self.progress.message(f"Watching {self.config.folder}; Ctrl-C ends it and writes the result.")
         fresh = False  # something has been read since the result was published
         for one in self.watch.rounds():
-            self.walk, fresh = one.walk, fresh or bool(one.news)
-            for name in self.watch.unsettled:  # changed since they were read, so what was read is of no file any more
-                self.journal.forget(name)
+            self.walk, fresh = one.walk, self._forget_what_changed(self.watch) or fresh or bool(one.news)
             if one.news:
                 self._read_what_is_missing(one.news, one.waiting)
                 self.progress.stop()
             if self.watch.publishing_is_due():
-                if fresh:
+                self.watch.recheck()
+                if self._forget_what_changed(self.watch) or fresh:
                     self._publish()
                 fresh = False
+
+    def _forget_what_changed(self, watch: Watch) -> bool:
+        """Forget what was read of files that have changed since, and say whether there were any."""
+        changed = [name for name in watch.unsettled if self.journal.entries_of(name)]
+        for name in changed:
+            self.journal.forget(name)
+        return bool(changed)
 
     def _publish(self) -> None:
         """Write the result so far; a budget is filled from all images, so nothing is decided before the end."""
@@ -395,8 +401,7 @@ class _Run:
             self.progress.message(f"Comparing the captions with {self.config.kernel} …")
         if self.watch is not None:
             self.walk = self.watch.everything()
-            for name in self.watch.unsettled:
-                self.journal.forget(name)
+            self._forget_what_changed(self.watch)
         with self.clock.running("scoring"):
             rows = build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
             records = decide_rows(rows, self.gate, self.config.sampling.seed)

@@ -79,7 +79,7 @@ class Watch:
         while True:
             if closing is None and not self._backlog and self._is_over():
                 closing = self._clock() + 2 * self._config.settle + self._pause
-                self._recheck()
+                self.recheck()
             if not self._backlog and (closing is None or self._clock() < closing):
                 self._take_stock()
             if self._backlog or self.publishing_is_due():
@@ -105,9 +105,19 @@ class Watch:
         every = self._config.publish_every
         return every > 0 and self._clock() - self._last_published >= every
 
+    def recheck(self) -> None:
+        """Ask again of every settled file whether it has changed; that is too slow to be done at every look."""
+        self._last_recheck = self._clock()
+        waiting = {source.file_name for source in self._backlog}
+        for name in self._there - waiting:
+            seen = self._seen[name]
+            if seen.settled and (signature := _signature(seen.source)) != seen.signature:
+                self._seen[name] = _Seen(seen.source, signature, self._clock())
+
     def everything(self) -> Walk:
         """Return every image so far and what is in the folder now, settled or not."""
         self._take_stock()
+        self.recheck()
         return self._whole(also_unsettled=True)
 
     # --- one look ---
@@ -139,7 +149,7 @@ class Watch:
                 self._look_at(source, seen)
         every = self._config.publish_every or _RECHECK
         if self._clock() - self._last_recheck >= every:
-            self._recheck()
+            self.recheck()
         self._took = self._clock() - begun
 
     def _look_at(self, source: Source, seen: _Seen | None) -> None:
@@ -149,15 +159,6 @@ class Watch:
         elif now - seen.since >= self._config.settle:
             seen.settled = True
             self._backlog.append(source)
-
-    def _recheck(self) -> None:
-        """Ask again of every settled file whether it has changed; that is too slow to be done at every look."""
-        self._last_recheck = self._clock()
-        waiting = {source.file_name for source in self._backlog}
-        for name in self._there - waiting:
-            seen = self._seen[name]
-            if seen.settled and (signature := _signature(seen.source)) != seen.signature:
-                self._seen[name] = _Seen(seen.source, signature, self._clock())
 
     def _round(self) -> Round:
         news, self._backlog = tuple(self._backlog[: self._limit]), self._backlog[self._limit :]

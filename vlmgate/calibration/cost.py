@@ -178,7 +178,13 @@ def compare_policies(
     """
     count = len(score)
     share = np.ones(count) / count if weights is None else weights / weights.sum()
-    frugal = frugal_gate(score, outcomes, costs, share, seed=seed)
+    fold = np.random.default_rng(seed).permutation(count) % FOLDS
+    frugal = np.zeros(count, bool)
+    for i in range(FOLDS):
+        held = fold == i
+        if held.any() and not held.all():
+            part = Outcomes(outcomes.bad[~held], outcomes.rejects[~held])
+            frugal[held] = score[held] <= _cheapest(score[~held], part, costs, share[~held])
     threshold = _cheapest(score, outcomes, costs, share)
     rows = {"review all": np.zeros(count), "review none": np.ones(count)}
     if guaranteed is not None:
@@ -198,18 +204,6 @@ def compare_policies(
         break_even(accepted if guaranteed is None else guaranteed, outcomes, costs, share),
         gate,
     )
-
-
-def frugal_gate(score: Vector, outcomes: Outcomes, costs: Costs, share: Vector, *, seed: int = 0) -> NDArray[np.bool_]:
-    """Return (N,): what the cheapest gate accepts, chosen for each fifth of the images on the other four fifths."""
-    fold = np.random.default_rng(seed).permutation(len(score)) % FOLDS
-    accepted = np.zeros(len(score), bool)
-    for i in range(FOLDS):
-        held = fold == i
-        if held.any() and not held.all():
-            part = Outcomes(outcomes.bad[~held], outcomes.rejects[~held])
-            accepted[held] = score[held] <= _cheapest(score[~held], part, costs, share[~held])
-    return accepted
 
 
 def _cheapest(score: Vector, outcomes: Outcomes, costs: Costs, share: Vector) -> float:

@@ -130,7 +130,7 @@ def read_gate_options(context: typer.Context, path: Path | None) -> Path | None:
 def read_toml(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         with errors_in_one_line():
-            own = ("folder", "source", "config")  # of the command line alone
+            own = ("folder", "source", "sources", "config")  # of the command line alone
             options = {p.name: p for p in context.command.params if p.name and p.name not in own}
             several = [name for name, option in options.items() if getattr(option, "multiple", False)]
             values = load_toml(path, options, several)

@@ -90,7 +90,7 @@ def notes(found: Comparison) -> list[str]:
         f"gate accepts with {confidence} confidence. Times and memory: when each was read.",
     ]
     if found.costs:
-        lines.append("cost: per 1,000 images, by the cheapest gate, cross-validated; lower is better.")
+        lines.append("cost: per 1,000 images, by the gate that is cheapest in hindsight; lower is better.")
     lines += [f"Note: {note}." for note in found.notes]
     return lines
 
