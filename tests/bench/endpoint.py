@@ -84,8 +84,11 @@ def main() -> None:
 def correlation(a: Values, b: Values) -> Figure:
     """Return Spearman's rank correlation of (N,) and (N,), and a 95% percentile interval of resampled images.
 
-    Not a number where one side has no spread.
+    Images without a score on either side are left out: one caption of many that is cut off is chance, and no rank. Not
+    a number where one side has no spread.
     """
+    known = np.isfinite(a) & np.isfinite(b)
+    a, b = a[known], b[known]
     draws = np.random.default_rng(0).integers(0, len(a), (RESAMPLES, len(a)))
     low, high = np.nanpercentile([_spearman(a[draw], b[draw]) for draw in draws], [2.5, 97.5])
     return _spearman(a, b), float(low), float(high)
@@ -110,7 +113,7 @@ def _scanned(out: Path, model: ModelConfig, sampling: SamplingConfig) -> list[Re
 
 
 def _scores(records: Sequence[Record], count: int, sampling: SamplingConfig) -> dict[str, Values]:
-    """Return (N,) of each score from the first `count` samples; readings that are none rank as the worst."""
+    """Return (N,) of each score from the first `count` samples; infinite where a reading is none."""
     scorer = Scorer(sampling.prompt, sampling.choices)
     said = [said_of(record) for record in records]
     first = [
