@@ -376,7 +376,7 @@ class _Run:
         """Let other processes read; every batch is journalled as it comes back."""
         config = self.config
         setup = Setup(config.model, config.sampling, config.images, config.folder, self.checkpoint, config.model.model)
-        with hired(cluster, setup, self.load, self.journal.readings, self.progress.message) as crew:
+        with hired(cluster, setup, self.load, self.journal.readings, self.progress.message, self.signals.held) as crew:
             if self.folder is not None and self.reference is None:
                 self.progress.message(f"Reading the reference in {self.folder.folder} …")
                 features, batch = crew.look(self.folder.sources)

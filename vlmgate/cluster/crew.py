@@ -15,7 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,29 @@ class _Out:
 
 @contextmanager
 def hired(
-    config: ClusterConfig, setup: Setup, load: Load, known: Collection[Content], tell: Callable[[str], None]
+    config: ClusterConfig,
+    setup: Setup,
+    load: Load,
+    known: Collection[Content],
+    tell: Callable[[str], None],
+    held: Callable[[], AbstractContextManager[None]],
 ) -> Iterator[Crew]:
-    """Join the cluster and yield a crew; raises `UsageError` where it has no room for a worker."""
-    with joined(config.address, tell) as (ray, room):
-        crew = Crew(ray, room, config, setup, load, known, tell)
-        try:
-            yield crew
-        finally:
-            crew.dismiss()
+    """Join the cluster and yield a crew; raises `UsageError` where it has no room for a worker.
+
+    `held` lets no signal interrupt what it encloses. What is raised in the midst of a call of Ray's is turned into a
+    `SystemError` by it, or lost.
+    """
+    try:
+        with joined(config.address, tell) as (ray, room):
+            crew = Crew(ray, room, config, setup, load, known, tell, held)
+            try:
+                yield crew
+            finally:
+                crew.dismiss()
+    except SystemError as error:
+        if isinstance(error.__cause__, BaseException) and not isinstance(error.__cause__, Exception):
+            raise error.__cause__ from None  # the signal came in another call than those that are enclosed
+        raise
 
 
 class Crew:
@@ -82,8 +96,9 @@ class Crew:
         load: Load,
         known: Collection[Content],
         tell: Callable[[str], None],
+        held: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._ray, self._tell = ray, tell
+        self._ray, self._tell, self._held = ray, tell, held
         self._gpus = _gpus_each(room, config, setup)
         fits = room.workers(self._gpus)
         if fits == 0:
@@ -110,6 +125,17 @@ class Crew:
         self._last: Trouble | None = None
         self._lonely_since = time.monotonic()
 
+    def _wait(self, promises: Sequence[Any]) -> list[Any]:
+        """Return those that are there, after a second at most."""
+        with self._held():
+            ready, _ = self._ray.wait(promises, timeout=1.0)
+        return list(ready)
+
+    def _get(self, promise: Any) -> Any:
+        """Return what is there; raises what Ray raises."""
+        with self._held():
+            return self._ray.get(promise)
+
     # --- hiring ---
 
     def _hire(self, number: int) -> None:
@@ -123,7 +149,7 @@ class Crew:
     def _welcome(self, promise: Any) -> None:
         actor = self._coming.pop(promise)
         try:
-            place, trouble = self._ray.get(promise)
+            place, trouble = self._get(promise)
         except self._ray.exceptions.RayError as error:
             self._count_death(Trouble("dead", f"a worker did not come up ({_short(error)})"))
             self._hire(1)
@@ -192,7 +218,7 @@ class Crew:
         while jobs or any(member.jobs for member in self._members):
             self._hand_out(jobs)
             streams = {stream: member for member in self._members for stream in member.jobs}
-            ready, _ = self._ray.wait([*streams, *self._coming, *self._loading], timeout=1.0)
+            ready = self._wait([*streams, *self._coming, *self._loading])
             self._complain_of_waiting()
             for one in ready:
                 if one in self._coming:
@@ -220,7 +246,8 @@ class Crew:
         """Take the next batch of a stream, or its end, or the news that its worker is gone."""
         out = member.jobs[stream]
         try:
-            batch: Batch = self._ray.get(next(stream))
+            with self._held():
+                batch: Batch = self._ray.get(next(stream))
         except StopIteration:
             if out.open:  # never seen; a file without a row would be worse than a stop
                 raise FatalError("a worker left files out; this is a bug in vlmgate.") from None
@@ -256,7 +283,7 @@ class Crew:
     def _load_of(self, member: _Member, promise: Any) -> Generator[Batch]:
         """Take the news of a model that was to be loaded; a worker without jobs has taken none along."""
         try:
-            batch: Batch = self._ray.get(promise)
+            batch: Batch = self._get(promise)
         except self._ray.exceptions.RayTaskError as error:
             raise FatalError(f"a worker raised what it must not: {_short(error)}. See the log.") from error
         except self._ray.exceptions.RayError as error:
@@ -288,14 +315,17 @@ class Crew:
         while True:
             if not self._members:
                 self._hire(1 - len(self._coming))
-                ready, _ = self._ray.wait(list(self._coming), timeout=1.0)
+                ready = self._wait(list(self._coming))
                 self._complain_of_waiting()
                 for promise in ready:
                     self._welcome(promise)
                 continue
             member = self._members[0]
+            looking = member.actor.look.remote(_absolute(sources))
+            while not self._wait([looking]):
+                pass
             try:
-                found, batch = self._ray.get(member.actor.look.remote(_absolute(sources)))
+                found, batch = self._get(looking)
             except self._ray.exceptions.RayTaskError as error:
                 raise FatalError(f"a worker raised what it must not: {_short(error)}. See the log.") from error
             except self._ray.exceptions.RayError as error:
