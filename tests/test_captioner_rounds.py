@@ -15,6 +15,10 @@ from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.records import Picture, Sampled
 
+pytestmark = pytest.mark.filterwarnings(
+    # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+)
 PICTURES = [picture(i, size) for i, size in enumerate(SIZES)]
 WANTED = {p.file.file_name: (2, 6, 3, 5, 2)[i % 5] for i, p in enumerate(PICTURES)}
 LOOKS = (2, 3, 5, 6)

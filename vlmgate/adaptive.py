@@ -14,12 +14,14 @@ What is certain after k samples:
   order 1/n, comes from leaving one caption out at a time (Quenouille, "Notes on bias in estimation", Biometrika 43,
   1956), and so does the variance (Tukey's jackknife; Efron & Stein, Ann. Stat. 9, 1981), which is cut by 1 - k / K
   since k of the K are known. Few captions that are alike know nothing of those that are not: every caption is given
-  `PRIOR` more of its own. The other decision must be beyond `CHANCE`, taken as normal.
+  `PRIOR` more of its own. The other decision must be less likely than `CHANCE_OF_ERROR` where the image would be
+  accepted, than `CHANCE` where not, taken as normal.
 - Shares of answers: of the other K - k, a number follows the beta-binomial law that k answers leave of Jeffreys' prior
-  (Beta(1/2, 1/2)); the other decision must be less likely than `CHANCE`.
+  (Beta(1/2, 1/2)); the other decision must be as unlikely.
 
 The limit must also be kept, or broken, by the k samples themselves, so that what is stored of an image decides as it
 was decided. `PRIOR` and the steps between looks were chosen on 911 images (samples and renders) of the built-in model.
+Other captions have other tails than the normal law: there are images for which it errs more often.
 """
 
 from __future__ import annotations
@@ -41,13 +43,14 @@ from vlmgate.novelty import Reference
 from vlmgate.records import Quality, Reading, Reason, Record, Route, Scores
 from vlmgate.scoring import Said, Scorer
 
-CHANCE = 0.01  # of the other decision, beyond which it is ruled out
+CHANCE = 0.01  # of being accepted after all, below which an image is left to a person
+CHANCE_OF_ERROR = 0.001  # of going to a person after all, below which it is accepted; the dearer mistake
 PRIOR = 0.5  # nats: what one caption may shift the entropy by, besides what those at hand show
 _OF_ANSWERS = ("answer_share", "abstain_rate", "unparsable_rate")
 _OF_CAPTIONS = ("vendi_score", "agreement", "doubt")
 _FIXED = ("novelty", *Quality.__dataclass_fields__)  # no sample changes them
 PREDICTED = frozenset((*_OF_ANSWERS, *_OF_CAPTIONS, *_FIXED))
-_FAR = NormalDist().inv_cdf(1 - CHANCE)  # standard deviations
+_FAR, _FARTHER = (NormalDist().inv_cdf(1 - chance) for chance in (CHANCE, CHANCE_OF_ERROR))  # standard deviations
 
 
 def check_gate(gate: Gate, kernel: str) -> None:
@@ -177,7 +180,7 @@ class Foresight:
         low, high = entropy_between(kernel, self.most)
         mean, deviation = entropy_foreseen(kernel, self.most)
         if kept:
-            return high <= bound or mean + _FAR * deviation <= bound
+            return high <= bound or mean + _FARTHER * deviation <= bound
         return low > bound or mean - _FAR * deviation > bound
 
     def _share_is_sure(self, limit: Limit, value: float, drawn: int, kept: bool) -> bool:
@@ -188,7 +191,7 @@ class Foresight:
             for more, probability in enumerate(beta_binomial(left, count + 0.5, drawn - count + 0.5))
             if limit.holds((count + more) / self.most) != kept
         )
-        return chance < CHANCE
+        return chance < (CHANCE_OF_ERROR if kept else CHANCE)
 
     def _answer_stays(self, said: Said) -> bool:
         """Tell whether the answer that leads cannot be caught up with."""

@@ -4,7 +4,7 @@ Knows lines and files; knows nothing of models or of how a decision is reached.
 
 `OUT.journal.jsonl` is the truth while a run lasts: a header line, then one line per image page, forced to the disk
 batch by batch. A line holds what the model said, not what was decided, so that another limit needs no model. Killed at
-any moment it is at worst one batch behind; what is torn at its end, or damaged anywhere, is dropped and read again.
+any moment it is at worst two batches behind; what is torn at its end, or damaged anywhere, is dropped and read again.
 """
 
 from __future__ import annotations

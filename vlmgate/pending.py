@@ -28,6 +28,14 @@ def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
     ]
 
 
+def forget_changed(names: Sequence[str], journal: Journal) -> bool:
+    """Forget what was read of files that have changed since, and say whether there were any."""
+    changed = [name for name in names if journal.entries_of(name)]
+    for name in changed:
+        journal.forget(name)
+    return bool(changed)
+
+
 def still_to_read(sources: Sequence[Source], journal: Journal, *, all_pages: bool) -> list[Source]:
     """Return the files that have to be opened, and forget what the journal says of those that were replaced.
 

@@ -34,7 +34,7 @@ from vlmgate.journal import Entry, Failure, Journal, is_journal
 from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
 from vlmgate.novelty import Reference
-from vlmgate.pending import gone, gone_but_read, still_to_read
+from vlmgate.pending import forget_changed, gone, gone_but_read, still_to_read
 from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
@@ -196,22 +196,15 @@ class _Run:
         self.progress.message(f"Watching {self.config.folder}; Ctrl-C ends it and writes the result.")
         fresh = False  # something has been read since the result was published
         for one in self.watch.rounds():
-            self.walk, fresh = one.walk, self._forget_what_changed(self.watch) or fresh or bool(one.news)
+            self.walk, fresh = one.walk, forget_changed(self.watch.unsettled, self.journal) or fresh or bool(one.news)
             if one.news:
                 self._read_what_is_missing(one.news, one.waiting)
                 self.progress.stop()
             if self.watch.publishing_is_due():
                 self.watch.recheck()
-                if self._forget_what_changed(self.watch) or fresh:
+                if forget_changed(self.watch.unsettled, self.journal) or fresh:
                     self._publish()
                 fresh = False
-
-    def _forget_what_changed(self, watch: Watch) -> bool:
-        """Forget what was read of files that have changed since, and say whether there were any."""
-        changed = [name for name in watch.unsettled if self.journal.entries_of(name)]
-        for name in changed:
-            self.journal.forget(name)
-        return bool(changed)
 
     def _publish(self) -> None:
         """Write the result so far; a budget is filled from all images, so nothing is decided before the end."""
@@ -401,7 +394,7 @@ class _Run:
             self.progress.message(f"Comparing the captions with {self.config.kernel} …")
         if self.watch is not None:
             self.walk = self.watch.everything()
-            self._forget_what_changed(self.watch)
+            forget_changed(self.watch.unsettled, self.journal)
         with self.clock.running("scoring"):
             rows = build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
             records = decide_rows(rows, self.gate, self.config.sampling.seed)
