@@ -65,12 +65,12 @@ class PackedDecoder(ForkDecoder):
 
     def go_on(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
         """Draw K rows for each of B prompts that have been run; raises `CannotPackError` before the first step."""
-        sequences = _Sequences(input_ids, state, self.num_samples, self.max_new_tokens - 1)
+        sequences = Sequences(input_ids, state, self.num_samples, self.max_new_tokens - 1)
         with attention_folded(model):
             self._steps(model, logits, sequences)
         return input_ids
 
-    def _steps(self, model: Any, logits: torch.Tensor, sequences: _Sequences) -> None:
+    def _steps(self, model: Any, logits: torch.Tensor, sequences: Sequences) -> None:
         """Sample, append, stop, forward, until every branch has ended."""
         batch, k, device = len(sequences.said), self.num_samples, sequences.said.device
         ends = torch.tensor(sorted(self.end_ids), dtype=torch.long, device=device)
@@ -108,7 +108,7 @@ def _kept(unended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     return images, first.sort(dim=1).values
 
 
-class _Sequences:
+class Sequences:
     """B prompts with K branches each: their cache, what each branch may see, and what the model needs besides."""
 
     def __init__(self, input_ids: torch.Tensor, state: dict[str, Any], branches: int, steps: int) -> None:
@@ -129,23 +129,27 @@ class _Sequences:
         self.said = input_ids  # (B', P + step), of the first branch; only its length and its last column matter
         self._state, self._prompt = state, prompt
         self._branches = branches
-        self._layers = [_Layer(layer, branches * steps) for layer in cache.layers]
-        cache.layers = list(self._layers)
+        self.layers = [_Layer(layer, branches * steps) for layer in cache.layers]
+        cache.layers = list(self.layers)
         seen = mask[:, None, :prompt].bool()
         self._visible = seen.expand(-1, branches, -1)  # (B', K', L), the columns that a branch sees
 
     def step(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
         """Feed a token (B', K') to each branch and return the (B', K', V) logits that follow."""
-        self.said = torch.cat([self.said, tokens[:, :1]], dim=1)
-        own = torch.eye(self._branches, dtype=torch.bool, device=tokens.device).expand(len(tokens), -1, -1)
-        self._visible = torch.cat([self._visible, own], dim=2)
-        inputs = model.prepare_inputs_for_generation(self.said, next_sequence_length=1, **self._state)
-        outputs = model(**self._widened(inputs, tokens), return_dict=True)
+        outputs = model(**self.inputs(model, tokens), return_dict=True)
         self._state = model._update_model_kwargs_for_generation(outputs, self._state, is_encoder_decoder=False)
         logits: torch.Tensor = outputs.logits
         if logits.shape[:2] != tokens.shape:
             raise CannotPackError(f"logits of shape {tuple(logits.shape)} came for {tuple(tokens.shape)} tokens")
         return logits
+
+    def inputs(self, model: Any, tokens: torch.Tensor) -> dict[str, Any]:
+        """Append a token (B', K') to each branch and return what the model is to be given."""
+        self.said = torch.cat([self.said, tokens[:, :1]], dim=1)
+        own = torch.eye(self._branches, dtype=torch.bool, device=tokens.device).expand(len(tokens), -1, -1)
+        self._visible = torch.cat([self._visible, own], dim=2)
+        inputs = model.prepare_inputs_for_generation(self.said, next_sequence_length=1, **self._state)
+        return self._widened(inputs, tokens)
 
     def _widened(self, inputs: Mapping[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
         """Return the inputs for one token of each sequence as inputs for K of them, at the same position."""
@@ -177,7 +181,7 @@ class _Sequences:
             self._visible = rows.gather(2, columns[:, None].expand(-1, now, -1))
         else:
             self._visible = self._visible[images]
-        for layer in self._layers:
+        for layer in self.layers:
             layer.keep(images, columns, now / before)
         select_rows(self._state, images, len(self.said))
         self.said, self._branches = self.said[images], now
