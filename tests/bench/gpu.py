@@ -252,7 +252,7 @@ def same_tokens(device: torch.device) -> dict[str, Any]:
 
 
 def ceilings(device: torch.device, tiny: bool) -> dict[str, float]:
-    """Measure what the device can do: a large bf16 product in FLOP/s, a large copy in bytes/s, one launch in seconds."""
+    """Measure what the device can do: a bf16 product (FLOP/s), a copy (bytes/s), one launch (seconds)."""
     n = 512 if tiny else 8192
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.empty(2**20 if tiny else 2**30, dtype=torch.uint8, device=device).zero_()
