@@ -31,9 +31,9 @@ import torch
 import transformers as tf
 
 from vlmgate.captioner.fork import ForkDecoder
-from vlmgate.captioner.graphs import GraphDecoder, Recordings
+from vlmgate.captioner.graphs import RecordedDecoder, Recordings
 from vlmgate.captioner.packed import PackedDecoder
-from vlmgate.captioner.sampling import Draw, Warp, draw
+from vlmgate.captioner.sampling import Sampler, Warp
 
 IMAGE_TOKEN = 7  # any token of the vocabulary will do
 WORDS = 24  # tokens of the prompt around the image
@@ -191,8 +191,7 @@ def ways_of(
     table = table.to(device)
     recordings = Recordings()
 
-    def pick(logits: torch.Tensor, step: int, rows: torch.Tensor) -> Draw:
-        return draw(logits, table[rows, step], Warp())
+    pick = Sampler(table, Warp())
 
     def naive() -> list[list[int]]:
         settings = tf.GenerationConfig(
@@ -213,7 +212,7 @@ def ways_of(
         "naive": naive,
         "fork": lambda: decode(ForkDecoder),
         "packed": lambda: decode(PackedDecoder),
-        "graph": lambda: decode(functools.partial(GraphDecoder, recordings=recordings)),
+        "graph": lambda: decode(functools.partial(RecordedDecoder, recordings=recordings)),
         "prefill": lambda: decode(ForkDecoder, 1),
     }
 

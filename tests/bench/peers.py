@@ -124,7 +124,7 @@ class Vllm:
 
 
 def for_vllm(folder: Path, target: Path) -> Path:
-    """Copy a checkpoint under the older names of the vision tower's weights, which vLLM knows; the weights are equal."""
+    """Copy a checkpoint under the older names of the vision tower's weights, which vLLM knows; the weights stay."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(folder, target)
@@ -249,8 +249,8 @@ def report(
         ratios = sorted(a / b for a, b in zip(taken[names[0]], values, strict=True))
         spread = f"{min(values) / options.batch:.3f} to {max(values) / options.batch:.3f}"
         print(
-            f"{name:8s} {middle[name] / options.batch:8.3f} s/image ({spread})  {first / middle[name]:5.2f} × as fast as "
-            f"{names[0]} (rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}); processor "
+            f"{name:8s} {middle[name] / options.batch:8.3f} s/image ({spread})  {first / middle[name]:5.2f} × as fast "
+            f"as {names[0]} (rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}); processor "
             f"{worked[name] / options.batch:.3f} s/image, {worked[names[0]] / worked[name]:.2f} ×"
         )
     if options.json:

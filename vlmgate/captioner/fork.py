@@ -161,11 +161,17 @@ class Log:
         self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self._finite = torch.ones(rows, dtype=torch.bool, device=device)
 
-    def add(self, step: int, alive: torch.Tensor, unended: torch.Tensor, drawn: Draw) -> None:
+    def add(self, step: int | torch.Tensor, alive: torch.Tensor, unended: torch.Tensor, drawn: Draw) -> None:
         self._tokens[alive, step] = drawn.tokens
         self._logprobs[alive, step] = drawn.logprobs
         self._lengths[alive] += unended & drawn.finite  # a row is unended up to its end and never after: a length
         self._finite[alive] &= drawn.finite | ~unended
+
+    def clear(self) -> None:
+        """Be as new, at the same addresses."""
+        for part in (self._tokens, self._logprobs, self._lengths):
+            part.zero_()
+        self._finite.fill_(True)
 
     def rows(self) -> tuple[list[list[int]], list[list[float]], list[bool]]:
         lengths = self._lengths.tolist()

@@ -196,8 +196,12 @@ class _Layer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         self._set(layer.keys, layer.values, room)
 
     def _set(self, keys: torch.Tensor, values: torch.Tensor, room: int) -> None:
-        """Copy what there is to the beginning of a buffer with room for more tokens."""
+        """Copy what there is to the beginning of a buffer with room for more tokens; leave it where none is wanted."""
         length = keys.shape[-2]
+        self._all: tuple[torch.Tensor, ...] = (keys, values)
+        if room == 0:
+            self._show(length)
+            return
         self._all = tuple(part.new_empty((*part.shape[:-2], length + room, part.shape[-1])) for part in (keys, values))
         for whole, part in zip(self._all, (keys, values), strict=True):
             whole[..., :length, :] = part
