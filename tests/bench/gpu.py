@@ -14,47 +14,24 @@ Knows shapes, clocks and the decoders' constructor; knows nothing of how any way
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import json
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as tf
 
-from vlmgate.captioner.fork import ForkDecoder
-from vlmgate.captioner.graphs import RecordedDecoder, Recordings
-from vlmgate.captioner.packed import PackedDecoder
-from vlmgate.captioner.sampling import Sampler, Warp
+from tests.bench.roofline import measure_ceilings, synchronise, timed
+from tests.bench.shapes import Shape, build, inputs_of, ways_of
 
-IMAGE_TOKEN = 7  # any token of the vocabulary will do
-WORDS = 24  # tokens of the prompt around the image
 WAYS = ("naive", "fork", "packed", "graph")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A family and the numbers of its decoder; the vision tower goes with the family."""
-
-    name: str
-    family: str  # llava or qwen2_5_vl
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    tied: bool = False
-    vision: tuple[int, int, int, int] = (1152, 4304, 27, 16)  # hidden, intermediate, layers, heads
-
 
 SHAPES = {
     "llava 8B": Shape("llava 8B", "llava", 4096, 14336, 32, 32, 8, 128_256),
@@ -83,154 +60,6 @@ CASES = [
 ]
 
 
-@contextmanager
-def _made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def build(shape: Shape, image_tokens: int, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return a model with random weights for pictures of so many tokens (a square number for llava)."""
-    side = round(image_tokens**0.5)
-    hidden, intermediate, layers, heads = shape.vision
-    text: dict[str, Any] = {
-        "vocab_size": shape.vocabulary,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": shape.tied,
-    }
-    torch.manual_seed(0)
-    if shape.family == "llava":
-        vision = tf.SiglipVisionConfig(
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            image_size=side * 14,
-            patch_size=14,
-            vision_use_head=False,
-        )
-        config: Any = tf.LlavaConfig(
-            vision_config=vision,
-            text_config=tf.LlamaConfig(**text),
-            image_token_id=IMAGE_TOKEN,
-            vision_feature_select_strategy="full",
-            vision_feature_layer=-1,
-            image_seq_length=image_tokens,
-            tie_word_embeddings=shape.tied,
-        )
-        kind: Any = tf.LlavaForConditionalGeneration
-    else:
-        half = shape.hidden // shape.heads // 2
-        third = half * 3 // 8
-        text["rope_parameters"] = {"rope_type": "default", "mrope_section": [half - 2 * third, third, third]}
-        config = tf.Qwen2_5_VLConfig(
-            vision_config={
-                "depth": layers,
-                "hidden_size": hidden,
-                "intermediate_size": intermediate,
-                "num_heads": heads,
-                "patch_size": 14,
-                "window_size": 112,
-                "out_hidden_size": shape.hidden,
-                "fullatt_block_indexes": [i for i in range(layers) if i % 8 == 7] or [layers - 1],
-            },
-            text_config=text,
-            image_token_id=IMAGE_TOKEN,
-            video_token_id=IMAGE_TOKEN + 1,
-            vision_start_token_id=IMAGE_TOKEN + 2,
-            vision_end_token_id=IMAGE_TOKEN + 3,
-            tie_word_embeddings=shape.tied,
-        )
-        kind = tf.Qwen2_5_VLForConditionalGeneration
-    with _made_on(device, dtype):
-        model = kind(config)
-    model = model.to(device=device, dtype=dtype).eval()
-    model.generation_config = tf.GenerationConfig()
-    return model
-
-
-def inputs_of(shape: Shape, image_tokens: int, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what a processor would: B prompts of WORDS tokens and one image each."""
-    side = round(image_tokens**0.5)
-    generator = torch.Generator().manual_seed(1)
-    low = IMAGE_TOKEN + 4
-    words = torch.randint(low, shape.vocabulary, (batch, WORDS), generator=generator)
-    middle = torch.full((batch, image_tokens), IMAGE_TOKEN)
-    around: tuple[list[int], list[int]] = ([], [])
-    if shape.family != "llava":
-        around = ([IMAGE_TOKEN + 2], [IMAGE_TOKEN + 3])
-    before, after = (torch.tensor(part, dtype=torch.long).expand(batch, -1) for part in around)
-    ids = torch.cat([words[:, :4], before, middle, after, words[:, 4:]], dim=1)
-    found: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if shape.family == "llava":
-        found["pixel_values"] = torch.randn(batch, 3, side * 14, side * 14, generator=generator).to(dtype)
-    else:
-        found["pixel_values"] = torch.randn(batch * 4 * side * side, 3 * 2 * 14 * 14, generator=generator).to(dtype)
-        found["image_grid_thw"] = torch.tensor([[1, 2 * side, 2 * side]]).expand(batch, -1).contiguous()
-        found["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int()
-    return {name: value.to(device) for name, value in found.items()}
-
-
-def ways_of(
-    model: Any, inputs: dict[str, Any], samples: int, tokens: int, seed: int = 2
-) -> dict[str, Callable[[], Any]]:
-    """Return what is timed, by name; each returns its tokens, B·K rows of them."""
-    batch, prompt = inputs["input_ids"].shape
-    device = inputs["input_ids"].device
-    table = torch.rand(batch * samples, tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    table = table.to(device)
-    recordings = Recordings()
-
-    pick = Sampler(table, Warp())
-
-    def naive() -> list[list[int]]:
-        settings = tf.GenerationConfig(
-            do_sample=True, top_k=0, max_new_tokens=tokens, num_return_sequences=samples, pad_token_id=0
-        )
-        with torch.inference_mode():
-            said = model.generate(**inputs, generation_config=settings)
-        return said[:, prompt:].tolist()
-
-    def decode(kind: Callable[..., ForkDecoder], length: int = tokens) -> list[list[int]]:
-        decoder = kind(num_samples=samples, max_new_tokens=length, end_ids=frozenset(), pick=pick)
-        settings = tf.GenerationConfig(max_new_tokens=length, do_sample=False, pad_token_id=0)
-        with torch.inference_mode():
-            model.generate(**inputs, generation_config=settings, custom_generate=decoder)
-        return decoder.tokens
-
-    return {
-        "naive": naive,
-        "fork": lambda: decode(ForkDecoder),
-        "packed": lambda: decode(PackedDecoder),
-        "graph": lambda: decode(functools.partial(RecordedDecoder, recordings=recordings)),
-        "prefill": lambda: decode(ForkDecoder, 1),
-    }
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(act: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds until an action and all it started on the device are done."""
-    _synchronise(device)
-    begun = time.perf_counter()
-    act()
-    _synchronise(device)
-    return time.perf_counter() - begun
-
-
 def same_tokens(device: torch.device) -> dict[str, Any]:
     """Compare fork, packed and graph in float32 on the tiny models; returns what was equal."""
     found: dict[str, Any] = {}
@@ -248,28 +77,6 @@ def same_tokens(device: torch.device) -> dict[str, Any]:
             found[name] = {"error": repr(error)[:300]}
         print(f"same tokens, {name}: {found[name]}", flush=True)
     return found
-
-
-def ceilings(device: torch.device, tiny: bool) -> dict[str, float]:
-    """Measure what the device can do: a bf16 product (FLOP/s), a copy (bytes/s), one launch (seconds)."""
-    n = 512 if tiny else 8192
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    source = torch.empty(2**20 if tiny else 2**30, dtype=torch.uint8, device=device).zero_()
-    target = torch.empty_like(source)
-    small = torch.zeros(8, device=device)
-
-    def launches() -> None:
-        for _ in range(200):
-            small.add_(1.0)
-
-    def best(act: Callable[[], Any]) -> float:
-        return min(timed(act, device) for _ in range(5))
-
-    return {
-        "bf16_flop_per_s": 2 * n**3 / best(lambda: a @ b),
-        "copy_bytes_per_s": 2 * source.numel() / best(lambda: target.copy_(source)),
-        "launch_seconds": best(launches) / 200,
-    }
 
 
 def measure(model: Any, shape: Shape, image_tokens: int, batch: int, options: Any, until: float) -> dict[str, Any]:
@@ -315,7 +122,7 @@ def profile(model: Any, shape: Shape, image_tokens: int, batch: int, options: An
         activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     ) as watched:
         ways["packed"]()
-        _synchronise(device)
+        synchronise(device)
     by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
     return watched.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=60)
 
@@ -380,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.markdown.write_text(markdown(report) + profiles, encoding="utf-8")
 
     try:
-        report["ceilings"] = ceilings(device, options.tiny)
+        sizes = {"size": 512, "copied": 2**20} if options.tiny else {"size": 8192, "copied": 2**30}
+        report["ceilings"] = asdict(measure_ceilings(device, **sizes))
     except Exception as error:
         traceback.print_exc()
         report["ceilings"] = {"error": repr(error)}
