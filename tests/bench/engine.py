@@ -3,10 +3,11 @@
     python -m tests.bench.engine [--image-tokens 256] [--batch 4] [--samples 8] [--tokens 32] [--rounds 5] [--json FILE]
     python -m tests.bench.engine --grid [--quick] [--budget SECONDS] [--json FILE]
 
-The first form takes one shape. Random weights of a llava-type model (SigLIP tower, Llama decoder, grouped queries), built in a temporary folder and
-loaded by the ordinary path. "naive" is `generate(num_return_sequences=K)` of transformers, "loop" K calls of it, "fork"
-and "packed" are the engine's. All draw the same number of tokens, for no way knows an end. Every way is timed once a
-round, in turn, so that a busy machine slows all of them; the medians and their ratios to naive count.
+The first form takes one shape. Random weights of a llava-type model (SigLIP tower, Llama decoder, grouped queries) are
+built in a temporary folder and loaded by the ordinary path. "naive" is `generate(num_return_sequences=K)` of
+transformers, "loop" K calls of it, "fork" and "packed" are the engine's. All draw the same number of tokens, for no way
+knows an end. Every way is timed once a round, in turn, so that a busy machine slows all of them; the medians and their
+ratios to naive count.
 
 The second form takes families × image tokens × images at once, on smaller models built from configurations alone, and
 says how far fork and packed are above the floor of what they compute (see `roofline`), measured in the same run. It
@@ -213,8 +214,9 @@ def grid(options: argparse.Namespace) -> int:
     device = torch.device("cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")
     ceilings = roofline.measure_ceilings(device)
     print(
-        f"{device} {options.dtype} · {torch.get_num_threads()} threads · K = {options.samples}, {options.tokens} tokens, "
-        f"{options.rounds} rounds · {ceilings.flops / 1e9:.0f} GFLOP/s, {ceilings.bandwidth / 1e9:.1f} GB/s"
+        f"{device} {options.dtype} · {torch.get_num_threads()} threads · K = {options.samples}, "
+        f"{options.tokens} tokens, {options.rounds} rounds · {ceilings.flops / 1e9:.0f} GFLOP/s, "
+        f"{ceilings.bandwidth / 1e9:.1f} GB/s"
     )
     print("s/image (times as fast as naive, least and most of the rounds) [times the floor: all, prefill, decode]")
     for family, image_tokens, batch in grid_of(options.quick):

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from vlmgate.captioner.blocks import attention_in_blocks
 from vlmgate.captioner.sampling import Draw
 
 # Draws one token for each row that is still computed: (R, V) logits, the step counted from 0, and the rows' numbers
@@ -94,7 +95,8 @@ class ForkDecoder:
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Run B images once and return their (B, V) logits and the state, less what only the prefill reads."""
         inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **state)
-        outputs = model(**inputs, return_dict=True)
+        with attention_in_blocks(model):
+            outputs = model(**inputs, return_dict=True)
         encoder_decoder = bool(model.config.is_encoder_decoder)
         state = model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=encoder_decoder)
         state = {k: v for k, v in state.items() if k not in PREFILL_ONLY and k not in self.image_keys}

@@ -56,6 +56,14 @@ def free_bytes(device: torch.device) -> int:
     return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
+def release(device: torch.device) -> None:
+    """Give back to a device what torch holds in reserve."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def keep_freed_memory() -> bool:
     """Have the C library keep large blocks that are freed, rather than give them back and ask anew; False if it cannot.
 

@@ -6,7 +6,6 @@ Knows how a batch of pictures becomes K captions, and K answers, each; knows not
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -19,13 +18,14 @@ import transformers
 from PIL import Image
 
 from vlmgate.answers import question_prompt
-from vlmgate.captioner.checkpoint import Checkpoint, load_checkpoint
+from vlmgate.captioner.checkpoint import Checkpoint, describe, load_checkpoint
 from vlmgate.captioner.failures import one_line, out_of_memory
 from vlmgate.captioner.features import Features, FeatureTap
 from vlmgate.captioner.fork import ForkDecoder, Pick
 from vlmgate.captioner.graphs import RecordedDecoder, Recordings
-from vlmgate.captioner.memory import Footprint, fitting, free_bytes, keep_freed_memory, token_bytes
+from vlmgate.captioner.memory import Footprint, fitting, free_bytes, keep_freed_memory, release, token_bytes
 from vlmgate.captioner.packed import CannotPackError, PackedDecoder, Teacher, check_structure
+from vlmgate.captioner.prepack import prepack, undo
 from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, trial_images
 from vlmgate.captioner.quiet import quiet
 from vlmgate.captioner.sampling import Sampler, Warp
@@ -60,8 +60,9 @@ class TransformersCaptioner:
         self._limit = sampling.batch_size  # images per forward; halved for good when memory runs out
         self._recordings = Recordings()
         self._packs = False
+        self._prepack()
         self._packs = self._can_pack()
-        self._info = _describe(model.model, self._checkpoint, "packed" if self._packs else "fork")
+        self._info = describe(model.model, self._checkpoint, "packed" if self._packs else "fork")
         self._tails = None if self._ask is None else self._shared_tails(self._ask)
         self._limit = min(self._limit, self._fitting())
 
@@ -104,7 +105,7 @@ class TransformersCaptioner:
                 self._limit = len(batch) // 2
                 logger.warning("out of memory with %d images at once; going on with %d", len(batch), self._limit)
                 self._recordings.clear()
-                _release_memory(self._checkpoint.device)
+                release(self._checkpoint.device)
             else:
                 found += done
         return found
@@ -219,6 +220,29 @@ class TransformersCaptioner:
 
     # --- the faster ways, where they are right ---
 
+    def _prepack(self) -> None:
+        """Lay the weights out anew for the CPU, unless a trial then fails or comes out differently."""
+        checkpoint = self._checkpoint
+        if checkpoint.device.type != "cpu" or checkpoint.dtype != torch.bfloat16:
+            return
+        seen: list[list[torch.Tensor]] = []
+        done = 0
+        try:
+            with quiet():
+                inputs = self._inputs(self._encode, trial_images())
+                for _ in range(2):
+                    teacher = Teacher([i for i in range(100) if i not in checkpoint.end_ids | self._image_ids][-20:])
+                    self._generate(inputs, self._decoder(teacher, 2, ForkDecoder, branches=1))
+                    seen.append(teacher.seen)
+                    done = done or prepack(checkpoint.model)
+            if alike(seen[1], seen[0], checkpoint.dtype):
+                logger.info("%d linear layers are laid out for this processor", done)
+                return
+            logger.warning("linear layers keep their layout: the captions would come out differently")
+        except Exception as error:  # what a model raises that looks at its weights in ways of its own
+            logger.warning("linear layers keep their layout: %s", one_line(error))
+        undo(checkpoint.model)
+
     def _can_pack(self) -> bool:
         """Say whether all branches may share one sequence.
 
@@ -274,7 +298,7 @@ class TransformersCaptioner:
             logger.warning("how many images fit into memory is not known: %s", one_line(error))
             return sampling.batch_size
         image = footprint.image(self._info.route, sampling.num_samples, sampling.max_new_tokens) * sampling.views
-        _release_memory(device)
+        release(device)
         fits = fitting(free_bytes(device), image, sampling.batch_size)
         logger.info("an image takes about %d MiB; %d of %d at once", image >> 20, fits, sampling.batch_size)
         return fits
@@ -399,29 +423,3 @@ def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, dict):
         return {key: _to(part, device, dtype) for key, part in value.items()}
     return [_to(part, device, dtype) for part in value] if isinstance(value, list) else value
-
-
-def _release_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-
-
-def _describe(name: str, checkpoint: Checkpoint, route: str) -> ModelInfo:
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    try:
-        versions["torchvision"] = importlib.import_module("torchvision").__version__
-    except Exception as error:  # beside another torch its import can fail with RuntimeError
-        logger.debug("torchvision is not used: %s", error)
-    return ModelInfo(
-        model=name,
-        revision=checkpoint.revision,
-        architecture=type(checkpoint.model).__name__,
-        num_parameters=sum(p.numel() for p in checkpoint.model.parameters()),
-        device=str(checkpoint.device),
-        dtype=str(checkpoint.dtype).removeprefix("torch."),
-        image_processor=type(checkpoint.processor.image_processor).__name__,
-        route=route,
-        versions=versions,
-    )
