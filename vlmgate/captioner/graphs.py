@@ -77,9 +77,11 @@ class Recordings:
     ) -> RecordedStep:
         step = RecordedStep(model, wide, sequences, rule, length)
         if step.device.type == "cuda":
+            stream = torch.cuda.current_stream(step.device)
             try:
                 step.record()
             except Exception as error:
+                torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
                 if out_of_memory(error):
                     raise
                 raise CannotPackError(f"a step cannot be recorded: {one_line(error)}") from error
