@@ -257,15 +257,39 @@ def folded_attention(
     groups = heads // key.shape[1]
     if more.get("position_bias") is not None or more.get("s_aux") is not None or more.get("softcap") is not None:
         raise CannotPackError("attention has more to it than a mask")
-    if groups == 1 or attention_mask is None or attention_mask.shape[1] != 1:
+    one_mask = attention_mask is not None and attention_mask.shape[1] == 1
+    if one_mask and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        return _by_products(query, key, value, attention_mask, scaling), None
+    if groups == 1 or not one_mask:
         done: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )
         return done
+    assert attention_mask is not None
     folded = query.reshape(batch, key.shape[1], groups * rows, -1)
     mask = attention_mask.repeat(1, 1, groups, 1)  # (B, 1, G·K, L)
     out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(batch, heads, rows, -1).transpose(1, 2).contiguous(), None
+
+
+def _by_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+) -> torch.Tensor:
+    """Attend by two products with a softmax between, which on a CPU in bfloat16 takes half the time of torch's kernel.
+
+    Keys times queries rather than queries times keys: the long side first is what oneDNN is fast at. As in `blocks`,
+    the first product is rounded to bfloat16.
+    """
+    assert mask is not None
+    batch, heads, rows, size = query.shape
+    shared, length = key.shape[1], key.shape[2]
+    keys, values = key.flatten(0, 1), value.flatten(0, 1)  # (B·H, L, D)
+    queries = query.reshape(batch * shared, -1, size).transpose(1, 2)  # (B·H, D, G·K)
+    scale = size**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(query.new_empty(1), keys, queries, beta=0, alpha=scale).transpose(1, 2).contiguous()
+    unseen = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    scores.view(batch, heads, rows, length).add_(unseen)
+    return torch.bmm(scores.softmax(-1), values).view(batch, heads, rows, size).transpose(1, 2).contiguous()
 
 
 @contextlib.contextmanager
