@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from vlmgate.captioner.blocks import ATTENTION as BLOCKS
 from vlmgate.captioner.fork import DROP_AT, ForkDecoder, Log, cache_key, select_rows
 from vlmgate.captioner.sampling import Draw
 
@@ -300,10 +301,10 @@ def attention_folded(model: Any) -> Iterator[None]:
     before = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
     try:
         for config, how in before:
-            if how == "sdpa":
+            if how in ("sdpa", BLOCKS):
                 config._attn_implementation = ATTENTION
         yield
     finally:
         for config, how in before:
-            if how == "sdpa":
+            if how in ("sdpa", BLOCKS):
                 config._attn_implementation = how

@@ -18,6 +18,7 @@ import transformers
 from PIL import Image
 
 from vlmgate.answers import question_prompt
+from vlmgate.captioner.blocks import attention_in_blocks
 from vlmgate.captioner.checkpoint import Checkpoint, describe, load_checkpoint
 from vlmgate.captioner.failures import one_line, out_of_memory
 from vlmgate.captioner.features import Features, FeatureTap
@@ -184,7 +185,7 @@ class TransformersCaptioner:
     def _generate(self, inputs: dict[str, Any], decoder: ForkDecoder) -> None:
         """Run the model over a batch's inputs, with `decoder` in the place of its own loop."""
         model = self._checkpoint.model
-        with torch.inference_mode():
+        with torch.inference_mode(), attention_in_blocks(model):  # generate reads the pictures before the decoder runs
             # Of the class, because a repository's own code may have replaced the instance's method.
             type(model).generate(
                 model,
