@@ -249,6 +249,20 @@ def test_query_heads_of_a_group_share_one_product() -> None:
     assert torch.allclose(got, want.transpose(1, 2), atol=1e-6)
 
 
+@pytest.mark.parametrize("heads", [2, 6])
+def test_attention_by_products_is_attention(heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, heads, 4, 16, generator=generator).bfloat16()
+    key, value = torch.randn(2, 2, 2, 50, 16, generator=generator).bfloat16().unbind(0)
+    key, value = key[:, :, :30], value[:, :, :30]  # a part of a buffer, as in the cache
+    mask = torch.rand(2, 1, 4, 30, generator=generator) < 0.6
+    mask[..., 0] = True
+    got, _ = folded_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    repeated = (part.double().repeat_interleave(heads // 2, dim=1) for part in (key, value))
+    want = torch.nn.functional.scaled_dot_product_attention(query.double(), *repeated, attn_mask=mask, scale=0.3)
+    assert (got.double() - want.transpose(1, 2)).abs().max() < 0.03  # of numbers around 1, in bfloat16
+
+
 def test_a_model_that_packs_wrongly_falls_back_to_fork(
     llava: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

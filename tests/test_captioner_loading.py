@@ -311,7 +311,7 @@ class TestTheUnexpected:
         def burst(*args: Any) -> None:
             raise TypeError("a repository's own code\nfails")
 
-        monkeypatch.setattr("vlmgate.captioner.transformers_engine._describe", burst)
+        monkeypatch.setattr("vlmgate.captioner.transformers_engine.describe", burst)
         error = failure(llava)
         assert "cannot be made ready: a repository's own code fails (TypeError)" in str(error)
         assert isinstance(error.__cause__, TypeError)

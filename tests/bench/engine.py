@@ -1,11 +1,17 @@
 """Time of K captions an image by four ways to decode them: naive, loop, fork, packed.
 
     python -m tests.bench.engine [--image-tokens 256] [--batch 4] [--samples 8] [--tokens 32] [--rounds 5] [--json FILE]
+    python -m tests.bench.engine --grid [--quick] [--budget SECONDS] [--json FILE]
 
-Random weights of a llava-type model (SigLIP tower, Llama decoder, grouped queries), built in a temporary folder and
-loaded by the ordinary path. "naive" is `generate(num_return_sequences=K)` of transformers, "loop" K calls of it, "fork"
-and "packed" are the engine's. All draw the same number of tokens, for no way knows an end. Every way is timed once a
-round, in turn, so that a busy machine slows all of them; the medians and their ratios to naive count.
+The first form takes one shape. Random weights of a llava-type model (SigLIP tower, Llama decoder, grouped queries) are
+built in a temporary folder and loaded by the ordinary path. "naive" is `generate(num_return_sequences=K)` of
+transformers, "loop" K calls of it, "fork" and "packed" are the engine's. All draw the same number of tokens, for no way
+knows an end. Every way is timed once a round, in turn, so that a busy machine slows all of them; the medians and their
+ratios to naive count.
+
+The second form takes families × image tokens × images at once, on smaller models built from configurations alone, and
+says how far fork and packed are above the floor of what they compute (see `roofline`), measured in the same run. It
+ends with 1 where packed took over 1.05 times as long as fork, by the median of the rounds' ratios.
 
 Knows shapes and clocks; knows nothing of how any way works.
 """
@@ -19,7 +25,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +35,21 @@ import torch
 import transformers as tf
 from PIL import Image
 
+from tests.bench import roofline, shapes
+from tests.bench.roofline import Ceilings
+from tests.bench.shapes import Shape
 from tests.tiny_models import chat_template, tokenizer
 from vlmgate.captioner import load_captioner
+from vlmgate.captioner.checkpoint import DTYPES
 from vlmgate.captioner.fork import ForkDecoder
-from vlmgate.captioner.packed import PackedDecoder
+from vlmgate.captioner.packed import CannotPackError, PackedDecoder, check_structure
 from vlmgate.captioner.transformers_engine import TransformersCaptioner, _to
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.records import ImageFile, Picture
 
 VOCABULARY = 32_000
 PATCH = 14  # pixels
+FAMILIES = ("llava", "idefics3", "internvl", "qwen2_5_vl", "gemma3", "paligemma")  # the last two fork only
 WAYS = ("naive", "loop", "fork", "packed")
 
 
@@ -119,18 +131,122 @@ def ways_of(engine: TransformersCaptioner, batch: Sequence[Picture], samples: in
     }
 
 
-def measure(ways: dict[str, Callable[[], int]], rounds: int, expected: int) -> dict[str, list[float]]:
+def measure(ways: dict[str, Callable[[], int]], rounds: int, expected: Mapping[str, int]) -> dict[str, list[float]]:
     """Return the seconds that each way took in each round."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):  # the first warms up
         for name, way in ways.items():
             begun = time.perf_counter()
             drawn = way()
-            if drawn != expected:
-                raise SystemExit(f"{name} drew {drawn} tokens, not {expected}: the times cannot be compared.")
+            if drawn != expected[name]:
+                raise SystemExit(f"{name} drew {drawn} tokens, not {expected[name]}: the times cannot be compared.")
             if number:
                 taken[name].append(time.perf_counter() - begun)
     return taken
+
+
+def grid_of(quick: bool) -> list[tuple[str, int, int]]:
+    """Return family, image tokens and images at once of each case."""
+    if quick:
+        return [("llava", 256, 4), ("llava", 1024, 2), ("qwen2_5_vl", 256, 4), ("gemma3", 64, 1)]
+    sizes = [(64, 1), (64, 4), (256, 1), (256, 4), (1024, 1), (1024, 2)]
+    return [(family, *size) for family in FAMILIES for size in sizes]
+
+
+def measure_case(
+    family: str, image_tokens: int, batch: int, options: argparse.Namespace, ceilings: Ceilings
+) -> dict[str, Any]:
+    """Time every way that a family knows, with floors for those of ours."""
+    device = torch.device("cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")
+    heads = options.hidden // 64
+    shape = Shape(
+        family,
+        family,
+        options.hidden,
+        options.hidden * 11 // 4,
+        options.layers,
+        heads,
+        max(1, heads // 4),
+        VOCABULARY,
+        vision=(384, 1536, 6, 6),
+    )
+    dtype = DTYPES[options.dtype]
+    model = shapes.build(shape, image_tokens, device, dtype)
+    inputs = shapes.inputs_of(shape, image_tokens, batch, device, dtype)
+    known = shapes.ways_of(model, inputs, options.samples, options.tokens)
+    names = [*options.ways.split(","), "prefill"]
+    try:
+        check_structure(model)
+    except CannotPackError:
+        names.remove("packed")
+    ways = {name: (lambda act=known[name]: sum(map(len, act()))) for name in names}
+    drawn = batch * options.samples
+    expected = {name: drawn * (1 if name == "prefill" else options.tokens) for name in names}
+    taken = measure(ways, options.rounds, expected)
+    case: dict[str, Any] = {"family": family, "image_tokens": image_tokens, "batch": batch, "ways": {}}
+    for name, values in taken.items():
+        against = sorted(a / b for a, b in zip(taken[names[0]], values, strict=True))
+        case["ways"][name] = {"seconds": values, "median": statistics.median(values), "ratio": against}
+    for name in {"fork", "packed"} & set(names):
+        with roofline.counting(model, ceilings) as work:
+            known[name]()
+        with roofline.counting(model, ceilings) as prefill:
+            known["prefill"]()
+        told = case["ways"][name]
+        told["floor"] = {
+            "vision": prefill.seconds["vision"],
+            "prefill": prefill.seconds["text"],
+            "decode": work.floor - prefill.floor,
+        }
+        told["flops"], told["bytes"] = work.flops, work.bytes
+        before = case["ways"]["prefill"]["median"]
+        told["over_floor"] = told["median"] / work.floor
+        told["prefill_over_floor"] = before / prefill.floor
+        told["decode_over_floor"] = (told["median"] - before) / (work.floor - prefill.floor)
+    if "packed" in names and "fork" in names:
+        case["packed_to_fork"] = statistics.median(p / f for p, f in zip(taken["packed"], taken["fork"], strict=True))
+    return case
+
+
+def grid(options: argparse.Namespace) -> int:
+    """Measure family by family, and print a table."""
+    begun, cases = time.monotonic(), []
+    device = torch.device("cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")
+    ceilings = roofline.measure_ceilings(device)
+    print(
+        f"{device} {options.dtype} · {torch.get_num_threads()} threads · K = {options.samples}, "
+        f"{options.tokens} tokens, {options.rounds} rounds · {ceilings.flops / 1e9:.0f} GFLOP/s, "
+        f"{ceilings.bandwidth / 1e9:.1f} GB/s"
+    )
+    print("s/image (times as fast as naive, least and most of the rounds) [times the floor: all, prefill, decode]")
+    for family, image_tokens, batch in grid_of(options.quick):
+        if options.budget and time.monotonic() - begun > options.budget:
+            print(
+                f"The budget of {options.budget:.0f} s is used; {len(grid_of(options.quick)) - len(cases)} cases left."
+            )
+            break
+        case = measure_case(family, image_tokens, batch, options, ceilings)
+        cases.append(case)
+        print(f"{family}, {image_tokens} image tokens, B = {batch}")
+        for name, told in case["ways"].items():
+            line = f"  {name:8s}{told['median'] / batch:8.3f}"
+            if name != "prefill":
+                middle, (low, *_, high) = statistics.median(told["ratio"]), [*told["ratio"], told["ratio"][-1]]
+                line += f"  ({middle:.2f} ×, {low:.2f} to {high:.2f})"
+            if "over_floor" in told:
+                parts = (told[f"{part}over_floor"] for part in ("", "prefill_", "decode_"))
+                line += "  [" + ", ".join(f"{part:.1f}" for part in parts) + "]"
+            print(line, flush=True)
+        if options.json:
+            found = {"options": {k: str(v) for k, v in vars(options).items()}, "ceilings": asdict(ceilings)}
+            options.json.write_text(json.dumps(found | {"cases": cases}, indent=2), encoding="utf-8")
+    slow = [c for c in cases if c.get("packed_to_fork", 0.0) > 1.05]
+    for case in slow:
+        print(
+            f"packed is slower than fork: {case['family']}, {case['image_tokens']}, B = {case['batch']}: "
+            f"{case['packed_to_fork']:.2f} ×"
+        )
+    return int(bool(slow))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,7 +259,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--ways", default=",".join(WAYS), help="separated by commas")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--grid", action="store_true", help="families × image tokens × images at once")
+    parser.add_argument("--quick", action="store_true", help="a few cases of the grid")
+    parser.add_argument("--budget", type=float, help="seconds after which no further case of the grid begins")
     options = parser.parse_args(arguments)
+    if options.grid:
+        return grid(options)
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), options.image_tokens, options.layers, options.hidden)
         sampling = SamplingConfig(num_samples=options.samples, batch_size=options.batch, max_new_tokens=options.tokens)
@@ -151,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assert isinstance(engine, TransformersCaptioner)
     all_ways = ways_of(engine, [picture(i) for i in range(options.batch)], options.samples, options.tokens)
     ways = {name: all_ways[name] for name in options.ways.split(",")}
-    taken = measure(ways, options.rounds, options.batch * options.samples * options.tokens)
+    taken = measure(ways, options.rounds, dict.fromkeys(ways, options.batch * options.samples * options.tokens))
     middle = {name: statistics.median(values) for name, values in taken.items()}
     first = next(iter(middle.values()))
     info = engine.info

@@ -5,6 +5,7 @@ Knows what transformers' auto classes need and what they raise; knows nothing of
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ from vlmgate.captioner.processor import load_processor
 from vlmgate.captioner.quiet import quiet
 from vlmgate.config import ModelConfig
 from vlmgate.errors import ModelError
+from vlmgate.records import ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -199,3 +201,25 @@ def end_ids(tokenizer: Any, generation: Mapping[str, Any], config: Any) -> froze
 def _ids(value: object) -> set[int]:
     values = value if isinstance(value, (list, tuple)) else [value]
     return {v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0}
+
+
+def describe(name: str, checkpoint: Checkpoint, route: str) -> ModelInfo:
+    """Return what a result tells of the model; `route` is how K captions are made."""
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    try:
+        versions["torchvision"] = importlib.import_module("torchvision").__version__
+    except Exception as error:  # beside another torch its import can fail with RuntimeError
+        logger.debug("torchvision is not used: %s", error)
+    return ModelInfo(
+        model=name,
+        revision=checkpoint.revision,
+        architecture=type(checkpoint.model).__name__,
+        num_parameters=sum(p.numel() for p in checkpoint.model.parameters()),
+        device=str(checkpoint.device),
+        dtype=str(checkpoint.dtype).removeprefix("torch."),
+        image_processor=type(checkpoint.processor.image_processor).__name__,
+        route=route,
+        versions=versions,
+    )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from vlmgate.captioner.blocks import attention_in_blocks
 from vlmgate.captioner.sampling import Draw
 
 # Draws one token for each row that is still computed: (R, V) logits, the step counted from 0, and the rows' numbers
@@ -105,7 +106,8 @@ class ForkDecoder:
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Run B images once and return their (B, V) logits and the state, less what only the prefill reads."""
         inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **state)
-        outputs = model(**inputs, return_dict=True)
+        with attention_in_blocks(model):
+            outputs = model(**inputs, return_dict=True)
         encoder_decoder = bool(model.config.is_encoder_decoder)
         state = model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=encoder_decoder)
         state = {k: v for k, v in state.items() if k not in PREFILL_ONLY and k not in self.image_keys}
@@ -172,11 +174,17 @@ class Log:
         self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self._finite = torch.ones(rows, dtype=torch.bool, device=device)
 
-    def add(self, step: int, alive: torch.Tensor, unended: torch.Tensor, drawn: Draw) -> None:
+    def add(self, step: int | torch.Tensor, alive: torch.Tensor, unended: torch.Tensor, drawn: Draw) -> None:
         self._tokens[alive, step] = drawn.tokens
         self._logprobs[alive, step] = drawn.logprobs
         self._lengths[alive] += unended & drawn.finite  # a row is unended up to its end and never after: a length
         self._finite[alive] &= drawn.finite | ~unended
+
+    def clear(self) -> None:
+        """Be as new, at the same addresses."""
+        for part in (self._tokens, self._logprobs, self._lengths):
+            part.zero_()
+        self._finite.fill_(True)
 
     def rows(self) -> tuple[list[list[int]], list[list[float]], list[bool]]:
         lengths = self._lengths.tolist()

@@ -115,13 +115,15 @@ def sample_in_rounds(
         answers = tuple(said["answers"][image]) if "answers" in said else None
         return Sampled(tuple(said["captions"][image]), answers, features[image])
 
+    # Recorded steps hold a prefill of their own; outside of a recording a GPU forks faster than it packs.
+    kind = ForkDecoder if engine._checkpoint.device.type == "cuda" else None
     model, open_, drawn = engine._checkpoint.model, list(range(len(batch))), 0
     for look in looks:
         for use, beginning in beginnings:
             assert beginning is not None
             going = open_ if beginning.can_be_parted(model) else range(len(batch))
             pick = engine._sampler([batch[i] for i in going], use, slice(drawn, look))
-            decoder = engine._decoder(pick, lengths[use], branches=look - drawn)
+            decoder = engine._decoder(pick, lengths[use], kind, branches=look - drawn)
             left = beginning.of(going)
             with torch.inference_mode():
                 decoder.timed(model, left.logits, left.input_ids, dict(left.state))

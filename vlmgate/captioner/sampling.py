@@ -33,6 +33,18 @@ class Draw(NamedTuple):
     finite: torch.Tensor  # (R,) bool; False = the logits hold NaN or +inf, or nothing but -inf
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampler:
+    """Draws the token of row r at step t with the uniform that is written there."""
+
+    table: torch.Tensor  # (R, T) float64 in [0, 1)
+    warp: Warp
+
+    def __call__(self, logits: torch.Tensor, step: int, rows: torch.Tensor) -> Draw:
+        """Return the next tokens of these rows, from their (R', V) logits."""
+        return draw(logits, self.table[rows.to(self.table.device), step], self.warp)
+
+
 def draw(logits: torch.Tensor, uniform: torch.Tensor, warp: Warp) -> Draw:
     """Draw one token per row of (R, V) logits by inverse CDF over the vocabulary in index order.
 

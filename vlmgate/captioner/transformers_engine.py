@@ -6,8 +6,6 @@ Knows how a batch of pictures becomes K captions, and K answers, each; knows not
 from __future__ import annotations
 
 import copy
-import importlib
-import inspect
 import logging
 import threading
 import time
@@ -17,20 +15,24 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 
 from vlmgate.answers import question_prompt
 from vlmgate.captioner import Enough
-from vlmgate.captioner.checkpoint import Checkpoint, load_checkpoint
+from vlmgate.captioner.blocks import attention_in_blocks
+from vlmgate.captioner.checkpoint import describe, load_checkpoint
 from vlmgate.captioner.failures import one_line, out_of_memory
 from vlmgate.captioner.features import Features, FeatureTap
 from vlmgate.captioner.fork import ForkDecoder, Pick
+from vlmgate.captioner.generation import accepted_keys, image_token_ids_of, moved, own_generation_config
+from vlmgate.captioner.graphs import RecordedDecoder, Recordings
+from vlmgate.captioner.memory import Footprint, fitting, free_bytes, keep_freed_memory, release, token_bytes
 from vlmgate.captioner.packed import CannotPackError, PackedDecoder, Teacher, check_structure
+from vlmgate.captioner.prepack import prepack, undo
 from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, apart, length_varies, trial_images
 from vlmgate.captioner.quiet import quiet
 from vlmgate.captioner.rounds import sample_in_rounds
-from vlmgate.captioner.sampling import Draw, Warp, draw
+from vlmgate.captioner.sampling import Sampler, Warp
 from vlmgate.captioner.sharing import TRIAL_STEPS, CannotShareError, Continuation, Recorder, Tails, alike, find_tails
 from vlmgate.captioner.streams import Use, uniforms
 from vlmgate.captioner.views import views_of
@@ -58,7 +60,9 @@ class TransformersCaptioner:
         self._name = model.model
         self._sampling = sampling
         self._checkpoint = load_checkpoint(model)
-        self._image_ids = _image_token_ids(self._checkpoint)
+        if self._checkpoint.device.type == "cpu":
+            keep_freed_memory()
+        self._image_ids = image_token_ids_of(self._checkpoint)
         with quiet():
             self._encode = self._encoder(sampling.prompt)
             self._ask = self._encoder(_question(sampling)) if sampling.question else None
@@ -66,16 +70,19 @@ class TransformersCaptioner:
         self._encoding = threading.Lock()  # processors keep state while they run
         self._words = apart(self._checkpoint.processor.tokenizer)
         self._times = Times()
-        self._generation = _own_generation_config(self._checkpoint, sampling.max_new_tokens)
+        self._generation = own_generation_config(self._checkpoint, sampling.max_new_tokens)
         self._image_keys = frozenset(self._checkpoint.processor.image_processor.model_input_names)
-        self._accepted = _accepted_keys(self._checkpoint.model)
+        self._accepted = accepted_keys(self._checkpoint.model)
         self._tap = FeatureTap(self._checkpoint.model)
         self._limit = sampling.at_once  # images per forward; halved for good when memory runs out
+        self._recordings = Recordings()
         self._packs = False
+        self._prepack()
         self._packs = self._can_pack()
-        self._info = _describe(model.model, self._checkpoint, "packed" if self._packs else "fork")
+        self._info = describe(model.model, self._checkpoint, "packed" if self._packs else "fork")
         self._tails = None if self._ask is None else self._shared_tails(self._ask)
         self._times = Times()  # less what the trials took
+        self._limit = min(self._limit, self._fitting())
 
     def _encoder(self, prompt: str) -> PromptEncoder:
         return PromptEncoder(
@@ -152,7 +159,8 @@ class TransformersCaptioner:
             if done is None:
                 self._limit = len(batch) // 2
                 logger.warning("out of memory with %d images at once; going on with %d", len(batch), self._limit)
-                _release_memory(self._checkpoint.device)
+                self._recordings.clear()
+                release(self._checkpoint.device)
             else:
                 found += done
         return found
@@ -215,14 +223,25 @@ class TransformersCaptioner:
         self, pick: Pick, max_tokens: int, kind: type[ForkDecoder] | None = None, branches: int | None = None
     ) -> ForkDecoder:
         branches = branches or self._sampling.num_samples // self._sampling.views
-        packed = self._packs and branches > 1
-        return (kind or (PackedDecoder if packed else ForkDecoder))(
+        kind = kind or (self._fast_kind() if self._packs and branches > 1 else ForkDecoder)
+        decoder = kind(
             num_samples=branches,
             max_new_tokens=max_tokens,
             end_ids=self._checkpoint.end_ids,
             pick=pick,
             image_keys=self._image_keys,
         )
+        if isinstance(decoder, RecordedDecoder):
+            decoder.recordings = self._recordings
+        return decoder
+
+    def _fast_kind(self) -> type[PackedDecoder]:
+        """Return how to pack here: on CUDA only in recorded steps.
+
+        Packing feeds few rows through many small kernels; where those are launched one by one it took up to 1.25 times
+        as long as the fork on an H200, and where they are replayed 0.2 to 0.35 times as long.
+        """
+        return RecordedDecoder if self._checkpoint.device.type == "cuda" else PackedDecoder
 
     def _inputs(self, encode: PromptEncoder, images: Sequence[Image.Image]) -> dict[str, Any]:
         with self._encoding:
@@ -233,11 +252,11 @@ class TransformersCaptioner:
         """Run the model over a batch's inputs, with `decoder` in the place of its own loop."""
         model = self._checkpoint.model
         begun = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), attention_in_blocks(model):  # generate reads the pictures before the decoder runs
             # Of the class, because a repository's own code may have replaced the instance's method.
             type(model).generate(
                 model,
-                **_to(inputs, self._checkpoint.device, self._checkpoint.dtype),
+                **moved(inputs, self._checkpoint.device, self._checkpoint.dtype),
                 generation_config=self._generation,
                 custom_generate=decoder,
             )
@@ -266,12 +285,7 @@ class TransformersCaptioner:
         streams = [uniforms(sampling.seed, p.file.sha256, p.file.page, k, steps, use)[part] for p in batch]
         streams_on = "cpu" if self._checkpoint.device.type == "mps" else self._checkpoint.device  # mps has no float64
         table = torch.from_numpy(np.concatenate(streams)).to(streams_on)  # (B·K, T)
-        warp = Warp(sampling.temperature, sampling.top_k, sampling.top_p)
-
-        def pick(logits: torch.Tensor, step: int, rows: torch.Tensor) -> Draw:
-            return draw(logits, table[rows.to(table.device), step], warp)
-
-        return pick
+        return Sampler(table, Warp(sampling.temperature, sampling.top_k, sampling.top_p))
 
     def _grouped(self, decoder: ForkDecoder, batch: int, k: int | None = None) -> list[tuple[Caption, ...]]:
         """Return the decoder's rows in words, K by K."""
@@ -282,6 +296,29 @@ class TransformersCaptioner:
         return [tuple(rows[i : i + k]) for i in range(0, len(rows), k)]
 
     # --- the faster ways, where they are right ---
+
+    def _prepack(self) -> None:
+        """Lay the weights out anew for the CPU, unless a trial then fails or comes out differently."""
+        checkpoint = self._checkpoint
+        if checkpoint.device.type != "cpu" or checkpoint.dtype != torch.bfloat16:
+            return
+        seen: list[list[torch.Tensor]] = []
+        done = 0
+        try:
+            with quiet():
+                inputs = self._inputs(self._encode, trial_images())
+                for _ in range(2):
+                    teacher = Teacher([i for i in range(100) if i not in checkpoint.end_ids | self._image_ids][-20:])
+                    self._generate(inputs, self._decoder(teacher, 2, ForkDecoder, branches=1))
+                    seen.append(teacher.seen)
+                    done = done or prepack(checkpoint.model)
+            if alike(seen[1], seen[0], checkpoint.dtype):
+                logger.info("%d linear layers are laid out for this processor", done)
+                return
+            logger.warning("linear layers keep their layout: the captions would come out differently")
+        except Exception as error:  # what a model raises that looks at its weights in ways of its own
+            logger.warning("linear layers keep their layout: %s", one_line(error))
+        undo(checkpoint.model)
 
     def _can_pack(self) -> bool:
         """Say whether all branches may share one sequence.
@@ -295,13 +332,17 @@ class TransformersCaptioner:
             tokens = [i for i in range(100) if i not in self._checkpoint.end_ids | self._image_ids]
             with quiet():
                 inputs = self._inputs(self._encode, trial_images())
-                seen = {}
-                for kind in (ForkDecoder, PackedDecoder):
+                seen: dict[type[ForkDecoder], list[torch.Tensor]] = {}
+                packed = self._fast_kind()
+                for kind in (ForkDecoder, packed):
                     teacher = Teacher(tokens[-20:])
                     self._generate(inputs, self._decoder(teacher, TRIAL_STEPS, kind, branches=3))
                     seen[kind] = teacher.seen
-                if not alike(seen[PackedDecoder], seen[ForkDecoder], self._checkpoint.dtype):
+                if not alike(seen[packed], seen[ForkDecoder], self._checkpoint.dtype):
                     raise CannotPackError("the captions would come out differently")
+                if packed is RecordedDecoder and not self._draws_alike():
+                    logger.warning("tokens are drawn outside of the recorded steps: they would come out differently")
+                    self._recordings.draws_inside = False
         except CannotPackError as error:
             logger.info("every sample has a cache of its own: %s", error)
             return False
@@ -309,6 +350,51 @@ class TransformersCaptioner:
             logger.warning("every sample has a cache of its own: %s", one_line(error))
             return False
         return True
+
+    def _fitting(self) -> int:
+        """Return how many images at once a GPU's free memory is likely to hold; no less than 1, no more than asked for.
+
+        Estimated from the prefill of one small picture: larger ones may take more, and then the batch is halved.
+        """
+        device, sampling = self._checkpoint.device, self._sampling
+        if device.type != "cuda":
+            return sampling.at_once
+        try:
+            text = self._checkpoint.model.config.get_text_config(decoder=True)
+            inputs = self._inputs(self._encode, trial_images()[:1])
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self._generate(inputs, self._decoder(Teacher([0]), 1, ForkDecoder, branches=1))
+            footprint = Footprint(
+                token=token_bytes(text, self._checkpoint.dtype),
+                prefill=torch.cuda.max_memory_allocated(device) - before,
+                vocabulary=text.vocab_size,
+                prompt=inputs["input_ids"].shape[1],
+            )
+        except Exception as error:  # an estimate is no reason to fail
+            logger.warning("how many images fit into memory is not known: %s", one_line(error))
+            return sampling.at_once
+        image = footprint.image(self._info.route, sampling.num_samples, sampling.max_new_tokens) * sampling.views
+        release(device)
+        fits = fitting(free_bytes(device), image, sampling.at_once)
+        logger.info("an image takes about %d MiB; %d of %d at once", image >> 20, fits, sampling.at_once)
+        return fits
+
+    def _draws_alike(self) -> bool:
+        """Tell whether recorded steps draw, inside, what is drawn outside from the same numbers."""
+        rows, steps = len(trial_images()) * 3, TRIAL_STEPS + 1
+        table = torch.linspace(0.05, 0.95, rows * steps, dtype=torch.float64).view(rows, steps)
+        inputs = self._inputs(self._encode, trial_images())
+        found = []
+        for inside in (True, False):
+            recordings = Recordings(draws_inside=inside)
+            sampler = Sampler(table.to(self._checkpoint.device), Warp())
+            decoder = self._decoder(sampler, steps, RecordedDecoder, branches=3)
+            assert isinstance(decoder, RecordedDecoder)
+            decoder.recordings = recordings
+            self._generate(inputs, decoder)
+            found.append((decoder.tokens, decoder.finite))
+        return found[0] == found[1]
 
     def _shared_tails(self, ask: PromptEncoder) -> Tails | None:
         """Return how the two prompts end where answers may go on from the captions' prefill; None where they may not.
@@ -358,83 +444,3 @@ def _if_it_fits(act: Callable[[Sequence[Picture]], list[T]], batch: Sequence[Pic
 
 def _question(sampling: SamplingConfig) -> str:
     return question_prompt(str(sampling.question), sampling.choices, abstain=sampling.abstain)
-
-
-def _own_generation_config(checkpoint: Checkpoint, max_new_tokens: int) -> Any:
-    """Put a generation config of our own in the place of the checkpoint's, in the model and its parts, and return it.
-
-    `generate` fills every setting that is left open from the model's own config, so that one is replaced as well. Only
-    the ids of structural tokens are kept: they say how a sequence begins and ends, not how it is sampled.
-    """
-    model = checkpoint.model
-    text = model.config.get_text_config(decoder=True)
-
-    def from_config(name: str) -> Any:
-        value = getattr(model.config, name, None)
-        return getattr(text, name, None) if value is None else value
-
-    tokenizer = checkpoint.processor.tokenizer
-    config = transformers.GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        use_cache=True,
-        bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else from_config("bos_token_id"),
-        eos_token_id=sorted(checkpoint.end_ids) or None,
-        pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=from_config("decoder_start_token_id"),
-    )
-    for part in model.modules():
-        if isinstance(getattr(part, "generation_config", None), transformers.GenerationConfig):
-            part.generation_config = config
-    return config
-
-
-def _image_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
-    """Return the ids that mark an image in a prompt, as far as model and processor tell."""
-    model_config, processor = checkpoint.model.config, checkpoint.processor
-    found = [getattr(model_config, name, None) for name in ("image_token_id", "image_token_index")]
-    found += [getattr(processor, "image_token_id", None)]
-    return frozenset(i for i in found if isinstance(i, int))
-
-
-def _accepted_keys(model: Any) -> frozenset[str]:
-    """Return the inputs by name that `generate` lets through to this model."""
-    methods = (model.forward, model.prepare_inputs_for_generation, type(model).generate)
-    return frozenset(name for method in methods for name in inspect.signature(method).parameters)
-
-
-def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Move tensors, in dicts and lists too, to the device; pixels and other floats to the model's dtype."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
-    if isinstance(value, dict):
-        return {key: _to(part, device, dtype) for key, part in value.items()}
-    return [_to(part, device, dtype) for part in value] if isinstance(value, list) else value
-
-
-def _release_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-
-
-def _describe(name: str, checkpoint: Checkpoint, route: str) -> ModelInfo:
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    try:
-        versions["torchvision"] = importlib.import_module("torchvision").__version__
-    except Exception as error:  # beside another torch its import can fail with RuntimeError
-        logger.debug("torchvision is not used: %s", error)
-    return ModelInfo(
-        model=name,
-        revision=checkpoint.revision,
-        architecture=type(checkpoint.model).__name__,
-        num_parameters=sum(p.numel() for p in checkpoint.model.parameters()),
-        device=str(checkpoint.device),
-        dtype=str(checkpoint.dtype).removeprefix("torch."),
-        image_processor=type(checkpoint.processor.image_processor).__name__,
-        route=route,
-        versions=versions,
-    )
