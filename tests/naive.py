@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from vlmgate.captioner.generation import moved
 from vlmgate.captioner.prompting import PromptEncoder
 from vlmgate.captioner.sampling import Draw
-from vlmgate.captioner.transformers_engine import TransformersCaptioner, _to
+from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.records import Picture
 
 TOLERANCE = 1e-4  # logits, float32
@@ -45,7 +46,7 @@ def naive_logits(
 ) -> torch.Tensor:
     """Return the (T, V) logits that follow the prompt and each of T - 1 forced tokens."""
     model: Any = captioner._checkpoint.model
-    inputs = _to((encode or captioner._encode)([picture.rgb]), torch.device("cpu"), captioner._checkpoint.dtype)
+    inputs = moved((encode or captioner._encode)([picture.rgb]), torch.device("cpu"), captioner._checkpoint.dtype)
     inputs.pop("labels", None)
     said = forced[None, :-1]  # (1, T - 1)
     with torch.inference_mode():

@@ -15,10 +15,11 @@ from naive import TOLERANCE, Forced, naive_logits, random_tokens, tolerance
 from tiny_models import SIZES, images, in_float64, picture
 
 from vlmgate.captioner import load_captioner
+from vlmgate.captioner.generation import image_token_ids_of
 from vlmgate.captioner.packed import PackedDecoder, _Layer, folded_attention
 from vlmgate.captioner.sampling import Warp, draw
 from vlmgate.captioner.streams import uniforms
-from vlmgate.captioner.transformers_engine import TransformersCaptioner, _image_token_ids
+from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.records import Picture, Sampled
 
@@ -141,7 +142,7 @@ def naive_tokens(
     """Sample token by token until the end, or an image token: a plain forward takes no further ones."""
     tokens: list[int] = []
     logprobs: list[float] = []
-    last = captioner._checkpoint.end_ids | _image_token_ids(captioner._checkpoint)
+    last = captioner._checkpoint.end_ids | image_token_ids_of(captioner._checkpoint)
     while len(tokens) < T and not (tokens and tokens[-1] in last):
         logits = naive_logits(captioner, one, torch.tensor([*tokens, 0]))[-1:]
         drawn = draw(logits, uniform[len(tokens)][None], Warp())

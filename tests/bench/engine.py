@@ -42,8 +42,9 @@ from tests.tiny_models import chat_template, tokenizer
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.checkpoint import DTYPES
 from vlmgate.captioner.fork import ForkDecoder
+from vlmgate.captioner.generation import moved
 from vlmgate.captioner.packed import CannotPackError, PackedDecoder, check_structure
-from vlmgate.captioner.transformers_engine import TransformersCaptioner, _to
+from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.records import ImageFile, Picture
 
@@ -109,7 +110,7 @@ def ways_of(engine: TransformersCaptioner, batch: Sequence[Picture], samples: in
     images = [one.rgb for one in batch]
 
     def generate(count: int) -> int:
-        inputs = _to(engine._inputs(engine._encode, images), engine._checkpoint.device, engine._checkpoint.dtype)
+        inputs = moved(engine._inputs(engine._encode, images), engine._checkpoint.device, engine._checkpoint.dtype)
         settings = tf.GenerationConfig(
             do_sample=True, top_k=0, max_new_tokens=tokens, num_return_sequences=count, pad_token_id=0
         )
