@@ -22,13 +22,13 @@ from tests.bench._timing import table, write
 from vlmgate.adaptive import Foresight, looks
 from vlmgate.builtin import measure, weights_folder
 from vlmgate.captioner import load_captioner
-from vlmgate.cli.options import split_samples
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.gate import Candidate, Gate, decide, make_gate
 from vlmgate.images import find_images, read_ahead
 from vlmgate.novelty import Reference
 from vlmgate.records import Picture, Route
 from vlmgate.scoring import Said, Scorer
+from vlmgate.settings import split_samples
 
 ROOT = Path(__file__).parent.parent.parent / "sample_images"
 THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 4.0)
