@@ -374,14 +374,22 @@ def test_more_than_the_cluster_has_is_refused_before_anything_is_read(tmp_path: 
         scan_with(replace(config, cluster=ClusterConfig("ray://host:10001")), FakeCaptioner())
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "127.0.0.1:99999999"])
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", "nobody answers there"),
+        ("nonsense", "give auto, local, or host:port"),
+        ("head:port", "give auto, local, or host:port"),
+        ("127.0.0.1:99999999", "nobody answers there"),
+    ],
+)
 def test_an_address_where_nobody_answers_is_refused_at_once(
-    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, address: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     config = config_for(folder_of(tmp_path / "in", "a.png"), tmp_path / "r.parquet", cluster=ClusterConfig(address))
-    with pytest.raises(UsageError, match="nobody answers there"):
+    with pytest.raises(UsageError, match=told):
         scan_with(config, FakeCaptioner())
 
 

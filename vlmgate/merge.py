@@ -186,10 +186,11 @@ class _Lacking:
     def problems(self) -> list[str]:
         found = []
         if self.missing:
+            images = self._missing_images()
             which = ", ".join(map(str, self.missing[:5])) + (", …" if len(self.missing) > 5 else "")
             found.append(
                 f"{len(self.missing)} of {self.latest.shard.count} shards are missing: {which} "
-                f"({self._missing_images():,} images); run and name them, or say --incomplete."
+                f"({images:,} {'image' if images == 1 else 'images'}); run and name them, or say --incomplete."
             )
         found += [
             f"{p.path}: was stopped before its end; its command goes on where it stopped, or say --incomplete."

@@ -59,7 +59,7 @@ class RuleChoice(StrEnum):
     COST = "cost"
 
 
-@app.command()
+@app.command(short_help="Choose a gate from labelled images.")
 def calibrate(
     source: Annotated[
         Path, typer.Argument(metavar="LABELLED", help="Labelled folder, or a result with --labels.", show_default=False)

@@ -38,7 +38,7 @@ from vlmgate.settings import costs_of, is_there, label_pairs, labelled_reading, 
 from vlmgate.terminal import console, crashes_to, errors_in_one_line, reader_may_leave, say
 
 
-@app.command()
+@app.command(short_help="Set models side by side on labelled images.")
 def compare(
     sources: Annotated[
         list[Path],
@@ -63,7 +63,9 @@ def compare(
     ] = None,
     target_risk: Annotated[str, typer.Option(help="Share of accepted readings that may be wrong.")] = "10%",
     confidence: Annotated[str, typer.Option(help="Of what a gate could promise.")] = "95%",
-    score: Annotated[str | None, typer.Option(help="Column to order images by. [default: each model's best]")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Column to order images by. [default: the best over all models]")
+    ] = None,
     cost_escape: Annotated[float | None, typer.Option(help="Cost of a bad part that passes.")] = None,
     cost_overkill: Annotated[float | None, typer.Option(help="Cost of a good part that is rejected.")] = None,
     cost_review: Annotated[float | None, typer.Option(help="Cost of a person's look at one image.")] = None,

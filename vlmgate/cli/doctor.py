@@ -27,7 +27,7 @@ from vlmgate.settings import server_of
 from vlmgate.terminal import console, errors_in_one_line
 
 
-@app.command()
+@app.command(short_help="Tell what this machine and a model can do.")
 def doctor(
     model: ModelOption = BUILTIN,
     revision: RevisionOption = None,

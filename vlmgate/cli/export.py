@@ -13,7 +13,7 @@ from vlmgate.export.targets import Only, Target
 from vlmgate.terminal import errors_in_one_line, give_up_stdout, say
 
 
-@app.command()
+@app.command(short_help="Write a result for a spreadsheet or a program.")
 def export(
     result: ResultArgument,
     to: Annotated[Target, typer.Option("--to", help="What is to read it.", show_default=False)],

@@ -12,7 +12,7 @@ from vlmgate.cli.scan import code_of, max_routed_of, print_result
 from vlmgate.terminal import complain, errors_in_one_line, reader_may_leave, say
 
 
-@app.command()
+@app.command(short_help="Make one result of the shards of a folder.")
 def merge(
     parts: Annotated[
         list[Path],

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vlmgate.records import Record
 
 
-@app.command()
+@app.command(short_help="Score and split a result anew, without the model.")
 def rescore(
     result: ResultArgument,
     out: Annotated[
@@ -89,7 +89,7 @@ def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str,
     return own_limits(SamplingConfig(**sampling | {"choices": tuple(sampling.get("choices", ()))}))
 
 
-@app.command()
+@app.command(short_help="Show a result, or one image's captions and why.")
 def show(
     result: ResultArgument,
     name: Annotated[
@@ -157,7 +157,7 @@ def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
     raise UsageError(f"{result}: '{matches[0]}' has no page {page} in this result; it has {[r.page for r in rows]}.")
 
 
-@app.command()
+@app.command(short_help="Tell how a result was made.")
 def info(
     result: ResultArgument,
     verdicts: Annotated[

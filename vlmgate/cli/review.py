@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlmgate.review import Made
 
 
-@app.command()
+@app.command(short_help="Write a page to look at the routed images.")
 def review(
     result: ResultArgument,
     out: Annotated[

@@ -65,11 +65,12 @@ if TYPE_CHECKING:
 _STDOUT = _STDIN = Path("-")
 
 
-@app.command()
+@app.command(short_help="Read a folder of images and split it.")
 def scan(
     folder: Annotated[
         Path,
         typer.Argument(
+            metavar="FOLDER",
             help="Folder of images (searched to the bottom), one image, or - for a list of files from stdin.",
             show_default=False,
         ),

@@ -136,6 +136,8 @@ def _join(ray: Any, address: str, left_behind: contextlib.ExitStack, tell: Calla
 def _knock(address: str) -> None:
     """Raise `UsageError` where nobody listens at host:port; Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"--ray is '{address}'; give auto, local, or host:port such as head:6379.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
     except (OSError, ValueError, OverflowError) as error:
