@@ -410,10 +410,10 @@ def test_one_output_is_one_shard(tmp_path: Path) -> None:
 COMMAND = """#!{python}
 import sys
 sys.path.insert(0, {tests!r})
-import vlmgate.scan
+import vlmgate.scanning
 from fakes import FakeCaptioner
 
-vlmgate.scan.scan.__kwdefaults__["load"] = FakeCaptioner().load
+vlmgate.scanning.scan.__kwdefaults__["load"] = FakeCaptioner().load
 from vlmgate.cli import main
 main()
 """
