@@ -250,7 +250,7 @@ def test_the_built_in_model_beside_a_spoilt_copy(tmp_path: Path, monkeypatch: py
     generator = torch.Generator().manual_seed(0)
     for name, tensor in tensors.items():
         if tensor.ndim == 2 and tensor.is_floating_point():
-            noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std() * 0.2
+            noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std() * 0.4
             tensors[name] = (tensor.float() + noise).to(tensor.dtype).contiguous()
     save_file(tensors, weights, metadata={"format": "pt"})
     out, _ = run("labelled", "-m", "builtin", "-m", spoilt, "-k", 2, "--score", "answer_share", "--format", "json")

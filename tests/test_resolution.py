@@ -11,6 +11,7 @@ import pytest
 from fakes import FakeCaptioner, SilentProgress, config_for
 from PIL import Image
 
+from vlmgate.builtin.world import VIEW_SIZE
 from vlmgate.captioner.resolution import picture_side
 from vlmgate.config import ImageConfig, ModelConfig
 from vlmgate.images import open_pages
@@ -52,7 +53,7 @@ def test_what_a_processor_wants_is_known_where_it_is_plain(tmp_path: Path, told:
 
 
 def test_of_a_hub_model_nothing_is_known() -> None:
-    assert picture_side(ModelConfig()) == 160 and picture_side(ModelConfig(model="owner/name")) is None
+    assert picture_side(ModelConfig()) == VIEW_SIZE and picture_side(ModelConfig(model="owner/name")) is None
 
 
 def photo(path: Path, size: tuple[int, int], **options: Any) -> Source:
