@@ -147,6 +147,8 @@ class Interview:
 
     async def _why_not(self, problem: Exception | None) -> str:
         told = f"{self._where}: the server gives no reading of a test image: {problem}."
+        if isinstance(problem, UnansweredError):
+            told += " See whether it runs, and whether the URL is right."
         unknown = isinstance(problem, RefusedError) and problem.status in (400, 404, 422)
         names = await self.server.models() if unknown else []
         if names and self.base["model"] not in names:
