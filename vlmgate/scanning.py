@@ -196,13 +196,13 @@ class _Run:
         self.progress.message(f"Watching {self.config.folder}; Ctrl-C ends it and writes the result.")
         fresh = False  # something has been read since the result was published
         for one in self.watch.rounds():
-            self.walk, fresh = one.walk, forget_changed(self.watch.unsettled, self.journal) or fresh or bool(one.news)
+            self.walk, fresh = one.walk, fresh or bool(one.news)
             if one.news:
                 self._read_what_is_missing(one.news, one.waiting)
                 self.progress.stop()
             if self.watch.publishing_is_due():
                 self.watch.recheck()
-                if forget_changed(self.watch.unsettled, self.journal) or fresh:
+                if forget_changed(self.watch.in_doubt, self.journal) or fresh:
                     self._publish()
                 fresh = False
 
@@ -394,7 +394,7 @@ class _Run:
             self.progress.message(f"Comparing the captions with {self.config.kernel} …")
         if self.watch is not None:
             self.walk = self.watch.everything()
-            forget_changed(self.watch.unsettled, self.journal)
+            forget_changed(self.watch.in_doubt, self.journal)
         with self.clock.running("scoring"):
             rows = build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
             records = decide_rows(rows, self.gate, self.config.sampling.seed)
