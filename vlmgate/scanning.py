@@ -437,7 +437,7 @@ class _Run:
             "image_config": asdict(self.config.images),
             "kernel": self.config.kernel,
             "reference": told_of_reference(self.reference, self.folder, calibrated=self.tonight.reference is not None),
-            "gate": asdict(self.gate),
+            "gate": self.gate.told(),
             "adaptive": told_of_saving(records, self.journal.readings, self.config.sampling),
             "promise": dict(self.tonight.file.promise) if self.tonight.file else None,
             "gate_edited": self.tonight.file.edited if self.tonight.file else None,
