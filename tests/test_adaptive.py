@@ -27,7 +27,7 @@ from vlmgate.adaptive import (
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.readings import join
 from vlmgate.cli import app
-from vlmgate.config import SamplingConfig, ScanConfig
+from vlmgate.config import SamplingConfig, ScanConfig, WatchConfig
 from vlmgate.diversity import word_kernel
 from vlmgate.errors import ConfigError, GateError, LabelError, UsageError
 from vlmgate.gate import Gate, Limit, make_gate
@@ -248,6 +248,40 @@ def test_another_limit_draws_what_is_missing_and_no_more(tmp_path: Path) -> None
     fake = InRounds(say)
     scan(adaptive(folder, tmp_path / "r.parquet", threshold=5.0), SilentProgress(), load=fake.load)
     assert not fake.history
+
+
+def test_a_stop_before_the_first_image_accepts_nothing_on_samples_for_another_limit(tmp_path: Path) -> None:
+    """Four different captions go to a person at 2; under 5, which four captions never pass, they are not enough."""
+    folder = folder_of(tmp_path / "in", "s.png", "w.png")
+    options: dict[str, Any] = {"reference": folder_of(tmp_path / "ref", *(f"s{i}.png" for i in range(10)))}
+
+    def features(name: str) -> tuple[float, ...]:
+        return (1.0, 0.1 * len(name), float(ord(name[1])) / 50)
+
+    fake = InRounds(say, features=features)
+    scan(adaptive(folder, tmp_path / "r.parquet", threshold=2.0, **options), SilentProgress(), load=fake.load)
+
+    def stopped(_: str) -> Sequence[str]:
+        raise KeyboardInterrupt
+
+    (tmp_path / "r.reference.npz").unlink()
+    stop = InRounds(stopped, features=features)
+    result = scan(adaptive(folder, tmp_path / "r.parquet", threshold=5.0, **options), SilentProgress(), load=stop.load)
+    assert result.interrupted and {r.file_name: r.reason for r in result.records}["w.png"] is Reason.NOT_READ
+
+
+def test_what_was_read_before_is_looked_at_once_however_long_a_folder_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path / "in", *(f"s{i}.png" for i in range(40)))
+    looked: list[int] = []
+    usual = Foresight.open_among
+    monkeypatch.setattr(Foresight, "open_among", lambda *given: (looked.append(len(given[1])), usual(*given))[1])
+    watch = WatchConfig(settle=0.1, publish_every=0.0, idle=0.3)
+    config = adaptive(folder, tmp_path / "r.parquet", threshold=2.0, watch=watch)
+    config = replace(config, sampling=replace(config.sampling, batch_size=1))  # 16 files a round
+    result = scan(config, SilentProgress(), load=InRounds(say).load)
+    assert looked == [0] and {r.num_samples for r in result.records} == {4} and len(result.records) == 40
 
 
 def test_an_engine_that_draws_all_at_once_is_as_good(tmp_path: Path) -> None:

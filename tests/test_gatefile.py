@@ -15,6 +15,7 @@ from vlmgate.drift import Kept
 from vlmgate.errors import GateError
 from vlmgate.gate import Gate, Limit, never
 from vlmgate.gatefile import GateFile, differences, read_gate, sampling_of, write_gate
+from vlmgate.store import read_provenance, write_result
 
 SAMPLING = SamplingConfig(question="Which?", choices=("ok", "a dent"), num_samples=8)
 
@@ -130,3 +131,12 @@ def test_a_damaged_gate_is_refused_in_one_line(tmp_path: Path, old: str, new: st
 def test_a_missing_gate_names_who_writes_one(tmp_path: Path) -> None:
     with pytest.raises(GateError, match="vlmgate calibrate"):
         read_gate(tmp_path / "none.toml")
+
+
+def test_a_result_says_that_an_answer_is_never_accepted(tmp_path: Path) -> None:
+    """JSON has no infinity; a gate with such a limit left a night without its result."""
+    kept = {"kernel": "words", "folder": "in", "sampling": {}, "image_config": {}, "fingerprint": {}}
+    for score in ("vendi_score", "agreement"):
+        gate = Gate(score, 0.5, limits=(never(score, "ok"),))
+        write_result(tmp_path / "r.parquet", [], {"run_id": score, "gate": gate.told()} | kept)
+        assert Gate.of(read_provenance(tmp_path / "r.parquet")["gate"]) == gate

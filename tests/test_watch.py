@@ -268,6 +268,44 @@ def test_no_reading_of_a_file_that_has_changed_is_published(tmp_path: Path, fake
     assert rows()["1.png"].width == 30 and {row.reason for row in rows().values()} == {"agreed"}
 
 
+def test_what_waits_to_be_read_again_has_no_row_of_before(tmp_path: Path, fake: FakeCaptioner) -> None:
+    """More files are overwritten than one round takes, and the run is stopped in the first of those rounds."""
+    names = [f"{i:02d}.png" for i in range(20)]  # a round takes 16
+    for name in names:
+        picture_file(tmp_path / "line" / name)
+
+    def say(_: str) -> tuple[str, ...]:
+        if len(fake.read_names) == len(names):
+            for name in names:
+                picture_file(tmp_path / "line" / name, size=(30, 20))
+        if len(fake.read_names) == len(names) + 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return AGREE
+
+    fake.say = say
+    run("line", *QUICK, "--settle", "1s", "--batch-size", 1, code=130)
+    assert len(fake.read_names) == len(names) + 3
+    found = rows()
+    assert [found[name].reason for name in names] == ["agreed"] * 2 + ["not_read"] * 18
+    assert {row.width for row in found.values() if row.reason == "agreed"} == {30}
+
+
+def test_a_stop_before_anything_has_settled_keeps_what_was_read_before(tmp_path: Path, fake: FakeCaptioner) -> None:
+    picture_file(tmp_path / "line" / "1.png")
+    changed = picture_file(tmp_path / "line" / "2.png")
+    run("line", *QUICK)
+    picture_file(changed, size=(30, 20))
+
+    def stop(self: Watch, *_: object) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Watch, "_is_over", stop)
+        run("line", "--watch", "--settle", "1h", code=130)
+    assert {name: row.reason for name, row in rows().items()} == {"1.png": "agreed", "2.png": "not_read"}
+
+
 def test_a_budget_is_filled_at_the_end(tmp_path: Path, fake: FakeCaptioner) -> None:
     line = tmp_path / "line"
     picture_file(line / "1.png")

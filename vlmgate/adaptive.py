@@ -132,6 +132,10 @@ class Foresight:
         far = math.nan if reference is None else float(reference.novelty_of([reading.features])[0])
         return self.is_certain(said, reading.quality, round(far, 6) if math.isfinite(far) else None)
 
+    def open_among(self, readings: Mapping[Content, Reading], reference: Reference | None) -> list[Content]:
+        """Return of which readings the decision is not certain: they were enough for another gate."""
+        return [content for content, reading in readings.items() if not self.settled(reading, reference)]
+
     def is_certain(self, said: Said, quality: Quality | None, novelty: float | None) -> bool:
         """Tell the same of what was said, how well the picture was taken, and how novel it is."""
         scores, reason = self.scorer.score(said, novelty, self.most)

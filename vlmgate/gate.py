@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from vlmgate.errors import GateError
@@ -114,7 +114,12 @@ class Gate:
         """Return the gate that a result's provenance tells of."""
         known = {field.name for field in fields(cls)}
         values = {key: value for key, value in stored.items() if key in known}
-        return cls(**values | {"limits": tuple(Limit(**limit) for limit in stored.get("limits", ()))})
+        return cls(**values | {"limits": tuple(_read_limit(limit) for limit in stored.get("limits", ()))})
+
+    def told(self) -> dict[str, Any]:
+        """Return what the provenance of a result says of it; JSON has no infinity, so a limit of `never` is null."""
+        limits = tuple(asdict(one) | {"value": one.value if math.isfinite(one.value) else None} for one in self.limits)
+        return asdict(self) | {"limits": limits}
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "vendi_score ≤ 1.8 and abstain_rate ≤ 0.25"."""
@@ -128,6 +133,12 @@ class Gate:
             parts = [Limit(self.score, side, self.threshold, self.default, self.by_model).describe()]
         rule = " and ".join([*parts, *(limit.describe() for limit in self.limits)])
         return rule if self.origin is None else f"{rule} ({self.origin})"
+
+
+def _read_limit(told: Mapping[str, Any]) -> Limit:
+    """Return the limit that a result tells of; one without a value is of `never`."""
+    nothing = -math.inf if told["side"] == "<=" else math.inf
+    return Limit(**dict(told) | {"value": nothing if told["value"] is None else told["value"]})
 
 
 def make_gate(

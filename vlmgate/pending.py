@@ -28,9 +28,17 @@ def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
     ]
 
 
-def forget_changed(names: Sequence[str], journal: Journal) -> bool:
-    """Forget what was read of files that have changed since, and say whether there were any."""
-    changed = [name for name in names if journal.entries_of(name)]
+def forget_changed(sources: Sequence[Source], journal: Journal) -> bool:
+    """Forget what was read of files that have changed since, and say whether there were any.
+
+    Of a file that could not be opened nothing tells whether it is still the same, so that counts as changed.
+    """
+    known = [(source, journal.entries_of(source.file_name)) for source in sources]
+    changed = [
+        source.file_name
+        for source, entries in known
+        if entries and (any(isinstance(e, Unreadable) for e in entries) or not _is_unchanged(source, entries))
+    ]
     for name in changed:
         journal.forget(name)
     return bool(changed)

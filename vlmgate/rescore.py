@@ -6,7 +6,7 @@ Knows rows and provenance; knows nothing of files of images, of models that read
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -64,7 +64,7 @@ def rescore(
         "kernel_before": provenance["kernel"],
         "gate_before": provenance["gate"],
     }
-    changed = {"kernel": kernel_name, "gate": asdict(gate), "rescored": note, "promise": None, "drift": None}
+    changed = {"kernel": kernel_name, "gate": gate.told(), "rescored": note, "promise": None, "drift": None}
     return Rescored(rows, dict(provenance) | changed)
 
 

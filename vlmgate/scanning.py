@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -141,6 +141,7 @@ class _Run:
         self.started = datetime.now(UTC)
         self.captioner: Captioner | None = None
         self.introduced = False  # a model has been loaded, here or elsewhere
+        self.looked_back = False  # see `_look_back`
         self.gone: list[str] = []  # read before, and not in the folder now
         self.good: Picture | None = None  # one that the model has read in this run
         self.failures_in_a_row = 0
@@ -176,16 +177,21 @@ class _Run:
                     )
                 )
             interrupted = self.signals.hold() or interrupted
+            with suppress(Exception):  # only where a signal came just before it was closed; what lacks is read again
+                self.recorder.close()
             self.progress.stop()
             return self._finish(interrupted, error)
 
     # --- reading ---
 
     def _read_all(self) -> None:
+        if self.config.watch is not None:
+            self._loaded()  # or a shift might go by before it is known that it does not load; likewise the reference
+        if self.folder is not None and (self.config.watch is not None or self.foresight is not None):
+            self.reference = self.folder.load() or self._read_reference(self.folder)
+        self._look_back()
         if self.config.watch is None:
-            self._read_what_is_missing()
-            return
-        self._loaded()  # or a shift might go by before it is known that it does not load
+            return self._read_what_is_missing()
         self.watch = Watch(
             self.config.watch,
             lambda: look(self.config, self.outputs),
@@ -196,13 +202,13 @@ class _Run:
         self.progress.message(f"Watching {self.config.folder}; Ctrl-C ends it and writes the result.")
         fresh = False  # something has been read since the result was published
         for one in self.watch.rounds():
-            self.walk, fresh = one.walk, forget_changed(self.watch.unsettled, self.journal) or fresh or bool(one.news)
+            self.walk, fresh = one.walk, fresh or bool(one.news)
             if one.news:
                 self._read_what_is_missing(one.news, one.waiting)
                 self.progress.stop()
             if self.watch.publishing_is_due():
                 self.watch.recheck()
-                if forget_changed(self.watch.unsettled, self.journal) or fresh:
+                if forget_changed(self.watch.in_doubt, self.journal) or fresh:
                     self._publish()
                 fresh = False
 
@@ -225,8 +231,6 @@ class _Run:
         return decide_rows(rows, self.gate, self.config.sampling.seed)
 
     def _read_what_is_missing(self, sources: Sequence[Source] | None = None, waiting: int = 0) -> None:
-        if self.foresight is not None:
-            self._forget_what_is_open(self.foresight)
         wanted = self.walk.sources if sources is None else sources
         self.gone = gone(self.walk, self.journal)
         pending = still_to_read(wanted, self.journal, all_pages=self.config.images.pages == "all")
@@ -290,14 +294,13 @@ class _Run:
         self.progress.message(f"Reading the reference in {folder.folder} ({len(folder.sources):,} files) …")
         return folder.read(captioner, self.config.images, self.config.sampling.batch_size)
 
-    def _forget_what_is_open(self, foresight: Foresight) -> None:
-        """Forget, in memory, readings that were enough for another gate and are not for this one."""
-        if self.folder is not None:
-            self.reference = self.folder.load() or self._read_reference(self.folder)
-        readings = self.journal.readings.items()
-        open_ = [content for content, reading in readings if not foresight.settled(reading, self.reference)]
-        for content in open_:
+    def _look_back(self) -> None:
+        """Forget, in memory and once a run, readings that were enough for another gate and are not for this one."""
+        if self.foresight is None or self.looked_back:
+            return
+        for content in (open_ := self.foresight.open_among(self.journal.readings, self.reference)):
             del self.journal.readings[content]
+        self.looked_back = True
         if open_:
             self.progress.message(f"{len(open_):,} images need more samples for this limit, and are read again.")
 
@@ -392,9 +395,10 @@ class _Run:
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
         if self.config.kernel != WORDS and self.journal.readings:
             self.progress.message(f"Comparing the captions with {self.config.kernel} …")
+        self._look_back()  # it may have ended before that
         if self.watch is not None:
             self.walk = self.watch.everything()
-            forget_changed(self.watch.unsettled, self.journal)
+            forget_changed(self.watch.in_doubt, self.journal)
         with self.clock.running("scoring"):
             rows = build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
             records = decide_rows(rows, self.gate, self.config.sampling.seed)
@@ -433,7 +437,7 @@ class _Run:
             "image_config": asdict(self.config.images),
             "kernel": self.config.kernel,
             "reference": told_of_reference(self.reference, self.folder, calibrated=self.tonight.reference is not None),
-            "gate": asdict(self.gate),
+            "gate": self.gate.told(),
             "adaptive": told_of_saving(records, self.journal.readings, self.config.sampling),
             "promise": dict(self.tonight.file.promise) if self.tonight.file else None,
             "gate_edited": self.tonight.file.edited if self.tonight.file else None,

@@ -100,6 +100,11 @@ class Watch:
         """Return the names of files that are there and have not been the same for long enough."""
         return [name for name in sorted(self._there) if not self._seen[name].settled]
 
+    @property
+    def in_doubt(self) -> list[Source]:
+        """Return the files that may not be what was read under their names: not settled, or yet to be handed out."""
+        return [self._seen[name].source for name in self.unsettled] + self._backlog
+
     def publishing_is_due(self) -> bool:
         """Say whether the time has come to publish; to be asked at the end of a round, before the next."""
         every = self._config.publish_every
