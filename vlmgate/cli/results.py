@@ -129,10 +129,12 @@ def show(
 
 
 def _as_dict(record: Record) -> dict[str, Any]:
-    """Return a row for JSON, without the vision features, which no person reads."""
+    """Return a row for JSON, without the vision features, which no person reads; an infinite limit is null."""
+    import math
     from dataclasses import asdict
 
-    return {key: value for key, value in asdict(record).items() if key != "vision_features"}
+    row = {key: value for key, value in asdict(record).items() if key != "vision_features"}
+    return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in row.items()}
 
 
 def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
