@@ -119,3 +119,13 @@ def test_without_the_client_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "openai", None)
     _, complaint = run("doctor", "--endpoint", faulty.url, "--model", "m", code=1)
     assert "pip install 'vlmgate[endpoint]'" in complaint
+
+
+def test_from_python_it_is_the_same(faulty: FaultyServer, tmp_path: Path) -> None:
+    import vlmgate
+
+    folder = folder_of(tmp_path / "images", "a.png")
+    result = vlmgate.scan(folder, out=tmp_path / "out.parquet", endpoint=faulty.url, model="m", max_side=300, retries=2)
+    assert [row.route for row in result.rows] == ["auto_accept"]
+    with pytest.raises(vlmgate.VlmgateError, match="endpoint is"):
+        vlmgate.scan(folder, out=tmp_path / "b.parquet", endpoint="gpu:8000", model="m")

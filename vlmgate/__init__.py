@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmgate.errors import (
     ConfigError,
+    EndpointError,
     FatalError,
     GateError,
     LabelError,
@@ -43,6 +44,7 @@ __all__ = [
     "Caption",
     "ConfigError",
     "Decision",
+    "EndpointError",
     "FatalError",
     "Gate",
     "GateError",
