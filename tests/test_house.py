@@ -69,7 +69,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "preflight": ({"captioner", "config", "errors", "images", "store"}, {"filelock"}),
     "pending": ({"images", "journal", "records"}, set()),
     "adaptive": ({"config", "journal", "records", "errors", "diversity", "gate", "novelty", "scoring"}, {"numpy"}),
-    "supply": ({"records", "config", "images", "journal", "captioner"}, set()),
+    "supply": ({"asking", "records", "config", "images", "journal", "captioner"}, set()),
     "recorder": ({"records", "journal", "scoring"}, set()),
     "spent": ({"captioner", "recorder", "records"}, set()),
     "text": (set(), set()),

@@ -255,7 +255,7 @@ def test_short_answers_are_no_readings(tmp_path: Path) -> None:
 
 
 def test_a_bug_in_mid_run_still_leaves_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vlmgate.supply
+    import vlmgate.asking
 
     folder = folder_of(tmp_path / "in", *NAMES)
     seen: list[str] = []
@@ -267,7 +267,7 @@ def test_a_bug_in_mid_run_still_leaves_a_result(tmp_path: Path, monkeypatch: pyt
         return content_of(image)
 
     with monkeypatch.context() as patched:
-        patched.setattr(vlmgate.supply, "content_of", bug)
+        patched.setattr(vlmgate.asking, "content_of", bug)
         result = scan(config_for(folder, tmp_path / "r.parquet"), SilentProgress(), load=FakeCaptioner().load)
     assert "internal error (ZeroDivisionError: a bug)" in str(result.error)
     assert [r.reason for r in read_result(tmp_path / "r.parquet")[0]].count(Reason.AGREED) == 4

@@ -14,11 +14,22 @@ from vlmgate.adaptive import looks
 from vlmgate.captioner import Captioner, DrawsInRounds, Prepares
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import EndpointError, ModelError, one_line
-from vlmgate.journal import Failure
+from vlmgate.journal import Content, Duplicate, Failure, content_of
 from vlmgate.novelty import pack
-from vlmgate.records import Caption, Picture, Reading, Sampled
+from vlmgate.records import Caption, Picture, Reading, Sampled, Unreadable
 
 log = logging.getLogger(__name__)
+
+
+def set_aside(page: Picture | Unreadable, seen: set[Content]) -> Unreadable | Duplicate | None:
+    """Return what needs no model, being unreadable or `seen` before; None for a picture to read, which is seen now."""
+    if isinstance(page, Unreadable):
+        log.warning("unreadable: %s page %d: %s", page.file_name, page.page, page.reason)
+        return page
+    if content_of(page.file) in seen:
+        return Duplicate(page.file)
+    seen.add(content_of(page.file))
+    return None
 
 
 def ask(

@@ -17,10 +17,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmgate.asking import set_aside
 from vlmgate.captioner import Captioner, Prepares
 from vlmgate.config import ImageConfig
 from vlmgate.images import Opened, read_ahead
-from vlmgate.journal import Content, Duplicate, Entry, content_of
+from vlmgate.journal import Content, Entry
 from vlmgate.records import Picture, Source, Unreadable
 
 log = logging.getLogger(__name__)
@@ -145,13 +146,10 @@ class Supply:
                 raise _Closed
             page = one.result
             name = one.source.file_name
-            if isinstance(page, Unreadable):
-                log.warning("unreadable: %s page %d: %s", page.file_name, page.page, page.reason)
-                making.aside.append(page)
-            elif content_of(page.file) in self._seen:
-                making.aside.append(Duplicate(page.file))
-            else:
-                self._seen.add(content_of(page.file))
+            aside = set_aside(page, self._seen)
+            if aside is not None:
+                making.aside.append(aside)
+            elif isinstance(page, Picture):
                 making.buckets.setdefault(self._key(page), []).append(page)
                 making.open[name] = making.open.get(name, 0) + 1
             pages.add(page.page if isinstance(page, Unreadable) else page.file.page)

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Literal
 
 import vlmgate
-from vlmgate.asking import ask
+from vlmgate.asking import ask, set_aside
 from vlmgate.captioner import Captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.errors import VlmgateError, one_line
 from vlmgate.images import read_ahead
-from vlmgate.journal import Content, Duplicate, Entry, Failure, content_of
+from vlmgate.journal import Content, Entry, Failure, content_of
 from vlmgate.records import ModelInfo, Picture, Source, Unreadable
 from vlmgate.reference import features_of
 
@@ -147,13 +147,10 @@ class Worker:
 
     def _take(self, page: Picture | Unreadable, waiting: _Waiting) -> None:
         waiting.pages.add(page.page if isinstance(page, Unreadable) else page.file.page)
-        if isinstance(page, Unreadable):
-            log.warning("unreadable: %s page %d: %s", page.file_name, page.page, page.reason)
-            waiting.aside.append(page)
-        elif content_of(page.file) in self._seen:
-            waiting.aside.append(Duplicate(page.file))
-        else:
-            self._seen.add(content_of(page.file))
+        aside = set_aside(page, self._seen)
+        if aside is not None:
+            waiting.aside.append(aside)
+        elif isinstance(page, Picture):
             waiting.pictures.append(page)
 
     def _batch(self, waiting: _Waiting) -> Batch:
