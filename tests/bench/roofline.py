@@ -1,7 +1,7 @@
 """What a run must take at least: FLOPs and bytes of its products, over what the same machine does in the same run.
 
-Every linear layer, convolution and attention that is run is counted from the shapes of its tensors: FLOPs, and the
-bytes of weights, keys, values, inputs and outputs. The floor of each is the longer of FLOPs over the rate of one large
+Every product that torch runs (linear layers, convolutions, attention, whichever way it is computed) is counted from the
+shapes of its tensors: FLOPs, and the bytes of what goes in and comes out. The floor of each is the longer of FLOPs over the rate of one large
 bf16 product and bytes over the rate of one large copy; a run's floor is their sum. Norms, activations, the draw and all
 that Python does have no floor here, so 1.0 cannot be reached.
 
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 VISION = ("vision", "visual", "projector", "connector", "merger", "multi_modal")
 
@@ -92,40 +94,55 @@ def measure_ceilings(device: torch.device, size: int = 2048, copied: int = 2**28
         )
 
 
-@contextlib.contextmanager
-def counting(model: Any, ceilings: Ceilings) -> Iterator[Work]:
-    """Count every product that a model runs meanwhile."""
-    work, part = Work(ceilings), "text"
+class _Counting(TorchDispatchMode):
+    """Adds what every product needs; `part` says whose it is."""
 
-    def size(*tensors: Any) -> float:
-        return float(sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor)))
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.work, self.part = work, "text"
 
-    def hook(name: str) -> Callable[..., None]:
-        where = "vision" if any(word in name for word in VISION) else "text"
-
-        def count(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            nonlocal part
-            part = where
-            # Every number of the output is a sum over what one of the weight's rows holds.
-            flops = 2.0 * output.numel() * module.weight[0].numel()
-            work.add(where, flops, size(module.weight, *inputs, output))
-
-        return count
-
-    kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)
-    hooks = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
-    real = torch.nn.functional.scaled_dot_product_attention
-
-    def attention(query: Any, key: Any, value: Any, *more: Any, **settings: Any) -> Any:
-        out = real(query, key, value, *more, **settings)
-        seen = 0.5 if settings.get("is_causal") else 1.0
-        work.add(part, 4.0 * query.numel() * key.shape[-2] * seen, size(query, key, value, out))
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name, first = func.overloadpacket, out[0] if isinstance(out, tuple) else out
+        if str(name) == "mkldnn._linear_pointwise":  # a layer whose weight is laid out for oneDNN
+            flops = 2.0 * first.numel() * args[0].shape[-1]
+        elif str(name) == "aten._scaled_dot_product_flash_attention_for_cpu":
+            causal = args[4] if len(args) > 4 else (kwargs or {}).get("is_causal", False)
+            flops = 4.0 * args[0].numel() * args[1].shape[-2] * (0.5 if causal else 1.0)
+        elif name in flop_registry:
+            flops = float(flop_registry[name](*args, **(kwargs or {}), out_val=out))
+        else:
+            return out
+        read = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, torch.Tensor)]
+        if str(name) == "aten.baddbmm" and (kwargs or {}).get("beta") == 0:
+            read = read[1:]  # what is multiplied by nothing is not read
+        self.work.add(self.part, flops, float(sum(one.numel() * one.element_size() for one in [*read, first])))
         return out
 
-    torch.nn.functional.scaled_dot_product_attention = attention
+
+@contextlib.contextmanager
+def counting(model: Any, ceilings: Ceilings) -> Iterator[Work]:
+    """Count every product that a model runs meanwhile, however it comes to run it."""
+    work = Work(ceilings)
+    mode = _Counting(work)
+
+    def entered(part: str) -> Callable[..., None]:
+        def enter(*_: Any) -> None:
+            mode.part = part
+
+        return enter
+
+    kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)
+    hooks = [
+        module.register_forward_pre_hook(entered("vision" if any(word in name for word in VISION) else "text"))
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    ]
     try:
-        yield work
+        with mode:
+            yield work
     finally:
-        torch.nn.functional.scaled_dot_product_attention = real
         for one in hooks:
             one.remove()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers as tf
 
+from vlmgate.captioner.blocks import attention_in_blocks
 from vlmgate.captioner.fork import ForkDecoder
 from vlmgate.captioner.graphs import RecordedDecoder, Recordings
 from vlmgate.captioner.packed import PackedDecoder
@@ -215,7 +216,7 @@ def ways_of(
     def decode(kind: Callable[..., ForkDecoder], length: int = tokens) -> list[list[int]]:
         decoder = kind(num_samples=samples, max_new_tokens=length, end_ids=frozenset(), pick=pick)
         settings = tf.GenerationConfig(max_new_tokens=length, do_sample=False, pad_token_id=0)
-        with torch.inference_mode():
+        with torch.inference_mode(), attention_in_blocks(model):
             model.generate(**inputs, generation_config=settings, custom_generate=decoder)
         return decoder.tokens
 
