@@ -24,11 +24,12 @@ from vlmgate.captioner.trial import trial_picture
 from vlmgate.cluster.connection import Room
 from vlmgate.cluster.worker import Batch, Job, Setup, Worker
 from vlmgate.config import ClusterConfig, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.entries import Duplicate, Failure
 from vlmgate.errors import ConfigError, FatalError, ModelError, UsageError
 from vlmgate.images import find_images
-from vlmgate.journal import Duplicate, Failure
+from vlmgate.outcome import ScanResult
 from vlmgate.records import Picture, Reading, Reason, Record, Sampled, Unreadable
-from vlmgate.scanning import ScanResult, scan
+from vlmgate.scanning import scan
 from vlmgate.store import read_result
 
 TESTS = Path(__file__).parent

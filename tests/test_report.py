@@ -14,8 +14,9 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, config_for, folder_of
 from rich.console import Console
 
 from vlmgate.gate import make_gate
+from vlmgate.outcome import ScanResult
 from vlmgate.report import TerminalProgress, header_line
-from vlmgate.scanning import ScanResult, scan
+from vlmgate.scanning import scan
 from vlmgate.summary import print_summary
 from vlmgate.text import plain
 

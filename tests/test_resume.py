@@ -15,10 +15,11 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 from PIL import Image
 
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
+from vlmgate.entries import sealed
 from vlmgate.errors import ModelError, ResumeError
-from vlmgate.journal import _sealed
+from vlmgate.outcome import ScanResult
 from vlmgate.records import Picture, Reason, Route, Sampled
-from vlmgate.scanning import ScanResult, scan
+from vlmgate.scanning import scan
 from vlmgate.store import read_result
 
 PAGES = ImageConfig(pages="all")
@@ -205,7 +206,7 @@ def test_a_journal_of_before_there_were_questions_still_resumes(tmp_path: Path) 
     assert not {"question", "choices", "views"} & set(json.loads(lines[0])["fingerprint"])
     del (reading := json.loads(lines[-1]))["quality"]
     del reading["crc"]
-    lines[-1] = _sealed(reading).encode()
+    lines[-1] = sealed(reading).encode()
     (tmp_path / "r.journal.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
     fake = FakeCaptioner()
     (row,) = run(config, fake).records

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow.parquet as pq
 import pytest
 
+from vlmgate.entries import Duplicate, Failure, Found, Read
 from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.journal import Duplicate, Entry, Failure, Journal
+from vlmgate.journal import Journal
 from vlmgate.novelty import pack
 from vlmgate.records import Caption, ImageFile, Quality, Reading, Record, Unreadable
 from vlmgate.store import Outputs, read_provenance, read_result, write_result
@@ -79,17 +79,37 @@ def test_a_reading_with_too_few_answers_or_views_is_read_again(tmp_path: Path, c
     assert not reopened(path)
 
 
-def reopened(path: Path) -> dict[tuple[str, int], Entry]:
+def entries(journal: Journal) -> dict[tuple[str, int], Found | Reading]:
+    """Return what is known by name and page; a reading for the image that it was made of."""
+    found: dict[tuple[str, int], Found | Reading] = {}
+    for name in journal.file_names():
+        for entry in journal.entries_of(name):
+            page = entry.page if isinstance(entry, Unreadable) else entry.image.page
+            own = None if isinstance(entry, Unreadable) else journal.readings.get((entry.image.sha256, page))
+            found[name, page] = own if own is not None and own.image.file_name == name else entry
+    return found
+
+
+def reopened(path: Path) -> dict[tuple[str, int], Found | Reading]:
     journal = Journal.open(path, FINGERPRINT)
+    known = entries(journal)
     journal.close()
-    return journal.entries
+    return known
 
 
 def test_what_was_appended_comes_back(tmp_path: Path) -> None:
     journal = written(tmp_path / "r.journal.jsonl")
     again = Journal.open(journal.path, FINGERPRINT)
-    assert again.entries == journal.entries and len(again.entries) == 6
-    assert again.seconds == {("a", 1): 0.5, ("b", 1): 0.5, ("c", 1): 0.5}
+    assert entries(again) == {
+        ("a", 1): reading("a"),
+        ("b", 1): reading("b"),
+        ("c", 1): reading("c"),
+        ("d", 1): Unreadable("d", "truncated"),
+        ("e", 1): Read(image("e")),
+        ("f", 1): Failure(image("f"), "boom"),
+    }
+    assert again.entries_of("a") == [Read(image("a", "a" * 8), 0.5)]
+    assert again.failures() == {("0" * 64, 1): Failure(image("f"), "boom")}
     assert again.run_id == journal.run_id
     again.close()
 
@@ -143,7 +163,7 @@ def test_restart_keeps_the_old_journal(tmp_path: Path) -> None:
     written(path)
     for _ in range(2):
         journal = Journal.open(path, FINGERPRINT | {"num_samples": 4}, restart=True)
-        assert not journal.entries
+        assert not entries(journal) and not journal.readings
         journal.close()
     kept = sorted(p.name for p in tmp_path.iterdir())
     assert kept == ["r.journal.jsonl", "r.journal.old.1.jsonl", "r.journal.old.jsonl"]
@@ -211,11 +231,10 @@ def test_a_failed_write_leaves_the_former_result(tmp_path: Path, monkeypatch: py
     path = tmp_path / "r.parquet"
     write_result(path, [record("a")], told("1"))
 
-    def full(_table: object, file: BinaryIO, **_: object) -> None:
-        file.write(b"PAR1 half")
+    def full() -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", lambda *_, **__: full())
     with pytest.raises(StoreError, match="No space left"):
         write_result(path, [record("b")], told("1"))
     assert [r.file_name for r in read_result(path)[0]] == ["a"]
@@ -241,7 +260,7 @@ def test_journal_lines_are_one_json_object_each(tmp_path: Path) -> None:
     journal.close()
     lines = journal.path.read_text(encoding="ascii").splitlines()
     assert len(lines) == 2 and json.loads(lines[1])["captions"][0]["text"] == 'quote " and \x00'
-    assert reopened(journal.path) == journal.entries
+    assert reopened(journal.path) == entries(journal) and len(entries(journal)) == 1
 
 
 def test_a_result_that_was_tampered_with_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 from fakes import FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 
 from vlmgate.config import ImageConfig
+from vlmgate.entries import Duplicate
 from vlmgate.errors import StoreError
 from vlmgate.images import find_images
-from vlmgate.journal import Duplicate, Journal
+from vlmgate.journal import Journal
 from vlmgate.recorder import Recorder
 from vlmgate.records import Caption, ImageFile, Picture, Reading, Reason, Sampled, Unreadable
 from vlmgate.scanning import scan

@@ -36,9 +36,9 @@ import numpy as np
 
 from vlmgate.config import SamplingConfig
 from vlmgate.diversity import Matrix
+from vlmgate.entries import Content
 from vlmgate.errors import GateError
 from vlmgate.gate import Candidate, Gate, Limit, decide, safe_limit
-from vlmgate.journal import Content
 from vlmgate.novelty import Reference
 from vlmgate.records import Quality, Reading, Reason, Record, Route, Scores
 from vlmgate.scoring import Said, Scorer

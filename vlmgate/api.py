@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vlmgate.gate import Gate as Rule
     from vlmgate.gatefile import GateFile
     from vlmgate.novelty import Reference
-    from vlmgate.scanning import ScanResult as Run
+    from vlmgate.outcome import ScanResult as Run
 
 StrPath = str | os.PathLike[str]
 

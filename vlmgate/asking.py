@@ -6,22 +6,22 @@ Knows pictures, captioners and what a complete answer is; knows nothing of folde
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSet, Sequence
 from dataclasses import replace
 from typing import Any
 
 from vlmgate.adaptive import looks
 from vlmgate.captioner import Captioner, DrawsInRounds, Prepares
 from vlmgate.config import SamplingConfig
+from vlmgate.entries import Content, Duplicate, Failure, content_of
 from vlmgate.errors import EndpointError, ModelError, one_line
-from vlmgate.journal import Content, Duplicate, Failure, content_of
 from vlmgate.novelty import pack
 from vlmgate.records import Caption, Picture, Reading, Sampled, Unreadable
 
 log = logging.getLogger(__name__)
 
 
-def set_aside(page: Picture | Unreadable, seen: set[Content]) -> Unreadable | Duplicate | None:
+def set_aside(page: Picture | Unreadable, seen: MutableSet[Content]) -> Unreadable | Duplicate | None:
     """Return what needs no model, being unreadable or `seen` before; None for a picture to read, which is seen now."""
     if isinstance(page, Unreadable):
         log.warning("unreadable: %s page %d: %s", page.file_name, page.page, page.reason)

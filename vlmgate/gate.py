@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from vlmgate.errors import GateError
-from vlmgate.records import Decision, Quality, Reason, Route, Scores
+from vlmgate.records import Decision, Quality, Reason, Record, Route, Scores
 
 Side = Literal["<=", ">="]
 
@@ -257,9 +257,9 @@ class Candidate:
     """What is known of one row when its route is chosen; `reason` is set where no score can save it."""
 
     key: tuple[str, int]  # (sha256, page): what shares it shares a decision; and the last word among equals
-    scores: Scores | None
+    scores: Scores | Record | None  # a row has the columns of all three
     reason: Reason | None
-    quality: Quality | None = None
+    quality: Quality | Record | None = None
     novelty: float | None = None
 
     def value(self, column: str) -> float | None:

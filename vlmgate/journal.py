@@ -5,75 +5,161 @@ Knows lines and files; knows nothing of models or of how a decision is reached.
 `OUT.journal.jsonl` is the truth while a run lasts: a header line, then one line per image page, forced to the disk
 batch by batch. A line holds what the model said, not what was decided, so that another limit needs no model. Killed at
 any moment it is at worst two batches behind; what is torn at its end, or damaged anywhere, is dropped and read again.
+What was read stays in the file: in memory there is where to find it, and that lies on shelves (see `shelf`).
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
+import logging
 import os
-import re
+import threading
 import uuid
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vlmgate.entries import (
+    Content,
+    Entry,
+    Failure,
+    Found,
+    Key,
+    Read,
+    checked,
+    content_of,
+    counts_of,
+    found_as_text,
+    found_of_text,
+    from_json,
+    is_place,
+    key_of,
+    parsed,
+    sealed,
+    to_json,
+)
 from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.records import Caption, ImageFile, Quality, Reading, Unreadable
+from vlmgate.records import Reading, Unreadable
+from vlmgate.shelf import Shelf
 from vlmgate.store import sync_folder, unused
+
+log = logging.getLogger(__name__)
 
 JOURNAL_VERSION = 1
 _OPENING = b'{"vlmgate_journal"'
+_MOST_PAGES = 2**31
 
-Key = tuple[str, int]  # (file_name, page)
-Content = tuple[str, int]  # (sha256, page): what a reading belongs to
+
+class Readings(Mapping[Content, Reading]):
+    """The readings of a journal, each taken from its line when it is asked for.
+
+    One whose line is not what it was counts as not there, so that nothing is decided on it. Threads may share it.
+    """
+
+    def __init__(self, path: Path, counts: range | None) -> None:
+        self._path, self._counts = path, counts
+        self._places: Shelf[tuple[int, int]] = Shelf(_place_as_text, _place_of_text)  # byte, number of bytes
+        self._lock = threading.Lock()
+        self._open: int | None = None  # descriptor
+        self._closing: Any = None
+
+    def __getitem__(self, content: Content) -> Reading:
+        begin, length = self._places[content]
+        line = parsed(self._bytes(begin, length))
+        try:
+            entry, _ = from_json(line or {}, self._counts)
+        except Exception as error:
+            entry = Unreadable("", repr(error))
+        if not isinstance(entry, Reading) or content_of(entry.image) != content:
+            log.error("%s: the line at byte %d is not what was written there", self._path, begin)
+            raise KeyError(content)
+        return entry
+
+    def __contains__(self, content: object) -> bool:
+        return content in self._places
+
+    def __iter__(self) -> Iterator[Content]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __bool__(self) -> bool:
+        return bool(self._places)
+
+    def put(self, content: Content, begin: int, length: int) -> None:
+        """Say which line holds a reading from now on."""
+        self._places[content] = begin, length
+
+    def forget(self, content: Content) -> None:
+        """Take a reading as not there; in the file it stays."""
+        del self._places[content]
+
+    def close(self) -> None:
+        """Let go of the file, until a reading is asked for."""
+        with self._lock:
+            if self._closing is not None:
+                self._closing()
+            self._open = self._closing = None
+
+    def _bytes(self, begin: int, length: int) -> bytes:
+        try:
+            with self._lock:
+                if self._open is None:
+                    self._open = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                    self._closing = weakref.finalize(self, os.close, self._open)
+                os.lseek(self._open, begin, os.SEEK_SET)
+                parts = []
+                while length > 0 and (part := os.read(self._open, length)):
+                    parts.append(part)
+                    length -= len(part)
+                return b"".join(parts)
+        except OSError as error:
+            raise StoreError(
+                f"{self._path}: cannot be read ({error.strerror}); the same command resumes once it can."
+            ) from error
+
+
+def _place_as_text(place: tuple[int, int]) -> str:
+    return f"{place[0]} {place[1]}"
+
+
+def _place_of_text(text: str) -> tuple[int, int]:
+    begin, length = text.split()
+    return int(begin), int(length)
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """An image that opened but that the model could not read, alone in a batch."""
+class _Line:
+    """A line, and where it lies."""
 
-    image: ImageFile
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """An image whose bytes were read before, under this or another name; it shares that reading."""
-
-    image: ImageFile
-
-
-Entry = Reading | Failure | Duplicate | Unreadable
-
-
-def content_of(image: ImageFile) -> Content:
-    """Return what two files share when one reading serves both: the hash of their bytes, and the page."""
-    return image.sha256, image.page
+    told: dict[str, Any]
+    begin: int  # bytes
+    length: int  # bytes
 
 
 @dataclass(slots=True)
 class Journal:
-    """What has been read so far, in memory as in the file.
+    """What has been read so far: the file, and where in it what is.
 
-    `readings` are kept for good: they belong to bytes, and bytes may come back. `entries` say what was found under each
-    name the last time it was opened. Open with `Journal.open`, add a batch at a time with `append`, close.
+    `readings` are kept for good: they belong to bytes, and bytes may come back. What was found under each name is that
+    of the last time it was opened. Open with `Journal.open`, add a batch at a time with `append`, close.
     """
 
     path: Path
     run_id: str
     fingerprint: dict[str, Any]
+    readings: Readings
     model: dict[str, Any] | None = None  # ModelInfo as a dict, once a model has been loaded
-    readings: dict[Content, Reading] = field(default_factory=dict)
-    entries: dict[Key, Entry] = field(default_factory=dict)
-    seconds: dict[Key, float] = field(default_factory=dict)
     dropped: int = 0  # lines that could not be used; what they held is read again
+    _found: Shelf[Found] = field(default_factory=lambda: Shelf(found_as_text, found_of_text))  # by (file_name, page)
+    _failed: set[Key] = field(default_factory=set)  # where the model has failed, now or before
     _then: dict[str, Any] = field(default_factory=dict)  # the fingerprint that the file was begun with
-    _pages: dict[str, set[int]] = field(default_factory=dict)  # file_name → pages in `entries`
     _file: BinaryIO | None = None
+    _length: int = 0  # bytes of the file
 
     @classmethod
     def open(cls, path: Path, fingerprint: Mapping[str, Any], *, restart: bool = False) -> Journal:
@@ -82,7 +168,8 @@ class Journal:
         A journal in which nothing was read yet is begun afresh. Raises `ResumeError` where the journal was made with
         other settings, `OutputError` where the file is no journal. With `restart` the old one is kept aside.
         """
-        journal = cls(path, uuid.uuid4().hex, json.loads(json.dumps(fingerprint)))
+        told: dict[str, Any] = json.loads(json.dumps(fingerprint))
+        journal = cls(path, uuid.uuid4().hex, told, Readings(path, counts_of(told)))
         try:
             if restart and path.exists():
                 os.replace(path, unused(path.with_suffix(".old.jsonl")))
@@ -94,33 +181,38 @@ class Journal:
 
     # --- what was found under a name ---
 
-    def entries_of(self, file_name: str) -> list[Entry]:
+    def entries_of(self, file_name: str) -> list[Found]:
         """Return what is known of the pages of one file, in their order."""
-        return [self.entries[file_name, page] for page in sorted(self._pages.get(file_name, ()))]
+        return [*self._found.under(file_name).values()]
 
-    def file_names(self) -> Iterable[str]:
-        """Return the files of which something is known."""
-        return self._pages.keys()
+    def failures(self) -> dict[Content, Failure]:
+        """Return what the model failed on, the last time that it was opened."""
+        found = (self._found.get(key) for key in sorted(self._failed))
+        return {content_of(one.image): one for one in found if isinstance(one, Failure)}
+
+    def file_names(self) -> Iterator[str]:
+        """Return the files of which something is known, in order."""
+        return self._found.names()
 
     def forget(self, file_name: str, keep: Iterable[int] = ()) -> None:
         """Drop, in memory, what was found under a name, but for some pages; readings stay."""
-        for page in self._pages.get(file_name, set()) - set(keep):
-            del self.entries[file_name, page]
-            self._pages[file_name].discard(page)
+        for page in self._found.under(file_name).keys() - set(keep):
+            del self._found[file_name, page]
 
-    def _remember(self, entry: Entry, seconds: float | None) -> None:
-        file_name, page = key = key_of(entry)
+    def _remember(self, entry: Entry, seconds: float | None, begin: int, length: int) -> None:
+        """Remember what the `length` bytes of the file at `begin` say."""
+        file_name, page = key_of(entry)
         if not isinstance(entry, Unreadable):
-            known = (self.entries[file_name, other] for other in self._pages.get(file_name, ()))
-            other = next((e for e in known if not isinstance(e, Unreadable)), None)
+            others = self._found.under(file_name).values()
+            other = next((e for e in others if not isinstance(e, Unreadable)), None)
             if other is not None and other.image.sha256 != entry.image.sha256:
                 self.forget(file_name)  # the file was replaced, so its other pages are of a file that is gone
-        self.entries[key] = entry
-        self._pages.setdefault(file_name, set()).add(page)
         if isinstance(entry, Reading):
-            self.readings[content_of(entry.image)] = entry
-        if seconds is not None:
-            self.seconds[key] = seconds
+            self.readings.put(content_of(entry.image), begin, length)
+        if isinstance(entry, Failure):
+            self._failed.add((file_name, page))
+        known = entry if isinstance(entry, Failure | Unreadable) else Read(entry.image, seconds)
+        self._found[file_name, page] = known
 
     # --- reading the file ---
 
@@ -128,7 +220,7 @@ class Journal:
         """Take up what the file holds; return how many of its bytes are whole lines of a journal that goes on."""
         length = 0
         empty = True
-        batch: list[dict[str, Any]] = []
+        batch: list[_Line] = []
         with self.path.open("rb") as file:
             if not self._is_ours(file.readline()):
                 return 0
@@ -137,16 +229,16 @@ class Journal:
                 if not line.endswith(b"\n"):  # torn
                     self.dropped += 1
                     break
-                length += len(line)
-                entry = _parse(line)
+                begin, length = length, length + len(line)
+                entry = parsed(line)
                 if entry is not None and isinstance(entry.get("model"), dict):
                     self.model = entry["model"]
-                elif entry is None or not _is_place(entry.get("batch")):
+                elif entry is None or not is_place(entry.get("batch")):
                     self.dropped += 1
                     empty = False
                 else:
                     empty = False
-                    batch = self._gather(batch, entry)
+                    batch = self._gather(batch, _Line(entry, begin, len(line)))
         self.dropped += len(batch)
         if empty:  # no batch was ever read, so other settings are welcome
             self.model = None
@@ -158,7 +250,7 @@ class Journal:
         """Read the header line; False where the file is empty or torn in it; `OutputError` for another's file."""
         if not header.endswith(b"\n") and _OPENING.startswith(header[: len(_OPENING)]):
             return False
-        told = _parse(header, checked=False)
+        told = parsed(header, checked=False)
         if told is None or told.get("vlmgate_journal") != JOURNAL_VERSION or not isinstance(told.get("run_id"), str):
             raise OutputError(
                 f"{self.path}: is no journal of this version of vlmgate; move it away or give another -o."
@@ -167,30 +259,31 @@ class Journal:
         self._then = told["fingerprint"] if isinstance(told.get("fingerprint"), dict) else {}
         return True
 
-    def _gather(self, batch: list[dict[str, Any]], entry: dict[str, Any]) -> list[dict[str, Any]]:
+    def _gather(self, batch: list[_Line], line: _Line) -> list[_Line]:
         """Add a line to its batch; take the batch up when it is whole, and return what is still open."""
-        place, size = entry["batch"]
+        place, size = line.told["batch"]
         if place == 0:
             self.dropped += len(batch)
             batch = []
-        if place != len(batch) or (batch and batch[0]["batch"][1] != size):
+        if place != len(batch) or (batch and batch[0].told["batch"][1] != size):
             self.dropped += len(batch) + 1
             return []
-        batch.append(entry)
+        batch.append(line)
         if len(batch) < size:
             return batch
         self._take_up(batch)
         return []
 
-    def _take_up(self, batch: Sequence[Mapping[str, Any]]) -> None:
+    def _take_up(self, batch: Sequence[_Line]) -> None:
         """Remember a batch whole or not at all, so that the images read again fall into the same batches as before."""
+        counts = counts_of(self.fingerprint)
         try:
-            entries = [_from_json(line, _counts(self.fingerprint)) for line in batch]
+            entries = [checked(*from_json(line.told, counts)) for line in batch]
         except Exception:  # whatever a damaged line holds, it costs its batch and no more
             self.dropped += len(batch)
             return
-        for entry, seconds in entries:
-            self._remember(entry, seconds)
+        for (entry, seconds), line in zip(entries, batch, strict=True):
+            self._remember(entry, seconds, line.begin, line.length)
 
     # --- writing the file ---
 
@@ -198,6 +291,7 @@ class Journal:
         self._file = self.path.open("r+b" if length else "wb", buffering=0)
         self._file.truncate(length)
         self._file.seek(length)
+        self._length = length
         if not length:
             header = {"vlmgate_journal": JOURNAL_VERSION, "run_id": self.run_id, "fingerprint": self.fingerprint}
             self._write([json.dumps(header, separators=(",", ":"))])
@@ -209,22 +303,25 @@ class Journal:
         if self.model is not None:
             _check_same(self.path, {k: self.model.get(k) for k in keys}, {k: wanted.get(k) for k in keys})
         self.model = wanted
-        self._write([_sealed({"model": wanted})])
+        self._write([sealed({"model": wanted})])
 
     def append(self, entries: Sequence[Entry], seconds: float | None = None) -> None:
         """Add one batch and force it to the disk; `seconds` is the wall time of each of its readings."""
         lines = []
         for i, entry in enumerate(entries):
             took = seconds if isinstance(entry, Reading) else None
-            lines.append(_sealed(_to_json(entry, took) | {"batch": [i, len(entries)]}))
+            lines.append(sealed(to_json(entry, took) | {"batch": [i, len(entries)]}))
+        begin = self._length
         self._write(lines)
-        for entry in entries:
-            self._remember(entry, seconds if isinstance(entry, Reading) else None)
+        for entry, line in zip(entries, lines, strict=True):
+            self._remember(entry, seconds if isinstance(entry, Reading) else None, begin, len(line) + 1)
+            begin += len(line) + 1
 
     def _write(self, lines: Iterable[str]) -> None:
         if self._file is None:
             raise StoreError(f"{self.path}: the journal is closed.")
         data = memoryview("".join(line + "\n" for line in lines).encode("ascii"))
+        length = len(data)
         try:
             while data:
                 data = data[self._file.write(data) :]
@@ -233,19 +330,15 @@ class Journal:
             raise StoreError(
                 f"{self.path}: cannot write ({error.strerror}); make room and run the same command again, it resumes."
             ) from error
+        self._length += length
 
     def close(self) -> None:
         """Let go of the file; all that counts is on the disk already."""
+        self.readings.close()
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
-
-
-def key_of(entry: Entry) -> Key:
-    """Return (file_name, page)."""
-    image = entry if isinstance(entry, Unreadable) else entry.image
-    return image.file_name, image.page
 
 
 def is_journal(path: Path) -> bool:
@@ -265,78 +358,3 @@ def _check_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> 
         raise ResumeError(
             f"{path}: was made with other settings: {'; '.join(changed)}. Use the same, another -o, or --restart."
         )
-
-
-_SEAL = re.compile(rb',"crc":(\d{1,10})\}\n$')
-
-
-def _sealed(line: Mapping[str, Any]) -> str:
-    """Return the line as JSON with a checksum of itself as its last key, so that lost bytes do not go unseen."""
-    text = json.dumps(line, allow_nan=False, separators=(",", ":"))
-    return f'{text[:-1]},"crc":{zlib.crc32(text.encode("ascii"))}}}'
-
-
-def _parse(line: bytes, *, checked: bool = True) -> dict[str, Any] | None:
-    """Return the object of a line, or None where it is none or its checksum does not fit."""
-    if checked:
-        seal = _SEAL.search(line)
-        if seal is None or zlib.crc32(line[: seal.start()] + b"}") != int(seal[1]):
-            return None
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _is_place(value: object) -> bool:
-    """Say whether this is the place of a line in its batch: [index, size]."""
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) for n in value)
-
-
-def _to_json(entry: Entry, seconds: float | None) -> dict[str, Any]:
-    if isinstance(entry, Unreadable):
-        return {"kind": "unreadable"} | asdict(entry)
-    image = asdict(entry.image) | {"path": os.fsdecode(entry.image.path)}
-    if isinstance(entry, Failure):
-        return {"kind": "failure", "image": image, "error": entry.error}
-    if isinstance(entry, Duplicate):
-        return {"kind": "duplicate", "image": image}
-    line = {"kind": "reading", "image": image, "captions": [asdict(caption) for caption in entry.captions]}
-    more = {
-        "answers": None if entry.answers is None else [asdict(answer) for answer in entry.answers],
-        "features": None if entry.features is None else base64.b64encode(entry.features).decode("ascii"),
-        "views": entry.views,
-        "quality": None if entry.quality is None else asdict(entry.quality),
-    }
-    return line | {key: value for key, value in more.items() if value is not None} | {"seconds": seconds}
-
-
-def _counts(fingerprint: Mapping[str, Any]) -> range | None:
-    """Return how many samples a reading may hold; None where nothing is known."""
-    most = fingerprint.get("num_samples")
-    return None if most is None else range(fingerprint.get("first_samples") or most, most + 1)
-
-
-def _from_json(line: Mapping[str, Any], counts: range | None) -> tuple[Entry, float | None]:
-    kind = line["kind"]
-    if kind == "unreadable":
-        return Unreadable(line["file_name"], line["reason"], line["page"]), None
-    image = ImageFile(**(line["image"] | {"path": Path(line["image"]["path"])}))
-    if kind == "failure":
-        return Failure(image, line["error"]), None
-    if kind == "duplicate":
-        return Duplicate(image), None
-    reading = Reading(
-        image,
-        captions=tuple(Caption(**caption) for caption in line["captions"]),
-        answers=tuple(Caption(**answer) for answer in line["answers"]) if "answers" in line else None,
-        features=base64.b64decode(line["features"], validate=True) if "features" in line else None,
-        views=tuple(line["views"]) if "views" in line else None,
-        quality=Quality(**line["quality"]) if "quality" in line else None,  # journals of before have none of the four
-    )
-    for what in ("captions", "answers", "views"):
-        told = getattr(reading, what)
-        if told is not None and (len(told) != len(reading.captions) or (counts and len(told) not in counts)):
-            raise ValueError(f"{len(told)} {what}")
-    return reading, line["seconds"]

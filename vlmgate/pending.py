@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlmgate.entries import Found, Read, content_of
 from vlmgate.images import Walk
-from vlmgate.journal import Duplicate, Entry, Journal, content_of
-from vlmgate.records import Reading, Source, Unreadable
+from vlmgate.journal import Journal
+from vlmgate.records import Source, Unreadable
 
 
 def gone(walk: Walk, journal: Journal) -> list[str]:
     """Return the names that were read before and are not there now, sorted."""
     names = {source.file_name for source in walk.sources}
-    return sorted(name for name in journal.file_names() if name not in names)
+    return [name for name in journal.file_names() if name not in names]
 
 
 def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
@@ -61,7 +62,7 @@ def still_to_read(sources: Sequence[Source], journal: Journal, *, all_pages: boo
     return pending
 
 
-def _is_unchanged(source: Source, entries: Sequence[Entry]) -> bool:
+def _is_unchanged(source: Source, entries: Sequence[Found]) -> bool:
     try:
         stat = source.path.stat()
     except OSError:
@@ -71,8 +72,8 @@ def _is_unchanged(source: Source, entries: Sequence[Entry]) -> bool:
     return all((image.size_bytes, image.mtime_ns, image.ctime_ns) == now for image in images)
 
 
-def _is_done(entries: Sequence[Entry], journal: Journal, all_pages: bool) -> bool:
-    images = [entry.image for entry in entries if isinstance(entry, Reading | Duplicate)]
+def _is_done(entries: Sequence[Found], journal: Journal, all_pages: bool) -> bool:
+    images = [entry.image for entry in entries if isinstance(entry, Read)]
     if not images or any(content_of(image) not in journal.readings for image in images):
         return False
     return len(entries) == len(images) == (images[0].num_pages if all_pages else 1)

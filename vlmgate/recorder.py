@@ -7,19 +7,32 @@ with the model and the one that is being written, and no more. After a failure n
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
-from vlmgate.journal import Content, Entry, Journal, content_of
+from vlmgate.entries import Entry, content_of
+from vlmgate.journal import Journal
 from vlmgate.records import Reading, Reason, Scores
 from vlmgate.scoring import Said, Scorer
+from vlmgate.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
 Scored = tuple[Scores, Reason | None]
+
+
+def _scored_as_text(scored: Scored) -> str:
+    scores, reason = scored
+    return json.dumps([reason, *astuple(scores)])
+
+
+def _scored_of_text(text: str) -> Scored:
+    reason, *scores = json.loads(text)
+    return Scores(*scores), None if reason is None else Reason(reason)
 
 
 @dataclass(slots=True)
@@ -32,7 +45,7 @@ class Recorder:
 
     journal: Journal
     scorer: Scorer | None
-    scored: dict[Content, Scored] = field(default_factory=dict)
+    scored: Shelf[Scored] = field(default_factory=lambda: Shelf(_scored_as_text, _scored_of_text))  # by content
     writing: float = 0.0  # seconds that the thread spent
     scoring: float = 0.0
     _changed: threading.Condition = field(default_factory=threading.Condition)

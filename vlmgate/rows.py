@@ -5,32 +5,31 @@ Knows entries, scores and decisions; knows nothing of models, of files on disk, 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from vlmgate.entries import Content, Failure, Found, Read, content_of
 from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import Walk
-from vlmgate.journal import Content, Entry, Failure, Journal, content_of, key_of
+from vlmgate.journal import Journal
 from vlmgate.kernels import Kernel
 from vlmgate.novelty import Reference
-from vlmgate.records import Caption, Decision, Reading, Reason, Record, Scores, Unreadable
+from vlmgate.records import Caption, ImageFile, Reading, Reason, Record, Route, Scores, Unreadable
 from vlmgate.scoring import NOTHING, Said, Scorer, columns_of, with_doubt
+from vlmgate.shelf import Shelf
+
+_AT_ONCE = 512  # readings that are in memory together
+Scored = tuple[Scores, Reason | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row before its decision; `entry` is None for an image whose turn never came."""
+    """One row before its decision."""
 
-    file_name: str
-    page: int
-    entry: Entry | None
-    reading: Reading | None  # its own, or that of the file whose bytes it shares
-    scores: Scores | None
-    novelty: float | None
+    record: Record  # with figures, but with neither route nor what `completed` adds
     reason: Reason | None  # why no score can save it
-    duplicate_of: str | None
-    seconds: float | None
 
 
 def build_rows(
@@ -38,140 +37,231 @@ def build_rows(
     journal: Journal,
     kernel: Kernel | None = None,
     reference: Reference | None = None,
-    scored_before: Mapping[Content, tuple[Scores, Reason | None]] | None = None,
+    scored_before: Mapping[Content, Scored] | None = None,
+    seed: int = 0,
 ) -> list[Row]:
     """Return a row for every page of every image and every folder that could not be listed, by name and page.
 
-    `scored_before` are scores of some of the readings, under the same kernel, less what hangs on novelty.
+    `scored_before` are scores of some of the readings, under the same kernel, less what hangs on novelty. Captions,
+    answers and features are left in the journal: of a night's images they would fill the memory.
     """
-    found: dict[tuple[str, int], Entry | None] = {(u.file_name, u.page): u for u in walk.unreadable}
-    for source in walk.sources:
-        pages = {key_of(entry)[1]: entry for entry in journal.entries_of(source.file_name)}
-        for page in _expected_pages(pages, journal):
-            found[source.file_name, page] = pages.get(page)
-    readings = _wanted(found, journal)
-    failures = {content_of(e.image): e for e in journal.entries.values() if isinstance(e, Failure)}
-    strange = _novelties(readings, reference)
-    scored = _scored(readings, journal, kernel, strange, scored_before or {})
-    first: dict[tuple[str, int], str] = {}
-    rows = []
-    for (file_name, page), entry in sorted(found.items(), key=lambda item: item[0]):
-        if entry is None or isinstance(entry, Unreadable):
-            reason = Reason.NOT_READ if entry is None else Reason.UNREADABLE
-            rows.append(Row(file_name, page, entry, None, None, None, reason, None, None))
-            continue
-        content = content_of(entry.image)
-        original = first.setdefault(content, file_name)
-        twin = None if original == file_name else original
-        if content not in readings:
-            failure = failures.get(content)
-            failed = replace(failure, image=entry.image) if failure else None
-            reason = Reason.MODEL_FAILED if failure else Reason.NOT_READ
-            rows.append(Row(file_name, page, failed, None, None, None, reason, twin, None))
-            continue
-        scores, why = scored[content]
-        seconds = journal.seconds.get((file_name, page))
-        rows.append(Row(file_name, page, entry, readings[content], scores, strange.get(content), why, twin, seconds))
+    build = _Building(journal, kernel, reference, scored_before or {}, seed)
+    slots = ((name, page, found) for name, pages in _by_name(walk, journal) for page, found in pages)
+    rows: list[Row] = []
+    while some := [*itertools.islice(slots, _AT_ONCE)]:
+        rows += build.rows(some)
     return rows
 
 
-def _expected_pages(pages: dict[int, Entry], journal: Journal) -> Sequence[int]:
+Slot = tuple[str, int, Found | None]  # file_name, page, and what was found there; None for one whose turn never came
+
+
+def _by_name(walk: Walk, journal: Journal) -> Iterator[tuple[str, list[tuple[int, Found | None]]]]:
+    """Return the pages of every file and folder, in order."""
+    unreadable: dict[str, dict[int, Found | None]] = {}
+    for one in walk.unreadable:
+        unreadable.setdefault(one.file_name, {})[one.page] = one
+    sources = {source.file_name for source in walk.sources}
+    for name in sorted({*sources, *unreadable}):
+        pages = unreadable.get(name, {})
+        if name in sources:
+            known: dict[int, Found] = {_page_of(found): found for found in journal.entries_of(name)}
+            pages = pages | {page: known.get(page) for page in _expected_pages(known, journal)}
+        yield name, sorted(pages.items(), key=lambda item: item[0])
+
+
+def _page_of(found: Found) -> int:
+    return found.page if isinstance(found, Unreadable) else found.image.page
+
+
+def _expected_pages(pages: Mapping[int, Found], journal: Journal) -> Sequence[int]:
     """Return the pages that this file must have rows for: all known, and with `pages all` all it is said to have."""
-    told = [e.image.num_pages for e in pages.values() if not isinstance(e, Unreadable)]
+    told = [found.image.num_pages for found in pages.values() if not isinstance(found, Unreadable)]
     every = range(1, max(told) + 1) if told and journal.fingerprint["pages"] == "all" else ()
     return sorted({*pages, *every} or {1})
 
 
-def _wanted(found: Mapping[tuple[str, int], Entry | None], journal: Journal) -> dict[Content, Reading]:
-    """Return the readings of what was found; the journal may hold others, of files that are gone."""
-    contents = [content_of(e.image) for e in found.values() if e is not None and not isinstance(e, Unreadable)]
-    return {content: journal.readings[content] for content in contents if content in journal.readings}
+class _Building:
+    """Makes rows of what was found, some at a time."""
 
+    def __init__(
+        self,
+        journal: Journal,
+        kernel: Kernel | None,
+        reference: Reference | None,
+        scored_before: Mapping[Content, Scored],
+        seed: int,
+    ) -> None:
+        self.journal, self.reference, self.before, self.seed = journal, reference, scored_before, seed
+        self.scorer = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
+        self.failures = journal.failures()
+        self.first: Shelf[str] = Shelf(str, str)  # content → the name under which these bytes came first
 
-def _scored(
-    readings: Mapping[Content, Reading],
-    journal: Journal,
-    kernel: Kernel | None,
-    strange: Mapping[Content, float],
-    before: Mapping[Content, tuple[Scores, Reason | None]],
-) -> dict[Content, tuple[Scores, Reason | None]]:
-    scorer = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
-    said = {content: Said(r.captions, r.answers, r.views) for content, r in readings.items() if content not in before}
-    scorer.prepare(said.values())
-    found = {content: before.get(content) or scorer.score(said[content]) for content in readings}
-    return {
-        content: (
-            with_doubt(
-                scores, strange.get(content), journal.fingerprint.get("num_samples") or len(readings[content].captions)
-            ),
-            reason,
+    def rows(self, slots: Sequence[Slot]) -> list[Row]:
+        images = [found.image for _, _, found in slots if isinstance(found, Read | Failure)]
+        readings = _readings({content_of(image) for image in images}, self.journal)
+        strange = self._novelties(readings)
+        scored = self._scored(readings, strange)
+        return [self._row(slot, readings, strange, scored) for slot in slots]
+
+    def _row(
+        self,
+        slot: Slot,
+        readings: Mapping[Content, Reading],
+        strange: Mapping[Content, float],
+        scored: Mapping[Content, Scored],
+    ) -> Row:
+        name, page, found = slot
+        if found is None or isinstance(found, Unreadable):
+            bare = _record(name, page, None, self.seed, error=found.reason if found else None)
+            return Row(bare, Reason.NOT_READ if found is None else Reason.UNREADABLE)
+        content = content_of(found.image)
+        original = self.first.setdefault(content, name)
+        twin = None if original == name else original
+        reading = readings.get(content)
+        if reading is None:
+            failure = self.failures.get(content)
+            image, error = (found.image, failure.error) if failure else (None, None)
+            bare = _record(name, page, image, self.seed, error=error, duplicate_of=twin)
+            return Row(bare, Reason.MODEL_FAILED if failure else Reason.NOT_READ)
+        scores, why = scored[content]
+        seconds = found.seconds if isinstance(found, Read) else None
+        record = _record(
+            name,
+            page,
+            found.image,
+            self.seed,
+            reading=reading,
+            scores=scores,
+            novelty=strange.get(content),
+            duplicate_of=twin,
+            seconds=seconds,
         )
-        for content, (scores, reason) in found.items()
-    }
+        return Row(record, why)
+
+    def _scored(self, readings: Mapping[Content, Reading], strange: Mapping[Content, float]) -> dict[Content, Scored]:
+        said = {content: Said(r.captions, r.answers, r.views) for content, r in readings.items()}
+        known = {content: before for content in said if (before := self.before.get(content)) is not None}
+        self.scorer.prepare(one for content, one in said.items() if content not in known)
+        found = {content: known.get(content) or self.scorer.score(one) for content, one in said.items()}
+        most = self.journal.fingerprint.get("num_samples")
+        return {
+            content: (with_doubt(scores, strange.get(content), most or len(said[content].captions)), reason)
+            for content, (scores, reason) in found.items()
+        }
+
+    def _novelties(self, readings: Mapping[Content, Reading]) -> dict[Content, float]:
+        """Return the novelty of what has features as long as the reference's; of all others nothing is known."""
+        if self.reference is None:
+            return {}
+        values = self.reference.novelty_of([reading.features for reading in readings.values()])
+        return {content: round(float(v), 6) for content, v in zip(readings, values, strict=True) if math.isfinite(v)}
 
 
-def _novelties(readings: Mapping[Content, Reading], reference: Reference | None) -> dict[Content, float]:
-    """Return the novelty of what has features as long as the reference's; of all others nothing is known."""
-    if reference is None:
-        return {}
-    values = reference.novelty_of([reading.features for reading in readings.values()])
-    return {content: round(float(v), 6) for content, v in zip(readings, values, strict=True) if math.isfinite(v)}
+def _readings(contents: Iterable[Content], journal: Journal) -> dict[Content, Reading]:
+    found = ((content, journal.readings.get(content)) for content in sorted(contents))
+    return {content: reading for content, reading in found if reading is not None}
 
 
-def decide_rows(rows: Sequence[Row], gate: Gate, seed: int) -> list[Record]:
-    """Return the rows of the result, each with its route."""
+def decide_rows(rows: Sequence[Row], gate: Gate) -> list[Record]:
+    """Return the rows of the result, each with its route; what `completed` adds is null."""
     decisions = decide([_candidate(row) for row in rows], gate)
-    return [_record(row, decision, seed) for row, decision in zip(rows, decisions, strict=True)]
+    return [
+        replace(
+            row.record,
+            route=decision.route,
+            reason=decision.reason,
+            decided_by=decision.column,
+            threshold=decision.threshold,
+        )
+        for row, decision in zip(rows, decisions, strict=True)
+    ]
 
 
 def _candidate(row: Row) -> Candidate:
-    key = content_of(row.reading.image) if row.reading else (row.file_name, row.page)
-    return Candidate(key, row.scores, row.reason, row.reading.quality if row.reading else None, row.novelty)
+    record = row.record
+    read = record.num_samples is not None
+    key = (str(record.sha256), record.page) if read else (record.file_name, record.page)
+    return Candidate(key, record if read else None, row.reason, record if read else None, record.novelty)
 
 
-def _record(row: Row, decision: Decision, seed: int) -> Record:
-    image = None if row.entry is None or isinstance(row.entry, Unreadable) else row.entry.image
-    reading = row.reading
+def completed(records: Iterable[Record], readings: Mapping[Content, Reading]) -> Iterator[Record]:
+    """Return decided rows with all that was said and seen, one by one.
+
+    A row whose reading cannot be had any more is one that was not read.
+    """
+    for record in records:
+        if record.num_samples is None or record.sha256 is None:
+            yield record
+            continue
+        reading = readings.get((record.sha256, record.page))
+        if reading is None:
+            yield _record(record.file_name, record.page, None, record.seed)
+            continue
+        yield replace(
+            record,
+            captions=_texts(reading.captions),
+            caption_finishes=_finishes(reading.captions),
+            caption_logprobs=_logprobs(reading.captions),
+            caption_views=reading.views,
+            answers=_texts(reading.answers),
+            answer_finishes=_finishes(reading.answers),
+            answer_logprobs=_logprobs(reading.answers),
+            vision_features=reading.features,
+        )
+
+
+def _record(
+    file_name: str,
+    page: int,
+    image: ImageFile | None,
+    seed: int,
+    *,
+    reading: Reading | None = None,
+    scores: Scores = NOTHING,
+    novelty: float | None = None,
+    error: str | None = None,
+    duplicate_of: str | None = None,
+    seconds: float | None = None,
+) -> Record:
+    """Return a row before its decision, which until then is the safe one."""
     captions = reading.captions if reading else None
-    answers = reading.answers if reading else None
     quality = reading.quality if reading else None
-    scores = row.scores or NOTHING
-    error = row.entry.reason if isinstance(row.entry, Unreadable) else None
     return Record(
-        file_name=row.file_name,
-        page=row.page,
+        file_name=file_name,
+        page=page,
         num_pages=image.num_pages if image else None,
         sha256=image.sha256 if image else None,
         width=image.width if image else None,
         height=image.height if image else None,
         mode=image.mode if image else None,
         conversion=image.conversion if image else None,
-        captions=_texts(captions),
-        caption_finishes=_finishes(captions),
-        caption_logprobs=_logprobs(captions),
+        captions=None,
+        caption_finishes=None,
+        caption_logprobs=None,
         num_samples=len(captions) if captions else None,
-        caption_views=reading.views if reading else None,
+        caption_views=None,
         caption=captions[scores.medoid].text if captions and scores.medoid is not None else None,
-        answers=_texts(answers),
-        answer_finishes=_finishes(answers),
-        answer_logprobs=_logprobs(answers),
+        answers=None,
+        answer_finishes=None,
+        answer_logprobs=None,
         **columns_of(scores),
-        novelty=row.novelty,
+        novelty=novelty,
         sharpness=quality.sharpness if quality else None,
         exposure=quality.exposure if quality else None,
         contrast=quality.contrast if quality else None,
         noise=quality.noise if quality else None,
         clipped_dark=quality.clipped_dark if quality else None,
         clipped_bright=quality.clipped_bright if quality else None,
-        route=decision.route,
-        reason=decision.reason,
-        decided_by=decision.column,
-        threshold=decision.threshold,
+        route=Route.HUMAN_REVIEW,
+        reason=Reason.NOT_READ,
+        decided_by=None,
+        threshold=None,
         seed=seed,
-        error=row.entry.error if isinstance(row.entry, Failure) else error,
-        duplicate_of=row.duplicate_of,
-        seconds=row.seconds,
-        vision_features=reading.features if reading else None,
+        error=error,
+        duplicate_of=duplicate_of,
+        seconds=seconds,
+        vision_features=None,
     )
 
 

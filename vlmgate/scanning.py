@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,23 +26,25 @@ from vlmgate.cluster.taking import check_alike, described, last_failure, take
 from vlmgate.cluster.worker import Batch as Handed
 from vlmgate.cluster.worker import Setup
 from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
+from vlmgate.entries import Entry, Failure
 from vlmgate.errors import EndpointError, FatalError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.finding import find, look, told_of_list
-from vlmgate.gate import Gate
 from vlmgate.images import Walk
-from vlmgate.journal import Entry, Failure, Journal, is_journal
+from vlmgate.journal import Journal, is_journal
 from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
 from vlmgate.novelty import Reference
+from vlmgate.outcome import ScanResult
 from vlmgate.pending import forget_changed, gone, gone_but_read, still_to_read
 from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
 from vlmgate.records import ModelInfo, Picture, Reading, Reason, Record, Route, Source
 from vlmgate.reference import ReferenceFolder, checkpoint_reference, told_of_reference
-from vlmgate.rows import build_rows, decide_rows
+from vlmgate.rows import Row, build_rows, completed, decide_rows
 from vlmgate.scoring import Scorer
 from vlmgate.shards import Listing, now, share_of
+from vlmgate.shelf import SlotSet
 from vlmgate.signals import Interrupted, Signals
 from vlmgate.spent import Clock
 from vlmgate.store import Outputs, write_result
@@ -54,18 +56,6 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 16  # then a picture that must be readable tells whether it is the model or the images
 _MODEL_KEYS = ("revision", "architecture", "num_parameters", "dtype", "device_kind", "image_processor")
-
-
-@dataclass(frozen=True, slots=True)
-class ScanResult:
-    """What a run left behind."""
-
-    records: tuple[Record, ...]
-    provenance: dict[str, Any]
-    gate: Gate
-    outputs: Outputs
-    interrupted: int | None  # signal number
-    error: VlmgateError | None  # what ended the run before its time; the result is written all the same
 
 
 def scan(
@@ -218,17 +208,21 @@ class _Run:
             return
         try:
             with self.signals.held():
-                records = self._decided()
-                write_result(self.outputs.parquet, records, self._provenance(records, complete=False))
+                records = decide_rows(self._rows(), self.gate)
+                self._write(records, self._provenance(records, complete=False))
         except FatalError as error:  # a reader may hold the file; the journal holds the readings
             self.progress.message(f"Not published this time: {error}")
         else:
             routed = sum(record.route == Route.HUMAN_REVIEW for record in records)
             self.progress.message(f"Published {self.outputs.parquet}: {len(records):,} rows, {routed:,} for people.")
 
-    def _decided(self) -> list[Record]:
-        rows = build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
-        return decide_rows(rows, self.gate, self.config.sampling.seed)
+    def _rows(self) -> list[Row]:
+        seed = self.config.sampling.seed
+        return build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored, seed)
+
+    def _write(self, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:
+        read = sum(record.num_samples is not None for record in records)
+        write_result(self.outputs.parquet, completed(records, self.journal.readings), provenance, read)
 
     def _read_what_is_missing(self, sources: Sequence[Source] | None = None, waiting: int = 0) -> None:
         wanted = self.walk.sources if sources is None else sources
@@ -299,14 +293,14 @@ class _Run:
         if self.foresight is None or self.looked_back:
             return
         for content in (open_ := self.foresight.open_among(self.journal.readings, self.reference)):
-            del self.journal.readings[content]
+            self.journal.readings.forget(content)
         self.looked_back = True
         if open_:
             self.progress.message(f"{len(open_):,} images need more samples for this limit, and are read again.")
 
     def _read(self, pending: Sequence[Source]) -> None:
         """Read files in their order; every batch is journalled whole before the next one's is begun."""
-        supply = Supply(pending, self.config.images, self.config.sampling.at_once, set(self.journal.readings))
+        supply = Supply(pending, self.config.images, self.config.sampling.at_once, SlotSet(self.journal.readings))
         try:
             with closing(supply):
                 batches = iter(supply)
@@ -400,23 +394,24 @@ class _Run:
             self.walk = self.watch.everything()
             forget_changed(self.watch.in_doubt, self.journal)
         with self.clock.running("scoring"):
-            rows = build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
-            records = decide_rows(rows, self.gate, self.config.sampling.seed)
-        failed = any(row.reason is Reason.MODEL_FAILED for row in rows)
-        if failed and error is None and not any(row.reading for row in rows):
+            records = decide_rows(self._rows(), self.gate)
+        failed = any(record.reason == Reason.MODEL_FAILED for record in records)
+        if failed and error is None and all(record.num_samples is None for record in records):
             error = ModelError(f"the model failed on every image, last with: {self.last_failure}. See the log.")
         complete = not any(r.reason == Reason.NOT_READ for r in records)
         provenance = self._provenance(records, complete=complete)
         try:
             with self.clock.running("writing"):
-                write_result(self.outputs.parquet, records, provenance)
+                self._write(records, provenance)
         except FatalError as full:
             error = error or full
             log.error("%s", full, exc_info=full)
         if self.watch is not None and complete:
             interrupted = None  # that is how watching ends
         log.info("finished: %d rows, interrupted=%s, error=%s", len(records), interrupted, error)
-        return ScanResult(tuple(records), provenance, self.gate, self.outputs, interrupted, error)
+        return ScanResult(
+            tuple(records), self.journal.readings, provenance, self.gate, self.outputs, interrupted, error
+        )
 
     def _provenance(self, records: Sequence[Record], *, complete: bool) -> dict[str, Any]:
         return {
@@ -441,7 +436,7 @@ class _Run:
             "adaptive": told_of_saving(records, self.journal.readings, self.config.sampling),
             "promise": dict(self.tonight.file.promise) if self.tonight.file else None,
             "gate_edited": self.tonight.file.edited if self.tonight.file else None,
-            "drift": drift_of(self.tonight, records),
+            "drift": drift_of(self.tonight, records, self.journal.readings),
             "time": self.clock.told(self.captioner, self.recorder),
             "fingerprint": self.journal.fingerprint,
             "shard": self.listing

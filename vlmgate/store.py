@@ -6,9 +6,10 @@ Knows files and rows; knows nothing of models or of how a decision is reached.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 METADATA_KEY = b"vlmgate"
 _FEATURES = "vision_features"
+_ROWS = 2048  # of a row group: so many are in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +120,22 @@ def schema() -> pa.Schema:
     return pa.schema([pa.field(f.name, types.get(f.name, pa.string()), f.name not in required) for f in fields(Record)])
 
 
-def write_result(path: Path, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:
+def write_result(
+    path: Path, records: Iterable[Record], provenance: Mapping[str, Any], readings: int | None = None
+) -> None:
     """Write the result in one step: readers see the former file or the new one, never a part.
 
-    What is there and would be missed is kept beside it: the result of another run, or one with more readings, as
-    `STEM.old.parquet`; a damaged file as `STEM.damaged.parquet`. Raises `StoreError`.
+    The rows are taken once and a few at a time; where that is all they can be taken, `readings` says how many of them
+    have captions. What is there and would be missed is kept beside it: the result of another run, or one with more
+    readings, as `STEM.old.parquet`; a damaged file as `STEM.damaged.parquet`. Raises `StoreError`.
     """
     temporary = path.with_name(f".vlmgate.{os.getpid()}.tmp")
     try:
-        _write_table(temporary, records, provenance)
-        _put_aside(path, records, provenance)
+        if readings is None:
+            records = [*records]
+            readings = sum(record.captions is not None for record in records)
+        _write_table(temporary, records, provenance, readings)
+        _put_aside(path, readings, provenance)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -143,22 +151,24 @@ def write_result(path: Path, records: Sequence[Record], provenance: Mapping[str,
             temporary.unlink(missing_ok=True)
 
 
-def _write_table(path: Path, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:
+def _write_table(path: Path, records: Iterable[Record], provenance: Mapping[str, Any], readings: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    counts = {"schema_version": SCHEMA_VERSION, "readings": sum(record.captions is not None for record in records)}
-    note = json.dumps(dict(provenance) | counts, allow_nan=False).encode("ascii")
-    columns = {f.name: [_plain(getattr(record, f.name)) for record in records] for f in fields(Record)}
-    columns[_FEATURES] = _unpacked([record.vision_features for record in records])
-    table = pa.table(columns, schema=schema().with_metadata({METADATA_KEY: note}))
+    note = json.dumps(dict(provenance) | {"schema_version": SCHEMA_VERSION, "readings": readings}, allow_nan=False)
+    columns = schema().with_metadata({METADATA_KEY: note.encode("ascii")})
+    rows = iter(records)
     with path.open("wb") as file:  # pyarrow cannot open every name that the system can
-        pq.write_table(table, file, compression="zstd")
+        with pq.ParquetWriter(file, columns, compression="zstd") as writer:
+            while some := [*itertools.islice(rows, _ROWS)]:
+                values = {f.name: [_plain(getattr(record, f.name)) for record in some] for f in fields(Record)}
+                values[_FEATURES] = _unpacked([record.vision_features for record in some])
+                writer.write_table(pa.table(values, schema=columns))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _put_aside(path: Path, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:
+def _put_aside(path: Path, readings: int, provenance: Mapping[str, Any]) -> None:
     """Rename the file in the place of the result, where the new one does not hold all that it holds."""
     if not path.exists():
         return
@@ -167,7 +177,7 @@ def _put_aside(path: Path, records: Sequence[Record], provenance: Mapping[str, A
     except StoreError:
         os.replace(path, unused(path.with_suffix(".damaged.parquet")))
         return
-    fewer = sum(record.captions is not None for record in records) < former.get("readings", 0)
+    fewer = readings < former.get("readings", 0)
     if former.get("run_id") != provenance.get("run_id") or fewer:
         os.replace(path, unused(path.with_suffix(".old.parquet")))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableSet
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +20,8 @@ from typing import Any
 from vlmgate.asking import set_aside
 from vlmgate.captioner import Captioner, Prepares
 from vlmgate.config import ImageConfig
+from vlmgate.entries import Content, Entry
 from vlmgate.images import Opened, read_ahead
-from vlmgate.journal import Content, Entry
 from vlmgate.records import Picture, Source, Unreadable
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ class Supply:
     come.
     """
 
-    def __init__(self, pending: Iterable[Source], images: ImageConfig, batch_size: int, seen: set[Content]) -> None:
+    def __init__(
+        self, pending: Iterable[Source], images: ImageConfig, batch_size: int, seen: MutableSet[Content]
+    ) -> None:
         self._pending, self._images, self._size, self._seen = pending, images, batch_size, seen
         self._changed = threading.Condition()
         self._ready: Batch | ModelWanted | None = None

@@ -20,12 +20,13 @@ from vlmgate.errors import GateError
 from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.gatefile import GateFile, differences, feature_file, read_gate
 from vlmgate.novelty import Reference
-from vlmgate.records import Reason, Record
+from vlmgate.records import Reading, Reason, Record
 from vlmgate.reference import checkpoint_reference
 
 log = logging.getLogger(__name__)
 
 _OF_SAMPLES = ("vendi_score", "answer_share", "mean_logprob")
+_AT_ONCE = 2048  # images whose features are in memory together
 _UNLIKE = 5  # images that are named, the most unlike first
 
 
@@ -133,26 +134,36 @@ def _check_columns(gate: Gate, config: ScanConfig) -> None:
 # --- does the promise hold? -------------------------------------------------------------------------------------------
 
 
-def drift_of(tonight: Tonight, records: Sequence[Record]) -> dict[str, Any] | None:
+def drift_of(
+    tonight: Tonight, records: Sequence[Record], readings: Mapping[tuple[str, int], Reading] | None = None
+) -> dict[str, Any] | None:
     """Return how tonight's images differ from those of the calibration; None without a gate file.
 
-    Copies count once, and what was not read does not count.
+    `readings` hold the features, by (sha256, page), where the rows do not. Copies count once, and what was not read
+    does not count.
     """
     if tonight.file is None:
         return None
     try:
-        return _drift(tonight, tonight.file, records)
+        return _drift(tonight, tonight.file, records, readings)
     except Exception as error:  # a figure less, and no reason to lose a night's result
         log.warning("whether these images look like the calibrated ones cannot be told", exc_info=error)
         return None
 
 
-def _drift(tonight: Tonight, file: GateFile, records: Sequence[Record]) -> dict[str, Any]:
-    read = [r for r in records if r.captions is not None and r.duplicate_of is None and r.reason != Reason.NOT_READ]
+def _drift(
+    tonight: Tonight,
+    file: GateFile,
+    records: Sequence[Record],
+    readings: Mapping[tuple[str, int], Reading] | None,
+) -> dict[str, Any]:
+    read = [
+        r for r in records if (r.captions or r.num_samples) and r.duplicate_of is None and r.reason != Reason.NOT_READ
+    ]
     columns: dict[str, Values] = {name: [getattr(r, name) for r in read] for name in file.drift if name != "novelty"}
     if {r.num_samples for r in read} - {None, file.sampling["num_samples"]}:  # fewer come to other figures
         columns = {name: values for name, values in columns.items() if name not in _OF_SAMPLES}
-    strange = _strangeness(read, tonight.features)
+    strange = _strangeness(read, tonight.features, readings)
     if strange is not None:
         # What the reference was made of lies nearer to it than anything new, so it says nothing of novelty.
         own = set(tonight.features.note.split()) if tonight.features else set()
@@ -168,9 +179,19 @@ def _drift(tonight: Tonight, file: GateFile, records: Sequence[Record]) -> dict[
     }
 
 
-def _strangeness(records: Sequence[Record], reference: Reference | None) -> np.ndarray[Any, Any] | None:
+def _strangeness(
+    records: Sequence[Record],
+    reference: Reference | None,
+    readings: Mapping[tuple[str, int], Reading] | None,
+) -> np.ndarray[Any, Any] | None:
     """Return (N,): distance from the calibration set, not a number where a row has no features; None without any."""
     if reference is None or not records:
         return None
-    found = reference.novelty_of([record.vision_features for record in records])
+
+    def features_of(record: Record) -> bytes | None:
+        reading = readings.get((str(record.sha256), record.page)) if readings is not None else None
+        return record.vision_features if reading is None else reading.features
+
+    parts = (records[i : i + _AT_ONCE] for i in range(0, len(records), _AT_ONCE))
+    found = np.concatenate([reference.novelty_of([features_of(record) for record in part]) for part in parts])
     return found if np.isfinite(found).any() else None

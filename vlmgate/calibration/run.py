@@ -31,9 +31,10 @@ from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gatefile import GateFile, is_gate, sampling_of, write_gate
 from vlmgate.images import find_images, open_pages
 from vlmgate.kernels import check_kernel, load_kernel
+from vlmgate.outcome import ScanResult
 from vlmgate.progress import Progress
 from vlmgate.records import Picture
-from vlmgate.scanning import ScanResult, scan
+from vlmgate.scanning import scan
 from vlmgate.store import read_provenance, read_result, write_result
 
 log = logging.getLogger(__name__)

@@ -59,8 +59,8 @@ from vlmgate.settings import is_there, scan_config
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
+    from vlmgate.outcome import ScanResult
     from vlmgate.records import Record
-    from vlmgate.scanning import ScanResult
 
 _STDOUT = _STDIN = Path("-")
 
@@ -241,7 +241,7 @@ def scan(
     code = _exit_code(result, most)
     with reader_may_leave():
         error = str(result.error) if result.error else None
-        print_result(result.records, result.provenance, result.outputs.parquet, format, code, error)
+        print_result(result.decided, result.provenance, result.outputs.parquet, format, code, error)
     if result.error:
         complain(str(result.error))
     if code == 4:
@@ -279,7 +279,7 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
         return 128 + result.interrupted
     if result.error is not None:
         return result.error.exit_code
-    return code_of(result.records, limit)
+    return code_of(result.decided, limit)
 
 
 def code_of(records: Sequence[Record], limit: tuple[float | None, int | None], *, complete: bool = True) -> int:

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmgate.cluster.worker import Batch
+from vlmgate.entries import Duplicate, Entry, Failure, content_of
 from vlmgate.errors import ModelError
-from vlmgate.journal import Duplicate, Entry, Failure, Journal, content_of
+from vlmgate.journal import Journal
 from vlmgate.progress import Progress
 from vlmgate.records import ModelInfo, Reading
 from vlmgate.signals import Signals

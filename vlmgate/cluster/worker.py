@@ -24,9 +24,9 @@ from vlmgate.captioner import Captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
+from vlmgate.entries import Content, Entry, Failure, content_of
 from vlmgate.errors import VlmgateError, one_line
 from vlmgate.images import read_ahead
-from vlmgate.journal import Content, Entry, Failure, content_of
 from vlmgate.records import ModelInfo, Picture, Source, Unreadable
 from vlmgate.reference import features_of
 

@@ -1,0 +1,36 @@
+"""What a run left behind.
+
+Knows rows, readings and files; knows nothing of how a run goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from vlmgate.entries import Content
+from vlmgate.errors import VlmgateError
+from vlmgate.gate import Gate
+from vlmgate.records import Reading, Record
+from vlmgate.rows import completed
+from vlmgate.store import Outputs
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a run left behind."""
+
+    decided: tuple[Record, ...]  # the rows, less captions, answers and features, which fill a memory
+    readings: Mapping[Content, Reading]  # where those are
+    provenance: dict[str, Any]
+    gate: Gate
+    outputs: Outputs
+    interrupted: int | None  # signal number
+    error: VlmgateError | None  # what ended the run before its time; the result is written all the same
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """Return the rows with all that was said and seen, as they are in the file."""
+        return tuple(completed(self.decided, self.readings))
