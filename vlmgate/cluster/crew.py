@@ -368,7 +368,7 @@ def _from_anywhere(setup: Setup) -> Setup:
 
 
 def _absolute(sources: Sequence[Source]) -> tuple[Source, ...]:
-    return tuple(replace(source, path=Path(os.path.abspath(source.path))) for source in sources)  # noqa: PTH100
+    return tuple(Source(source.file_name, os.path.abspath(source.path)) for source in sources)  # noqa: PTH100
 
 
 def _narrowed(job: Job) -> list[Job]:

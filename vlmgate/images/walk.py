@@ -39,7 +39,7 @@ class Walk:
 class Found:
     """The walk so far; names are still as the file system gave them."""
 
-    sources: list[tuple[str, Path]] = field(default_factory=list)
+    sources: list[tuple[str, str | Path]] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
@@ -125,7 +125,7 @@ def _look_at(entry: os.DirEntry[str], name: str, found: Found) -> None:
     by_name = extension in OPENABLE or extension in NOT_OPENABLE
     try:
         if _is_image(entry, by_name):
-            found.sources.append((name, Path(entry.path)))
+            found.sources.append((name, entry.path))
         else:
             found.ignored.append(name)
     except _SpecialError as error:
