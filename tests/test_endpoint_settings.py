@@ -275,3 +275,15 @@ class TestGates:
         ):
             with pytest.raises(GateError, match="which a model server does not show"):
                 gate_of(changed)
+
+
+@pytest.mark.parametrize("option", ["--timeout 10", "--max-side 512", "--concurrency 2", "--retries 0"])
+@pytest.mark.parametrize("command", [["scan"], ["calibrate"], ["doctor"]])
+def test_what_only_a_server_heeds_is_refused_without_one(
+    command: list[str], option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    told = CliRunner().invoke(app, [*command, *([] if command == ["doctor"] else ["a.png"]), *option.split()])
+    assert told.exit_code == 2 and f"{option.split()[0]} is of model servers; name one with --endpoint." in told.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

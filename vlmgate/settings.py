@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -257,8 +258,15 @@ def options_of(gate: GateFile) -> dict[str, Any]:
 
 
 def server_of(told: Mapping[str, Any]) -> EndpointConfig | None:
-    """Return how a model server is asked, from the options of `scan`; None where none is named."""
+    """Return how a model server is asked, from the options of `scan`; None where none is named.
+
+    Raises `UsageError` for an option of servers that would then be ignored; a gate made with one brings `max_side`.
+    """
     if told.get("endpoint") is None:
+        usual = {field.name: field.default for field in fields(EndpointConfig)}
+        idle = [name for name in _SERVER if told.get(name, usual[name]) != usual[name]]
+        if idle and told.get("gate") is None:
+            raise UsageError(f"--{idle[0].replace('_', '-')} is of model servers; name one with --endpoint.")
         return None
     return EndpointConfig(told["endpoint"], **{name: told[name] for name in _SERVER if name in told})
 
