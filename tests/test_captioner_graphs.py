@@ -215,7 +215,7 @@ def test_what_fits(free: int, want: int) -> None:
 
 
 def test_the_batch_is_as_asked_for_where_memory_is_not_counted(llava: TransformersCaptioner) -> None:
-    assert llava._fitting() == llava._sampling.batch_size
+    assert llava._fitting() == llava._sampling.batch
 
 
 def test_a_batch_that_would_not_fit_is_made_smaller(
@@ -232,6 +232,11 @@ def test_a_batch_that_would_not_fit_is_made_smaller(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1 << 20)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 20, 80 << 30))
     assert other._fitting() == 3  # of 10 MiB four fifths, for a little more than 2 MiB each
+    for asked, rounds, most in ((None, None, 32), (None, 2, 64), (5, None, 5), (100, None, 100)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 << 30, 80 << 30))
+        sampling = dataclasses.replace(llava._sampling, batch_size=asked, num_samples=4, first_samples=rounds)
+        other._sampling, other._limit = sampling, 8
+        assert other._fitting() == most
 
 
 def test_freed_memory_is_kept_or_that_is_said() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,25 @@ def batches_of(folder: Path, captioner: FakeCaptioner, size: int = 3) -> list[Ba
         else:
             found.append(batch)
     return found
+
+
+class Knowing(FakeCaptioner):
+    """Tells how many pictures at once suit it."""
+
+    at_once = 5
+
+
+@pytest.mark.parametrize(("asked", "sizes"), [(None, [5, 5, 2]), (8, [8, 4])])
+def test_a_captioner_says_how_many_at_once_unless_a_person_did(
+    tmp_path: Path, asked: int | None, sizes: list[int]
+) -> None:
+    folder_of(tmp_path / "in", *(f"{i:02}.png" for i in range(12)))
+    config = config_for(tmp_path / "in", tmp_path / "r.parquet")
+    captioner = Knowing()
+    result = scan(
+        replace(config, sampling=replace(config.sampling, batch_size=asked)), SilentProgress(), load=captioner.load
+    )
+    assert [len(batch) for batch in captioner.history] == sizes and len(result.records) == 12
 
 
 def names(batch: Batch) -> list[str]:

@@ -27,6 +27,7 @@ DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in o
 # Raised when the way from a file to RGB, or from RGB to a caption, changes: old readings are not mixed with new ones.
 IMAGE_PIPELINE = 1
 CAPTION_PIPELINE = 1
+USUAL_BATCH = 8  # images
 
 Pages = Literal["first", "all"]
 
@@ -107,7 +108,7 @@ class SamplingConfig:
     top_k: int = 0  # 0 = off
     max_new_tokens: int = 64
     seed: int = 0
-    batch_size: int = 8  # images per batch; changes speed, and captions only by rounding
+    batch_size: int | None = None  # images per batch; changes speed, captions only by rounding; None = see `batch`
     question: str | None = None  # asked beside the captions, K times; None = none
     choices: tuple[str, ...] = ()  # what may be answered
     abstain: bool = True  # the prompt offers to be unsure
@@ -116,9 +117,14 @@ class SamplingConfig:
     view_noise: float = 20.0  # sigma of the noise, of 255
 
     @property
+    def batch(self) -> int:
+        """Return how many images a batch has, unless the captioner knows better and nothing was asked for."""
+        return self.batch_size or USUAL_BATCH
+
+    @property
     def at_once(self) -> int:
-        """Return how many images go into a batch: where few samples are drawn first, more of them, for as many rows."""
-        return self.batch_size * (1 if self.first_samples is None else self.num_samples // self.first_samples)
+        """Return how many images are read at once: more where few samples are drawn first, for as many rows."""
+        return self.batch * (1 if self.first_samples is None else self.num_samples // self.first_samples)
 
     def __post_init__(self) -> None:
         _require(
@@ -129,7 +135,7 @@ class SamplingConfig:
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _require(1 <= self.max_new_tokens <= 32768, "max_new_tokens", self.max_new_tokens, "1 to 32768")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
-        _require(1 <= self.batch_size <= 4096, "batch_size", self.batch_size, "1 to 4096")
+        _require(1 <= self.batch <= 4096 and self.batch_size != 0, "batch_size", self.batch_size, "1 to 4096")
         _require(bool(self.prompt.strip()), "prompt", self.prompt, "a non-empty text")
         if self.first_samples is not None:
             _require(

@@ -18,7 +18,7 @@ from typing import Any
 import vlmgate
 from vlmgate.adaptive import Foresight, check_gate, told_of_saving
 from vlmgate.asking import ask
-from vlmgate.captioner import Captioner, load_captioner
+from vlmgate.captioner import Captioner, KnowsItsBatch, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.cluster.crew import hired
@@ -187,7 +187,7 @@ class _Run:
             lambda: look(self.config, self.outputs),
             self.progress.message,
             kept=gone_but_read(self.walk, self.journal, self.config.folder),
-            limit=16 * self.config.sampling.batch_size,
+            limit=16 * self.config.sampling.batch,
         )
         self.progress.message(f"Watching {self.config.folder}; Ctrl-C ends it and writes the result.")
         fresh = False  # something has been read since the result was published
@@ -286,7 +286,7 @@ class _Run:
         """Read the reference before the images: where it cannot be had, no night is spent in vain."""
         captioner = self._loaded()
         self.progress.message(f"Reading the reference in {folder.folder} ({len(folder.sources):,} files) …")
-        return folder.read(captioner, self.config.images, self.config.sampling.batch_size)
+        return folder.read(captioner, self.config.images, self.config.sampling.batch)
 
     def _look_back(self) -> None:
         """Forget, in memory and once a run, readings that were enough for another gate and are not for this one."""
@@ -306,13 +306,18 @@ class _Run:
                 batches = iter(supply)
                 while (batch := self._next(batches)) is not None:
                     if isinstance(batch, ModelWanted):
-                        supply.provide(self._loaded())
+                        supply.provide(self._loaded(), self._batch_of(self._loaded()))
                     else:
                         self._commit(batch)
                     del batch  # or its pictures would stay in memory while the next is waited for
         finally:
             with self.signals.held(), self.clock.running("waiting"):
                 self.recorder.close()
+
+    def _batch_of(self, captioner: Captioner) -> int | None:
+        """Return how many images to hand over at once, where the captioner knows and nothing was asked for."""
+        asked = self.config.sampling.batch_size is not None
+        return captioner.at_once if isinstance(captioner, KnowsItsBatch) and not asked else None
 
     def _next(self, batches: Iterator[Batch | ModelWanted]) -> Batch | ModelWanted | None:
         with self.clock.running("reading"):

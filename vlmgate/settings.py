@@ -59,7 +59,7 @@ class ReadingOptions(TypedDict, total=False):
     top_k: int
     max_new_tokens: int
     seed: int
-    batch_size: int
+    batch_size: int | None
     pages: Pages
     max_pixels: int
     workers: int

@@ -100,10 +100,11 @@ class Supply:
             yield ready
             del ready  # or its pictures would stay in memory while the next is waited for
 
-    def provide(self, captioner: Captioner) -> None:
-        """Answer `ModelWanted`."""
+    def provide(self, captioner: Captioner, batch_size: int | None = None) -> None:
+        """Answer `ModelWanted`; from now on, batches are of another size where one is given."""
         with self._changed:
             self._captioner = captioner
+            self._size = batch_size or self._size
             self._changed.notify_all()
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ def _some(folder: Path, images: int) -> Path:
 def _bench(folder: Path, scratch: Path, sampling: SamplingConfig, options: argparse.Namespace) -> None:
     engine, sources = load_captioner(ModelConfig(), sampling), find_images(folder).sources
     pictures = [one.result for one in read_ahead(sources, ImageConfig()) if isinstance(one.result, Picture)]
-    size, results = sampling.batch_size, list[ScanResult]()
+    size, results = sampling.batch, list[ScanResult]()
     sampled = _read(engine.read, pictures, size)
     readings = [Reading(p.file, one.captions, quality=p.quality) for p, one in zip(pictures, sampled, strict=True)]
     scorer = Scorer(sampling.prompt)

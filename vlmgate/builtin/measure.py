@@ -120,7 +120,7 @@ def asked(sampling: SamplingConfig) -> SamplingConfig:
 
 def sample(drawn: Sequence[Drawn], model: ModelConfig, sampling: SamplingConfig) -> list[Sampled]:
     """Return what the model says of each image, under any sampling."""
-    captioner, batch = load_captioner(model, sampling), sampling.batch_size
+    captioner, batch = load_captioner(model, sampling), sampling.batch
     shown = pictures(drawn)
     return [one for start in range(0, len(shown), batch) for one in captioner.read(shown[start : start + batch])]
 
@@ -134,7 +134,7 @@ def mixed(groups: Sequence[str]) -> list[int]:
 def seconds_per_image(drawn: Sequence[Drawn], model: ModelConfig, sampling: SamplingConfig) -> float:
     """Return how long K captions of an image take in batches, the median of five batches."""
     captioner = load_captioner(model, sampling)
-    batch = pictures(drawn[: sampling.batch_size])
+    batch = pictures(drawn[: sampling.batch])
     captioner.read(batch)  # warm up
     taken = []
     for _ in range(5):

@@ -80,6 +80,16 @@ class DrawsInRounds(Captioner, Protocol):
 
 
 @runtime_checkable
+class KnowsItsBatch(Captioner, Protocol):
+    """A captioner that tells how many pictures at once suit it; an engine need not be one."""
+
+    @property
+    def at_once(self) -> int:
+        """Return how many, where `SamplingConfig.batch_size` does not say."""
+        ...
+
+
+@runtime_checkable
 class Timed(Protocol):
     """A captioner that tells where its time went; an engine need not be one."""
 

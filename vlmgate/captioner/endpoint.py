@@ -73,6 +73,11 @@ class EndpointCaptioner:
             raise failed[0]
         return [one for one in told if isinstance(one, Sampled)]
 
+    @property
+    def at_once(self) -> int:
+        """How many images keep the server busy while a batch comes to its end."""
+        return 2 * self._server.config.concurrency
+
     def with_samples(self, num_samples: int) -> EndpointCaptioner:
         """Return a captioner that draws another number of samples with the same server; asks nothing."""
         other = copy.copy(self)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+MOST_BATCH = 32  # images, unless more are asked for; steps of this many branches keep a large GPU busy
 SHARE = 0.8  # of the free memory that is planned with; the rest is for fragments and for other pictures
 LOGIT_COPIES = 5  # float32 arrays as large as the logits that drawing a token makes
 _KEPT_BELOW = (256 * 2**20, 32 * 2**20)  # bytes; older versions of glibc take the second at most
@@ -48,6 +50,14 @@ def token_bytes(text_config: Any, dtype: torch.dtype) -> int:
 def fitting(free: int, image: int, most: int) -> int:
     """Return how many images of so many bytes fit into the planned share of `free` bytes: 1 to `most`."""
     return max(1, min(most, int(free * SHARE) // max(image, 1)))
+
+
+def peak(act: Callable[[], object], device: torch.device) -> int:
+    """Return how many bytes more than before an action takes on a CUDA device at its peak."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    act()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def free_bytes(device: torch.device) -> int:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from vlmgate.answers import question_prompt
-from vlmgate.captioner import Enough
+from vlmgate.captioner import Enough, memory
 from vlmgate.captioner.blocks import attention_in_blocks
 from vlmgate.captioner.checkpoint import describe, load_checkpoint
 from vlmgate.captioner.failures import one_line, out_of_memory
@@ -26,7 +26,6 @@ from vlmgate.captioner.features import Features, FeatureTap
 from vlmgate.captioner.fork import ForkDecoder, Pick
 from vlmgate.captioner.generation import accepted_keys, image_token_ids_of, moved, own_generation_config
 from vlmgate.captioner.graphs import RecordedDecoder, Recordings
-from vlmgate.captioner.memory import Footprint, fitting, free_bytes, keep_freed_memory, release, token_bytes
 from vlmgate.captioner.packed import CannotPackError, PackedDecoder, Teacher, check_structure
 from vlmgate.captioner.prepack import prepack, undo
 from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, apart, length_varies, trial_images
@@ -61,7 +60,7 @@ class TransformersCaptioner:
         self._sampling = sampling
         self._checkpoint = load_checkpoint(model)
         if self._checkpoint.device.type == "cpu":
-            keep_freed_memory()
+            memory.keep_freed_memory()
         self._image_ids = image_token_ids_of(self._checkpoint)
         with quiet():
             self._encode = self._encoder(sampling.prompt)
@@ -82,7 +81,7 @@ class TransformersCaptioner:
         self._info = describe(model.model, self._checkpoint, "packed" if self._packs else "fork")
         self._tails = None if self._ask is None else self._shared_tails(self._ask)
         self._times = Times()  # less what the trials took
-        self._limit = min(self._limit, self._fitting())
+        self._limit = self._fitting()
 
     def _encoder(self, prompt: str) -> PromptEncoder:
         return PromptEncoder(
@@ -103,6 +102,11 @@ class TransformersCaptioner:
         A batch that does not fit into memory is halved, and so are all later ones; a single picture raises.
         """
         return self._in_batches(self._read_batch, pictures)
+
+    @property
+    def at_once(self) -> int:
+        """How many images fit."""
+        return self._limit
 
     @property
     def times(self) -> Times:
@@ -160,7 +164,7 @@ class TransformersCaptioner:
                 self._limit = len(batch) // 2
                 logger.warning("out of memory with %d images at once; going on with %d", len(batch), self._limit)
                 self._recordings.clear()
-                release(self._checkpoint.device)
+                memory.release(self._checkpoint.device)
             else:
                 found += done
         return found
@@ -358,26 +362,22 @@ class TransformersCaptioner:
         """
         device, sampling = self._checkpoint.device, self._sampling
         if device.type != "cuda":
-            return sampling.at_once
+            return min(self._limit, sampling.at_once)
         try:
             text = self._checkpoint.model.config.get_text_config(decoder=True)
             inputs = self._inputs(self._encode, trial_images()[:1])
-            before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            self._generate(inputs, self._decoder(Teacher([0]), 1, ForkDecoder, branches=1))
-            footprint = Footprint(
-                token=token_bytes(text, self._checkpoint.dtype),
-                prefill=torch.cuda.max_memory_allocated(device) - before,
-                vocabulary=text.vocab_size,
-                prompt=inputs["input_ids"].shape[1],
-            )
+            once = self._decoder(Teacher([0]), 1, ForkDecoder, branches=1)
+            taken = memory.peak(lambda: self._generate(inputs, once), device)
+            token, prompt = memory.token_bytes(text, self._checkpoint.dtype), inputs["input_ids"].shape[1]
         except Exception as error:  # an estimate is no reason to fail
             logger.warning("how many images fit into memory is not known: %s", one_line(error))
-            return sampling.at_once
+            return min(self._limit, sampling.at_once)
+        footprint = memory.Footprint(token, taken, text.vocab_size, prompt)
         image = footprint.image(self._info.route, sampling.num_samples, sampling.max_new_tokens) * sampling.views
-        release(device)
-        fits = fitting(free_bytes(device), image, sampling.at_once)
-        logger.info("an image takes about %d MiB; %d of %d at once", image >> 20, fits, sampling.at_once)
+        memory.release(device)
+        most = sampling.at_once * (1 if sampling.batch_size else memory.MOST_BATCH // sampling.batch)
+        fits = memory.fitting(memory.free_bytes(device), image, most)
+        logger.info("an image takes about %d MiB; %d of %d at once", image >> 20, fits, most)
         return fits
 
     def _draws_alike(self) -> bool:

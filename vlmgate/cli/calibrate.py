@@ -138,7 +138,7 @@ def calibrate(
     top_k: TopKOption = 0,
     max_new_tokens: NewTokensOption = 64,
     seed: SeedOption = 0,
-    batch_size: BatchSizeOption = 8,
+    batch_size: BatchSizeOption = None,
     pages: PagesOption = PagesChoice.FIRST,
     max_pixels: MaxPixelsOption = 500_000_000,
     workers: WorkersOption = 0,

@@ -64,7 +64,13 @@ TopPOption = Annotated[float, typer.Option(help="Nucleus sampling; 1 = off.")]
 TopKOption = Annotated[int, typer.Option(help="Sample from the K likeliest tokens only; 0 = off.")]
 NewTokensOption = Annotated[int, typer.Option(help="A caption is cut off here, and its image goes to a person.")]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same captions.")]
-BatchSizeOption = Annotated[int, typer.Option(help="Images per batch; changes speed, not captions.")]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Images per batch; changes speed, not captions.",
+        show_default="8; on a GPU as many as fit, up to 32; of a server twice --concurrency",
+    ),
+]
 PagesOption = Annotated[
     PagesChoice, typer.Option(help="Of files with several pages: the first, or a row for every page.")
 ]

@@ -116,7 +116,7 @@ def scan(
     views: Annotated[int, typer.Option(help="Sample from so many noised copies of each image; divides K.")] = 1,
     view_noise: Annotated[float, typer.Option(help="Standard deviation of their noise, of 255.")] = 20.0,
     seed: SeedOption = 0,
-    batch_size: BatchSizeOption = 8,
+    batch_size: BatchSizeOption = None,
     pages: PagesOption = PagesChoice.FIRST,
     max_pixels: MaxPixelsOption = 500_000_000,
     workers: WorkersOption = 0,

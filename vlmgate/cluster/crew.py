@@ -210,7 +210,7 @@ class Crew:
         Raises `ModelError` where no worker can load the model, `UsageError` where no machine is as it must be, and
         `FatalError` where workers do nothing but die.
         """
-        size = self._setup.sampling.batch_size
+        size = self._setup.sampling.batch
         files = _absolute(sources)
         jobs = deque(Job(files[i : i + size]) for i in range(0, len(files), size))
         self._wanted = min(self._wanted, len(jobs))

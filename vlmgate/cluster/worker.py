@@ -138,7 +138,7 @@ class Worker:
                         self._seen.difference_update(content_of(picture.file) for picture in waiting.pictures)
                         yield Batch(wants_model=True, log=self._lines.take())
                         return
-                    if len(waiting.pictures) == self.setup.sampling.batch_size or len(waiting.aside) >= _ASIDE:
+                    if len(waiting.pictures) == self.setup.sampling.batch or len(waiting.aside) >= _ASIDE:
                         yield self._batch(waiting)
                         waiting = waiting.next()
             yield self._batch(waiting)
@@ -199,7 +199,7 @@ class Worker:
         try:
             with self._model:
                 captioner = self._loaded()
-                found = features_of(sources, captioner, self.setup.images, self.setup.sampling.batch_size)
+                found = features_of(sources, captioner, self.setup.images, self.setup.sampling.batch)
         except _TroubleError as error:
             return [], Batch(trouble=error.trouble, log=self._lines.take())
         return found, Batch(info=self._info(captioner), log=self._lines.take())
