@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 import threading
 import tracemalloc
 from pathlib import Path
@@ -78,6 +80,28 @@ def test_a_folder_for_temporary_files_without_room_is_told_in_one_line() -> None
     with pytest.raises(StoreError, match=r"folder for temporary files cannot be used.*full.*the same command resumes"):
         for i in range(10_000):
             kept["name " * 20, i] = i
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere an open file keeps its name")
+def test_the_file_of_a_shelf_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept = shelf()
+    for i in range(40_000):  # more than are kept in memory
+        kept["name " * 20, i] = i
+    assert not [*tmp_path.iterdir()] and kept["name " * 20, 39_999] == 39_999
+    (path,) = [row[2] for row in kept._db.execute("PRAGMA database_list")]
+    assert path.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("trouble", ["no room", "no folder"])
+def test_without_room_a_shelf_is_in_memory(trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if trouble == "no room":
+        monkeypatch.setattr("vlmgate.shelf.ROOM", 2**80)
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    kept = shelf()
+    kept["a", 1] = 1
+    assert [row[2] for row in kept._db.execute("PRAGMA database_list")] == [""] and kept.under("a") == {1: 1}
 
 
 def test_a_set_of_slots() -> None:

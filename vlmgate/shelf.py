@@ -1,11 +1,15 @@
 """Mappings and sets that lie in a file, so that a night of images takes no more memory than an hour of them.
 
-Knows SQLite and the folder for temporary files; knows nothing of what is kept. A shelf belongs to one run: its file has
-no name that another could find, holds nothing that is not in the journal too, and is gone when the run ends.
+Knows SQLite and the folder for temporary files; knows nothing of what is kept. A shelf belongs to one run: its file is
+for nobody else to find, holds nothing that is not in the journal too, and is gone when the run ends. Where the folder
+has little room, what is kept stays in memory after all.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -19,7 +23,27 @@ V = TypeVar("V")
 Slot = tuple[str, int]
 
 CACHE = 2048  # KiB that a shelf keeps in memory; what is beyond lies in the file
+ROOM = 2**30  # bytes that must be free; a hundred thousand images take some 60 MB
 _AT_ONCE = 1000  # slots
+
+
+def _new_file() -> str | None:
+    """Return a new, empty file that only this user can open; None where there is no room for one."""
+    try:
+        if shutil.disk_usage(tempfile.gettempdir()).free < ROOM:
+            return None
+        descriptor, file = tempfile.mkstemp(prefix="vlmgate-", suffix=".shelf")
+        os.close(descriptor)
+    except OSError:
+        return None
+    return file
+
+
+def _put_away(db: sqlite3.Connection, file: str | None) -> None:
+    db.close()
+    if file is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(file)  # noqa: PTH108
 
 
 class Shelf(MutableMapping[Slot, V], Generic[V]):
@@ -32,14 +56,17 @@ class Shelf(MutableMapping[Slot, V], Generic[V]):
     def __init__(self, encode: Callable[[V], str], decode: Callable[[str], V]) -> None:
         self._encode, self._decode = encode, decode
         self._lock = threading.RLock()
-        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # "": a file without a name
-        weakref.finalize(self, self._db.close)
+        file = _new_file()
+        self._db = sqlite3.connect(file or ":memory:", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, _put_away, self._db, file)
         for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE}"):
             self._run(f"PRAGMA {setting}")
         self._run(
             "CREATE TABLE shelf (name TEXT, number INTEGER, value TEXT, PRIMARY KEY (name, number)) WITHOUT ROWID"
         )
-        self._run("BEGIN")  # never ended: nothing of it has to outlast the run
+        self._run("BEGIN EXCLUSIVE")  # never ended: nothing of it has to outlast the run
+        if file and os.name == "posix":
+            os.unlink(file)  # noqa: PTH108 - from here on nobody can open it, and nothing is left of it, come what may
 
     def _run(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[str, ...]]:
         try:
