@@ -172,6 +172,7 @@ def test_a_reading_that_was_damaged_meanwhile_is_accepted_by_nobody(tmp_path: Pa
     assert [(r.captions, r.num_samples, r.seed) for r in records] == [(None, 4, 5)] * 3
     data = journal.path.read_bytes()
     journal.path.write_bytes(data.replace(f"{1:064x}".encode(), b"f" * 64))
+    assert [content[0] for content, _ in journal.readings.items()] == [f"{i:064x}" for i in (0, 2)]
     whole: list[Record] = [*completed(records, journal.readings)]
     assert [r.route for r in whole] == [Route.AUTO_ACCEPT, Route.HUMAN_REVIEW, Route.AUTO_ACCEPT]
     assert (whole[1].reason, whole[1].captions, whole[1].vendi_score) == (Reason.NOT_READ, None, None)

@@ -17,7 +17,7 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,7 +56,8 @@ _MOST_PAGES = 2**31
 class Readings(Mapping[Content, Reading]):
     """The readings of a journal, each taken from its line when it is asked for.
 
-    One whose line is not what it was counts as not there, so that nothing is decided on it. Threads may share it.
+    One whose line turns out not to be what it was is not there any more, so that nothing is decided on it. Threads may
+    share it.
     """
 
     def __init__(self, path: Path, counts: range | None) -> None:
@@ -75,6 +76,7 @@ class Readings(Mapping[Content, Reading]):
             entry = Unreadable("", repr(error))
         if not isinstance(entry, Reading) or content_of(entry.image) != content:
             log.error("%s: the line at byte %d is not what was written there", self._path, begin)
+            self._places.pop(content, None)
             raise KeyError(content)
         return entry
 
@@ -89,6 +91,10 @@ class Readings(Mapping[Content, Reading]):
 
     def __bool__(self) -> bool:
         return bool(self._places)
+
+    def items(self) -> ItemsView[Content, Reading]:
+        """Return contents and readings, less those that turn out not to be there."""
+        return _There(self)
 
     def put(self, content: Content, begin: int, length: int) -> None:
         """Say which line holds a reading from now on."""
@@ -121,6 +127,14 @@ class Readings(Mapping[Content, Reading]):
             raise StoreError(
                 f"{self._path}: cannot be read ({error.strerror}); the same command resumes once it can."
             ) from error
+
+
+class _There(ItemsView[Content, Reading]):
+    def __iter__(self) -> Iterator[tuple[Content, Reading]]:
+        for content in self._mapping:
+            reading = self._mapping.get(content)
+            if reading is not None:
+                yield content, reading
 
 
 def _place_as_text(place: tuple[int, int]) -> str:
