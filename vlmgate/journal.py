@@ -130,9 +130,13 @@ class Readings(Mapping[Content, Reading]):
 
 
 class _There(ItemsView[Content, Reading]):
+    def __init__(self, readings: Readings) -> None:
+        super().__init__(readings)
+        self._readings = readings
+
     def __iter__(self) -> Iterator[tuple[Content, Reading]]:
-        for content in self._mapping:
-            reading = self._mapping.get(content)
+        for content in self._readings:
+            reading = self._readings.get(content)
             if reading is not None:
                 yield content, reading
 
