@@ -22,7 +22,7 @@ from vlmgate.errors import StoreError, one_line
 V = TypeVar("V")
 Slot = tuple[str, int]
 
-CACHE = 2048  # KiB that a shelf keeps in memory; what is beyond lies in the file
+CACHE = 512  # KiB that a shelf keeps in memory; what is beyond lies in the file
 ROOM = 2**30  # bytes that must be free; a hundred thousand images take some 60 MB
 _AT_ONCE = 1000  # slots
 
