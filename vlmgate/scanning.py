@@ -150,8 +150,8 @@ class _Run:
         early = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
         self.recorder = Recorder(journal, early if config.kernel == WORDS else None)
         self.watch: Watch | None = None
-        most = config.sampling.num_samples
-        self.foresight = Foresight(self.gate, early, most) if config.sampling.first_samples is not None else None
+        stops_early = config.sampling.first_samples is not None
+        self.foresight = Foresight(self.gate, early, config.sampling) if stops_early else None
 
     def run(self) -> ScanResult:
         interrupted: int | None = None
