@@ -10,16 +10,16 @@ What is certain after k samples:
 - The logarithm of the Vendi score is the entropy S of the kernel over its size. Whatever the other K - k captions are,
   with p = k / K it ends within [p S_k, h(p) + p S_k + (1 - p) ln(K - k)], h being the binary entropy (concavity of the
   von Neumann entropy, and its bound for mixtures: Nielsen & Chuang, "Quantum Computation and Quantum Information",
-  theorem 11.10). That seldom decides, so the other captions are also played through (`vlmgate.urn`): of 400 plays at
-  most one may end with a person where the image would be accepted, two accepted where it would go to a person.
-  Captions whose probability is known leave little to captions not seen where they are probable, and all where not.
+  theorem 11.10). That seldom decides, so the other captions are also played through, 200 times (`vlmgate.urn`): none of
+  the plays may end on the other side. Where the probability of captions is known, those not seen get what is left.
 - Shares of answers: of the other K - k, a number follows the beta-binomial law that k answers leave of Jeffreys' prior
-  (Beta(1/2, 1/2)); it must not turn with a chance of `SHARE_TO_ACCEPT` where the image would be accepted, of
-  `SHARE_TO_LEAVE` where not.
+  (Beta(1/2, 1/2)); the other decision must be less likely than `CHANCE_OF_ERROR` where the image would be accepted,
+  than `CHANCE` where not.
 
 The limit must also be kept, or broken, by the k samples themselves, so that what is stored of an image decides as it
-was decided. The chances were chosen on the renders that the urn was fitted to. They are those of one look under the
-urn, and an image is looked at several times: other captions are not drawn from an urn, and err more or less often.
+was decided. That no play may end otherwise was chosen on the renders that the urn was fitted to, as were the looks. It
+is what one look means under the urn, and an image is looked at several times: captions are not drawn from an urn, and
+turn more often, or less.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ from vlmgate.journal import Content
 from vlmgate.novelty import Reference
 from vlmgate.records import Caption, Quality, Reading, Reason, Record, Route, Scores
 from vlmgate.scoring import Said, Scorer
-from vlmgate.urn import LEAST_UNSEEN, entropy, is_rare
+from vlmgate.urn import LEAST_UNSEEN, entropy, never_ends
 
-CHANCE_TO_LEAVE = 0.005  # of being accepted after all, up to which captions leave an image to a person
-CHANCE_TO_ACCEPT = 0.0025  # of going to a person after all, up to which they accept it; the dearer mistake
-SHARE_TO_LEAVE, SHARE_TO_ACCEPT = 0.01, 0.001  # the same of answers
+CHANCE = 0.01  # by its answers: of being accepted after all, below which an image is left to a person
+CHANCE_OF_ERROR = 0.001  # of going to a person after all, below which it is accepted; the dearer mistake
 _OF_ANSWERS = ("answer_share", "abstain_rate", "unparsable_rate")
 _OF_CAPTIONS = ("vendi_score", "agreement", "doubt")
 _FIXED = ("novelty", *Quality.__dataclass_fields__)  # no sample changes them
@@ -145,10 +144,11 @@ class Foresight:
             return True
         candidate = Candidate(("", 1), scores, reason, quality, novelty)
         now = decide([candidate], self.gate)[0].route
-        foreseen = [self._foreseen(limit, candidate, said) for limit in self._limits(scores)]
+        limits = sorted(self._limits(scores), key=lambda limit: limit.column in _OF_CAPTIONS)  # which take the longest
+        foreseen = (self._foreseen(limit, candidate, said) for limit in limits)
         if now is Route.HUMAN_REVIEW:
             return any(one is False for one in foreseen)
-        return all(foreseen) and (said.answers is None or self._answer_stays(said))
+        return (said.answers is None or self._answer_stays(said)) and all(foreseen)
 
     def _limits(self, scores: Scores) -> list[Limit]:
         """Return the limits that concern an image with this answer, that on the score among them."""
@@ -186,8 +186,7 @@ class Foresight:
         low, high = entropy_between(kernel, self.most)
         if high <= bound if kept else low > bound:
             return True
-        chance = CHANCE_TO_ACCEPT if kept else CHANCE_TO_LEAVE
-        return is_rare(kernel, self.most, bound, above=kept, chance=chance, unseen=self._unseen(said.captions))
+        return never_ends(kernel, self.most, bound, above=kept, unseen=self._unseen(said.captions))
 
     def _unseen(self, captions: Sequence[Caption]) -> float:
         """Return the probability of all captions that are not among these; 1 where it is unknown.
@@ -214,7 +213,7 @@ class Foresight:
             for more, probability in enumerate(beta_binomial(left, count + 0.5, drawn - count + 0.5))
             if limit.holds((count + more) / self.most) != kept
         )
-        return chance < (SHARE_TO_ACCEPT if kept else SHARE_TO_LEAVE)
+        return chance < (CHANCE_OF_ERROR if kept else CHANCE)
 
     def _answer_stays(self, said: Said) -> bool:
         """Tell whether the answer that leads cannot be caught up with."""
@@ -227,7 +226,7 @@ class Foresight:
             return True
         rival = max(others[0], 0)
         law = beta_binomial(left, rival + 0.5, first + 0.5)  # all that follow are one of the two: the worst that may be
-        return sum(p for more, p in enumerate(law) if rival + more >= first + left - more) < SHARE_TO_LEAVE
+        return sum(p for more, p in enumerate(law) if rival + more >= first + left - more) < CHANCE
 
 
 def entropy_between(kernel: Matrix, most: int) -> tuple[float, float]:
