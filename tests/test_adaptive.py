@@ -35,7 +35,7 @@ from vlmgate.rescore import rescore
 from vlmgate.scanning import scan
 from vlmgate.scoring import Said, Scorer
 from vlmgate.store import read_result
-from vlmgate.urn import PLAYS, URNS, entropies, entropy, never_ends
+from vlmgate.urn import PLAYS, URNS, entropies, entropy, seldom_ends
 
 K = 16
 SAMPLING = SamplingConfig(num_samples=K)
@@ -123,7 +123,7 @@ def test_the_next_caption_is_new_as_often_as_the_urns_say() -> None:
     assert (entropies(np.ones((4, 4)), K, 0.0) < 1e-9).all(), "a reading came that has no probability"
 
 
-def test_what_never_ends_otherwise_in_play_seldom_does() -> None:
+def test_what_seldom_ends_otherwise_in_play_seldom_does() -> None:
     """Captions from a short list, however even: three in a hundred that end on the other side would be too many."""
     rng = np.random.default_rng(1)
     bound, stopped, wrong = math.log(2.0), 0, 0
@@ -132,7 +132,7 @@ def test_what_never_ends_otherwise_in_play_seldom_does() -> None:
         kernel = word_kernel(rng.choice(texts, size=K, p=rng.dirichlet(np.full(len(texts), 0.25))).tolist())
         for k in (4, 8, 12):
             above = float(entropy(kernel[:k, :k])) <= bound
-            if never_ends(kernel[:k, :k], K, bound, above=above):
+            if seldom_ends(kernel[:k, :k], K, bound, above=above):
                 stopped += 1
                 wrong += (float(entropy(kernel)) > bound) is above
                 break
