@@ -8,6 +8,8 @@ two-parameter Poisson-Dirichlet distribution", Ann. Probab. 25, 1997; a reading 
 No one urn does for every image, so each play draws its own from a few, by the chance that each gives to the counts at
 hand (Pitman, "Exchangeable and partially exchangeable random partitions", Probab. Theory Relat. Fields 102, 1995).
 Where the engine knows how probable its captions are, a new reading is at most as likely as all captions not seen yet.
+That is for models of few words: the built-in one words a reading in so many ways that it changes nothing there, and
+readings drawn by their log-probabilities too, not by their counts alone, were foreseen no better.
 
 In the space of the kernel a new reading lies half way between two captions drawn from those at hand, but for a part
 that is like nothing else: as much as the readings at hand differ from the one most like them, and as they are wont to.
