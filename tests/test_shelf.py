@@ -24,7 +24,7 @@ from vlmgate.store import read_result, write_result
 from fakes import DISAGREE  # isort: skip
 from test_store import FINGERPRINT, told  # isort: skip
 
-PROMPTED = FINGERPRINT | {"choices": [], "num_samples": 4}
+PROMPTED = FINGERPRINT | {"choices": [], "num_samples": 4, "seed": 5}
 
 
 def shelf() -> Shelf[int]:
@@ -167,7 +167,7 @@ def test_a_reading_that_was_damaged_meanwhile_is_accepted_by_nobody(tmp_path: Pa
     journal = Journal.open(tmp_path / "r.journal.jsonl", PROMPTED)
     same = ("a dent in the rim",) * 4
     journal.append([reading(i, same) for i in range(3)], 0.1)
-    records = decide_rows(build_rows(walk, journal, seed=5), make_gate(num_samples=4, threshold=2.0))
+    records = decide_rows(build_rows(walk, journal), make_gate(num_samples=4, threshold=2.0))
     assert [r.route for r in records] == [Route.AUTO_ACCEPT] * 3
     assert [(r.captions, r.num_samples, r.seed) for r in records] == [(None, 4, 5)] * 3
     data = journal.path.read_bytes()

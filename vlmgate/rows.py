@@ -38,14 +38,13 @@ def build_rows(
     kernel: Kernel | None = None,
     reference: Reference | None = None,
     scored_before: Mapping[Content, Scored] | None = None,
-    seed: int = 0,
 ) -> list[Row]:
     """Return a row for every page of every image and every folder that could not be listed, by name and page.
 
     `scored_before` are scores of some of the readings, under the same kernel, less what hangs on novelty. Captions,
     answers and features are left in the journal: of a night's images they would fill the memory.
     """
-    build = _Building(journal, kernel, reference, scored_before or {}, seed)
+    build = _Building(journal, kernel, reference, scored_before or {})
     slots = ((name, page, found) for name, pages in _by_name(walk, journal) for page, found in pages)
     rows: list[Row] = []
     while some := [*itertools.islice(slots, _AT_ONCE)]:
@@ -90,9 +89,9 @@ class _Building:
         kernel: Kernel | None,
         reference: Reference | None,
         scored_before: Mapping[Content, Scored],
-        seed: int,
     ) -> None:
-        self.journal, self.reference, self.before, self.seed = journal, reference, scored_before, seed
+        self.journal, self.reference, self.before = journal, reference, scored_before
+        self.seed = int(journal.fingerprint.get("seed", 0))
         self.scorer = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
         self.failures = journal.failures()
         self.first: Shelf[str] = Shelf(str, str)  # content → the name under which these bytes came first

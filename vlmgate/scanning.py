@@ -140,8 +140,8 @@ class _Run:
         early = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
         self.recorder = Recorder(journal, early if config.kernel == WORDS else None)
         self.watch: Watch | None = None
-        most = config.sampling.num_samples
-        self.foresight = Foresight(self.gate, early, most) if config.sampling.first_samples is not None else None
+        stops_early = config.sampling.first_samples is not None
+        self.foresight = Foresight(self.gate, early, config.sampling) if stops_early else None
 
     def run(self) -> ScanResult:
         interrupted: int | None = None
@@ -217,8 +217,7 @@ class _Run:
             self.progress.message(f"Published {self.outputs.parquet}: {len(records):,} rows, {routed:,} for people.")
 
     def _rows(self) -> list[Row]:
-        seed = self.config.sampling.seed
-        return build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored, seed)
+        return build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
 
     def _write(self, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:
         read = sum(record.num_samples is not None for record in records)
@@ -292,9 +291,11 @@ class _Run:
         """Forget, in memory and once a run, readings that were enough for another gate and are not for this one."""
         if self.foresight is None or self.looked_back:
             return
+        self.looked_back = True
+        if self.journal.readings:
+            self.progress.message("Looking whether what was read before is enough for these limits …")
         for content in (open_ := self.foresight.open_among(self.journal.readings, self.reference)):
             self.journal.readings.forget(content)
-        self.looked_back = True
         if open_:
             self.progress.message(f"{len(open_):,} images need more samples for this limit, and are read again.")
 

@@ -60,7 +60,7 @@ class Outcome:
 
 def outcome(reads: Sequence[tuple[Said, float | None]], gate: Gate, first: int, most: int) -> Outcome:
     """Return what a scan would have made of images with K captions each."""
-    foresight = Foresight(gate, Scorer(""), most)
+    foresight = Foresight(gate, Scorer(""), SamplingConfig(num_samples=most))
     differ = wrongly = tokens = whole = stopped = 0
     for said, novelty in reads:
         for look in looks(first, most):
