@@ -3,10 +3,10 @@
     python -m tests.bench.scale [--sizes 10000,100000] [--samples 8] [--json FILE]
 
 Folders of so many small images (one PNG, its last bytes numbered), read by a captioner that makes its captions up, in a
-process of its own: what is left is the walk, decoding, scoring, journal and result. Images a second are by the clock, and by the time that
-the process kept processors busy, which other work on the machine lengthens less. Memory is the resident size while
-images are read, after a tenth of them and at the end. A second run of the same command finds everything read:
-`resume_seconds` pass until it knows what is missing, `rerun_seconds` until the result is written anew.
+process of its own: what is left is the walk, decoding, scoring, journal and result. Images a second are by the clock,
+and by the time that the process kept processors busy, which other work on the machine lengthens less. Memory is the
+resident size while images are read, after a tenth of them and at the end. A second run of the same command finds
+everything read: `resume_seconds` pass until it knows what is missing, `rerun_seconds` until the result is written anew.
 
 Knows folders, processes and clocks; knows nothing of models.
 """
