@@ -276,3 +276,25 @@ def test_a_second_signal_takes_nothing_away(tmp_path: Path) -> None:
     result = scan(config_for(folder, tmp_path / "r.parquet"), Impatient(), load=Stopping(1).load)
     assert result.interrupted in (signal.SIGTERM, signal.SIGINT)
     assert len(read_result(tmp_path / "r.parquet")[0]) == 9
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a file that is open keeps its name")
+@pytest.mark.parametrize("way", ["removed", "renamed", "replaced"])
+def test_a_journal_that_loses_its_name_costs_no_reading(way: str, tmp_path: Path) -> None:
+    """Somebody tidies the folder while the run lasts: what was read is in the result all the same."""
+    folder, journal = folder_of(tmp_path / "in", *(f"{i:02}.png" for i in range(20))), tmp_path / "r.journal.jsonl"
+
+    class Tidied(FakeCaptioner):
+        def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
+            if len(self.history) == 1:
+                if way == "replaced":
+                    (tmp_path / "other").write_bytes(b"something else\n" * 99)
+                    (tmp_path / "other").replace(journal)
+                else:
+                    journal.unlink() if way == "removed" else journal.rename(tmp_path / "mine")
+            return super().read(pictures)
+
+    result = run(config_for(folder, tmp_path / "r.parquet"), Tidied())
+    rows, provenance = read_result(tmp_path / "r.parquet")
+    assert result.error is None and provenance["complete"]
+    assert [row.reason for row in rows] == [Reason.AGREED] * 20 and all(row.captions for row in rows)

@@ -63,7 +63,7 @@ class Readings(Mapping[Content, Reading]):
     def __init__(self, path: Path, counts: range | None) -> None:
         self._path, self._counts = path, counts
         self._places: Shelf[tuple[int, int]] = Shelf(_place_as_text, _place_of_text)  # byte, number of bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open: int | None = None  # descriptor
         self._closing: Any = None
 
@@ -104,6 +104,13 @@ class Readings(Mapping[Content, Reading]):
         """Take a reading as not there; in the file it stays."""
         del self._places[content]
 
+    def hold(self) -> None:
+        """Open the file now: from then on its name may be taken away, and what it holds is still there."""
+        with self._lock:
+            if self._open is None:
+                self._open = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                self._closing = weakref.finalize(self, os.close, self._open)
+
     def close(self) -> None:
         """Let go of the file, until a reading is asked for."""
         with self._lock:
@@ -114,9 +121,8 @@ class Readings(Mapping[Content, Reading]):
     def _bytes(self, begin: int, length: int) -> bytes:
         try:
             with self._lock:
-                if self._open is None:
-                    self._open = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-                    self._closing = weakref.finalize(self, os.close, self._open)
+                self.hold()
+                assert self._open is not None
                 os.lseek(self._open, begin, os.SEEK_SET)
                 parts = []
                 while length > 0 and (part := os.read(self._open, length)):
@@ -314,6 +320,7 @@ class Journal:
             header = {"vlmgate_journal": JOURNAL_VERSION, "run_id": self.run_id, "fingerprint": self.fingerprint}
             self._write([json.dumps(header, separators=(",", ":"))])
             sync_folder(self.path.parent)
+        self.readings.hold()
 
     def check_model(self, model: Mapping[str, Any], keys: Iterable[str]) -> None:
         """Record what the loaded model says of itself; raise `ResumeError` where it is not the one that read before."""
