@@ -8,6 +8,7 @@ import sqlite3
 import tempfile
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,15 @@ def test_a_shelf_is_a_mapping_in_the_order_of_its_keys() -> None:
     for missing in (lambda: kept["a", 2], lambda: kept.pop(("a", 2))):
         with pytest.raises(KeyError):
             missing()
+
+
+def test_what_is_under_a_name_comes_one_by_one() -> None:
+    decoded = []
+    kept: Shelf[int] = Shelf(str, lambda text: (decoded.append(text), int(text))[1])
+    for i in range(2500):  # more than are fetched at once
+        kept["x", i - 1] = i
+    assert next(kept.values_under("x")) == 0 and decoded == ["0"]
+    assert [*kept.values_under("x")] == [*range(2500)] and [*kept.values_under("y")] == []
 
 
 def test_a_shelf_may_be_written_to_while_it_is_read() -> None:
@@ -166,6 +176,19 @@ def test_what_is_remembered_comes_back(found: Found) -> None:
 def reading(i: int, texts: tuple[str, ...] = (DISAGREE * 2)[:4]) -> Reading:
     captions = tuple(Caption(text, "stop", -0.5, 9) for text in texts)
     return Reading(picture(f"{i:05}.png", f"{i:064x}"), captions, features=pack([0.5] * 384))
+
+
+def test_a_page_costs_as_much_as_the_pages_before_it(tmp_path: Path) -> None:
+    """A file of ten thousand pages is journalled in seconds, not in minutes: few other pages are looked at."""
+    journal, looked = Journal.open(tmp_path / "r.journal.jsonl", PROMPTED), []
+    decode = journal._found._decode
+    journal._found._decode = lambda text: (looked.append(text), decode(text))[1]
+    said = reading(1)
+    pages = [replace(said, image=replace(said.image, page=page, num_pages=200)) for page in range(1, 201)]
+    for page in pages:
+        journal.append([page], 0.1)
+    journal.close()
+    assert len(looked) < 2 * len(pages) and len(journal.entries_of(said.image.file_name)) == 200
 
 
 def test_what_was_read_stays_in_the_file(tmp_path: Path) -> None:

@@ -227,8 +227,8 @@ class Journal:
         """Remember what the `length` bytes of the file at `begin` say."""
         file_name, page = key_of(entry)
         if not isinstance(entry, Unreadable):
-            others = self._found.under(file_name).values()
-            other = next((e for e in others if not isinstance(e, Unreadable)), None)
+            others = self._found.values_under(file_name)
+            other = next((e for e in others if not isinstance(e, Unreadable)), None)  # they are all of one file
             if other is not None and other.image.sha256 != entry.image.sha256:
                 self.forget(file_name)  # the file was replaced, so its other pages are of a file that is gone
         if isinstance(entry, Reading):

@@ -175,6 +175,14 @@ class Shelf(MutableMapping[Slot, V], Generic[V]):
         found = self._run("SELECT number, value FROM shelf WHERE name = ? ORDER BY number", (name,))
         return {int(number): self._decode(value) for number, value in found}
 
+    def values_under(self, name: str) -> Iterator[V]:
+        """Return what there is under a name, in order; what is not asked for costs nothing."""
+        select = "SELECT number, value FROM shelf WHERE name = ? AND number > ? ORDER BY number LIMIT ?"
+        some = self._run(select, (name, -(2**63), 1))
+        while some:
+            yield from (self._decode(value) for _, value in some)
+            some = self._run(select, (name, some[-1][0], _AT_ONCE))
+
 
 class SlotSet(MutableSet[Slot]):
     """A set of (name, number) on a shelf."""
