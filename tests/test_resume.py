@@ -298,3 +298,15 @@ def test_a_journal_that_loses_its_name_costs_no_reading(way: str, tmp_path: Path
     rows, provenance = read_result(tmp_path / "r.parquet")
     assert result.error is None and provenance["complete"]
     assert [row.reason for row in rows] == [Reason.AGREED] * 20 and all(row.captions for row in rows)
+
+
+def test_a_page_that_is_opened_again_keeps_the_time_its_reading_took(tmp_path: Path) -> None:
+    """Of a file with a broken page the others are opened again at every run, and are known by then."""
+    path = stack(tmp_path / "in" / "a.tif", 3)
+    path.write_bytes(path.read_bytes()[:-40])
+    config = replace(config_for(path.parent, tmp_path / "r.parquet"), images=PAGES)
+    first = run(config, FakeCaptioner())
+    assert {r.reason for r in first.records} == {Reason.AGREED, Reason.UNREADABLE}
+    for _ in range(2):
+        assert [r.seconds for r in run(config, FakeCaptioner()).records] == [r.seconds for r in first.records]
+    assert any(r.seconds is not None for r in first.records)

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from vlmgate.entries import (
     Content,
+    Duplicate,
     Entry,
     Failure,
     Found,
@@ -235,6 +236,9 @@ class Journal:
             self.readings.put(content_of(entry.image), begin, length)
         if isinstance(entry, Failure):
             self._failed.add((file_name, page))
+        if isinstance(entry, Duplicate):  # the same page, opened again
+            before = self._found.get((file_name, page))
+            seconds = before.seconds if isinstance(before, Read) else seconds
         known = entry if isinstance(entry, Failure | Unreadable) else Read(entry.image, seconds)
         self._found[file_name, page] = known
 
