@@ -310,3 +310,13 @@ def test_a_page_that_is_opened_again_keeps_the_time_its_reading_took(tmp_path: P
     for _ in range(2):
         assert [r.seconds for r in run(config, FakeCaptioner()).records] == [r.seconds for r in first.records]
     assert any(r.seconds is not None for r in first.records)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a file that is open cannot be moved away")
+def test_a_result_keeps_its_own_captions_when_a_later_run_writes_to_its_place(tmp_path: Path) -> None:
+    """They are taken from the journal when they are asked for, and by then another journal may have its name."""
+    config = config_for(folder_of(tmp_path / "in", "a.png", "b.png"), tmp_path / "r.parquet")
+    first = run(config, FakeCaptioner(lambda _: ["a red part"]))
+    later = run(replace(config, restart=True), FakeCaptioner(lambda _: ["a big part"]))  # of the same length
+    assert {r.captions[0] for r in later.records if r.captions} == {"a big part"}
+    assert [r.captions[0] if r.captions else None for r in first.records] == ["a red part"] * 2

@@ -362,8 +362,13 @@ class Journal:
         self._length += length
 
     def close(self) -> None:
-        """Let go of the file; all that counts is on the disk already."""
-        self.readings.close()
+        """Let go of the file; all that counts is on the disk already.
+
+        Who has the readings reads on in the file that they are in, whatever gets its name. Where a file that is open
+        cannot be moved or removed, that is let go of too, and opened anew when it is asked for.
+        """
+        if os.name != "posix":
+            self.readings.close()
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
