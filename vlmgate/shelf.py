@@ -125,9 +125,9 @@ class Shelf(MutableMapping[Slot, V], Generic[V]):
                 ) from error
 
     def _move(self, db: sqlite3.Connection) -> None:
-        self._closing()
-        self._db, self._in_file = db, False
-        self._closing = weakref.finalize(self, _put_away, db, None)
+        put_away = self._closing
+        self._db, self._in_file, self._closing = db, False, weakref.finalize(self, _put_away, db, None)
+        put_away()
 
     def __getitem__(self, slot: Slot) -> V:
         found = self._run("SELECT value FROM shelf WHERE name = ? AND number = ?", slot)
