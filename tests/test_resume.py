@@ -21,6 +21,7 @@ from vlmgate.outcome import ScanResult
 from vlmgate.records import Picture, Reason, Route, Sampled
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
+from vlmgate.tonight import drift_of
 
 PAGES = ImageConfig(pages="all")
 
@@ -320,3 +321,29 @@ def test_a_result_keeps_its_own_captions_when_a_later_run_writes_to_its_place(tm
     later = run(replace(config, restart=True), FakeCaptioner(lambda _: ["a big part"]))  # of the same length
     assert {r.captions[0] for r in later.records if r.captions} == {"a big part"}
     assert [r.captions[0] if r.captions else None for r in first.records] == ["a red part"] * 2
+
+
+def test_what_is_lost_while_the_result_is_written_counts_as_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is cut off after the decision: no row is left accepted on it, and nothing calls the result whole."""
+    folder, journal = folder_of(tmp_path / "in", *(f"{i:02}.png" for i in range(12))), tmp_path / "r.journal.jsonl"
+    config, whole = config_for(folder, tmp_path / "r.parquet"), drift_of
+    cut: list[int] = []
+
+    def cuts(*told: object) -> None:
+        if not cut:
+            cut.append(journal.stat().st_size // 2)
+            os.truncate(journal, cut[0])
+        return whole(*told)  # type: ignore[arg-type, return-value]
+
+    monkeypatch.setattr("vlmgate.scanning.drift_of", cuts)
+    result = run(config, FakeCaptioner())
+    rows, provenance = read_result(tmp_path / "r.parquet")
+    reasons = [row.reason for row in rows]
+    assert set(reasons) == {Reason.AGREED, Reason.NOT_READ} and [r.reason for r in result.decided] == reasons
+    assert not provenance["complete"] and provenance["readings"] == reasons.count(Reason.AGREED)
+    assert {r.route for r in rows if r.captions is None} == {Route.HUMAN_REVIEW}
+    assert {path.name for path in tmp_path.glob("*.parquet")} == {"r.parquet"}
+    again = run(config, FakeCaptioner())
+    assert {r.reason for r in again.records} == {Reason.AGREED} and again.provenance["complete"]
