@@ -21,6 +21,7 @@ from PIL import Image
 from vlmgate.config import ImageConfig
 from vlmgate.errors import NoImagesError
 from vlmgate.images import ahead, find_images, open_pages, opening, read_ahead
+from vlmgate.images.ahead import _Line
 from vlmgate.images.formats import RefusedError
 from vlmgate.records import Picture, Source, Unreadable
 
@@ -393,6 +394,17 @@ def test_the_pixel_budget_bounds_what_waits(tmp_path: Path, monkeypatch: pytest.
         ahead.append(len(decoded) - taken)
     assert len(decoded) == 20
     assert max(ahead) == 4  # the one in hand is one of them
+
+
+def test_nothing_is_kept_of_files_that_were_read(tmp_path: Path) -> None:
+    sources = [Source(f"{i}.png", save(tmp_path / f"{i}.png", i)) for i in range(30)]
+    line = _Line(ImageConfig(), 2, 10**9)
+    jobs = [line.submit(source) for source in sources]
+    for job in jobs:
+        _, cost = line.collect(job)
+        line.release(cost, done=True)
+    line.stop()
+    assert (line._begun, line._in_flight, line._turn) == (set(), 0, 30)
 
 
 def test_a_picture_larger_than_the_budget_is_let_through(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def _bench(folder: Path, scratch: Path, sampling: SamplingConfig, options: argpa
         with tempfile.TemporaryDirectory(dir=scratch) as out:
             config = ScanConfig(folder=folder, out=Path(out) / "r.parquet", sampling=sampling)
             results.append(scan(config, SilentProgress(), load=lambda *_: engine))
+            assert results[-1].records  # read back now, for the journal goes with its folder
 
     def record() -> None:
         with tempfile.TemporaryDirectory(dir=scratch) as out:

@@ -3,7 +3,8 @@
     python -m tests.bench.scale [--sizes 10000,100000] [--samples 8] [--json FILE]
 
 Folders of so many small images (one PNG, its last bytes numbered), read by a captioner that makes its captions up, in a
-process of its own: what is left is the walk, decoding, scoring, journal and result. Memory is the resident size while
+process of its own: what is left is the walk, decoding, scoring, journal and result. Images a second are by the clock, and by the time that
+the process kept processors busy, which other work on the machine lengthens less. Memory is the resident size while
 images are read, after a tenth of them and at the end. A second run of the same command finds everything read:
 `resume_seconds` pass until it knows what is missing, `rerun_seconds` until the result is written anew.
 
@@ -52,13 +53,13 @@ def resident():
 class Progress(SilentProgress):
     def start(self, total, done):
         super().start(total, done)
-        self.marks = [(done, time.perf_counter(), resident())]
+        self.marks = [(done, time.perf_counter(), resident(), time.process_time())]
         self.resumed = time.perf_counter() - begun
 
     def advance(self, images):
         super().advance(images)
         if self.advanced >= len(self.marks) * self.total / 10:
-            self.marks.append((self.advanced, time.perf_counter(), resident()))
+            self.marks.append((self.advanced, time.perf_counter(), resident(), time.process_time()))
 
 begun = time.perf_counter()
 progress = Progress()
@@ -96,12 +97,14 @@ def measure(images: int, samples: int) -> dict[str, Any]:
         first, again = _run(folder, out, samples, images), _run(folder, out, samples, images)
         journal = out.with_suffix(".journal.jsonl").stat().st_size
     marks = first["marks"]
-    rates = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in itertools.pairwise(marks[1:])]
+    rates, busy = ([(b[0] - a[0]) / (b[i] - a[i]) for a, b in itertools.pairwise(marks[1:])] for i in (1, 3))
     return {
         "images": images,
         "images_per_second": images / first["time"]["seconds"],
         "first_tenths": sum(rates[:3]) / len(rates[:3]),
         "last_tenths": sum(rates[-3:]) / len(rates[-3:]),
+        "first_tenths_by_cpu": sum(busy[:3]) / len(busy[:3]),
+        "last_tenths_by_cpu": sum(busy[-3:]) / len(busy[-3:]),
         "scan_seconds": first["seconds"],
         "finish_seconds": first["seconds"] - (marks[-1][1] - marks[0][1]),
         "megabytes_early": marks[1][2],

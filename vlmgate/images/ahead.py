@@ -175,7 +175,8 @@ class _Line:
         return fits or (job.index == self._head and not job.results)  # the consumer waits for this very page
 
     def _pass_turn(self, job: _Job) -> None:
-        self._begun.add(job.index)
+        if job.index >= self._turn:  # at its end, most often, a file has had its turn; kept, it would stay for ever
+            self._begun.add(job.index)
         while self._turn in self._begun:
             self._begun.remove(self._turn)
             self._turn += 1
