@@ -64,7 +64,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "encoders": ({"errors", "diversity", "captioner"}, {"numpy", "torch", "transformers"}),
     "scoring": ({"records", "answers", "degenerate", "diversity", "kernels"}, set()),
     "rows": (
-        {"entries", "records", "images", "gate", "journal", "kernels", "novelty", "scoring", "shelf"},
+        {"entries", "errors", "records", "images", "gate", "journal", "kernels", "novelty", "scoring", "shelf"},
         set(),
     ),
     "outcome": ({"entries", "errors", "gate", "records", "rows", "store"}, set()),

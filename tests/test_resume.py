@@ -21,6 +21,7 @@ from vlmgate.outcome import ScanResult
 from vlmgate.records import Picture, Reason, Route, Sampled
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
+from vlmgate.tonight import drift_of
 
 PAGES = ImageConfig(pages="all")
 
@@ -276,3 +277,73 @@ def test_a_second_signal_takes_nothing_away(tmp_path: Path) -> None:
     result = scan(config_for(folder, tmp_path / "r.parquet"), Impatient(), load=Stopping(1).load)
     assert result.interrupted in (signal.SIGTERM, signal.SIGINT)
     assert len(read_result(tmp_path / "r.parquet")[0]) == 9
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a file that is open keeps its name")
+@pytest.mark.parametrize("way", ["removed", "renamed", "replaced"])
+def test_a_journal_that_loses_its_name_costs_no_reading(way: str, tmp_path: Path) -> None:
+    """Somebody tidies the folder while the run lasts: what was read is in the result all the same."""
+    folder, journal = folder_of(tmp_path / "in", *(f"{i:02}.png" for i in range(20))), tmp_path / "r.journal.jsonl"
+
+    class Tidied(FakeCaptioner):
+        def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
+            if len(self.history) == 1:
+                if way == "replaced":
+                    (tmp_path / "other").write_bytes(b"something else\n" * 99)
+                    (tmp_path / "other").replace(journal)
+                else:
+                    journal.unlink() if way == "removed" else journal.rename(tmp_path / "mine")
+            return super().read(pictures)
+
+    result = run(config_for(folder, tmp_path / "r.parquet"), Tidied())
+    rows, provenance = read_result(tmp_path / "r.parquet")
+    assert result.error is None and provenance["complete"]
+    assert [row.reason for row in rows] == [Reason.AGREED] * 20 and all(row.captions for row in rows)
+
+
+def test_a_page_that_is_opened_again_keeps_the_time_its_reading_took(tmp_path: Path) -> None:
+    """Of a file with a broken page the others are opened again at every run, and are known by then."""
+    path = stack(tmp_path / "in" / "a.tif", 3)
+    path.write_bytes(path.read_bytes()[:-40])
+    config = replace(config_for(path.parent, tmp_path / "r.parquet"), images=PAGES)
+    first = run(config, FakeCaptioner())
+    assert {r.reason for r in first.records} == {Reason.AGREED, Reason.UNREADABLE}
+    for _ in range(2):
+        assert [r.seconds for r in run(config, FakeCaptioner()).records] == [r.seconds for r in first.records]
+    assert any(r.seconds is not None for r in first.records)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a file that is open cannot be moved away")
+def test_a_result_keeps_its_own_captions_when_a_later_run_writes_to_its_place(tmp_path: Path) -> None:
+    """They are taken from the journal when they are asked for, and by then another journal may have its name."""
+    config = config_for(folder_of(tmp_path / "in", "a.png", "b.png"), tmp_path / "r.parquet")
+    first = run(config, FakeCaptioner(lambda _: ["a red part"]))
+    later = run(replace(config, restart=True), FakeCaptioner(lambda _: ["a big part"]))  # of the same length
+    assert {r.captions[0] for r in later.records if r.captions} == {"a big part"}
+    assert [r.captions[0] if r.captions else None for r in first.records] == ["a red part"] * 2
+
+
+def test_what_is_lost_while_the_result_is_written_counts_as_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is cut off after the decision: no row is left accepted on it, and nothing calls the result whole."""
+    folder, journal = folder_of(tmp_path / "in", *(f"{i:02}.png" for i in range(12))), tmp_path / "r.journal.jsonl"
+    config, whole = config_for(folder, tmp_path / "r.parquet"), drift_of
+    cut: list[int] = []
+
+    def cuts(*told: object) -> None:
+        if not cut:
+            cut.append(journal.stat().st_size // 2)
+            os.truncate(journal, cut[0])
+        return whole(*told)  # type: ignore[arg-type, return-value]
+
+    monkeypatch.setattr("vlmgate.scanning.drift_of", cuts)
+    result = run(config, FakeCaptioner())
+    rows, provenance = read_result(tmp_path / "r.parquet")
+    reasons = [row.reason for row in rows]
+    assert set(reasons) == {Reason.AGREED, Reason.NOT_READ} and [r.reason for r in result.decided] == reasons
+    assert not provenance["complete"] and provenance["readings"] == reasons.count(Reason.AGREED)
+    assert {r.route for r in rows if r.captions is None} == {Route.HUMAN_REVIEW}
+    assert {path.name for path in tmp_path.glob("*.parquet")} == {"r.parquet"}
+    again = run(config, FakeCaptioner())
+    assert {r.reason for r in again.records} == {Reason.AGREED} and again.provenance["complete"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import tempfile
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,15 @@ def test_a_shelf_is_a_mapping_in_the_order_of_its_keys() -> None:
             missing()
 
 
+def test_what_is_under_a_name_comes_one_by_one() -> None:
+    decoded = []
+    kept: Shelf[int] = Shelf(str, lambda text: (decoded.append(text), int(text))[1])
+    for i in range(2500):  # more than are fetched at once
+        kept["x", i - 1] = i
+    assert next(kept.values_under("x")) == 0 and decoded == ["0"]
+    assert [*kept.values_under("x")] == [*range(2500)] and [*kept.values_under("y")] == []
+
+
 def test_a_shelf_may_be_written_to_while_it_is_read() -> None:
     kept = shelf()
     for i in range(2500):  # more than are fetched at once
@@ -61,12 +72,12 @@ def test_a_shelf_may_be_written_to_while_it_is_read() -> None:
 def test_threads_share_a_shelf() -> None:
     kept, names = shelf(), "abcd"
 
-    def fill(name: str) -> None:
+    def put(name: str) -> None:
         for i in range(300):
             kept[name, i] = i
             assert kept[name, i] == i
 
-    threads = [threading.Thread(target=fill, args=(name,)) for name in names]
+    threads = [threading.Thread(target=put, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -74,12 +85,45 @@ def test_threads_share_a_shelf() -> None:
     assert len(kept) == 1200 and all(kept.under(name) == {i: i for i in range(300)} for name in names)
 
 
-def test_a_folder_for_temporary_files_without_room_is_told_in_one_line() -> None:
+def fill(kept: Shelf[int], first: int, last: int) -> None:
+    for i in range(first, last):
+        kept["name " * 20, i] = i
+
+
+def test_where_the_room_ends_a_shelf_goes_on_in_memory() -> None:
+    """The folder for temporary files fills up in the middle of a night: nothing that was kept is lost."""
     kept = shelf()
+    fill(kept, 0, 5000)
+    pages = kept._run("PRAGMA page_count")[0][0]
+    kept._run(f"PRAGMA max_page_count = {pages}")
+    fill(kept, 5000, 10_000)
+    assert kept.under("name " * 20) == {i: i for i in range(10_000)}
+    assert [row[2] for row in kept._db.execute("PRAGMA database_list")] == [""]
+
+
+def test_a_shelf_whose_file_is_lost_never_passes_for_one_that_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("vlmgate.shelf._in_memory", fails)
+    kept = shelf()
+    fill(kept, 0, 100)
     kept._run("PRAGMA max_page_count = 3")
-    with pytest.raises(StoreError, match=r"folder for temporary files cannot be used.*full.*the same command resumes"):
-        for i in range(10_000):
-            kept["name " * 20, i] = i
+    told = r"folder for temporary files cannot be used.*disk I/O error.*the same command resumes"
+    with pytest.raises(StoreError, match=told):
+        fill(kept, 100, 10_000)
+    for use in (lambda: kept.get(("name " * 20, 1)), lambda: ("a", 1) in kept, lambda: [*kept], lambda: bool(kept)):
+        with pytest.raises(StoreError, match=told):
+            use()
+
+
+def test_a_folder_for_temporary_files_that_cannot_hold_a_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk without locks, say: the shelf is in memory."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("vlmgate.shelf._new_file", lambda: str(tmp_path / "no such folder" / "x"))
+    kept = shelf()
+    kept["a", 1] = 1
+    assert kept.under("a") == {1: 1}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere an open file keeps its name")
@@ -132,6 +176,19 @@ def test_what_is_remembered_comes_back(found: Found) -> None:
 def reading(i: int, texts: tuple[str, ...] = (DISAGREE * 2)[:4]) -> Reading:
     captions = tuple(Caption(text, "stop", -0.5, 9) for text in texts)
     return Reading(picture(f"{i:05}.png", f"{i:064x}"), captions, features=pack([0.5] * 384))
+
+
+def test_a_page_costs_as_much_as_the_pages_before_it(tmp_path: Path) -> None:
+    """A file of ten thousand pages is journalled in seconds, not in minutes: few other pages are looked at."""
+    journal, looked = Journal.open(tmp_path / "r.journal.jsonl", PROMPTED), []
+    decode = journal._found._decode
+    journal._found._decode = lambda text: (looked.append(text), decode(text))[1]
+    said = reading(1)
+    pages = [replace(said, image=replace(said.image, page=page, num_pages=200)) for page in range(1, 201)]
+    for page in pages:
+        journal.append([page], 0.1)
+    journal.close()
+    assert len(looked) < 2 * len(pages) and len(journal.entries_of(said.image.file_name)) == 200
 
 
 def test_what_was_read_stays_in_the_file(tmp_path: Path) -> None:

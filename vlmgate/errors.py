@@ -83,6 +83,10 @@ class StoreError(FatalError):
     """A journal or result file cannot be read or written."""
 
 
+class LostReadingError(StoreError):
+    """A reading that a decision was made on is not in the journal any more."""
+
+
 class KernelError(FatalError):
     """A matrix given as a kernel is not symmetric, finite and of unit diagonal."""
 

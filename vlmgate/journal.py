@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from vlmgate.entries import (
     Content,
+    Duplicate,
     Entry,
     Failure,
     Found,
@@ -63,7 +64,7 @@ class Readings(Mapping[Content, Reading]):
     def __init__(self, path: Path, counts: range | None) -> None:
         self._path, self._counts = path, counts
         self._places: Shelf[tuple[int, int]] = Shelf(_place_as_text, _place_of_text)  # byte, number of bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open: int | None = None  # descriptor
         self._closing: Any = None
 
@@ -104,6 +105,13 @@ class Readings(Mapping[Content, Reading]):
         """Take a reading as not there; in the file it stays."""
         del self._places[content]
 
+    def hold(self) -> None:
+        """Open the file now: from then on its name may be taken away, and what it holds is still there."""
+        with self._lock:
+            if self._open is None:
+                self._open = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                self._closing = weakref.finalize(self, os.close, self._open)
+
     def close(self) -> None:
         """Let go of the file, until a reading is asked for."""
         with self._lock:
@@ -114,9 +122,8 @@ class Readings(Mapping[Content, Reading]):
     def _bytes(self, begin: int, length: int) -> bytes:
         try:
             with self._lock:
-                if self._open is None:
-                    self._open = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-                    self._closing = weakref.finalize(self, os.close, self._open)
+                self.hold()
+                assert self._open is not None
                 os.lseek(self._open, begin, os.SEEK_SET)
                 parts = []
                 while length > 0 and (part := os.read(self._open, length)):
@@ -221,14 +228,17 @@ class Journal:
         """Remember what the `length` bytes of the file at `begin` say."""
         file_name, page = key_of(entry)
         if not isinstance(entry, Unreadable):
-            others = self._found.under(file_name).values()
-            other = next((e for e in others if not isinstance(e, Unreadable)), None)
+            others = self._found.values_under(file_name)
+            other = next((e for e in others if not isinstance(e, Unreadable)), None)  # they are all of one file
             if other is not None and other.image.sha256 != entry.image.sha256:
                 self.forget(file_name)  # the file was replaced, so its other pages are of a file that is gone
         if isinstance(entry, Reading):
             self.readings.put(content_of(entry.image), begin, length)
         if isinstance(entry, Failure):
             self._failed.add((file_name, page))
+        if isinstance(entry, Duplicate):  # the same page, opened again
+            before = self._found.get((file_name, page))
+            seconds = before.seconds if isinstance(before, Read) else seconds
         known = entry if isinstance(entry, Failure | Unreadable) else Read(entry.image, seconds)
         self._found[file_name, page] = known
 
@@ -314,6 +324,7 @@ class Journal:
             header = {"vlmgate_journal": JOURNAL_VERSION, "run_id": self.run_id, "fingerprint": self.fingerprint}
             self._write([json.dumps(header, separators=(",", ":"))])
             sync_folder(self.path.parent)
+        self.readings.hold()
 
     def check_model(self, model: Mapping[str, Any], keys: Iterable[str]) -> None:
         """Record what the loaded model says of itself; raise `ResumeError` where it is not the one that read before."""
@@ -351,8 +362,13 @@ class Journal:
         self._length += length
 
     def close(self) -> None:
-        """Let go of the file; all that counts is on the disk already."""
-        self.readings.close()
+        """Let go of the file; all that counts is on the disk already.
+
+        Who has the readings reads on in the file that they are in, whatever gets its name. Where a file that is open
+        cannot be moved or removed, that is let go of too, and opened anew when it is asked for.
+        """
+        if os.name != "posix":
+            self.readings.close()
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()

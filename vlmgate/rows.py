@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vlmgate.entries import Content, Failure, Found, Read, content_of
+from vlmgate.errors import LostReadingError
 from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import Walk
 from vlmgate.journal import Journal
@@ -184,16 +185,21 @@ def _candidate(row: Row) -> Candidate:
     return Candidate(key, record if read else None, row.reason, record if read else None, record.novelty)
 
 
-def completed(records: Iterable[Record], readings: Mapping[Content, Reading]) -> Iterator[Record]:
+def completed(
+    records: Iterable[Record], readings: Mapping[Content, Reading], *, whole: bool = False
+) -> Iterator[Record]:
     """Return decided rows with all that was said and seen, one by one.
 
-    A row whose reading cannot be had any more is one that was not read.
+    A row whose reading cannot be had any more is one that was not read; where the rows must be as they were decided,
+    `whole`, that raises `LostReadingError`.
     """
     for record in records:
         if record.num_samples is None or record.sha256 is None:
             yield record
             continue
         reading = readings.get((record.sha256, record.page))
+        if reading is None and whole:
+            raise LostReadingError(f"{record.file_name}: its reading is lost; the same command reads it again.")
         if reading is None:
             yield _record(record.file_name, record.page, None, record.seed)
             continue

@@ -27,7 +27,7 @@ from vlmgate.cluster.worker import Batch as Handed
 from vlmgate.cluster.worker import Setup
 from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.entries import Entry, Failure
-from vlmgate.errors import EndpointError, FatalError, ModelError, OutputError, VlmgateError, one_line
+from vlmgate.errors import EndpointError, FatalError, LostReadingError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.finding import find, look, told_of_list
 from vlmgate.images import Walk
 from vlmgate.journal import Journal, is_journal
@@ -120,8 +120,7 @@ class _Run:
         listing: Listing | None,
         checkpoint: dict[str, str],
     ) -> None:
-        self.checkpoint = checkpoint
-        self.listing = listing  # of the whole folder, of which `walk` is a share
+        self.checkpoint, self.listing = checkpoint, listing  # of the whole folder, of which `walk` is a share
         self.config, self.tonight, self.outputs, self.walk = config, tonight, outputs, walk
         self.gate = tonight.gate
         self.journal, self.progress, self.load = journal, progress, load
@@ -220,8 +219,8 @@ class _Run:
         return build_rows(self.walk, self.journal, self.kernel, self.reference, self.recorder.scored)
 
     def _write(self, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:
-        read = sum(record.num_samples is not None for record in records)
-        write_result(self.outputs.parquet, completed(records, self.journal.readings), provenance, read)
+        read, readings = sum(record.num_samples is not None for record in records), self.journal.readings
+        write_result(self.outputs.parquet, completed(records, readings, whole=True), provenance, read)
 
     def _read_what_is_missing(self, sources: Sequence[Source] | None = None, waiting: int = 0) -> None:
         wanted = self.walk.sources if sources is None else sources
@@ -409,11 +408,12 @@ class _Run:
         try:
             with self.clock.running("writing"):
                 self._write(records, provenance)
+        except LostReadingError:  # from now on it is known to be lost, and nothing is decided on it
+            return self._finish(interrupted, error)
         except FatalError as full:
             error = error or full
             log.error("%s", full, exc_info=full)
-        if self.watch is not None and complete:
-            interrupted = None  # that is how watching ends
+        interrupted = None if self.watch is not None and complete else interrupted  # that is how watching ends
         log.info("finished: %d rows, interrupted=%s, error=%s", len(records), interrupted, error)
         return ScanResult(
             tuple(records), self.journal.readings, provenance, self.gate, self.outputs, interrupted, error

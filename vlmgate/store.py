@@ -142,6 +142,8 @@ def write_result(
         raise StoreError(
             f"{path}: cannot write the result ({error.strerror}); make room and run the same command again, it resumes."
         ) from error
+    except StoreError:  # of whoever has the rows
+        raise
     except Exception as error:
         raise StoreError(
             f"{path}: cannot write the result ({one_line(error)}); the readings are in the journal."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -241,7 +241,7 @@ def scan(
     code = _exit_code(result, most)
     with reader_may_leave():
         error = str(result.error) if result.error else None
-        print_result(result.decided, result.provenance, result.outputs.parquet, format, code, error)
+        print_result(result.decided, result.provenance, result.outputs.parquet, format, code, error, result.whole)
     if result.error:
         complain(str(result.error))
     if code == 4:
@@ -301,13 +301,14 @@ def print_result(
     format: ScanFormat,
     code: int,
     error: str | None = None,
+    whole: Collection[Record] | None = None,
 ) -> None:
-    """Print what `--format` asks for."""
+    """Print what `--format` asks for; `whole` are the rows with their captions, where `records` have none."""
     from vlmgate.export.exporting import print_csv
     from vlmgate.summary import print_summary, summary_json
 
     if format is ScanFormat.CSV:
-        print_csv(records)
+        print_csv(records if whole is None else whole)
     elif format is ScanFormat.JSON:
         print(summary_json(records, provenance, out, code, error))
     else:

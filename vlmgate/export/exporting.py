@@ -5,7 +5,7 @@ Knows which writer serves which target, and which options go with it; knows noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +142,7 @@ def _writer(target: Target, columns: Sequence[str], provenance: Mapping[str, Any
             return XlsxWriter(columns, pictures)
 
 
-def print_csv(records: Sequence[Record]) -> None:
-    """Write rows that are in memory to stdout as `--to csv` does."""
+def print_csv(records: Collection[Record]) -> None:
+    """Write rows with all that was said to stdout as `--to csv` does."""
     with output.standard_output(binary=False) as file:
         PlainWriter(choose(Target.CSV, None, ())).write(RecordRows(records), file)

@@ -5,7 +5,7 @@ Knows Parquet and records; knows nothing of what becomes of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -105,9 +105,9 @@ def _values(column: pa.Array) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class RecordRows:
-    """Rows that are in memory already."""
+    """Rows that do not lie in a file yet."""
 
-    records: Sequence[Record]
+    records: Collection[Record]
 
     def __iter__(self) -> Iterator[Row]:
         names = [name for name in Record.__dataclass_fields__ if name != "vision_features"]
