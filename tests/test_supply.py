@@ -77,6 +77,7 @@ def test_a_captioner_says_how_many_at_once_unless_a_person_did(
         replace(config, sampling=replace(config.sampling, batch_size=asked)), SilentProgress(), load=captioner.load
     )
     assert [len(batch) for batch in captioner.history] == sizes and len(result.records) == 12
+    assert result.provenance["time"]["batch"] == sizes[0]
 
 
 def names(batch: Batch) -> list[str]:

@@ -122,9 +122,8 @@ class _Run:
     ) -> None:
         self.checkpoint, self.listing = checkpoint, listing  # of the whole folder, of which `walk` is a share
         self.config, self.tonight, self.outputs, self.walk = config, tonight, outputs, walk
-        self.gate = tonight.gate
         self.journal, self.progress, self.load = journal, progress, load
-        self.kernel, self.folder = kernel, folder
+        self.kernel, self.folder, self.gate = kernel, folder, tonight.gate
         self.reference = None if folder else tonight.reference or checkpoint_reference(config.model)
         self.signals = Signals()
         self.started = datetime.now(UTC)
@@ -135,7 +134,7 @@ class _Run:
         self.good: Picture | None = None  # one that the model has read in this run
         self.failures_in_a_row = 0
         self.last_failure = ""
-        self.clock = Clock()
+        self.clock = Clock(config.sampling.at_once)
         early = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
         self.recorder = Recorder(journal, early if config.kernel == WORDS else None)
         self.watch: Watch | None = None
@@ -314,10 +313,11 @@ class _Run:
             with self.signals.held(), self.clock.running("waiting"):
                 self.recorder.close()
 
-    def _batch_of(self, captioner: Captioner) -> int | None:
-        """Return how many images to hand over at once, where the captioner knows and nothing was asked for."""
-        asked = self.config.sampling.batch_size is not None
-        return captioner.at_once if isinstance(captioner, KnowsItsBatch) and not asked else None
+    def _batch_of(self, captioner: Captioner) -> int:
+        """Return how many images to hand over at once: as many as suit the captioner, unless a person said."""
+        if isinstance(captioner, KnowsItsBatch) and self.config.sampling.batch_size is None:
+            self.clock.batch = captioner.at_once
+        return self.clock.batch
 
     def _next(self, batches: Iterator[Batch | ModelWanted]) -> Batch | ModelWanted | None:
         with self.clock.running("reading"):

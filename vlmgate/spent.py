@@ -21,6 +21,7 @@ from vlmgate.records import Times
 class Clock:
     """Adds up the seconds of one run by what it was busy with."""
 
+    batch: int  # images that are handed over at once
     seconds: dict[str, float] = field(default_factory=dict)
     images: int = 0  # that a model was shown
     before: Times = field(default_factory=Times)  # what the captioner had spent when this run was given it
@@ -42,9 +43,10 @@ class Clock:
     def told(self, captioner: Captioner | None, recorder: Recorder) -> dict[str, Any] | None:
         """Return where the time went so far; None where no model was asked.
 
-        All in seconds of wall time. `seconds` go from the first file to the last caption, less `loading` the model:
-        the sum of `reading` (waiting for images), `captioning` and `waiting_for_journal`. `vision_and_prefill` and
-        `decoding` are parts of `captioning`, where the captioner tells. `scoring` and `writing` go on beside all that.
+        All in seconds of wall time, but for `images`, `images_per_second` and `batch`. `seconds` go from the first file to
+        the last caption, less `loading` the model: the sum of `reading` (waiting for images), `captioning` and
+        `waiting_for_journal`. `vision_and_prefill` and `decoding` are parts of `captioning`, where the captioner tells.
+        `scoring` and `writing` go on beside all that.
         """
         if captioner is None or not self.images:
             return None
@@ -59,4 +61,5 @@ class Clock:
             told["vision_and_prefill"] = spent.vision_and_prefill - before.vision_and_prefill
             told["decoding"] = spent.decoding - before.decoding
         told |= {"scoring": recorder.scoring, "writing": recorder.writing, "waiting_for_journal": waited}
+        told["batch"] = self.batch
         return {key: round(value, 4) for key, value in told.items()}
