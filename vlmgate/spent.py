@@ -43,7 +43,7 @@ class Clock:
     def told(self, captioner: Captioner | None, recorder: Recorder) -> dict[str, Any] | None:
         """Return where the time went so far; None where no model was asked.
 
-        All in seconds of wall time, but for `images`, `images_per_second` and `batch`. `seconds` go from the first file to
+        In seconds of wall time, but for `images`, `images_per_second` and `batch`. `seconds` go from the first file to
         the last caption, less `loading` the model: the sum of `reading` (waiting for images), `captioning` and
         `waiting_for_journal`. `vision_and_prefill` and `decoding` are parts of `captioning`, where the captioner tells.
         `scoring` and `writing` go on beside all that.
