@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,7 +16,7 @@ from vlmgate.errors import OutputError, ResumeError, StoreError
 from vlmgate.journal import Journal
 from vlmgate.novelty import pack
 from vlmgate.records import Caption, ImageFile, Quality, Reading, Record, Unreadable
-from vlmgate.store import Outputs, read_provenance, read_result, write_result
+from vlmgate.store import Outputs, opened, read_provenance, read_result, read_table, write_result
 
 FINGERPRINT = {"prompt": "Describe.", "num_samples": 2, "pages": "first"}
 
@@ -279,3 +281,18 @@ def test_a_result_that_was_tampered_with_is_refused_in_one_line(tmp_path: Path) 
         with pytest.raises(StoreError, match=said) as caught:
             read_result(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
+def test_a_result_of_any_name_is_opened_by_arrow_itself(tmp_path: Path) -> None:
+    """A file object of Python, read by Arrow's threads, aborts the process now and then as it ends."""
+    path = tmp_path / os.fsdecode(b"n\xff\n\xf0\x9f\x98\x80.parquet")
+    write_result(path, [record("a")], told("1"))
+    with opened(path) as file:
+        assert isinstance(file, pa.OSFile)
+    assert read_result(path)[0] == [record("a")] and read_table(path).num_rows == 1
+    with pytest.raises(StoreError, match="no such file"):
+        read_provenance(tmp_path / "none.parquet")
+    for odd in (tmp_path, Path(f"{path}\0.parquet")):
+        with pytest.raises(StoreError, match="is no result of vlmgate"):
+            read_provenance(odd)

@@ -26,7 +26,7 @@ V = TypeVar("V")
 Slot = tuple[str, int]
 
 CACHE = 512  # KiB that a shelf keeps in memory; what is beyond lies in the file
-ROOM = 2**30  # bytes that must be free; a hundred thousand images take some 60 MB
+ROOM = 2**30  # bytes that must be free; a hundred thousand images take 80 MB in all
 _AT_ONCE = 1000  # slots
 
 

@@ -215,13 +215,27 @@ def _packed(column: pa.ChunkedArray) -> list[bytes | None]:
     return kept
 
 
+def opened(path: Path) -> pa.NativeFile:
+    """Open a file for Arrow to read; raises `OSError`, and `ValueError` for a name that no file can have.
+
+    Never hand it a file object of Python: threads of Arrow that are still at it when a command ends then wait for an
+    interpreter that is gone, and abort the process (measured: one `vlmgate show` in seven on busy cores).
+    """
+    import pyarrow as pa
+
+    name = os.fsencode(path) if os.name == "posix" else os.fspath(path)  # as text, it would have to be UTF-8
+    if "\0" in os.fspath(path):
+        raise ValueError("embedded null byte")
+    return pa.OSFile(name, "rb")
+
+
 def read_provenance(path: Path) -> dict[str, Any]:
     """Return what a result says of its making; raises `StoreError` for a file that is no result of vlmgate."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             metadata = pq.read_schema(file).metadata or {}
         provenance = json.loads(metadata[METADATA_KEY])
     except FileNotFoundError as error:
@@ -249,7 +263,7 @@ def read_table(path: Path) -> pa.Table:
 
     read_provenance(path)
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
@@ -282,7 +296,7 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
     provenance = read_provenance(path)
     names = [f.name for f in fields(Record) if f.name != _FEATURES]
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             there = pq.ParquetFile(file)
             _check_columns(path, there.schema_arrow)
             held = set(there.schema_arrow.names)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.errors import LabelError
+from vlmgate.store import opened
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".json")
 COUNTED_WITH_HEADER = (".csv", ".tsv", ".xlsx")  # the first row with a label is row 2
@@ -81,7 +82,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
+    with opened(path) as file:
         table = pq.ParquetFile(file)
         flat = [column.name for column in table.schema_arrow if not pa.types.is_nested(column.type)]  # no pixels
         for batch in table.iter_batches(columns=flat):

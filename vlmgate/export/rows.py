@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmgate.errors import StoreError
 from vlmgate.records import Record, Route
+from vlmgate.store import opened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +66,7 @@ class StoredRows:
     def _held(self) -> pa.Schema:
         import pyarrow.parquet as pq
 
-        with self.path.open("rb") as file:
+        with opened(self.path) as file:
             return pq.read_schema(file)
 
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -76,7 +77,7 @@ class StoredRows:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        with self.path.open("rb") as file:  # pyarrow cannot open every name that the system can
+        with opened(self.path) as file:
             stored = pq.ParquetFile(file, buffer_size=_BUFFER)
             held = set(stored.schema_arrow.names)
             wanted = [name for name in dict.fromkeys((*columns, "file_name", "route")) if name in held]
