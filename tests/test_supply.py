@@ -119,6 +119,23 @@ def test_lonely_shapes_do_not_wait_for_ever(tmp_path: Path) -> None:
     assert [len(batch.pictures) for batch in found] == [2] * 15 and names(found[0]) == ["00.png", "01.png"]
 
 
+def test_large_pictures_do_not_wait_in_large_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a shape of its own; a full batch goes as soon as too many pixels wait, though four would go together."""
+    monkeypatch.setattr("vlmgate.supply._PIXELS_WAITING", 3 * 8 * 8)
+    for i in range(12):
+        picture_file(tmp_path / f"{i:02d}.png", size=(8 + i, 8))
+    held: list[int] = []
+    full = Supply._full
+
+    def counted(self: Supply, making: Any) -> list[Picture]:
+        held.append(making.waiting())
+        return full(self, making)
+
+    monkeypatch.setattr(Supply, "_full", counted)
+    found = batches_of(tmp_path, Preparing(), size=3)
+    assert [len(batch.pictures) for batch in found] == [3] * 4 and max(held) == 3
+
+
 def test_what_the_thread_raises_comes_where_its_batch_would_have_come(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "a.png")
 

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _PIXELS_BESIDE = 128_000_000  # of the batch in the making; one with more waits until the model is done with its own
 _ASIDE_AT_ONCE = 256  # entries that need no model
 _WAITING_BATCHES = 4  # so many batches' worth of pictures wait for others whose prompts are as long
+_PIXELS_WAITING = 4 * _PIXELS_BESIDE  # or so many pixels, 1.5 GB, where a batch is large
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,7 +185,8 @@ class Supply:
         for bucket in making.buckets.values():
             if len(bucket) >= self._size:
                 return bucket[: self._size]
-        if making.waiting() < _WAITING_BATCHES * self._size:
+        most = making.waiting() >= _WAITING_BATCHES * self._size or making.pixels() > _PIXELS_WAITING
+        if making.waiting() < self._size or not most:
             return []
         ordered = [picture for bucket in making.buckets.values() for picture in bucket]
         return ordered[: self._size]
