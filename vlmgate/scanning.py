@@ -392,7 +392,7 @@ class _Run:
     # --- finishing ---
 
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
-        if self.config.kernel != WORDS and self.journal.readings:
+        if self.journal.readings and (self.config.kernel != WORDS or len(self.walk.sources) > 5_000):  # takes a while
             self.progress.message(f"Comparing the captions with {self.config.kernel} …")
         self._look_back()  # it may have ended before that
         if self.watch is not None:
