@@ -35,6 +35,17 @@ def scan_inbox(out: Path, *options: str) -> Run:
     return Run(out, done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch use one: threads only cost time on models as small as those of the tests."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def inbox_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return scan_inbox(tmp_path_factory.mktemp("inbox") / "inbox.parquet")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,18 +31,13 @@ QUESTION = SamplingConfig(
     max_answer_tokens=T,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    ),
+]
 
 
 def load(family: str, factory: pytest.TempPathFactory, **changes: Any) -> TransformersCaptioner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,18 +22,13 @@ from vlmgate.records import Picture, Sampled
 
 PICTURES = [picture(i, size) for i, size in enumerate(SIZES)]
 
-pytestmark = pytest.mark.filterwarnings(
-    # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    ),
+]
 
 
 @pytest.fixture(scope="module", params=sorted(tiny_models.FAMILIES))

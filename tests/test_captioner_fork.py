@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -28,19 +27,13 @@ K, T = 3, 10
 PACKS = ("idefics3", "internvl", "llava", "qwen2_5_vl")
 ROUTES = [(family, "fork") for family in sorted(tiny_models.FAMILIES)] + [(family, "packed") for family in PACKS]
 
-pytestmark = pytest.mark.filterwarnings(
-    # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads only cost time on models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    ),
+]
 
 
 @pytest.fixture(scope="module", params=ROUTES, ids="-".join)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_models
-import torch
 from tiny_models import SIZES, in_float64, picture
 
 from vlmgate.captioner import DrawsInRounds, Prepares, Timed, load_captioner
@@ -15,21 +13,16 @@ from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.records import Picture, Sampled
 
-pytestmark = pytest.mark.filterwarnings(
-    # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
-)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        # numpy's, at PaliGemma's processor, which turns torch tensors into arrays the old way
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    ),
+]
 PICTURES = [picture(i, size) for i, size in enumerate(SIZES)]
 WANTED = {p.file.file_name: (2, 6, 3, 5, 2)[i % 5] for i, p in enumerate(PICTURES)}
 LOOKS = (2, 3, 5, 6)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
