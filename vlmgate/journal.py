@@ -206,9 +206,13 @@ class Journal:
 
     # --- what was found under a name ---
 
+    def pages_of(self, file_name: str) -> dict[int, Found]:
+        """Return what is known of the pages of one file, by their number and in its order."""
+        return self._found.under(file_name)
+
     def entries_of(self, file_name: str) -> list[Found]:
         """Return what is known of the pages of one file, in their order."""
-        return [*self._found.under(file_name).values()]
+        return [*self.pages_of(file_name).values()]
 
     def failures(self) -> dict[Content, Failure]:
         """Return what the model failed on, the last time that it was opened."""
@@ -221,7 +225,7 @@ class Journal:
 
     def forget(self, file_name: str, keep: Iterable[int] = ()) -> None:
         """Drop, in memory, what was found under a name, but for some pages; readings stay."""
-        for page in self._found.under(file_name).keys() - set(keep):
+        for page in set(self._found.numbers(file_name)) - set(keep):
             del self._found[file_name, page]
 
     def _remember(self, entry: Entry, seconds: float | None, begin: int, length: int) -> None:
@@ -336,14 +340,15 @@ class Journal:
 
     def append(self, entries: Sequence[Entry], seconds: float | None = None) -> None:
         """Add one batch and force it to the disk; `seconds` is the wall time of each of its readings."""
-        lines = []
-        for i, entry in enumerate(entries):
-            took = seconds if isinstance(entry, Reading) else None
-            lines.append(sealed(to_json(entry, took) | {"batch": [i, len(entries)]}))
+        took = [seconds if isinstance(entry, Reading) else None for entry in entries]
+        lines = [
+            sealed(to_json(entry, each) | {"batch": [i, len(entries)]})
+            for i, (entry, each) in enumerate(zip(entries, took, strict=True))
+        ]
         begin = self._length
         self._write(lines)
-        for entry, line in zip(entries, lines, strict=True):
-            self._remember(entry, seconds if isinstance(entry, Reading) else None, begin, len(line) + 1)
+        for entry, each, line in zip(entries, took, lines, strict=True):
+            self._remember(entry, each, begin, len(line) + 1)
             begin += len(line) + 1
 
     def _write(self, lines: Iterable[str]) -> None:

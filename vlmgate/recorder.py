@@ -17,12 +17,10 @@ from dataclasses import astuple, dataclass, field
 from vlmgate.entries import Entry, content_of
 from vlmgate.journal import Journal
 from vlmgate.records import Reading, Reason, Scores
-from vlmgate.scoring import Said, Scorer
+from vlmgate.scoring import Said, Scored, Scorer
 from vlmgate.shelf import Shelf
 
 log = logging.getLogger(__name__)
-
-Scored = tuple[Scores, Reason | None]
 
 
 def _scored_as_text(scored: Scored) -> str:

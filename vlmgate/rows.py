@@ -18,11 +18,10 @@ from vlmgate.journal import Journal
 from vlmgate.kernels import Kernel
 from vlmgate.novelty import Reference
 from vlmgate.records import Caption, ImageFile, Reading, Reason, Record, Route, Scores, Unreadable
-from vlmgate.scoring import NOTHING, Said, Scorer, columns_of, with_doubt
+from vlmgate.scoring import NOTHING, Said, Scored, Scorer, columns_of, with_doubt
 from vlmgate.shelf import Shelf
 
 _AT_ONCE = 512  # readings that are in memory together
-Scored = tuple[Scores, Reason | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +64,9 @@ def _by_name(walk: Walk, journal: Journal) -> Iterator[tuple[str, list[tuple[int
     for name in sorted({*sources, *unreadable}):
         pages = unreadable.get(name, {})
         if name in sources:
-            known: dict[int, Found] = {_page_of(found): found for found in journal.entries_of(name)}
+            known = journal.pages_of(name)
             pages = pages | {page: known.get(page) for page in _expected_pages(known, journal)}
         yield name, sorted(pages.items(), key=lambda item: item[0])
-
-
-def _page_of(found: Found) -> int:
-    return found.page if isinstance(found, Unreadable) else found.image.page
 
 
 def _expected_pages(pages: Mapping[int, Found], journal: Journal) -> Sequence[int]:

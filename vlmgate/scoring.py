@@ -21,6 +21,7 @@ from vlmgate.records import Caption, Reason, Scores
 log = logging.getLogger(__name__)
 
 NOTHING = Scores(None, None, None, None, None)
+Scored = tuple[Scores, Reason | None]  # with why they can save nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,7 @@ class Scorer:
         except Exception as error:
             log.warning("the captions could not be compared all at once", exc_info=error)
 
-    def score(
-        self, said: Said, novelty: float | None = None, num_samples: int | None = None
-    ) -> tuple[Scores, Reason | None]:
+    def score(self, said: Said, novelty: float | None = None, num_samples: int | None = None) -> Scored:
         """Return the scores, and the reason where they can save nothing; `num_samples` is K, where fewer were drawn.
 
         Captions that are no reading, or that the kernel cannot compare, have no scores; their answers are counted all

@@ -170,6 +170,11 @@ class Shelf(MutableMapping[Slot, V], Generic[V]):
                 yield name
             last = name
 
+    def numbers(self, name: str) -> list[int]:
+        """Return the numbers that there is something at under a name, in order; nothing of it is read."""
+        found = self._run("SELECT number FROM shelf WHERE name = ? ORDER BY number", (name,))
+        return [int(number) for (number,) in found]
+
     def under(self, name: str) -> dict[int, V]:
         """Return what there is under a name, by number and in order."""
         found = self._run("SELECT number, value FROM shelf WHERE name = ? ORDER BY number", (name,))
