@@ -188,6 +188,22 @@ def test_everything_can_be_done_from_the_keyboard(page: Browser) -> None:
     assert (row["verdict"], row["reading"], row["note"]) == ("wrong", "a dent, ünd more", "")
 
 
+def test_a_key_right_after_a_dialog_is_for_the_page(page: Browser) -> None:
+    """The browser moves the focus out of a closed dialog only when it draws again; held keys repeat before that."""
+    page.press("e")
+    page.run(
+        "const field = document.getElementById('edit-text'); field.value = 'a scratch';"
+        "for (const [key, ctrlKey] of [['Enter', true], ['Enter', true], ['u', false], ['k', false], ['k', false]])"
+        "  field.dispatchEvent(new KeyboardEvent('keydown', {key, ctrlKey, bubbles: true}));"
+    )
+    assert page.text("own") == "a scratch" and page.text("progress-text").startswith("2 of 5")
+    focused = "return document.activeElement.id"
+    page.wait_for(lambda: page.run(focused) == "stage")
+    page.press("?", "\ue00c")  # Escape
+    page.wait_for(lambda: page.run(focused) == "stage")
+    assert [(row["verdict"], row["reading"]) for row in page.verdicts()] == [("wrong", "a scratch"), ("unusable", "")]
+
+
 def test_taking_what_says_the_same_is_correct(chromium: Browser, tmp_path: Path) -> None:
     said = ("a gear with a dent", "no dent", "a gear with a dent", "gear, a dent")
     chromium.open(reviewed(result_of(tmp_path, ["a.png", "b.png", "c.png"], lambda _: said)).out)

@@ -100,6 +100,7 @@ function edit() {
 }
 
 function saveEdit() {
+  if (!at("edit-dialog").open) return; // a key that is held down saves once, not on the next image too
   const text = at("edit-text").value.trim();
   at("edit-dialog").close();
   if (!text) return;
@@ -194,7 +195,8 @@ const MOVES = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], Arro
 
 function onKey(event) {
   if (event.isComposing || document.querySelector("dialog[open]")) return;
-  const typing = event.target.closest("input, textarea, select");
+  // A dialog that has just closed keeps the focus until the browser draws again: what is typed then is for the page.
+  const typing = !event.target.closest("dialog") && event.target.closest("input, textarea, select");
   if (typing) {
     if (event.key === "Escape" || (event.key === "Enter" && typing.tagName === "INPUT")) leaveField(typing);
     return;
@@ -232,6 +234,11 @@ function onKey(event) {
 
 function leaveField(field) {
   field.blur();
+  focusPage();
+}
+
+/** Put the focus on the pictures, where it would otherwise be nowhere. */
+function focusPage() {
   if (gridOpen()) at("grid-list").focus({ preventScroll: true });
   else at("stage").focus();
 }
@@ -267,6 +274,11 @@ function setUp() {
   at("help-close").onclick = () => at("help-dialog").close();
   at("edit-cancel").onclick = () => at("edit-dialog").close();
   at("edit-save").onclick = saveEdit;
+  for (const id of ["edit-dialog", "help-dialog"]) {
+    at(id).addEventListener("close", () => {
+      if (document.activeElement === document.body || at(id).contains(document.activeElement)) focusPage();
+    });
+  }
   at("edit-text").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
