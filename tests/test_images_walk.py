@@ -330,7 +330,7 @@ def running() -> int:
 
 
 def wait_until_none_runs() -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while running() and time.monotonic() < deadline:
         time.sleep(0.01)
     return running() == 0
@@ -439,7 +439,7 @@ def test_early_close_is_prompt_and_leaves_no_thread(tmp_path: Path) -> None:
             next(reader)
         start = time.monotonic()
         reader.close()  # type: ignore[attr-defined]  # it is a generator
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10  # seconds, for the busiest machine
         assert wait_until_none_runs()
 
 
@@ -460,7 +460,7 @@ def test_closing_does_not_wait_for_a_read_that_hangs(tmp_path: Path, monkeypatch
 
     def hang(source: Source, *args: Any) -> Any:
         if source.file_name == "0001.png":
-            release.wait(10)
+            release.wait(60)
         return pages(source, *args)
 
     monkeypatch.setattr(ahead, "pages_of", hang)
@@ -468,7 +468,7 @@ def test_closing_does_not_wait_for_a_read_that_hangs(tmp_path: Path, monkeypatch
     next(reader)
     start = time.monotonic()
     reader.close()  # type: ignore[attr-defined]  # it is a generator
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # seconds, for the busiest machine
     assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("vlmgate-decode"))
     release.set()
     assert wait_until_none_runs()
