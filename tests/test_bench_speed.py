@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import _timing, adaptive, command, reading, scale
+from tests.bench import _timing, adaptive, command, reading, refill, scale
 from vlmgate.gate import make_gate
 from vlmgate.records import Caption
 from vlmgate.scoring import Said
@@ -34,6 +34,18 @@ def test_the_bench_of_reading_reads_both_ways(tmp_path: Path, capsys: pytest.Cap
     reading.main([*sizes, "--json", str(tmp_path / "r.json")])
     assert set(json.loads((tmp_path / "r.json").read_text())["figures"]["seconds"]) == {"whole", "smaller"}
     assert "images/s" in capsys.readouterr().out
+
+
+def test_the_bench_of_refill_ends_rows_where_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--image-tokens", "4", "--batch", "2", "--samples", "2", "--tokens", "8", "--layers", "1"]
+    refill.main([*sizes, "--hidden", "64", "--rounds", "1", "--json", str(tmp_path / "f.json")])
+    figures = json.loads((tmp_path / "f.json").read_text())["figures"]
+    assert {name: len(values) for name, values in figures["seconds"].items()} == {
+        **{"full": 1, "prefill": 1},
+        **{f"ended {share}": 1 for share in refill.SHARES},
+    }
+    assert all(figures[f"saved from {share}"][0] < 1 for share in refill.SHARES)
+    assert "| 25% to 100 % |" in capsys.readouterr().out
 
 
 def test_the_bench_of_the_command_takes_of_every_kind(tmp_path: Path) -> None:
