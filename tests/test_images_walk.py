@@ -280,7 +280,7 @@ def test_a_file_without_extension_that_cannot_be_read_is_told(tmp_path: Path, mo
 
 def test_one_file_is_a_walk_of_one(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png")
-    assert find_images(path).sources == (Source("a.png", path),)
+    assert [*find_images(path).sources] == [Source("a.png", path)]
     (tmp_path / "notes.txt").write_text("x")
     assert names(tmp_path / "notes.txt") == ["notes.txt"]  # named by hand; opening it says that it is no image
 

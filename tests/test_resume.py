@@ -8,21 +8,29 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.entries import sealed
 from vlmgate.errors import ModelError, ResumeError
+from vlmgate.images import Walk
+from vlmgate.images.sources import Sources
 from vlmgate.outcome import ScanResult
+from vlmgate.pending import gone
 from vlmgate.records import Picture, Reason, Route, Sampled
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
 from vlmgate.tonight import drift_of
 
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 PAGES = ImageConfig(pages="all")
 
 
@@ -139,6 +147,13 @@ def test_a_stack_that_lost_pages_has_rows_for_those_it_has(tmp_path: Path) -> No
     for expected in (3, 0, 0):
         fake = FakeCaptioner()
         assert len(run(config, fake).records) == 3 and len(fake.read_names) == expected
+
+
+@given(st.sets(NAMES), st.sets(NAMES), st.sets(NAMES))
+def test_what_is_gone_was_read_and_is_not_there(stays: set[str], goes: set[str], comes: set[str]) -> None:
+    walk = Walk(Sources("in", sorted(stays | comes)), (), ())
+    journal: Any = SimpleNamespace(file_names=lambda: iter(sorted(stays | goes)))
+    assert gone(walk, journal) == sorted(goes - stays - comes)
 
 
 def test_what_is_gone_is_told_and_the_larger_result_kept(tmp_path: Path) -> None:

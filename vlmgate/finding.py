@@ -12,7 +12,7 @@ from typing import Any
 
 from vlmgate.config import ScanConfig
 from vlmgate.errors import NoImagesError
-from vlmgate.images import Walk, find_images, find_listed, folders_of
+from vlmgate.images import Walk, chosen, find_images, find_listed, folders_of
 from vlmgate.progress import Progress
 from vlmgate.store import Outputs
 
@@ -32,7 +32,7 @@ def find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collect
         files = "file" if again == 1 else "files"
         progress.message(f"the list names {again:,} {files} again, which has one row all the same: {walk.repeated[0]}")
     if only is not None:
-        walk = replace(walk, sources=tuple(source for source in walk.sources if source.file_name in only))
+        walk = replace(walk, sources=chosen(walk.sources, lambda source: source.file_name in only))
     if not walk.sources and not walk.unreadable and config.watch is None:
         raise NoImagesError(_no_images(config.folder, walk))
     return walk

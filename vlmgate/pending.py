@@ -9,15 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmgate.entries import Found, Read, content_of
-from vlmgate.images import Walk
+from vlmgate.images import Walk, chosen
 from vlmgate.journal import Journal
 from vlmgate.records import Source, Unreadable
 
 
 def gone(walk: Walk, journal: Journal) -> list[str]:
     """Return the names that were read before and are not there now, sorted."""
-    names = {source.file_name for source in walk.sources}
-    return [name for name in journal.file_names() if name not in names]
+    missing, there = [], (source.file_name for source in walk.sources)
+    name_there = next(there, None)
+    for name in journal.file_names():  # both are in order, so neither has to be held
+        while name_there is not None and name_there < name:
+            name_there = next(there, None)
+        if name != name_there:
+            missing.append(name)
+    return missing
 
 
 def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
@@ -45,21 +51,21 @@ def forget_changed(sources: Sequence[Source], journal: Journal) -> bool:
     return bool(changed)
 
 
-def still_to_read(sources: Sequence[Source], journal: Journal, *, all_pages: bool) -> list[Source]:
+def still_to_read(sources: Sequence[Source], journal: Journal, *, all_pages: bool) -> Sequence[Source]:
     """Return the files that have to be opened, and forget what the journal says of those that were replaced.
 
     A file is done when all its pages have a reading and its size and times have not changed. What could not be read,
     by us or by the model, is tried again. Opening a file whose bytes were read before costs no model.
     """
-    pending = []
-    for source in sources:
+
+    def is_wanted(source: Source) -> bool:
         entries = journal.entries_of(source.file_name)
-        if not _is_unchanged(source, entries):
-            journal.forget(source.file_name)
-            pending.append(source)
-        elif not _is_done(entries, journal, all_pages):
-            pending.append(source)
-    return pending
+        if _is_unchanged(source, entries):
+            return not _is_done(entries, journal, all_pages)
+        journal.forget(source.file_name)
+        return True
+
+    return chosen(sources, is_wanted)
 
 
 def _is_unchanged(source: Source, entries: Sequence[Found]) -> bool:

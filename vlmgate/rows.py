@@ -5,6 +5,7 @@ Knows entries, scores and decisions; knows nothing of models, of files on disk, 
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -60,10 +61,10 @@ def _by_name(walk: Walk, journal: Journal) -> Iterator[tuple[str, list[tuple[int
     unreadable: dict[str, dict[int, Found | None]] = {}
     for one in walk.unreadable:
         unreadable.setdefault(one.file_name, {})[one.page] = one
-    sources = {source.file_name for source in walk.sources}
-    for name in sorted({*sources, *unreadable}):
+    named = heapq.merge(((source.file_name, True) for source in walk.sources), ((n, False) for n in sorted(unreadable)))
+    for name, found in itertools.groupby(named, key=lambda item: item[0]):
         pages = unreadable.get(name, {})
-        if name in sources:
+        if any(is_source for _, is_source in found):
             known = journal.pages_of(name)
             pages = pages | {page: known.get(page) for page in _expected_pages(known, journal)}
         yield name, sorted(pages.items(), key=lambda item: item[0])

@@ -69,7 +69,9 @@ def place_of(file_name: str, count: int) -> int:
 
 def share_of(walk: Walk, shard: Shard) -> Walk:
     """Return what one machine reads, of images and of folders that could not be listed."""
-    sources = tuple(one for one in walk.sources if shard.holds(one.file_name))
+    from vlmgate.images import chosen  # with Pillow, which the command line should not wait for
+
+    sources = chosen(walk.sources, lambda one: shard.holds(one.file_name))
     unreadable = tuple(one for one in walk.unreadable if shard.holds(one.file_name))
     return replace(walk, sources=sources, unreadable=unreadable)
 

@@ -6,19 +6,21 @@ with one file is a value about that file, never an exception and never a Python 
     walk ──► ahead ──► opening ──► containers ──► decoding ──► depth
     folder   threads   pages       one file       one page     10 bits and more
     listing          └─ quality       └─ damage, jpeg: is all of it there?
-    list
+    list  ──► sources: many names in little memory
 """
 
 from vlmgate.images.ahead import Opened, read_ahead
 from vlmgate.images.listing import find_listed, folders_of, read_list, sources_of
 from vlmgate.images.opening import open_pages
 from vlmgate.images.quality import STANDARD
+from vlmgate.images.sources import chosen
 from vlmgate.images.walk import Walk, find_images
 
 __all__ = [
     "STANDARD",
     "Opened",
     "Walk",
+    "chosen",
     "find_images",
     "find_listed",
     "folders_of",

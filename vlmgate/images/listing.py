@@ -52,7 +52,7 @@ def find_listed(paths: Iterable[Path], base: Path) -> Walk:
     if not places:
         raise NoImagesError("the list names no file; give one image file a line.")
     here = os.path.abspath(base)  # noqa: PTH100 - lexical: links in it are the user's own name for the place
-    found = Found()
+    found = Found(here)
     taken: set[str] = set()
     once = dict.fromkeys(places)
     # What lies under the base goes first, so that no path from elsewhere takes its name away.
@@ -130,6 +130,6 @@ def _look_at(name: str, path: Path, found: Found) -> None:
         found.unreadable.append((name, reason))
         return
     if stat.S_ISREG(mode):
-        found.sources.append((name, path))
+        found.add(name, os.fspath(path))
     else:
         found.unreadable.append((name, special(mode)))

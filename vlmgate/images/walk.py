@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from vlmgate.errors import NoImagesError
 from vlmgate.images.formats import HEAD_BYTES, NOT_OPENABLE, OPENABLE, RefusedError, explain, extension_of, sniff
+from vlmgate.images.sources import Sources, path_in
 from vlmgate.records import Source, Unreadable
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # "._name" files that macOS leaves on foreign disks: metadata, not the image
@@ -29,7 +30,7 @@ class _SpecialError(Exception):
 class Walk:
     """What a folder holds."""
 
-    sources: tuple[Source, ...]  # sorted by file_name
+    sources: Sequence[Source]  # sorted by file_name
     unreadable: tuple[Unreadable, ...]  # folders that could not be listed, pipes, links to nothing; sorted
     ignored: tuple[str, ...]  # names of files that are no images, and more names of folders ("line2/"); sorted
     repeated: tuple[str, ...] = ()  # of a list: paths that it names once more than it need
@@ -39,9 +40,17 @@ class Walk:
 class Found:
     """The walk so far; names are still as the file system gave them."""
 
-    sources: list[tuple[str, str | Path]] = field(default_factory=list)
+    root: str  # where what is found lies under its name
+    sources: list[str] = field(default_factory=list)
+    elsewhere: dict[str, str] = field(default_factory=dict)  # the paths of sources that get another, or lie elsewhere
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+
+    def add(self, name: str, path: str) -> None:
+        """Note an image."""
+        self.sources.append(name)
+        if path != path_in(self.root, name) or not _is_utf8(name):
+            self.elsewhere[name] = path
 
 
 def find_images(folder: Path) -> Walk:
@@ -51,7 +60,7 @@ def find_images(folder: Path) -> Walk:
     to is walked under one of them; the others are among `ignored`, ending in a slash. Raises NoImagesError if the
     folder itself is missing or cannot be listed.
     """
-    found = Found()
+    found = Found(os.fspath(folder))
     try:
         status = folder.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -59,7 +68,7 @@ def find_images(folder: Path) -> Walk:
                 pass
             _walk(folder, found)
         elif stat.S_ISREG(status.st_mode):  # named by hand: an image, whatever it is called
-            found.sources.append((folder.name, folder))
+            found.add(folder.name, os.fspath(folder))
         else:
             found.unreadable.append((folder.name, special(status.st_mode)))
     except OSError as error:
@@ -125,7 +134,7 @@ def _look_at(entry: os.DirEntry[str], name: str, found: Found) -> None:
     by_name = extension in OPENABLE or extension in NOT_OPENABLE
     try:
         if _is_image(entry, by_name):
-            found.sources.append((name, entry.path))
+            found.add(name, entry.path)
         else:
             found.ignored.append(name)
     except _SpecialError as error:
@@ -157,24 +166,31 @@ def _is_image(entry: os.DirEntry[str], by_name: bool) -> bool:
 
 def named(found: Found, repeated: tuple[str, ...] = ()) -> Walk:
     """Give every finding a valid UTF-8 name of its own; a name that is valid already is kept as it is."""
-    raw = sorted([name for name, _ in found.sources] + [name for name, _ in found.unreadable])
-    names = {name: name for name in raw if _is_utf8(name)}
-    taken = set(names)
-    for name in raw:
-        if name not in names:
-            stem = printable = os.fsencode(name).decode("utf-8", "backslashreplace")
-            number = 1
-            while printable in taken:
-                number += 1
-                printable = f"{stem}~{number}"
-            names[name] = printable
-            taken.add(printable)
+    names = _printable([*found.sources, *(name for name, _ in found.unreadable)])
+    elsewhere = {names.get(name, name): path for name, path in found.elsewhere.items()}
+    unreadable = (Unreadable(names.get(name, name), why) for name, why in found.unreadable)
     return Walk(
-        tuple(sorted((Source(names[name], path) for name, path in found.sources), key=lambda s: s.file_name)),
-        tuple(sorted((Unreadable(names[name], why) for name, why in found.unreadable), key=lambda u: u.file_name)),
+        Sources(found.root, sorted(names.get(name, name) for name in found.sources), elsewhere),
+        tuple(sorted(unreadable, key=lambda one: one.file_name)),
         tuple(sorted(os.fsencode(name).decode("utf-8", "backslashreplace") for name in found.ignored)),
         repeated,
     )
+
+
+def _printable(raw: Sequence[str]) -> dict[str, str]:
+    """Return a name that no other file has for each name that is no UTF-8."""
+    odd = {name for name in raw if not _is_utf8(name)}
+    taken = {name for name in raw if name not in odd} if odd else set()
+    names = {}
+    for name in sorted(odd):
+        stem = printable = os.fsencode(name).decode("utf-8", "backslashreplace")
+        number = 1
+        while printable in taken:
+            number += 1
+            printable = f"{stem}~{number}"
+        names[name] = printable
+        taken.add(printable)
+    return names
 
 
 def _is_utf8(name: str) -> bool:
