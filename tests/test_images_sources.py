@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def test_numbers_count_from_both_ends_and_no_further() -> None:
             with pytest.raises(IndexError):
                 some[outside]
     assert sources[1].path == Path("in") / "b" / "c"
+
+
+def test_a_file_that_cannot_be_had_is_an_error_and_no_end() -> None:
+    with pytest.raises(IndexError):
+        list(Chosen(Sources("in", ["a", "b", "c"]), [0, 7, 2]))
+
+
+def test_slices_of_slices_do_not_nest() -> None:
+    some: Sequence[Source] = Sources("in", (f"{i:04}" for i in range(2000)))
+    for _ in range(1500):
+        some = some[1:]
+    assert some[0].file_name == "1500" and len(some) == 500
 
 
 def test_a_root_may_be_nothing_or_everything() -> None:

@@ -311,6 +311,16 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
         assert isinstance(result, Picture)
 
 
+def test_two_names_that_would_be_one_are_told_apart_alike_every_night(tmp_path: Path) -> None:
+    for name in (b"\xff\\xfe.png", b"\\xff\xfe.png"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb"):  # noqa: PTH118, PTH123 - bytes
+            pass
+    assert {s.file_name: os.path.basename(os.fsencode(s.where)) for s in find_images(tmp_path).sources} == {  # noqa: PTH119
+        r"\xff\xfe.png": b"\\xff\xfe.png",
+        r"\xff\xfe.png~2": b"\xff\\xfe.png",
+    }
+
+
 def test_names_with_odd_characters_stay_as_they_are(tmp_path: Path) -> None:
     wanted = sorted(["ü 部品.png", "a[bold].png", "new\nline.png", "emoji😀.png", "back\\slash.png", " .png"])
     for name in wanted:

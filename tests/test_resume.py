@@ -156,6 +156,14 @@ def test_what_is_gone_was_read_and_is_not_there(stays: set[str], goes: set[str],
     assert gone(walk, journal) == sorted(goes - stays - comes)
 
 
+def test_rows_of_what_cannot_be_read_stand_among_the_others(tmp_path: Path) -> None:
+    config = config_for(folder_of(tmp_path / "in", "b.png", "d.png"), tmp_path / "r.parquet")
+    for name in ("e.png", "c.png", "a.png"):
+        (config.folder / name).symlink_to(tmp_path / "nowhere")
+    run(config, FakeCaptioner())
+    assert [record.file_name for record in read_result(config.out)[0]] == [f"{c}.png" for c in "abcde"]
+
+
 def test_what_is_gone_is_told_and_the_larger_result_kept(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", "a.png", "disk2/b.png", "disk2/c.png")
     config = config_for(folder, tmp_path / "r.parquet")

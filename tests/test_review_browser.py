@@ -204,6 +204,23 @@ def test_a_key_right_after_a_dialog_is_for_the_page(page: Browser) -> None:
     assert [(row["verdict"], row["reading"]) for row in page.verdicts()] == [("wrong", "a scratch"), ("unusable", "")]
 
 
+@pytest.mark.parametrize(("key", "field"), [("e", "edit-text"), ("n", "note"), ("/", "search")])
+def test_a_key_held_down_is_not_typed_into_the_field_that_it_opens(page: Browser, key: str, field: str) -> None:
+    def hold(**more: Any) -> None:
+        page.command("Input.dispatchKeyEvent", type="keyDown", key=key, text=key, **more)
+
+    value = "return document.getElementById(arguments[0]).value"
+    hold()
+    assert page.run("return document.activeElement.id") == field
+    before = page.run(value, field)
+    hold(autoRepeat=True)
+    hold(autoRepeat=True)
+    assert page.run(value, field) == before
+    page.command("Input.dispatchKeyEvent", type="keyUp", key=key)
+    page.press("a", key)
+    assert page.run(value, field) == f"a{key}"
+
+
 def test_taking_what_says_the_same_is_correct(chromium: Browser, tmp_path: Path) -> None:
     said = ("a gear with a dent", "no dent", "a gear with a dent", "gear, a dent")
     chromium.open(reviewed(result_of(tmp_path, ["a.png", "b.png", "c.png"], lambda _: said)).out)

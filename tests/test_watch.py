@@ -168,6 +168,30 @@ def test_durations() -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("becomes", ["a link to nothing", "a named pipe"])
+def test_what_was_read_and_can_be_read_no_more_is_not_accepted(
+    tmp_path: Path, fake: FakeCaptioner, becomes: str
+) -> None:
+    line = tmp_path / "line"
+    for name in ("a.png", "b.png"):
+        picture_file(line / name)
+
+    def spoil() -> None:
+        (line / "a.png").unlink()
+        if becomes == "a named pipe":
+            os.mkfifo(line / "a.png")
+        else:
+            (line / "a.png").symlink_to(tmp_path / "nowhere")
+
+    fake.say = then({"b.png": spoil})
+    run("line", "--batch-size", 1, *QUICK, code=3)
+    watched = rows()
+    assert [str(row.route) for row in watched.values()] == ["human_review", "auto_accept"]
+    assert becomes in str(watched["a.png"].error)
+    run("line", "--batch-size", 1, code=3)
+    assert rows() == watched, "as without --watch"
+
+
 def test_what_comes_is_read_once_and_the_result_is_complete(tmp_path: Path, fake: FakeCaptioner) -> None:
     line = tmp_path / "line"
     picture_file(line / "1.png")

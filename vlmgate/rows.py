@@ -57,16 +57,19 @@ Slot = tuple[str, int, Found | None]  # file_name, page, and what was found ther
 
 
 def _by_name(walk: Walk, journal: Journal) -> Iterator[tuple[str, list[tuple[int, Found | None]]]]:
-    """Return the pages of every file and folder, in order."""
+    """Return the pages of every file and folder, in order.
+
+    What the walk could not read has no other row, whatever was read under its name before.
+    """
     unreadable: dict[str, dict[int, Found | None]] = {}
     for one in walk.unreadable:
         unreadable.setdefault(one.file_name, {})[one.page] = one
-    named = heapq.merge(((source.file_name, True) for source in walk.sources), ((n, False) for n in sorted(unreadable)))
-    for name, found in itertools.groupby(named, key=lambda item: item[0]):
-        pages = unreadable.get(name, {})
-        if any(is_source for _, is_source in found):
+    names = heapq.merge((source.file_name for source in walk.sources), sorted(unreadable))
+    for name, _ in itertools.groupby(names):
+        pages = unreadable.get(name)
+        if pages is None:
             known = journal.pages_of(name)
-            pages = pages | {page: known.get(page) for page in _expected_pages(known, journal)}
+            pages = {page: known.get(page) for page in _expected_pages(known, journal)}
         yield name, sorted(pages.items(), key=lambda item: item[0])
 
 

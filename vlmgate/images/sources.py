@@ -6,21 +6,51 @@ Knows names and where they lie; knows nothing of how they were found, or what is
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
 from vlmgate.records import Source
 
 
-class Sources(Sequence[Source]):
-    """The files of a folder, in the order of their names: one text of all names, and where each of them ends.
+class _Files(Sequence[Source]):
+    """What both kinds do alike; each says how many there are and which one a number stands for.
 
-    A name takes its letters and 8 bytes, where a list of `Source` has 300 for each.
+    Two of them are equal only where they are the same one.
+    """
+
+    @abstractmethod
+    def _at(self, number: int) -> Source:
+        """Return a file by its number, from 0 on."""
+
+    def __iter__(self) -> Iterator[Source]:
+        return map(
+            self._at, range(len(self))
+        )  # what a sequence has otherwise would end at an IndexError, and tell none
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Source]: ...
+
+    def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
+        numbers = range(len(self))[index]  # counts from the end where it is negative, and raises IndexError
+        return self._at(numbers) if isinstance(numbers, int) else self._some(numbers)
+
+    def _some(self, numbers: range) -> Sequence[Source]:
+        return Chosen(self, numbers)
+
+
+class Sources(_Files):
+    """The files of a folder: one text of all names, and where each of them ends.
+
+    A name takes its letters and 8 bytes, where a list of `Source` has 300 for each; one that lies elsewhere more.
     """
 
     def __init__(self, root: str, names: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> None:
-        """Hold names that are valid UTF-8; those that do not lie under them in `root` lie `elsewhere`."""
+        """Hold names, valid UTF-8, in the order given; `elsewhere` has the paths of those that are not root/name."""
         self._root, self._elsewhere = root, dict(elsewhere or {})
         text, self._ends = bytearray(), array("Q", [0])
         for name in names:
@@ -31,22 +61,13 @@ class Sources(Sequence[Source]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Source: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Source]: ...
-
-    def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
-        if isinstance(index, slice):
-            return Chosen(self, range(len(self))[index])
-        at = range(len(self))[index]  # counts from the end where it is negative, and raises IndexError
-        name = self._text[self._ends[at] : self._ends[at + 1]].decode()
+    def _at(self, number: int) -> Source:
+        name = self._text[self._ends[number] : self._ends[number + 1]].decode()
         return Source(name, self._elsewhere.get(name) or path_in(self._root, name))
 
 
-class Chosen(Sequence[Source]):
-    """Some of the files of another sequence, by their numbers in it."""
+class Chosen(_Files):
+    """Some of the files of another sequence, by their numbers in it; all of that one stays in memory."""
 
     def __init__(self, among: Sequence[Source], numbers: Iterable[int]) -> None:
         self._among, self._numbers = among, array("Q", numbers)
@@ -54,20 +75,15 @@ class Chosen(Sequence[Source]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Source: ...
+    def _at(self, number: int) -> Source:
+        return self._among[self._numbers[number]]
 
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Source]: ...
-
-    def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
-        if isinstance(index, slice):
-            return Chosen(self._among, self._numbers[index])
-        return self._among[self._numbers[index]]
+    def _some(self, numbers: range) -> Sequence[Source]:
+        return Chosen(self._among, map(self._numbers.__getitem__, numbers))
 
 
 def chosen(sources: Sequence[Source], wanted: Callable[[Source], bool]) -> Sequence[Source]:
-    """Return the files that are wanted, in their order."""
+    """Return the files that are wanted, in their order; each is asked after once, and now."""
     return Chosen(sources, (number for number, source in enumerate(sources) if wanted(source)))
 
 

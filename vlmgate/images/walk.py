@@ -41,14 +41,14 @@ class Found:
     """The walk so far; names are still as the file system gave them."""
 
     root: str  # where what is found lies under its name
-    sources: list[str] = field(default_factory=list)
-    elsewhere: dict[str, str] = field(default_factory=dict)  # the paths of sources that get another, or lie elsewhere
+    images: list[str] = field(default_factory=list)  # names
+    elsewhere: dict[str, str] = field(default_factory=dict)  # paths of images that lie elsewhere, or get another name
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
     def add(self, name: str, path: str) -> None:
-        """Note an image."""
-        self.sources.append(name)
+        """Note an image, by its name and its path."""
+        self.images.append(name)
         if path != path_in(self.root, name) or not _is_utf8(name):
             self.elsewhere[name] = path
 
@@ -166,11 +166,11 @@ def _is_image(entry: os.DirEntry[str], by_name: bool) -> bool:
 
 def named(found: Found, repeated: tuple[str, ...] = ()) -> Walk:
     """Give every finding a valid UTF-8 name of its own; a name that is valid already is kept as it is."""
-    names = _printable([*found.sources, *(name for name, _ in found.unreadable)])
+    names = _printable([*found.images, *(name for name, _ in found.unreadable)])
     elsewhere = {names.get(name, name): path for name, path in found.elsewhere.items()}
     unreadable = (Unreadable(names.get(name, name), why) for name, why in found.unreadable)
     return Walk(
-        Sources(found.root, sorted(names.get(name, name) for name in found.sources), elsewhere),
+        Sources(found.root, sorted(names.get(name, name) for name in found.images), elsewhere),
         tuple(sorted(unreadable, key=lambda one: one.file_name)),
         tuple(sorted(os.fsencode(name).decode("utf-8", "backslashreplace") for name in found.ignored)),
         repeated,

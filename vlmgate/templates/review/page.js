@@ -193,7 +193,15 @@ const ACTIONS = {
 const ONLY_LOOKING = new Set(["c", "w", "u", "e", "n", "+", "=", "-", "0"]); // what makes no sense over the grid
 const MOVES = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], ArrowDown: [0, -80] };
 
+let opener = ""; // the key that led into a field; while it is held, its repeats are not typed there
+
 function onKey(event) {
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (event.repeat && key === opener) {
+    event.preventDefault();
+    return;
+  }
+  opener = "";
   if (event.isComposing || document.querySelector("dialog[open]")) return;
   // A dialog that has just closed keeps the focus until the browser draws again: what is typed then is for the page.
   const typing = !event.target.closest("dialog") && event.target.closest("input, textarea, select");
@@ -201,7 +209,6 @@ function onKey(event) {
     if (event.key === "Escape" || (event.key === "Enter" && typing.tagName === "INPUT")) leaveField(typing);
     return;
   }
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if ((event.ctrlKey || event.metaKey) && key === "z" && !event.shiftKey) {
     event.preventDefault();
     undo();
@@ -230,6 +237,7 @@ function onKey(event) {
   else if (ACTIONS[key]) ACTIONS[key]();
   else return;
   event.preventDefault();
+  if (document.activeElement.closest("input, textarea")) opener = key;
 }
 
 function leaveField(field) {
