@@ -228,6 +228,13 @@ class Journal:
         for page in set(self._found.numbers(file_name)) - set(keep):
             del self._found[file_name, page]
 
+    def end(self, file_name: str, pages: Iterable[int]) -> None:
+        """Say that a file was opened to its end and has these pages: others are of a file that is gone."""
+        kept = {*pages}
+        if set(self._found.numbers(file_name)) - kept:
+            self._write([sealed({"ended": file_name, "pages": sorted(kept)})])
+            self.forget(file_name, keep=kept)
+
     def _remember(self, entry: Entry, seconds: float | None, begin: int, length: int) -> None:
         """Remember what the `length` bytes of the file at `begin` say."""
         file_name, page = key_of(entry)
@@ -265,6 +272,8 @@ class Journal:
                 entry = parsed(line)
                 if entry is not None and isinstance(entry.get("model"), dict):
                     self.model = entry["model"]
+                elif entry is not None and isinstance(entry.get("ended"), str):
+                    self.forget(entry["ended"], keep=entry.get("pages") or ())
                 elif entry is None or not is_place(entry.get("batch")):
                     self.dropped += 1
                     empty = False

@@ -5,11 +5,13 @@ Knows what was found and what the journal holds; knows nothing of what is inside
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vlmgate.entries import Found, Read, content_of
-from vlmgate.images import Walk, chosen
+from vlmgate.images import Walk, chosen, turned_of
 from vlmgate.journal import Journal
 from vlmgate.records import Source, Unreadable
 
@@ -24,6 +26,24 @@ def gone(walk: Walk, journal: Journal) -> list[str]:
         if name != name_there:
             missing.append(name)
     return missing
+
+
+def with_turned(walk: Walk, journal: Journal) -> tuple[Walk, list[str]]:
+    """Return the walk with what was read before and is no image any more, and the names of what is not there."""
+    missing = gone(walk, journal)
+    turned = turned_of(walk, missing)
+    there = {one.file_name for one in turned}
+    return replace(walk, unreadable=(*walk.unreadable, *turned)), [name for name in missing if name not in there]
+
+
+def noted(journal: Journal, missing: Sequence[str]) -> list[str]:
+    """Return what the user should know of the journal before a run goes on with it."""
+    told = []
+    if journal.dropped:
+        told.append(f"{journal.dropped} journal lines were torn or damaged; what they held is read again.")
+    if missing:
+        told.append(f"{len(missing):,} files that were read before are not in the folder any more, first: {missing[0]}")
+    return told
 
 
 def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
@@ -49,6 +69,20 @@ def forget_changed(sources: Sequence[Source], journal: Journal) -> bool:
     for name in changed:
         journal.forget(name)
     return bool(changed)
+
+
+def forget_replaced(sources: Sequence[Source], journal: Journal, *, gone_too: bool) -> list[str]:
+    """Forget what was read of files that are not what was read any more, and return their names.
+
+    A file that is gone is told apart: with `gone_too` it is forgotten, else it is what it was.
+    """
+    replaced = []
+    for source in sources:
+        entries = journal.entries_of(source.file_name)
+        if entries and not _is_unchanged(source, entries) and (gone_too or os.path.lexists(source.where)):
+            journal.forget(source.file_name)
+            replaced.append(source.file_name)
+    return replaced
 
 
 def still_to_read(sources: Sequence[Source], journal: Journal, *, all_pages: bool) -> Sequence[Source]:

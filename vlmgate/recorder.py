@@ -118,7 +118,7 @@ class Recorder:
     ) -> None:
         begun = time.perf_counter()
         for name, pages in ended:
-            self.journal.forget(name, keep=pages)  # pages that the file no longer has
+            self.journal.end(name, pages)
         if entries:
             self.journal.append(entries, seconds)
         written = time.perf_counter()

@@ -35,7 +35,7 @@ from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
 from vlmgate.novelty import Reference
 from vlmgate.outcome import ScanResult
-from vlmgate.pending import forget_changed, gone, gone_but_read, still_to_read
+from vlmgate.pending import forget_changed, forget_replaced, gone_but_read, noted, still_to_read, with_turned
 from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
@@ -129,7 +129,7 @@ class _Run:
         self.started = datetime.now(UTC)
         self.captioner: Captioner | None = None
         self.introduced = False  # a model has been loaded, here or elsewhere
-        self.looked_back = False  # see `_look_back`
+        self.looked_back = self.compared = False  # see `_look_back` and `_forget_replaced`
         self.gone: list[str] = []  # read before, and not in the folder now
         self.good: Picture | None = None  # one that the model has read in this run
         self.failures_in_a_row = 0
@@ -156,14 +156,9 @@ class _Run:
                 if not self.introduced and not self.journal.readings:  # nothing is to be saved
                     raise
                 log.error("the run ends here", exc_info=unexpected)
-                error = (
-                    unexpected
-                    if isinstance(unexpected, VlmgateError)
-                    else FatalError(
-                        f"internal error ({one_line(unexpected)}). The traceback is in {self.outputs.log}; "
-                        "the same command resumes."
-                    )
-                )
+                told = f"internal error ({one_line(unexpected)}). The traceback is in {self.outputs.log}; "
+                fatal = FatalError(told + "the same command resumes.")
+                error = unexpected if isinstance(unexpected, VlmgateError) else fatal
             interrupted = self.signals.hold() or interrupted
             with suppress(Exception):  # only where a signal came just before it was closed; what lacks is read again
                 self.recorder.close()
@@ -196,7 +191,8 @@ class _Run:
                 self.progress.stop()
             if self.watch.publishing_is_due():
                 self.watch.recheck()
-                if forget_changed(self.watch.in_doubt, self.journal) or fresh:
+                self.walk = self.watch.whole()
+                if self._forget_replaced() or fresh:
                     self._publish()
                 fresh = False
 
@@ -223,17 +219,12 @@ class _Run:
 
     def _read_what_is_missing(self, sources: Sequence[Source] | None = None, waiting: int = 0) -> None:
         wanted = self.walk.sources if sources is None else sources
-        self.gone = gone(self.walk, self.journal)
+        self.walk, self.gone = with_turned(self.walk, self.journal)
         pending = still_to_read(wanted, self.journal, all_pages=self.config.images.pages == "all")
+        self.compared = sources is None
         done = len(self.walk.sources) - len(pending) - waiting
-        if self.journal.dropped:
-            self.progress.message(
-                f"{self.journal.dropped} journal lines were torn or damaged; what they held is read again."
-            )
-        if self.gone:
-            self.progress.message(
-                f"{len(self.gone):,} files that were read before are not in the folder any more, first: {self.gone[0]}"
-            )
+        for text in noted(self.journal, self.gone):
+            self.progress.message(text)
         if pending:
             check_space(self.outputs, len(pending), self.config.sampling)
         if done and pending and self.watch is None:
@@ -289,13 +280,22 @@ class _Run:
         """Forget, in memory and once a run, readings that were enough for another gate and are not for this one."""
         if self.foresight is None or self.looked_back:
             return
-        self.looked_back = True
         if self.journal.readings:
             self.progress.message("Looking whether what was read before is enough for these limits …")
         for content in (open_ := self.foresight.open_among(self.journal.readings, self.reference)):
             self.journal.readings.forget(content)
         if open_:
             self.progress.message(f"{len(open_):,} images need more samples for this limit, and are read again.")
+        self.looked_back = True
+
+    def _forget_replaced(self) -> bool:
+        """Forget, in memory, what was read of files that are others by now; say whether there were any."""
+        if self.watch is None:
+            return not self.compared and bool(forget_replaced(self.walk.sources, self.journal, gone_too=True))
+        changed = forget_changed(self.watch.in_doubt, self.journal)
+        replaced = forget_replaced(self.walk.sources, self.journal, gone_too=False)
+        self.watch.hand_out_again(replaced)
+        return changed or bool(replaced)
 
     def _read(self, pending: Sequence[Source]) -> None:
         """Read files in their order; every batch is journalled whole before the next one's is begun."""
@@ -397,7 +397,7 @@ class _Run:
         self._look_back()  # it may have ended before that
         if self.watch is not None:
             self.walk = self.watch.everything()
-            forget_changed(self.watch.in_doubt, self.journal)
+        self._forget_replaced()
         with self.clock.running("scoring"):
             records = decide_rows(self._rows(), self.gate)
         failed = any(record.reason == Reason.MODEL_FAILED for record in records)

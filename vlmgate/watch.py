@@ -2,26 +2,27 @@
 
 Knows names, sizes, times and clocks; knows nothing of what is inside a file or of what is done with it. It polls, for
 that works on every disk and on network shares, where no system tells of a change. A file has settled when its size and
-time have stayed the same for a while by our own clock; the clock of a file server may be another.
+times have stayed the same for a while by our own clock; the clock of a file server may be another.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from vlmgate.config import WatchConfig
 from vlmgate.errors import NoImagesError
-from vlmgate.images import Walk
+from vlmgate.images import Walk, turned_of
 from vlmgate.records import Source
 
 _LEAST_PAUSE, _MOST_PAUSE = 0.05, 1.0  # seconds between two looks, unless a look takes long
 _DUTY = 4  # pauses are so many times as long as a look takes, so that a slow share is not kept busy
 _RECHECK = 600.0  # seconds, where nothing is published
 
-Signature = tuple[int, int]  # (bytes, mtime in ns); (-1, -1) for a file that cannot be asked
+Signature = tuple[int, int, int]  # (bytes, mtime, ctime), both in ns; _UNKNOWN for a file that cannot be asked
+_UNKNOWN: Signature = (-1, -1, -1)
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class Watch:
         """`kept` are files that were read before and are gone; they stay in the walk."""
         self._config, self._look, self._tell, self._limit = config, look, tell, limit
         self._clock, self._now, self._sleep = clock, now, sleep
-        self._seen: dict[str, _Seen] = {s.file_name: _Seen(s, (-1, -1), 0.0, settled=True) for s in kept}
+        self._seen: dict[str, _Seen] = {s.file_name: _Seen(s, _UNKNOWN, 0.0, settled=True) for s in kept}
         self._there: set[str] = set()  # in the folder at the last look
         self._rows = set(self._seen)  # names that have been handed out
         self._walk = Walk((), (), ())
@@ -119,6 +120,15 @@ class Watch:
             if seen.settled and (signature := _signature(seen.source)) != seen.signature:
                 self._seen[name] = _Seen(seen.source, signature, self._clock())
 
+    def hand_out_again(self, names: Collection[str]) -> None:
+        """Have files settle anew that turned out not to be what was read under their names."""
+        for name in names:
+            self._seen[name].settled, self._seen[name].since = False, self._clock()
+
+    def whole(self) -> Walk:
+        """Return every image so far, by what the last look at the folder found."""
+        return self._whole()
+
     def everything(self) -> Walk:
         """Return every image so far and what is in the folder now, settled or not."""
         self._take_stock()
@@ -150,7 +160,7 @@ class Watch:
         self._there = {source.file_name for source in walk.sources}
         for source in walk.sources:
             seen = self._seen.get(source.file_name)
-            if seen is None or not seen.settled:
+            if seen is None or not seen.settled or seen.source != source:
                 self._look_at(source, seen)
         every = self._config.publish_every or _RECHECK
         if self._clock() - self._last_recheck >= every:
@@ -159,7 +169,7 @@ class Watch:
 
     def _look_at(self, source: Source, seen: _Seen | None) -> None:
         now, signature = self._clock(), _signature(source)
-        if seen is None or seen.signature != signature:
+        if seen is None or seen.signature != signature or seen.source != source:
             self._seen[source.file_name] = _Seen(source, signature, now)
         elif now - seen.since >= self._config.settle:
             seen.settled = True
@@ -177,7 +187,9 @@ class Watch:
             if also_unsettled or seen.settled or name in self._rows
         }
         self._rows |= known.keys()
-        return replace(self._walk, sources=tuple(known[name] for name in sorted(known)))
+        turned = turned_of(self._walk, known)
+        sources = tuple(known[name] for name in sorted(known))
+        return replace(self._walk, sources=sources, unreadable=(*self._walk.unreadable, *turned))
 
     # --- the end ---
 
@@ -201,5 +213,5 @@ def _signature(source: Source) -> Signature:
     try:
         status = source.path.stat()
     except (OSError, ValueError):
-        return (-1, -1)
-    return status.st_size, status.st_mtime_ns
+        return _UNKNOWN
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -26,7 +26,7 @@ def take(batches: Iterable[Batch], journal: Journal, signals: Signals, progress:
             with signals.held():
                 journal.append([_once(entry, journal) for entry in batch.entries], batch.seconds)
         for file_name, pages in batch.finished:
-            journal.forget(file_name, keep=pages)  # pages that the file no longer has
+            journal.end(file_name, pages)
         progress.advance(len(batch.finished))
 
 

@@ -14,7 +14,7 @@ from vlmgate.images.listing import find_listed, folders_of, read_list, sources_o
 from vlmgate.images.opening import open_pages
 from vlmgate.images.quality import STANDARD
 from vlmgate.images.sources import chosen
-from vlmgate.images.walk import Walk, find_images
+from vlmgate.images.walk import Walk, find_images, turned_of
 
 __all__ = [
     "STANDARD",
@@ -28,4 +28,5 @@ __all__ = [
     "read_ahead",
     "read_list",
     "sources_of",
+    "turned_of",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,6 +191,12 @@ def _printable(raw: Sequence[str]) -> dict[str, str]:
         names[name] = printable
         taken.add(printable)
     return names
+
+
+def turned_of(walk: Walk, names: Collection[str]) -> list[Unreadable]:
+    """Return those of the names, which were images once, that the walk took for files that are none."""
+    ignored = set(walk.ignored)
+    return [Unreadable(name, "is no image any more, as it was when it was read") for name in names if name in ignored]
 
 
 def _is_utf8(name: str) -> bool:
