@@ -49,6 +49,7 @@ def ask(
         sampled = _sampled(pictures, captioner, sampling, prepared, enough)
         if len(sampled) != len(pictures) or not all(_is_complete(one, sampling) for one in sampled):
             raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
+        return [_reading(picture, one) for picture, one in zip(pictures, sampled, strict=True)]
     except EndpointError:
         raise
     except Exception as error:
@@ -58,7 +59,6 @@ def ask(
         middle = len(pictures) // 2
         halves = pictures[:middle], pictures[middle:]
         return [entry for half in halves for entry in ask(half, captioner, sampling, None, enough)]
-    return [_reading(picture, one) for picture, one in zip(pictures, sampled, strict=True)]
 
 
 def _sampled(

@@ -75,6 +75,14 @@ _REFUSAL = re.compile(
     | \b(?:black|blank|empty|white)\ (?:image|picture|photo|photograph|screen)\b
     | \b(?:image|picture|photo|photograph)\ (?:\w+\ ){{0,2}}
       (?:too|very|completely|entirely|all)\ (?:dark|blurr?y|bright|blank|black)
+    | ^\W*(?:i|we)\ (?:{_CANNOT}|(?:am|are)\ (?:unable|not\ able)\ to|see\ nothing)\W*$
+    | ^\W*{_CANNOT}\ (?:help|assist|comply|see)\b | \bplease\ share\b
+    | \b(?:i|we)\ (?:\w+\ )?{_CANNOT}\ (?:help|assist|comply)\b
+    | \b(?:request|response|content)\ (?:(?:was|is|has\ been)\ )?(?:blocked|filtered)\b | \bcontent\ filter\b
+    | \bsomething\ went\ wrong\b | \b(?:internal\ )?server\ error\b
+    | \b(?:image|picture|photo|photograph)\ (?:is\ )?unavailable\b
+    | \bno\ (?:parts?|objects?|components?|items?)\ (?:(?:is|are|was|were)\ )?detected\b
+    | \b(?:contains?|shows?)\ no\ (?:parts?|objects?|components?|items?)\W*$
     | <(?:unk|image|pad|\|\w+\|)> | ^\W*(?:no\ caption|img)\W*$
     | \b(?:es\ tut\ mir\ leid|(?:ich\ kann|kann\ ich|ich\ wei(?:ß|ss))\ (?:\w+\ ){{0,4}}(?:nicht|kein\w*)
         |zu\ (?:dunkel|hell|unscharf),?\ um
@@ -82,15 +90,68 @@ _REFUSAL = re.compile(
         |je\ ne\ peux\ pas|mi\ dispiace|non\ posso|desculpe|não\ posso)\b
     | \b(?:bild|foto|aufnahme)\ (?:ist\ )?(?:\w+\ )?(?:dunkel|unscharf|leer|schwarz)\b
     | ^\W*(?:das\ )?(?:bild\ )?(?:ist\ )?(?:unscharf|unleserlich|nicht\ lesbar)\W*$
+    | ^\W*(?:tut\ mir\ leid|désolée?|das\ bild\ fehlt)\b | \bnichts\ zu\ (?:erkennen|sehen)\b | \bno\ hay\ imagen\b
     | \bje\ ne\ sais\ pas\b | \bimpossible\ (?:à|de)\ | \bno\ (?:lo\ )?sé\b | \bnon\ (?:lo\ )?so\b | \bnão\ sei\b
     | \b(?:не\ знаю|не\ могу|невозможно|nie\ wiem|nie\ mogę|bilmiyorum|bilinmiyor|weet\ (?:het\ )?niet)\b
     | \b(?:لا\ أعرف|لا\ أستطيع)\b | 모르겠 | 알\ 수\ 없
     | (?:图|图片|图像|照片|画面)太(?:暗|黑|亮|模糊) | (?:画像|写真)がありません | [分わ]か(?:らない|りません)
     | 見えません|不知道|nicht\ erkennbar|keine\ ahnung|不明|わかりません|看不清
+    | 不好意思|すみません|没有图|我不能|도와드릴\ 수\ 없
     | 抱歉|对不起|無法|无法|不能提供|申し訳|できません|죄송|할\ 수\ 없
     """,
     re.VERBOSE,
 )
+
+
+# What a chat is made of besides what is said, and what a sentence is made of before it says anything.
+_MARKUP = re.compile(r"<[^<>]{0,40}>|\[/?(?:pad|unk|cls|sep|mask|inst|bos|eos)\]")
+_ROLES = re.compile(r"\b(?:user|human|assistant|system|model|question|answer|caption|description)\b")
+_HOLLOW = frozenset(
+    """
+    a an the this that these those it its it's there here here's is are was were be of to in and or i we you go
+    image picture photo photograph show shows showing shown display displays depict depicts contain contains
+    sure certainly course hmm
+    """.split()
+)
+_HOLLOW_ALONE = frozenset("an the this that it image picture photo photograph sure certainly hmm".split())
+_APOSTROPHE = re.compile("[’‘ʼʻ´`＇]")
+
+
+def _folded(text: str) -> str:
+    """Return the text in one case and width, without characters that nobody sees."""
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(c) != "Cf")
+
+
+@lru_cache(maxsize=4096)
+def says_nothing(text: str, prompt: str = "") -> bool:
+    """Say whether a caption asserts nothing: empty, the prompt again, marks of a chat, the beginning of a sentence.
+
+    A word alone is taken for what was asked for ("ok", "4", "A"), but for a few; so is a longer text that may not be.
+    """
+    if is_empty(text):
+        return True
+    said = _ROLES.sub(" ", _MARKUP.sub(" ", _folded(text[:LONGEST])))
+    letters, asked = _letters(said), _letters(_ROLES.sub(" ", _folded(prompt)))
+    if asked and len(asked) > 2:
+        letters = letters.replace(asked, "")
+    if not letters or _letters(text) == _letters(prompt) or _is_loop(letters):
+        return True
+    tokens = _APOSTROPHE.sub("'", said).replace("_", " ").split()
+    words = [word for word in (token.strip(".,;:!?()[]{}*\"'-–—…") for token in tokens) if word]
+    return all(word in (_HOLLOW if len(words) > 1 else _HOLLOW_ALONE) for word in words)
+
+
+def _is_loop(letters: str) -> bool:
+    """Say whether a text is a short piece three times or more, however it is cut into words; its end may be torn."""
+    if letters.isdigit():  # a serial number
+        return False
+    border = [0] * len(letters)  # the prefix function of Knuth, Morris and Pratt: where a text begins anew
+    for i in range(1, len(letters)):
+        k = border[i - 1]
+        while k and letters[i] != letters[k]:
+            k = border[k - 1]
+        border[i] = k + (letters[i] == letters[k])
+    return len(letters) >= 8 and len(letters) >= 3 * (len(letters) - border[-1])
 
 
 @lru_cache(maxsize=4096)
@@ -116,7 +177,7 @@ def is_refusal(text: str) -> bool:
 
     A list of phrases, English first: it errs towards a person, and it cannot know every way to say no.
     """
-    folded = " ".join(unicodedata.normalize("NFKC", text[:LONGEST]).casefold().replace("’", "'").split())
+    folded = " ".join(_APOSTROPHE.sub("'", _folded(text[:LONGEST])).replace("_", " ").split())
     return _REFUSAL.search(folded) is not None
 
 
@@ -128,11 +189,12 @@ def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:
     """
     if not captions or any(caption.finish == "non-finite" for caption in captions):
         return Reason.NON_FINITE if captions else Reason.EMPTY_CAPTION
-    asked = _letters(prompt)
-    if any(is_empty(caption.text) or _letters(caption.text) == asked for caption in captions):
+    if any(is_empty(caption.text) for caption in captions):
         return Reason.EMPTY_CAPTION
     if any(caption.finish == "refused" or is_refusal(caption.text) for caption in captions):
         return Reason.REFUSED
+    if any(says_nothing(caption.text, prompt) for caption in captions):
+        return Reason.EMPTY_CAPTION
     if any(caption.finish != "stop" for caption in captions):
         return Reason.CUT_OFF
     return None

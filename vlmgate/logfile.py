@@ -5,6 +5,7 @@ Knows logging; knows nothing of what is logged, but that it must not steer a ter
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,4 +47,5 @@ def logging_to(path: Path) -> Iterator[None]:
         logging.captureWarnings(False)
         root.removeHandler(handler)
         ours.setLevel(former)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk: the run has its result all the same
+            handler.close()

@@ -25,7 +25,7 @@ from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import find_images
 from vlmgate.records import Reason, Record, Route, Scores
 from vlmgate.rescore import quality_of
-from vlmgate.shards import Listing, names_of, place_of, seen
+from vlmgate.shards import Listing, names_of, place_of
 from vlmgate.store import read_provenance, read_result
 from vlmgate.tonight import Tonight, drift_of, from_file
 
@@ -207,7 +207,7 @@ class _Lacking:
         return sum(self.latest.seen[i - 1][0] for i in self.missing)
 
     def rows(self, parts: Sequence[Part], there: set[str]) -> list[Record]:
-        """Return a row for each image that no part holds, as far as the folder is as the latest shard saw it."""
+        """Return a row for each image of such a shard that is in the folder now and that no part holds."""
         wanted = {*self.missing, *(part.listing.shard.index for part in self.outdated)}
         if not wanted:
             return []
@@ -215,11 +215,8 @@ class _Lacking:
             names = names_of(find_images(Path(parts[0].provenance["folder"])))
         except NoImagesError:
             return []
-        count = self.latest.shard.count
-        now = seen(names, count)
-        sure = {i for i in wanted if now[i - 1] == self.latest.seen[i - 1]}
-        seed = parts[0].provenance["sampling"].get("seed", 0)
-        return [_unread(name, seed) for name in names if place_of(name, count) in sure and name not in there]
+        count, seed = self.latest.shard.count, parts[0].provenance["sampling"].get("seed", 0)
+        return [_unread(name, seed) for name in names if place_of(name, count) in wanted and name not in there]
 
     def notes(self, found: int) -> tuple[str, ...]:
         told = [problem.replace(", or say --incomplete", "") for problem in self.problems]
@@ -255,14 +252,18 @@ def _rows(parts: Iterable[Part]) -> list[Record]:
 
 
 def _shared(rows: Sequence[Record]) -> list[Record]:
-    """Return the rows, by name and page, with one reading for all copies of an image: that of the first."""
+    """Return the rows, by name and page, with one reading for all copies of an image: that of the first.
+
+    Two machines may read the same bytes differently; where one of them got no answer to rely on, that one counts.
+    """
     names: dict[Key, str] = {}
     readings: dict[Key, Record] = {}
     for row in rows:
         if row.sha256 is not None:
             names.setdefault((row.sha256, row.page), row.file_name)
-            if row.captions is not None:
-                readings.setdefault((row.sha256, row.page), row)
+    for row in sorted(rows, key=lambda one: Reason(one.reason) not in _WHATEVER_THE_GATE):
+        if row.sha256 is not None and row.captions is not None:
+            readings.setdefault((row.sha256, row.page), row)
     return [_as_copy(row, names, readings) for row in rows]
 
 

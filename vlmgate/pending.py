@@ -6,14 +6,17 @@ Knows what was found and what the journal holds; knows nothing of what is inside
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vlmgate.entries import Found, Read, content_of
-from vlmgate.images import Walk, chosen, turned_of
+from vlmgate.images import Walk, chosen, is_of_the_disk, turned_of
 from vlmgate.journal import Journal
 from vlmgate.records import Source, Unreadable
+
+_PATIENCE = 600.0  # seconds that a folder which is away is waited for
 
 
 def gone(walk: Walk, journal: Journal) -> list[str]:
@@ -100,6 +103,28 @@ def still_to_read(sources: Sequence[Source], journal: Journal, *, all_pages: boo
         return True
 
     return chosen(sources, is_wanted)
+
+
+def in_turns(
+    pending: Sequence[Source], journal: Journal, folder: Path, *, patience: float = _PATIENCE
+) -> Iterator[Sequence[Source]]:
+    """Return the files, to be read; and then, up to twice, those that the disk failed on, once it has them again.
+
+    `patience` is how many seconds a folder that is away is waited for.
+    """
+    for _ in range(3):
+        if pending:
+            yield pending
+        pending = chosen(pending, lambda source: _was_lost(source, journal))
+        end = time.monotonic() + patience
+        while pending and not folder.exists() and time.monotonic() < end:
+            time.sleep(min(1.0, patience))
+        pending = chosen(pending, lambda source: os.path.exists(source.where))  # noqa: PTH110 - of many files
+
+
+def _was_lost(source: Source, journal: Journal) -> bool:
+    found = journal.entries_of(source.file_name)
+    return any(isinstance(one, Unreadable) and is_of_the_disk(one.reason) for one in found)
 
 
 def _is_unchanged(source: Source, entries: Sequence[Found]) -> bool:

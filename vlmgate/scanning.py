@@ -35,7 +35,7 @@ from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
 from vlmgate.novelty import Reference
 from vlmgate.outcome import ScanResult
-from vlmgate.pending import forget_changed, forget_replaced, gone_but_read, noted, still_to_read, with_turned
+from vlmgate.pending import forget_changed, forget_replaced, gone_but_read, in_turns, noted, still_to_read, with_turned
 from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
@@ -132,8 +132,7 @@ class _Run:
         self.looked_back = self.compared = False  # see `_look_back` and `_forget_replaced`
         self.gone: list[str] = []  # read before, and not in the folder now
         self.good: Picture | None = None  # one that the model has read in this run
-        self.failures_in_a_row = 0
-        self.last_failure = ""
+        self.failures_in_a_row, self.last_failure = 0, ""
         self.clock = Clock(config.sampling.at_once)
         early = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
         self.recorder = Recorder(journal, early if config.kernel == WORDS else None)
@@ -190,8 +189,7 @@ class _Run:
                 self._read_what_is_missing(one.news, one.waiting)
                 self.progress.stop()
             if self.watch.publishing_is_due():
-                self.watch.recheck()
-                self.walk = self.watch.whole()
+                self.walk = self.watch.recheck()
                 if self._forget_replaced() or fresh:
                     self._publish()
                 fresh = False
@@ -235,7 +233,8 @@ class _Run:
             if self.folder is not None and self.reference is None:
                 self.reference = self._read_reference(self.folder)
             self.progress.start(len(self.walk.sources), done)
-            self._read(pending)
+            for some in in_turns(pending, self.journal, self.config.folder):
+                self._read(some)
         elif pending or (self.folder is not None and self.reference is None):
             self._read_on_cluster(pending, done, self.config.cluster)
         if not self.introduced:
@@ -320,6 +319,7 @@ class _Run:
         return self.clock.batch
 
     def _next(self, batches: Iterator[Batch | ModelWanted]) -> Batch | ModelWanted | None:
+        self.signals.heed()
         with self.clock.running("reading"):
             return next(batches, None)
 

@@ -15,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vlmgate.images import Walk
 
 MOST = 10_000  # shards; every part tells of all of them
+
+_MOST_SKEW = timedelta(hours=1)  # between the clocks of two machines
 
 Seen = tuple[int, str]  # how many names, and a digest of them
 
@@ -146,5 +148,12 @@ class Listing:
         return f"Shard {self.shard}: {self.own[0]:,} of {total:,} images."
 
     def is_outdated_by(self, other: Listing) -> bool:
-        """Say whether the share was different for a walk that did not end before this one began."""
-        return other.ended >= self.begun and other.seen[self.shard.index - 1] != self.own
+        """Say whether the share was different for a walk that did not end before this one began.
+
+        Clocks of two machines may differ, so a walk that ended shortly before by its own counts too, if it found more.
+        """
+        theirs = other.seen[self.shard.index - 1]
+        if theirs == self.own:
+            return False
+        shortly = (datetime.fromisoformat(self.begun) - _MOST_SKEW).isoformat(timespec="microseconds")
+        return other.ended >= self.begun or (other.ended >= shortly and theirs[0] >= self.own[0])

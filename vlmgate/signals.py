@@ -26,12 +26,14 @@ class Signals:
     def __init__(self) -> None:
         self._held = False
         self._waiting: int | None = None
+        self._raised: int | None = None
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if self._held:
             self._waiting = self._waiting or signum
         else:
             self._held = True  # a second Ctrl-C must not take the result away
+            self._raised = signum
             raise Interrupted(signum)
 
     @contextmanager
@@ -62,7 +64,13 @@ class Signals:
         if self._waiting is not None and not before:
             self._held = True
             waiting, self._waiting = self._waiting, None
+            self._raised = waiting
             raise Interrupted(waiting)
+
+    def heed(self) -> None:
+        """Raise again what was raised before; to be called where that was caught by nobody who should have."""
+        if self._raised is not None:
+            raise Interrupted(self._raised)
 
     def hold(self) -> int | None:
         """Let nothing interrupt from here on; return what already waits."""

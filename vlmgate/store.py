@@ -6,9 +6,11 @@ Knows files and rows; knows nothing of models or of how a decision is reached.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,8 +83,16 @@ def sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network disks cannot
+                raise
         finally:
             os.close(descriptor)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a name that no other writer has: in containers every process may have the same number."""
+    return path.with_name(f".vlmgate.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def unused(path: Path) -> Path:
@@ -129,7 +139,7 @@ def write_result(
     have captions. What is there and would be missed is kept beside it: the result of another run, or one with more
     readings, as `STEM.old.parquet`; a damaged file as `STEM.damaged.parquet`. Raises `StoreError`.
     """
-    temporary = path.with_name(f".vlmgate.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         if readings is None:
             records = [*records]

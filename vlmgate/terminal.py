@@ -84,7 +84,8 @@ def reader_may_leave() -> Iterator[None]:
     """Go on where stdout cannot be written (`| head`, a full disk): the exit code tells what was done."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started it (`>&-`)
+            sys.stdout.flush()
     except OSError:
         give_up_stdout()
 

@@ -18,6 +18,7 @@ from vlmgate.images import Walk, turned_of
 from vlmgate.records import Source
 
 _LEAST_PAUSE, _MOST_PAUSE = 0.05, 1.0  # seconds between two looks, unless a look takes long
+_LONGEST_PAUSE = 60.0  # seconds, however long a look takes
 _DUTY = 4  # pauses are so many times as long as a look takes, so that a slow share is not kept busy
 _RECHECK = 600.0  # seconds, where nothing is published
 
@@ -69,7 +70,7 @@ class Watch:
         self._backlog: list[Source] = []
         self._took = 0.0  # seconds of the last look
         self._lost = False  # the folder could not be listed
-        self._last_news = self._last_published = self._last_recheck = clock()
+        self._last_news = self._last_name = self._last_published = self._last_recheck = clock()
         self._until = None if config.until is None else next_time(config.until, now())
 
     def rounds(self) -> Iterator[Round]:
@@ -109,25 +110,29 @@ class Watch:
     def publishing_is_due(self) -> bool:
         """Say whether the time has come to publish; to be asked at the end of a round, before the next."""
         every = self._config.publish_every
-        return every > 0 and self._clock() - self._last_published >= every
+        return every > 0 and not self._lost and self._clock() - self._last_published >= every
 
-    def recheck(self) -> None:
-        """Ask again of every settled file whether it has changed; that is too slow to be done at every look."""
+    def recheck(self) -> Walk:
+        """Ask again of every settled file whether it has changed, which is too slow to be done at every look.
+
+        Returns every image so far, by what the last look at the folder found.
+
+        A file that cannot be asked, as on a share that is away, has not changed for all that is known.
+        """
+        if self._lost:
+            return self._whole()
         self._last_recheck = self._clock()
         waiting = {source.file_name for source in self._backlog}
         for name in self._there - waiting:
             seen = self._seen[name]
-            if seen.settled and (signature := _signature(seen.source)) != seen.signature:
+            if seen.settled and (signature := _signature(seen.source)) not in (seen.signature, _UNKNOWN):
                 self._seen[name] = _Seen(seen.source, signature, self._clock())
+        return self._whole()
 
     def hand_out_again(self, names: Collection[str]) -> None:
         """Have files settle anew that turned out not to be what was read under their names."""
         for name in names:
             self._seen[name].settled, self._seen[name].since = False, self._clock()
-
-    def whole(self) -> Walk:
-        """Return every image so far, by what the last look at the folder found."""
-        return self._whole()
 
     def everything(self) -> Walk:
         """Return every image so far and what is in the folder now, settled or not."""
@@ -140,7 +145,7 @@ class Watch:
     @property
     def _pause(self) -> float:
         usual = min(_MOST_PAUSE, max(_LEAST_PAUSE, self._config.settle / 2))
-        return max(usual, _DUTY * self._took)
+        return max(usual, min(_LONGEST_PAUSE, _DUTY * self._took))
 
     def _take_stock(self) -> None:
         """Look at the folder: what is new, what has settled since the last look."""
@@ -169,6 +174,7 @@ class Watch:
 
     def _look_at(self, source: Source, seen: _Seen | None) -> None:
         now, signature = self._clock(), _signature(source)
+        self._last_name = self._last_name if seen else now
         if seen is None or seen.signature != signature or seen.source != source:
             self._seen[source.file_name] = _Seen(source, signature, now)
         elif now - seen.since >= self._config.settle:
@@ -195,7 +201,8 @@ class Watch:
 
     def _is_over(self) -> bool:
         idle = self._config.idle
-        is_idle = idle is not None and not self.unsettled and self._clock() - self._last_news >= idle
+        # One that changes for ever, such as a preview, must not keep it from ending.
+        is_idle = idle is not None and self._clock() - max(self._last_news, self._last_name) >= idle
         return is_idle or self._until_has_come()
 
     def _until_has_come(self) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from vlmgate.errors import OutputError, StoreError
+from vlmgate.store import temporary_beside
 from vlmgate.text import plain
 
 
@@ -42,7 +43,7 @@ def file_at(path: Path) -> Iterator[BinaryIO]:
                 yield file
             return
         target = path.resolve() if path.is_symlink() else path
-        temporary = target.with_name(f".vlmgate.{os.getpid()}.tmp")
+        temporary = temporary_beside(target)
         try:
             with temporary.open("wb") as file:
                 yield file
@@ -66,7 +67,7 @@ def folder_at(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise OutputError(f"{path}: is there and not empty; give another -o, or move it away yourself.")
     target = path.resolve()
-    temporary = target.with_name(f".vlmgate.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
         temporary.mkdir()
         try:

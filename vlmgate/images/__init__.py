@@ -10,6 +10,7 @@ with one file is a value about that file, never an exception and never a Python 
 """
 
 from vlmgate.images.ahead import Opened, read_ahead
+from vlmgate.images.formats import is_of_the_disk
 from vlmgate.images.listing import find_listed, folders_of, read_list, sources_of
 from vlmgate.images.opening import open_pages
 from vlmgate.images.quality import STANDARD
@@ -24,6 +25,7 @@ __all__ = [
     "find_images",
     "find_listed",
     "folders_of",
+    "is_of_the_disk",
     "open_pages",
     "read_ahead",
     "read_list",

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from vlmgate.config import ImageConfig
-from vlmgate.images.formats import explain
+from vlmgate.images.formats import RefusedError, explain
 from vlmgate.images.opening import pages_of
 from vlmgate.records import Picture, Source, Unreadable
 
+_PATIENCE = 900.0  # seconds that one file may take when all before it are done
 _PIXELS_AHEAD = 128_000_000  # pixels that wait for the consumer; about half a gigabyte
 _LEAST_COST = 1 << 16  # pixels that even the smallest page counts for, which bounds the number of pages too
 
@@ -78,6 +79,7 @@ class _Job:
     index: int  # in the order of the sources
     results: deque[tuple[Opened, int]] = field(default_factory=deque)  # with the pixels each counts for
     admitted: int = 0  # pixels of the page being decoded
+    given_up: bool = False  # it took too long; what comes of it now is too late
 
 
 class _Line:
@@ -108,15 +110,29 @@ class _Line:
             self._queue.append(job)
             self._changed.notify_all()
         if len(self._threads) < self._max_workers:
-            thread = threading.Thread(target=self._work, name=f"vlmgate-decode-{len(self._threads)}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            self._start_thread()
         return job
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"vlmgate-decode-{len(self._threads)}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def collect(self, job: _Job) -> tuple[Opened, int]:
         with self._changed:
-            self._changed.wait_for(lambda: job.results)
+            if not self._changed.wait_for(lambda: job.results, _PATIENCE):
+                self._give_up(job)
             return job.results.popleft()
+
+    def _give_up(self, job: _Job) -> None:
+        """Go on without a file whose reading does not come to an end; its thread is left to it, and has a successor."""
+        reason = f"gave no picture within {_PATIENCE / 60:.0f} minutes"
+        self._in_flight -= job.admitted
+        job.admitted, job.given_up = 0, True
+        job.results.append((Opened(job.source, Unreadable(job.source.file_name, reason), True), 0))
+        self._pass_turn(job)
+        self._max_workers += 1
+        self._start_thread()
 
     def release(self, cost: int, *, done: bool) -> None:
         with self._changed:
@@ -143,7 +159,10 @@ class _Line:
                     if self._stopped:
                         return
                     job = self._queue.popleft()
-                self._read(job)
+                try:
+                    self._read(job)
+                except Exception as error:  # not even telling of it went well: without an end the consumer would wait
+                    self._deliver(job, Unreadable(job.source.file_name, explain(error)), True)
         except _Stopped:
             return
 
@@ -164,6 +183,8 @@ class _Line:
             self._changed.wait_for(lambda: self._stopped or self._may_decode(job, cost))
             if self._stopped:
                 raise _Stopped
+            if job.given_up:
+                raise RefusedError("took too long")
             job.admitted = cost
             self._in_flight += cost
             self._pass_turn(job)
@@ -186,6 +207,8 @@ class _Line:
         with self._changed:
             if self._stopped:
                 raise _Stopped
+            if job.given_up:
+                return
             cost, job.admitted = job.admitted, 0
             if isinstance(result, Unreadable):  # holds no pixels
                 self._in_flight -= cost

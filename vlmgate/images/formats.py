@@ -5,6 +5,8 @@ Knows names and first bytes; knows nothing of pixels, folders or threads.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 from PIL import (
@@ -98,6 +100,17 @@ def sniff(head: bytes) -> str | None:
 
 
 # --- reasons ---------------------------------------------------------------------------------------------------------
+
+
+# What a file system says of a disk that is away, not of a file; and of a file that was listed a moment ago.
+_AWAY = "EIO ENOTCONN ETIMEDOUT EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ESTALE".split()
+_CODES = [getattr(errno, name) for name in _AWAY if hasattr(errno, name)]  # Windows lacks some
+_OF_THE_DISK = frozenset({"vanished", *(os.strerror(code).lower() for code in _CODES)})
+
+
+def is_of_the_disk(reason: str) -> bool:
+    """Say whether what `explain` told is of the disk, and may be another tale in a minute."""
+    return reason in _OF_THE_DISK
 
 
 def explain(error: BaseException) -> str:
