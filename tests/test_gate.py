@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from vlmgate.answers import Parsed, tally
-from vlmgate.degenerate import degenerate, is_empty, is_refusal
+from vlmgate.degenerate import degenerate, is_empty, is_refusal, says_nothing
 from vlmgate.diversity import score_captions
 from vlmgate.errors import GateError
 from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, decide, make_gate
@@ -176,6 +176,53 @@ def test_gates_that_mean_nothing_are_refused_in_one_line(options: dict[str, obje
 def test_empty_captions(text: str) -> None:
     assert is_empty(text)
     assert degenerate([caption("a brass gear"), caption(text)]) == Reason.EMPTY_CAPTION
+
+
+ASKED = "Describe the part and any defect."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("</s>", "<s></s>", "[PAD]", "<think></think>", "assistant", "<end_of_turn>", "the the", "It is.", "of the"),
+        *("The image shows", "In this image", "Sure, here you go.", "image", "abababababab", "划痕划痕划痕划痕"),
+        *("the part the part the part the part", ASKED, f"{ASKED} {ASKED}", f"USER: {ASKED} ASSISTANT"),
+        f"[INST] {ASKED} [/INST]",
+    ],
+)
+def test_captions_that_assert_nothing(text: str) -> None:
+    assert says_nothing(text, ASKED)
+    assert degenerate([caption("a brass gear"), caption(text)], ASKED) == Reason.EMPTY_CAPTION
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ok", "OK", "4", "A", "no", "yes", "on", "off", "gear", "划痕", "A gear.", "The image shows a gear."),
+        *("Sure! A bolt with a dent.", "12121212", "AB-12-AB-13", "user manual", "It is on the left, scratched."),
+        *("gear <2 mm scratch>", f"{ASKED} A gear with a dent.", "a caption plate with text"),
+    ],
+)
+def test_captions_that_may_be_all_that_was_asked_for(text: str) -> None:
+    assert degenerate([caption(text)] * 4, ASKED) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("I\u200b can\u200bnot help", "i cannot_help_with that", "I can\u00b4t help", "I cannot.", "Request blocked."),
+        *(
+            "500 Internal Server Error",
+            "Image unavailable.",
+            "No object detected.",
+            "Nichts zu erkennen.",
+            "すみません。",
+        ),
+        *("Tut mir leid.", "Something went wrong.", "The image contains no part.", "Please share the image."),
+    ],
+)
+def test_refusals_in_disguise(text: str) -> None:
+    assert degenerate([caption(text)] * 4, ASKED) == Reason.REFUSED
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 from test_cli import README, fake, run, runner  # noqa: F401 - the fixture lets every command read with a fake
@@ -235,8 +237,8 @@ def test_a_part_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(12)))
     first, second = parts_of(config_for(folder, tmp_path / "r.parquet"), 2)[::-1]
     records, provenance = read_result(second)
-    write_result(tmp_path / "twice.parquet", [*records, records[0]], provenance)
-    write_result(tmp_path / "foreign.parquet", [*records, read_result(first)[0][0]], provenance)
+    write_result(tmp_path / "twice.parquet", [*records, records[0]], provenance | {"images": 8})
+    write_result(tmp_path / "foreign.parquet", [*records, read_result(first)[0][0]], provenance | {"images": 8})
     for name in ("twice.parquet", "foreign.parquet"):
         with pytest.raises(StoreError, match="not of shard 2/2 or is there twice"):
             merge([first, tmp_path / name])
@@ -300,6 +302,43 @@ def test_files_that_come_while_shards_are_read_are_not_lost(tmp_path: Path) -> N
     assert reader.read_names == late[:1], "files that are added move no other"
     done = merge([first.out, second.out])
     assert len(done.records) == 14 and done.provenance["complete"] is True
+
+
+def test_files_that_come_are_not_lost_to_a_clock_that_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(12)))
+    config = config_for(folder, tmp_path / "r.parquet")
+    first, second = (replace(config, shard=Shard(i, 2), out=tmp_path / f"{i}.parquet") for i in (1, 2))
+    scanned(first)
+    picture_file(folder / next(f"late_{i}.png" for i in range(99) if Shard(1, 2).holds(f"late_{i}.png")))
+    late = lambda: (datetime.now(UTC) - timedelta(minutes=20)).isoformat(timespec="microseconds")  # noqa: E731
+    for module in ("scanning", "shards"):
+        monkeypatch.setattr(f"vlmgate.{module}.now", late)
+    scanned(second)
+    with pytest.raises(PartsError, match=r"1.parquet: files came or went"):
+        merge([first.out, second.out])
+
+
+def test_what_one_shard_got_no_answer_of_is_not_accepted_by_a_copy(tmp_path: Path) -> None:
+    one, two = (
+        next(f"{c}{i}.png" for i in range(99) if Shard(s, 2).holds(f"{c}{i}.png")) for s, c in ((1, "a"), (2, "b"))
+    )
+    folder = folder_of(tmp_path / "in", one)
+    shutil.copy(folder / one, folder / two)
+    config = config_for(folder, tmp_path / "r.parquet")
+    for i, say in ((1, "a steel washer"), (2, "I cannot help with that.")):
+        part = replace(config, shard=Shard(i, 2), out=tmp_path / f"{i}.parquet")
+        scan(part, SilentProgress(), load=FakeCaptioner(lambda _, say=say: (say,)).load)  # type: ignore[misc]
+    done = merge([tmp_path / "1.parquet", tmp_path / "2.parquet"])
+    assert [str(record.reason) for record in done.records] == ["refused", "refused"]
+
+
+def test_a_part_that_lost_a_row_is_refused(tmp_path: Path) -> None:
+    config = config_for(folder_of(tmp_path / "in", *(f"{i}.png" for i in range(12))), tmp_path / "r.parquet")
+    parts = parts_of(config, 2)
+    table = pq.read_table(parts[0])
+    pq.write_table(table.slice(1), parts[0])
+    with pytest.raises(StoreError, match=r"of its \d+ rows"):
+        merge(parts)
 
 
 def test_files_that_went_do_not_stay_in_the_way(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, let_it_read, picture_file
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 from vlmgate.cli import app
 from vlmgate.config import WatchConfig, parse_duration
 from vlmgate.errors import ConfigError, NoImagesError
-from vlmgate.images import find_images
+from vlmgate.images import Walk, find_images
 from vlmgate.records import Record
 from vlmgate.store import read_provenance, read_result
 from vlmgate.watch import Watch, next_time
@@ -120,6 +122,27 @@ def test_it_ends_when_the_time_has_come_though_files_keep_coming(tmp_path: Path)
     assert late and late >= set(watch.unsettled)  # what came too late is not forgotten
 
 
+def test_a_file_that_changes_for_ever_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    live = tmp_path / "live.png"
+    (tmp_path / "a.png").write_bytes(b"1")
+    clock = Clock({float(t): lambda t=t: live.write_bytes(b"1" * t) for t in range(1, 500)})  # type: ignore[misc]
+    watch = watch_of(tmp_path, clock, idle=30.0)
+    assert [names for _, names in handed_out(watch, clock)] == [["a.png"]]
+    assert clock.time < 90 and watch.unsettled == ["live.png"]
+
+
+def test_a_look_that_takes_long_makes_no_pause_of_hours(tmp_path: Path) -> None:
+    clock, took = Clock(), 2700.0
+
+    def look() -> Walk:
+        clock.time += took
+        return find_images(tmp_path)
+
+    watch = Watch(WatchConfig(settle=5.0), look, print, clock=clock, now=clock.now, sleep=clock.sleep)
+    next(watch.rounds())
+    assert watch._pause == 60
+
+
 def test_much_is_handed_out_in_parts(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / f"{i}.png").write_bytes(b"1")
@@ -166,6 +189,82 @@ def test_durations() -> None:
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_what_has_changed_since_is_not_accepted_by_a_run_that_never_came_to_look(
+    tmp_path: Path, fake: FakeCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [picture_file(tmp_path / "line" / name) for name in ("a.png", "b.png")]
+    run("line")
+    paths[0].write_bytes(paths[0].read_bytes()[:60])
+
+    def stopped(*_: object) -> FakeCaptioner:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return fake
+
+    with monkeypatch.context() as patch:
+        let_it_read(SimpleNamespace(load=stopped), patch)  # type: ignore[arg-type]
+        run("line", *QUICK, code=143)
+    assert [str(row.reason) for row in rows().values()] == ["not_read", "agreed"]
+    assert read_provenance(Path("line.parquet"))["complete"] is False
+    run("line", code=3)
+    assert [str(row.reason) for row in rows().values()] == ["unreadable", "agreed"]
+
+
+def test_a_change_that_size_and_time_do_not_tell_is_seen(tmp_path: Path, fake: FakeCaptioner) -> None:
+    path = picture_file(tmp_path / "line" / "a.png")
+    picture_file(tmp_path / "line" / "b.png")
+
+    def spoil() -> None:
+        status = path.stat()
+        path.write_bytes(b"\0" * status.st_size)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    fake.say = then({"b.png": spoil})
+    run("line", "--batch-size", 1, *QUICK, code=3)
+    assert rows()["a.png"].reason == "unreadable"
+
+
+@pytest.mark.parametrize("watching", [QUICK, ()])
+def test_a_file_that_is_no_image_any_more_has_a_row(
+    tmp_path: Path, fake: FakeCaptioner, watching: tuple[str, ...]
+) -> None:
+    path = picture_file(tmp_path / "line" / "frame.png").rename(tmp_path / "line" / "frame0001")
+    picture_file(tmp_path / "line" / "z.png")
+    run("line", *QUICK)
+    assert rows()["frame0001"].route == "auto_accept"
+    path.write_bytes(b"\0" * 500)
+    run("line", *watching, code=3)
+    told = rows()["frame0001"]
+    assert (told.route, told.error) == ("human_review", "is no image any more, as it was when it was read")
+
+
+def test_a_share_that_is_away_takes_no_row_away(tmp_path: Path, fake: FakeCaptioner) -> None:
+    line, away = tmp_path / "line", tmp_path / "away"
+    picture_file(line / "a.png")
+    fake.say = then({"a.png": lambda: line.rename(away)})
+    _, err = run("line", "--watch", "--settle", "100ms", "--idle", "700ms", "--publish-every", "200ms")
+    assert "cannot be listed at the moment" in err and rows()["a.png"].route == "auto_accept"
+
+
+@pytest.mark.parametrize("watching", [("--watch", "--settle", "50ms", "--idle", "1s"), ()])
+def test_what_a_share_lost_for_a_moment_is_read_when_it_is_back(
+    tmp_path: Path, fake: FakeCaptioner, watching: tuple[str, ...]
+) -> None:
+    line, away = tmp_path / "line", tmp_path / "away"
+    for i in range(40):
+        picture_file(line / f"{i:02}.png")
+    back = threading.Timer(1.0, lambda: away.rename(line))
+
+    def lose() -> None:
+        line.rename(away)
+        back.start()
+
+    fake.say = then({"00.png": lose})
+    run("line", "--batch-size", 1, "--workers", 1, *watching)
+    back.join()
+    assert {str(row.reason) for row in rows().values()} == {"agreed"} and len(rows()) == 40
+    assert len(fake.read_names) == 40, "nothing is read twice"
 
 
 @pytest.mark.parametrize("becomes", ["a link to nothing", "a named pipe"])

@@ -118,7 +118,8 @@ _APOSTROPHE = re.compile("[’‘ʼʻ´`＇]")
 
 
 def _folded(text: str) -> str:
-    """Return the text in one case and width, without characters that nobody sees."""
+    """Return the text in one case, width and apostrophe, without characters that nobody sees."""
+    text = _APOSTROPHE.sub("'", text)  # before NFKC makes a space and an accent of some
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(c) != "Cf")
 
 
@@ -136,7 +137,7 @@ def says_nothing(text: str, prompt: str = "") -> bool:
         letters = letters.replace(asked, "")
     if not letters or _letters(text) == _letters(prompt) or _is_loop(letters):
         return True
-    tokens = _APOSTROPHE.sub("'", said).replace("_", " ").split()
+    tokens = said.replace("_", " ").split()
     words = [word for word in (token.strip(".,;:!?()[]{}*\"'-–—…") for token in tokens) if word]
     return all(word in (_HOLLOW if len(words) > 1 else _HOLLOW_ALONE) for word in words)
 
@@ -177,7 +178,7 @@ def is_refusal(text: str) -> bool:
 
     A list of phrases, English first: it errs towards a person, and it cannot know every way to say no.
     """
-    folded = " ".join(_APOSTROPHE.sub("'", _folded(text[:LONGEST])).replace("_", " ").split())
+    folded = " ".join(_folded(text[:LONGEST]).replace("_", " ").split())
     return _REFUSAL.search(folded) is not None
 
 

@@ -25,7 +25,7 @@ from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import find_images
 from vlmgate.records import Reason, Record, Route, Scores
 from vlmgate.rescore import quality_of
-from vlmgate.shards import Listing, names_of, place_of
+from vlmgate.shards import Listing, names_of, place_of, seen
 from vlmgate.store import read_provenance, read_result
 from vlmgate.tonight import Tonight, drift_of, from_file
 
@@ -178,7 +178,7 @@ class _Lacking:
         return cls(
             latest=max(listings, key=lambda one: one.ended),
             missing=tuple(i for i in range(1, listings[0].shard.count + 1) if i not in there),
-            outdated=tuple(p for p in parts if any(p.listing.is_outdated_by(one) for one in listings)),
+            outdated=tuple(p for p in parts if _is_outdated(p, listings)),
             stopped=tuple(p for p in parts if not p.provenance.get("complete")),
         )
 
@@ -230,6 +230,20 @@ def _unread(file_name: str, seed: int) -> Record:
     unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(Record))
     told = {"file_name": file_name, "page": 1, "seed": seed, "route": Route.HUMAN_REVIEW, "reason": Reason.NOT_READ}
     return Record(**unknown | told)
+
+
+def _is_outdated(part: Part, listings: Sequence[Listing]) -> bool:
+    """Say whether files came or went since a part was made; where only clocks tell, the folder is asked."""
+    own = part.listing
+    if any(own.is_outdated_by(one) for one in listings):
+        return True
+    if not any(own.is_doubtful_beside(one) for one in listings):
+        return False
+    try:
+        names = names_of(find_images(Path(part.provenance["folder"])))
+    except NoImagesError:
+        return True
+    return seen(names, own.shard.count)[own.shard.index - 1] != own.own
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -148,12 +148,14 @@ class Listing:
         return f"Shard {self.shard}: {self.own[0]:,} of {total:,} images."
 
     def is_outdated_by(self, other: Listing) -> bool:
-        """Say whether the share was different for a walk that did not end before this one began.
+        """Say whether the share was different for a walk that did not end before this one began."""
+        return other.ended >= self.begun and other.seen[self.shard.index - 1] != self.own
 
-        Clocks of two machines may differ, so a walk that ended shortly before by its own counts too, if it found more.
+    def is_doubtful_beside(self, other: Listing) -> bool:
+        """Say whether a walk found no less in the share, and other things, and only the clock says that it was before.
+
+        Clocks of two machines may differ, by an hour at most.
         """
         theirs = other.seen[self.shard.index - 1]
-        if theirs == self.own:
-            return False
         shortly = (datetime.fromisoformat(self.begun) - _MOST_SKEW).isoformat(timespec="microseconds")
-        return other.ended >= self.begun or (other.ended >= shortly and theirs[0] >= self.own[0])
+        return theirs != self.own and theirs[0] >= self.own[0] and other.ended >= shortly

@@ -316,6 +316,8 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
                 kept = _packed(there.read(columns=[_FEATURES])[_FEATURES])
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
+    if provenance.get("images", len(rows)) != len(rows):
+        raise StoreError(f"{path}: holds {len(rows):,} of its {provenance['images']:,} rows; scan again.")
     unknown = dict.fromkeys(names)
     known = ({route.value for route in Route}, {reason.value for reason in Reason})
     if any(row["route"] not in known[0] or row["reason"] not in known[1] for row in rows):
