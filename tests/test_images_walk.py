@@ -464,6 +464,40 @@ def test_a_consumer_that_raises_leaves_no_thread(tmp_path: Path) -> None:
     assert wait_until_none_runs()
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_file_whose_reading_never_ends_holds_up_nothing_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    release, pages = threading.Event(), opening.pages_of
+
+    def hang(source: Source, *args: Any) -> Any:
+        if source.file_name in ("0001.png", "0007.png"):
+            release.wait(60)
+        return pages(source, *args)
+
+    monkeypatch.setattr(ahead, "pages_of", hang)
+    monkeypatch.setattr(ahead, "_PATIENCE", 0.5)
+    found = [one.result for one in read_ahead(sources_of(tmp_path, 12), ImageConfig(workers=workers))]
+    release.set()
+    assert wait_until_none_runs()
+    lost = {one.file_name: one.reason for one in found if isinstance(one, Unreadable)}
+    assert len(found) == 12 and set(lost) == {"0001.png", "0007.png"}
+    assert all(reason.startswith("gave no picture within") for reason in lost.values())
+
+
+def test_what_cannot_even_be_told_of_at_once_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deliver, failures = ahead._Line._deliver, [MemoryError(), MemoryError()]
+
+    def fail(line: Any, job: Any, *args: Any) -> None:
+        if job.source.file_name == "0003.png" and failures:
+            raise failures.pop()
+        deliver(line, job, *args)
+
+    monkeypatch.setattr(ahead._Line, "_deliver", fail)
+    found = [one.result for one in read_ahead(sources_of(tmp_path, 9), ImageConfig(workers=2))]
+    assert [isinstance(one, Unreadable) for one in found] == [i == 3 for i in range(9)]
+
+
 def test_closing_does_not_wait_for_a_read_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     pages = opening.pages_of

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +24,10 @@ from vlmgate.entries import sealed
 from vlmgate.errors import ModelError, ResumeError
 from vlmgate.images import Walk
 from vlmgate.images.sources import Sources
+from vlmgate.journal import Journal
 from vlmgate.outcome import ScanResult
 from vlmgate.pending import gone
-from vlmgate.records import Picture, Reason, Route, Sampled
+from vlmgate.records import Caption, Picture, Reason, Route, Sampled
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
 from vlmgate.tonight import drift_of
@@ -154,6 +156,55 @@ def test_what_is_gone_was_read_and_is_not_there(stays: set[str], goes: set[str],
     walk = Walk(Sources("in", sorted(stays | comes)), (), ())
     journal: Any = SimpleNamespace(file_names=lambda: iter(sorted(stays | goes)))
     assert gone(walk, journal) == sorted(goes - stays - comes)
+
+
+def test_pages_of_a_file_that_is_gone_do_not_come_back(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", "z.png")
+    path = stack(folder / "a.tif", 3)
+    config = config_for(folder, tmp_path / "r.parquet", images=PAGES)
+    run(config, FakeCaptioner())
+    path.write_bytes(b"garbage")
+    run(config, FakeCaptioner())
+    path = tmp_path / "r.journal.jsonl"
+    journal = Journal.open(path, json.loads(path.read_text().splitlines()[0])["fingerprint"])
+    assert [*journal.pages_of("a.tif")] == [1] and journal.dropped == 0
+    journal.close()
+
+
+@pytest.mark.parametrize("text", [None, 7])
+def test_a_reading_that_is_none_costs_its_image_and_no_more(tmp_path: Path, text: Any) -> None:
+    bad = Caption(text, "stop", -0.1, 3)
+    config = config_for(folder_of(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "r.parquet")
+    result = run(config, FakeCaptioner(lambda name: (bad,) if name == "b.png" else AGREE))
+    assert [str(record.reason) for record in result.decided] == ["agreed", "model_failed", "agreed"]
+
+
+def test_a_stop_before_the_files_were_looked_at_accepts_none_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(folder_of(tmp_path / "in", "a.png", "b.png"), tmp_path / "r.parquet")
+    run(config, FakeCaptioner())
+    (config.folder / "a.png").write_bytes(b"cut")
+    with monkeypatch.context() as patch:
+        patch.setattr("vlmgate.scanning.still_to_read", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        result = run(config, FakeCaptioner())
+    assert [str(record.reason) for record in result.decided] == ["not_read", "agreed"]
+    assert result.interrupted == signal.SIGTERM and result.provenance["complete"] is False
+
+
+def test_a_stop_that_somebody_swallowed_stops_all_the_same(tmp_path: Path) -> None:
+    names = [f"{i:02}.png" for i in range(20)]
+
+    def say(name: str) -> Sequence[str]:
+        if name == "03.png":
+            with suppress(BaseException):  # as a finaliser of a library would
+                os.kill(os.getpid(), signal.SIGTERM)
+        return AGREE
+
+    config = config_for(folder_of(tmp_path / "in", *names), tmp_path / "r.parquet", batch_size=1)
+    fake = FakeCaptioner(say)
+    assert run(config, fake).interrupted == signal.SIGTERM
+    assert len(fake.read_names) < 6
 
 
 def test_rows_of_what_cannot_be_read_stand_among_the_others(tmp_path: Path) -> None:

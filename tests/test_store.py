@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import logging
 import os
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,9 +17,10 @@ import pytest
 from vlmgate.entries import Duplicate, Failure, Found, Read
 from vlmgate.errors import OutputError, ResumeError, StoreError
 from vlmgate.journal import Journal
+from vlmgate.logfile import logging_to
 from vlmgate.novelty import pack
 from vlmgate.records import Caption, ImageFile, Quality, Reading, Record, Unreadable
-from vlmgate.store import Outputs, opened, read_provenance, read_result, read_table, write_result
+from vlmgate.store import Outputs, opened, read_provenance, read_result, read_table, sync_folder, write_result
 
 FINGERPRINT = {"prompt": "Describe.", "num_samples": 2, "pages": "first"}
 
@@ -296,3 +300,50 @@ def test_a_result_of_any_name_is_opened_by_arrow_itself(tmp_path: Path) -> None:
     for odd in (tmp_path, Path(f"{path}\0.parquet")):
         with pytest.raises(StoreError, match="is no result of vlmgate"):
             read_provenance(odd)
+
+
+def test_two_writers_with_one_process_number_do_not_meet(tmp_path: Path) -> None:
+    """As in containers, where every command is process 1, and in threads."""
+    rows = {name: record(f"{name}.png") for name in "abcd"}
+    failed: list[BaseException] = []
+
+    def write(name: str) -> None:
+        try:
+            for _ in range(20):
+                write_result(tmp_path / f"{name}.parquet", [rows[name]], told(name))
+                assert [one.file_name for one in read_result(tmp_path / f"{name}.parquet")[0]] == [f"{name}.png"]
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in rows]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == [] and sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.parquet" for name in rows]
+
+
+def test_a_disk_that_cannot_force_names_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(code: int) -> None:
+        def fsync(_: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    refuse(errno.EINVAL)
+    sync_folder(tmp_path)
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        sync_folder(tmp_path)
+
+
+def test_a_log_that_cannot_be_closed_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = logging.FileHandler.close
+
+    def full(handler: logging.FileHandler) -> None:
+        close(handler)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logging.FileHandler, "close", full)
+    with logging_to(tmp_path / "r.log"):
+        pass
