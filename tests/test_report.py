@@ -7,18 +7,56 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from fakes import AGREE, DISAGREE, FakeCaptioner, config_for, folder_of
+from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from rich.console import Console
 
 from vlmgate.gate import make_gate
 from vlmgate.outcome import ScanResult
+from vlmgate.progress import Aside
 from vlmgate.report import TerminalProgress, header_line
 from vlmgate.scanning import scan
 from vlmgate.summary import print_summary
 from vlmgate.text import plain
+
+
+class Listening(SilentProgress):
+    """Takes a message only once somebody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = threading.Event()
+
+    def message(self, text: str) -> None:
+        self.reads.wait(60)
+        super().message(text)
+
+
+def test_a_terminal_that_nobody_reads_holds_up_nothing(tmp_path: Path) -> None:
+    listening = Listening()
+    folder = folder_of(tmp_path / "in", "a.png", "b.png")
+    with Aside(listening, patience=0.1) as progress:
+        done = scan(config_for(folder, tmp_path / "r.parquet"), progress, load=FakeCaptioner().load)
+    assert len(done.decided) == 2 and (tmp_path / "r.parquet").exists() and listening.messages == []
+    listening.reads.set()
+    with Aside(listening, patience=60) as progress:
+        for i in range(100):
+            progress.message(str(i))
+    assert listening.messages[-100:] == [str(i) for i in range(100)], "in order, and whole at the end"
+
+
+def test_a_terminal_that_fails_in_its_thread_holds_up_nothing() -> None:
+    class Broken(SilentProgress):
+        def message(self, text: str) -> None:
+            raise SystemExit(1)
+
+    with Aside(Broken(), patience=60) as progress:
+        progress.message("one")
+        progress.message("two")
+        progress.stop()
 
 
 @pytest.fixture

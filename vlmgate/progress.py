@@ -6,7 +6,10 @@ Knows what there is to tell; knows nothing of terminals.
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+import queue
+import threading
+import time
+from typing import Protocol, Self
 
 from vlmgate.config import ScanConfig
 from vlmgate.errors import one_line
@@ -26,19 +29,11 @@ class Progress(Protocol):
     def stop(self) -> None: ...
 
 
-class Unbreakable:
-    """Passes everything on to a `Progress` until that fails: a closed terminal must not end a night's run."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress: Progress | None = progress
+class _Forwarding:
+    """Hands every call on by its name."""
 
     def _tell(self, name: str, *arguments: object) -> None:
-        try:
-            if self._progress is not None:
-                getattr(self._progress, name)(*arguments)
-        except (Exception, SystemExit) as error:  # rich exits where its pipe is closed
-            self._progress = None
-            log.warning("nobody is told any more (%s)", one_line(error))
+        raise NotImplementedError
 
     def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None:
         self._tell("header", model, gate, config)
@@ -54,3 +49,57 @@ class Unbreakable:
 
     def stop(self) -> None:
         self._tell("stop")
+
+
+class Unbreakable(_Forwarding):
+    """Passes everything on to a `Progress` until that fails: a closed terminal must not end a night's run."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress: Progress | None = progress
+
+    def _tell(self, name: str, *arguments: object) -> None:
+        try:
+            if self._progress is not None:
+                getattr(self._progress, name)(*arguments)
+        except (Exception, SystemExit) as error:  # rich exits where its pipe is closed
+            self._progress = None
+            log.warning("nobody is told any more (%s)", one_line(error))
+
+
+class Aside(_Forwarding):
+    """Passes everything on in a thread of its own: a terminal that nobody reads (Ctrl-S) must not hold up a night.
+
+    As a context, it waits at its end until all is told, for `patience` seconds at most; so does `stop`.
+    """
+
+    def __init__(self, progress: Progress, *, patience: float = 2.0) -> None:
+        self._progress, self._patience = Unbreakable(progress), patience
+        self._calls: queue.SimpleQueue[tuple[str, tuple[object, ...]]] = queue.SimpleQueue()
+        self._put, self._told = 0, 0  # calls
+        threading.Thread(target=self._work, name="vlmgate-progress", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait()
+
+    def stop(self) -> None:
+        """Pass it on, and wait until that is done."""
+        super().stop()
+        self._wait()
+
+    def _tell(self, name: str, *arguments: object) -> None:
+        self._put += 1
+        self._calls.put((name, arguments))
+
+    def _wait(self) -> None:
+        end = time.monotonic() + self._patience
+        while self._told < self._put and time.monotonic() < end:
+            time.sleep(0.005)
+
+    def _work(self) -> None:
+        while True:
+            name, arguments = self._calls.get()
+            self._progress._tell(name, *arguments)
+            self._told += 1

@@ -232,11 +232,12 @@ def scan(
         most = max_routed_of(max_routed)
         if verbose:
             _log_to_stderr()
+        from vlmgate.progress import Aside
         from vlmgate.report import TerminalProgress
         from vlmgate.scanning import scan as run
 
-        progress = TerminalProgress(console(stderr=True), quiet=quiet)
-        with crashes_to(settings.out.with_suffix(".log")):
+        told = Aside(TerminalProgress(console(stderr=True), quiet=quiet))
+        with crashes_to(settings.out.with_suffix(".log")), told as progress:
             result = run(settings, progress)
     code = _exit_code(result, most)
     with reader_may_leave():
