@@ -196,6 +196,8 @@ def test_a_gate_judges_rows_and_whatever_is_not_known_counts_against_them(tmp_pa
     ):
         assert gate.decide(good | changed).route is Route.HUMAN_REVIEW, changed
     assert gate.decide({}).route is Route.HUMAN_REVIEW
+    for changed in ({"reason": "Cut_Off"}, {"error": "truncated"}, {"num_samples": 3}, {"vendi_score": 0.0}):
+        assert gate.decide(good | changed).route is Route.HUMAN_REVIEW, changed
     # What another gate decided is no matter.
     assert gate.decide(good | {"reason": "most_uncertain"}).route is Route.AUTO_ACCEPT
 

@@ -59,6 +59,16 @@ def test_an_answer_that_is_never_accepted_stays_so(tmp_path: Path) -> None:
     assert limit.answer == "ok" and not limit.holds(1.0)
 
 
+def test_a_limit_on_an_answer_that_no_choice_is_says_so(tmp_path: Path) -> None:
+    gate = replace(a_gate().gate, limits=(never("vendi_score", "OK"),))
+    write_gate(tmp_path / "g.toml", a_gate())
+    text = (tmp_path / "g.toml").read_text(encoding="utf-8").replace('answer = "ok"', 'answer = "OK"')
+    (tmp_path / "g.toml").write_text(text, encoding="utf-8")
+    assert gate.limits[0].answer in text
+    with pytest.raises(GateError, match="limits the answer 'OK', which is none of its choices"):
+        read_gate(tmp_path / "g.toml")
+
+
 HOSTILE = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30).filter(str.strip)
 
 

@@ -13,7 +13,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 import vlmgate.reference
 import vlmgate.scanning
 import vlmgate.tonight
-from vlmgate.config import ModelConfig, ScanConfig
+from vlmgate.config import ImageConfig, ModelConfig, ScanConfig
 from vlmgate.errors import GateError, NoImagesError, NoveltyError
 from vlmgate.gate import make_gate
 from vlmgate.kernels import WordKernel
@@ -125,6 +125,22 @@ def test_an_image_of_the_reference_that_cannot_be_read_costs_nobody_else(config:
     (config.reference / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")  # type: ignore[operator]
     run(config, Picky(features=features))
     assert read_provenance(config.out)["reference"]["images"] == 29
+
+
+def test_a_reference_is_not_made_of_what_a_share_left_of_it(config: ScanConfig) -> None:
+    def lose(name: str) -> tuple[float, ...]:
+        if good.exists():
+            good.rename(good.with_name("away"))
+        return features(name)
+
+    good = config.reference
+    assert good is not None
+    fake = FakeCaptioner(features=lose)
+    result = scan(replace(config, images=ImageConfig(workers=1)), SilentProgress(), load=fake.load)
+    assert "vanished while the reference was read; run again" in str(result.error)
+    good.with_name("away").rename(good)
+    run(config)
+    assert read_provenance(config.out)["reference"]["images"] == 30
 
 
 def test_an_engine_without_features_is_told_before_the_night_is_spent(config: ScanConfig) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 
 from vlmgate.diversity import Matrix
-from vlmgate.errors import OutputError, UsageError
+from vlmgate.errors import OutputError, StoreError, UsageError
 from vlmgate.gate import make_gate
 from vlmgate.kernels import WordKernel
 from vlmgate.records import Reason, Record, Route
@@ -54,6 +54,17 @@ def rows_of(records: Sequence[Record]) -> dict[str, Record]:
 
 def test_the_same_gate_and_kernel_give_the_same_rows(result: Path) -> None:
     assert again(result).records == read_result(result)[0]
+
+
+@pytest.mark.parametrize("changed", [{"captions": AGREE[:1]}, {"error": "truncated"}])
+def test_rows_that_no_scan_has_written_are_refused(result: Path, changed: dict[str, object]) -> None:
+    records, provenance = read_result(result)
+    whole = next(i for i, record in enumerate(records) if record.captions is not None)
+    if "captions" in changed:
+        changed |= {"caption_finishes": ("stop",), "caption_logprobs": (-0.5,)}
+    records[whole] = replace(records[whole], **changed)  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="was changed by something else"):
+        rescore(records, provenance, make_gate(num_samples=4), WordKernel(), kernel_name="words", source=result)
 
 
 def test_another_gate_needs_what_is_stored_only(result: Path) -> None:

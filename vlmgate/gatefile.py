@@ -103,6 +103,10 @@ def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
             if one["limit"] == _NEVER
             else replace(parse_limit(one["limit"], samples), answer=str(one["answer"]))
         )
+    choices = reads.get("choices") or ()
+    for limit in limits:
+        if limit.answer is not None and limit.answer not in choices:
+            raise GateError(f"limits the answer {limit.answer!r}, which is none of its choices ({', '.join(choices)}).")
     features = tree.get("features", {})
     name = features.get("file")
     if name is not None and Path(name).name != name:

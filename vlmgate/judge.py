@@ -47,6 +47,14 @@ def _no_reading(told: Mapping[str, Any], scores: Scores, gate: GateFile) -> Reas
     reason = told.get("reason")
     if reason in _NO_READING:
         return Reason(reason)
+    if not _missing(reason) and reason not in {one.value for one in Reason}:  # of another program, or a slip
+        return Reason.NO_SCORE
+    if not _missing(told.get("error")):
+        return Reason.UNREADABLE
+    number = _number(told, "num_samples")
+    impossible = scores.vendi_score is not None and scores.vendi_score < 0.99  # it is 1 at least, but for rounding
+    if impossible or (number is not None and number != gate.sampling["num_samples"]):
+        return Reason.NO_SCORE
     if _missing(told.get("vendi_score")):  # null where captions are no reading, and where there are none
         return Reason.NO_SCORE
     captions = _said(told.get("captions"), told.get("caption_finishes"))

@@ -18,7 +18,7 @@ from vlmgate.captioner import Captioner
 from vlmgate.captioner.location import Local, locate
 from vlmgate.config import ImageConfig, ModelConfig
 from vlmgate.errors import NoImagesError, NoveltyError
-from vlmgate.images import find_images, read_ahead
+from vlmgate.images import find_images, is_of_the_disk, read_ahead
 from vlmgate.novelty import Reference, pack, unpack
 from vlmgate.records import Picture, Source
 
@@ -79,6 +79,9 @@ def features_of(sources: Sequence[Source], captioner: Captioner, images: ImageCo
         for one in opened:
             if isinstance(one.result, Picture):
                 batch.append(one.result)
+            elif is_of_the_disk(one.result.reason):  # a reference of what was left would be kept, and stand for all
+                told = f"{one.result.file_name}: {one.result.reason} while the reference was read"
+                raise NoveltyError(f"{told}; run again once it is there.")
             else:
                 log.warning("reference: %s: %s", one.result.file_name, one.result.reason)
             if len(batch) == batch_size:

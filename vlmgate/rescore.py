@@ -39,13 +39,21 @@ def rescore(
     kernel_name: str,
     source: Path,
 ) -> Rescored:
-    """Return the rows with scores under another kernel and routes by another gate, and a provenance that says so."""
+    """Return the rows with scores under another kernel and routes by another gate, and a provenance that says so.
+
+    Raises `StoreError` for rows that no scan has written.
+    """
     sampling = provenance["sampling"]
     if sampling.get("first_samples") is not None:
         raise UsageError(
             f"{source}: holds as many samples of each image as its own limits needed; `vlmgate scan` with other limits "
             "draws what is missing."
         )
+    for record in records:
+        held = len(record.captions or ())
+        if record.captions is not None and (held != sampling["num_samples"] or record.error is not None):
+            told = f"{source}: {record.file_name} has {held} captions of {sampling['num_samples']}, or an error as well"
+            raise StoreError(f"{told}; it was changed by something else, scan again.")
     scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel)
     said = {_key(r): said_of(r) for r in records if r.captions is not None}
     scorer.prepare(said.values())
