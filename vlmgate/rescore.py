@@ -52,8 +52,8 @@ def rescore(
     for record in records:
         held = len(record.captions or ())
         if record.captions is not None and (held != sampling["num_samples"] or record.error is not None):
-            told = f"{source}: {record.file_name} has {held} captions of {sampling['num_samples']}, or an error as well"
-            raise StoreError(f"{told}; it was changed by something else, scan again.")
+            what = f"{source}: {record.file_name} has {held} captions of {sampling['num_samples']}, or an error as well"
+            raise StoreError(f"{what}; it was changed by something else, scan again.")
     scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel)
     said = {_key(r): said_of(r) for r in records if r.captions is not None}
     scorer.prepare(said.values())
