@@ -119,6 +119,8 @@ _APOSTROPHE = re.compile("[’‘ʼʻ´`＇]")
 
 def _folded(text: str) -> str:
     """Return the text in one case, width and apostrophe, without characters that nobody sees."""
+    if text.isascii():  # most are
+        return text.replace("`", "'").casefold()
     text = _APOSTROPHE.sub("'", text)  # before NFKC makes a space and an accent of some
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(c) != "Cf")
 
