@@ -117,7 +117,7 @@ def in_turns(
             yield pending
         pending = chosen(pending, lambda source: _was_lost(source, journal))
         end = time.monotonic() + patience
-        while pending and not folder.exists() and time.monotonic() < end:
+        while pending and not os.path.exists(folder) and time.monotonic() < end:  # noqa: PTH110 - which never raises
             time.sleep(min(1.0, patience))
         pending = chosen(pending, lambda source: os.path.exists(source.where))  # noqa: PTH110 - of many files
 
