@@ -105,7 +105,7 @@ def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
         )
     choices = reads.get("choices") or ()
     for limit in limits:
-        if limit.answer is not None and limit.answer not in choices:
+        if choices and limit.answer is not None and limit.answer not in choices:
             raise GateError(f"limits the answer {limit.answer!r}, which is none of its choices ({', '.join(choices)}).")
     features = tree.get("features", {})
     name = features.get("file")
