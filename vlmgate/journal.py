@@ -181,7 +181,7 @@ class Journal:
     model: dict[str, Any] | None = None  # ModelInfo as a dict, once a model has been loaded
     dropped: int = 0  # lines that could not be used; what they held is read again
     _found: Shelf[Found] = field(default_factory=lambda: Shelf(found_as_text, found_of_text))  # by (file_name, page)
-    _forgotten: set[str] = field(default_factory=set)  # names of which the file may still hold what is no more
+    _forgotten: dict[str, set[int]] = field(default_factory=dict)  # pages that the file still has, by their names
     _failed: set[Key] = field(default_factory=set)  # where the model has failed, now or before
     _then: dict[str, Any] = field(default_factory=dict)  # the fingerprint that the file was begun with
     _file: BinaryIO | None = None
@@ -228,15 +228,14 @@ class Journal:
         """Drop, in memory, what was found under a name, but for some pages; readings stay."""
         for page in set(self._found.numbers(file_name)) - set(keep):
             del self._found[file_name, page]
-            self._forgotten.add(file_name)
+            self._forgotten.setdefault(file_name, set()).add(page)
 
     def end(self, file_name: str, pages: Iterable[int]) -> None:
         """Say that a file was opened to its end and has these pages: others are of a file that is gone."""
         kept = {*pages}
-        if file_name in self._forgotten or set(self._found.numbers(file_name)) - kept:
+        self.forget(file_name, keep=kept)
+        if self._forgotten.pop(file_name, set()) - kept:  # seldom: what is read anew says so by itself
             self._write([sealed({"ended": file_name, "pages": sorted(kept)})])
-            self.forget(file_name, keep=kept)
-            self._forgotten.discard(file_name)
 
     def _remember(self, entry: Entry, seconds: float | None, begin: int, length: int) -> None:
         """Remember what the `length` bytes of the file at `begin` say."""
@@ -277,6 +276,7 @@ class Journal:
                     self.model = entry["model"]
                 elif entry is not None and isinstance(entry.get("ended"), str):
                     self.forget(entry["ended"], keep=entry.get("pages") or ())
+                    self._forgotten.pop(entry["ended"], None)
                 elif entry is None or not is_place(entry.get("batch")):
                     self.dropped += 1
                     empty = False
