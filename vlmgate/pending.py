@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,15 +63,11 @@ def forget_changed(sources: Sequence[Source], journal: Journal) -> bool:
 
     Of a file that could not be opened nothing tells whether it is still the same, so that counts as changed.
     """
-    known = [(source, journal.entries_of(source.file_name)) for source in sources]
-    changed = [
-        source.file_name
-        for source, entries in known
-        if entries and (any(isinstance(e, Unreadable) for e in entries) or not _is_unchanged(source, entries))
-    ]
-    for name in changed:
-        journal.forget(name)
-    return bool(changed)
+
+    def has_changed(source: Source, entries: Sequence[Found]) -> bool:
+        return any(isinstance(one, Unreadable) for one in entries) or not _is_unchanged(source, entries)
+
+    return bool(_forget_where(has_changed, sources, journal))
 
 
 def forget_replaced(sources: Sequence[Source], journal: Journal, *, gone_too: bool) -> list[str]:
@@ -79,13 +75,21 @@ def forget_replaced(sources: Sequence[Source], journal: Journal, *, gone_too: bo
 
     A file that is gone is told apart: with `gone_too` it is forgotten, else it is what it was.
     """
-    replaced = []
-    for source in sources:
-        entries = journal.entries_of(source.file_name)
-        if entries and not _is_unchanged(source, entries) and (gone_too or os.path.lexists(source.where)):
-            journal.forget(source.file_name)
-            replaced.append(source.file_name)
-    return replaced
+
+    def is_replaced(source: Source, entries: Sequence[Found]) -> bool:
+        return not _is_unchanged(source, entries) and (gone_too or os.path.lexists(source.where))
+
+    return _forget_where(is_replaced, sources, journal)
+
+
+def _forget_where(
+    holds: Callable[[Source, Sequence[Found]], bool], sources: Sequence[Source], journal: Journal
+) -> list[str]:
+    """Forget what was read of the files of which something is known and that `holds` of; return their names."""
+    names = [s.file_name for s in sources if (entries := journal.entries_of(s.file_name)) and holds(s, entries)]
+    for name in names:
+        journal.forget(name)
+    return names
 
 
 def still_to_read(sources: Sequence[Source], journal: Journal, *, all_pages: bool) -> Sequence[Source]:
@@ -112,14 +116,17 @@ def in_turns(
 
     `patience` is how many seconds a folder that is away is waited for.
     """
-    for _ in range(3):
-        if pending:
-            yield pending
-        pending = chosen(pending, lambda source: _was_lost(source, journal))
+    if pending:
+        yield pending
+    for _ in range(2):
+        lost = chosen(pending, lambda source: _was_lost(source, journal))
         end = time.monotonic() + patience
-        while pending and not os.path.exists(folder) and time.monotonic() < end:  # noqa: PTH110 - which never raises
+        while lost and not os.path.exists(folder) and time.monotonic() < end:  # noqa: PTH110 - which never raises
             time.sleep(min(1.0, patience))
-        pending = chosen(pending, lambda source: os.path.exists(source.where))  # noqa: PTH110 - of many files
+        pending = chosen(lost, lambda source: os.path.exists(source.where))  # noqa: PTH110 - of many files
+        if not pending:
+            return
+        yield pending
 
 
 def _was_lost(source: Source, journal: Journal) -> bool:

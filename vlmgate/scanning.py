@@ -189,7 +189,7 @@ class _Run:
                 self._read_what_is_missing(one.news, one.waiting)
                 self.progress.stop()
             if self.watch.publishing_is_due():
-                self.walk = self.watch.recheck()
+                self.watch.recheck()
                 if self._forget_replaced() or fresh:
                     self._publish()
                 fresh = False

@@ -112,22 +112,19 @@ class Watch:
         every = self._config.publish_every
         return every > 0 and not self._lost and self._clock() - self._last_published >= every
 
-    def recheck(self) -> Walk:
+    def recheck(self) -> None:
         """Ask again of every settled file whether it has changed, which is too slow to be done at every look.
-
-        Returns every image so far, by what the last look at the folder found.
 
         A file that cannot be asked, as on a share that is away, has not changed for all that is known.
         """
         if self._lost:
-            return self._whole()
+            return
         self._last_recheck = self._clock()
         waiting = {source.file_name for source in self._backlog}
         for name in self._there - waiting:
             seen = self._seen[name]
             if seen.settled and (signature := _signature(seen.source)) not in (seen.signature, _UNKNOWN):
                 self._seen[name] = _Seen(seen.source, signature, self._clock())
-        return self._whole()
 
     def hand_out_again(self, names: Collection[str]) -> None:
         """Have files settle anew that turned out not to be what was read under their names."""
@@ -174,7 +171,8 @@ class Watch:
 
     def _look_at(self, source: Source, seen: _Seen | None) -> None:
         now, signature = self._clock(), _signature(source)
-        self._last_name = self._last_name if seen else now
+        if seen is None:
+            self._last_name = now
         if seen is None or seen.signature != signature or seen.source != source:
             self._seen[source.file_name] = _Seen(source, signature, now)
         elif now - seen.since >= self._config.settle:
