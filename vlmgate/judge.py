@@ -26,6 +26,7 @@ _NO_READING = frozenset(
         *(Reason.REFUSED, Reason.CUT_OFF, Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER),
     )
 )
+_REASONS = frozenset(Reason)  # which are texts
 
 
 def judge(row: Record | Mapping[str, Any], gate: GateFile, reference: Reference | None = None) -> Decision:
@@ -47,7 +48,7 @@ def _no_reading(told: Mapping[str, Any], scores: Scores, gate: GateFile) -> Reas
     reason = told.get("reason")
     if reason in _NO_READING:
         return Reason(reason)
-    if not _missing(reason) and reason not in {one.value for one in Reason}:  # of another program, or a slip
+    if not _missing(reason) and reason not in _REASONS:  # of another program, or a slip
         return Reason.NO_SCORE
     if not _missing(told.get("error")):
         return Reason.UNREADABLE

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -25,7 +26,7 @@ from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import find_images
 from vlmgate.records import Reason, Record, Route, Scores
 from vlmgate.rescore import quality_of
-from vlmgate.shards import Listing, names_of, place_of, seen
+from vlmgate.shards import Listing, Seen, names_of, place_of, seen
 from vlmgate.store import read_provenance, read_result
 from vlmgate.tonight import Tonight, drift_of, from_file
 
@@ -178,7 +179,7 @@ class _Lacking:
         return cls(
             latest=max(listings, key=lambda one: one.ended),
             missing=tuple(i for i in range(1, listings[0].shard.count + 1) if i not in there),
-            outdated=tuple(p for p in parts if _is_outdated(p, listings)),
+            outdated=_outdated(parts, listings),
             stopped=tuple(p for p in parts if not p.provenance.get("complete")),
         )
 
@@ -232,18 +233,20 @@ def _unread(file_name: str, seed: int) -> Record:
     return Record(**unknown | told)
 
 
-def _is_outdated(part: Part, listings: Sequence[Listing]) -> bool:
-    """Say whether files came or went since a part was made; where only clocks tell, the folder is asked."""
-    own = part.listing
-    if any(own.is_outdated_by(one) for one in listings):
-        return True
-    if not any(own.is_doubtful_beside(one) for one in listings):
-        return False
-    try:
-        names = names_of(find_images(Path(part.provenance["folder"])))
-    except NoImagesError:
-        return True
-    return seen(names, own.shard.count)[own.shard.index - 1] != own.own
+def _outdated(parts: Sequence[Part], listings: Sequence[Listing]) -> tuple[Part, ...]:
+    """Return the parts since which files came or went; where only clocks could tell, the folder is asked, once."""
+    certain = [any(part.listing.is_outdated_by(one) for one in listings) for part in parts]
+    doubtful = [any(part.listing.is_doubtful_beside(one) for one in listings) for part in parts]
+    now: Sequence[Seen] | None = None
+    if any(maybe and not sure for maybe, sure in zip(doubtful, certain, strict=True)):
+        with suppress(NoImagesError):
+            now = seen(names_of(find_images(Path(parts[0].provenance["folder"]))), listings[0].shard.count)
+
+    def is_other(listing: Listing) -> bool:
+        return now is None or now[listing.shard.index - 1] != listing.own
+
+    told = zip(parts, certain, doubtful, strict=True)
+    return tuple(part for part, sure, maybe in told if sure or (maybe and is_other(part.listing)))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

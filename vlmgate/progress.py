@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, Self
 
 from vlmgate.config import ScanConfig
@@ -74,8 +75,7 @@ class Aside(_Forwarding):
 
     def __init__(self, progress: Progress, *, patience: float = 2.0) -> None:
         self._progress, self._patience = Unbreakable(progress), patience
-        self._calls: queue.SimpleQueue[tuple[str, tuple[object, ...]]] = queue.SimpleQueue()
-        self._put, self._told = 0, 0  # calls
+        self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="vlmgate-progress", daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -90,16 +90,13 @@ class Aside(_Forwarding):
         self._wait()
 
     def _tell(self, name: str, *arguments: object) -> None:
-        self._put += 1
-        self._calls.put((name, arguments))
+        self._calls.put(partial(self._progress._tell, name, *arguments))
 
     def _wait(self) -> None:
-        end = time.monotonic() + self._patience
-        while self._told < self._put and time.monotonic() < end:
-            time.sleep(0.005)
+        told = threading.Event()
+        self._calls.put(told.set)
+        told.wait(self._patience)
 
     def _work(self) -> None:
         while True:
-            name, arguments = self._calls.get()
-            self._progress._tell(name, *arguments)
-            self._told += 1
+            self._calls.get()()

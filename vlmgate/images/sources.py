@@ -25,9 +25,8 @@ class _Files(Sequence[Source]):
         """Return a file by its number, from 0 on."""
 
     def __iter__(self) -> Iterator[Source]:
-        return map(
-            self._at, range(len(self))
-        )  # what a sequence has otherwise would end at an IndexError, and tell none
+        # What a sequence has otherwise would take an IndexError for the end, and tell nobody.
+        return map(self._at, range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> Source: ...
