@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmgate.answers import Parsed, parse, problem_with, question_prompt, tally
+from vlmgate.answers import Parsed, parse, problem_with, tally
+from vlmgate.config import question_prompt
 from vlmgate.degenerate import degenerate_answers
 from vlmgate.records import Caption, Reason
 

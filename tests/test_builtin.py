@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vlmgate.answers import DEFAULT_QUESTION, Parsed, question_prompt
-from vlmgate.builtin import weights_folder
+from vlmgate.answers import Parsed
 from vlmgate.builtin.anomalies import KINDS, draw_anomaly
 from vlmgate.builtin.captions import INSTRUCTIONS, majority, named, parse, random_caption, some_captions
 from vlmgate.builtin.evaluate import sheets, summarise
@@ -40,7 +39,8 @@ from vlmgate.builtin.world import (
     Defect,
     Truth,
 )
-from vlmgate.config import DEFAULT_PROMPT
+from vlmgate.captioner.builtin import weights_folder
+from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION, question_prompt
 from vlmgate.diversity import vendi_score, word_kernel
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
 from vlmgate.records import Reason

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from tiny_models import SIZES, images, in_float64, picture
 
-from vlmgate.builtin import weights_folder
 from vlmgate.captioner import load_captioner
+from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.checkpoint import end_ids
 from vlmgate.captioner.fork import ForkDecoder
 from vlmgate.captioner.sampling import Draw

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tiny_models import SIZES, in_float64, picture
 from torch import nn
 
-from vlmgate.builtin import weights_folder
 from vlmgate.captioner import load_captioner
+from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.features import WIDTH, FeatureTap, _as_tokens, _pooled, _shares
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig

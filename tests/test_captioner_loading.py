@@ -69,11 +69,11 @@ class TestFolders:
         assert "no revisions" in str(failure(copy, revision="main"))
 
     def test_a_missing_builtin_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vlmgate.builtin.weights_folder", lambda: tmp_path)
+        monkeypatch.setattr("vlmgate.captioner.builtin.weights_folder", lambda: tmp_path)
         assert "built-in weights are missing" in str(failure("builtin"))
 
     def test_the_builtin_model_is_a_folder_like_any_other(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vlmgate.builtin.weights_folder", lambda: copy)
+        monkeypatch.setattr("vlmgate.captioner.builtin.weights_folder", lambda: copy)
         assert load_captioner(ModelConfig(device="cpu"), SamplingConfig()).info.model == "builtin"
         assert model_fingerprint(ModelConfig())["model"] == "builtin"
 

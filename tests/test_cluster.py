@@ -19,16 +19,15 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 from test_resume import stack
 
 import vlmgate.cluster.crew
-from vlmgate.builtin import weights_folder
+from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.cluster.connection import Room
 from vlmgate.cluster.worker import Batch, Job, Setup, Worker
 from vlmgate.config import ClusterConfig, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
-from vlmgate.entries import Duplicate, Failure
 from vlmgate.errors import ConfigError, FatalError, ModelError, UsageError
 from vlmgate.images import find_images
 from vlmgate.outcome import ScanResult
-from vlmgate.records import Picture, Reading, Reason, Record, Sampled, Unreadable
+from vlmgate.records import Duplicate, Failure, Picture, Reading, Reason, Record, Sampled, Unreadable
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
 

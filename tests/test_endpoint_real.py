@@ -11,8 +11,8 @@ from serving import model_server, what_is_missing
 from typer.testing import CliRunner
 
 from tests.bench.endpoint import correlation
-from vlmgate.builtin import weights_folder
 from vlmgate.captioner import load_captioner
+from vlmgate.captioner.builtin import weights_folder
 from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.images import find_images, open_pages

@@ -17,7 +17,7 @@ PIXELS = {"PIL", "numpy"}
 
 # Module → (what it may import from vlmgate, which third-party packages). Both hold inside functions, too.
 HOUSE: dict[str, tuple[set[str], set[str]]] = {
-    "__init__": ({"records", "errors", "api"}, set()),
+    "__init__": ({"records", "errors", "api", "version"}, set()),
     "api": (
         {
             *("config", "errors", "records", "settings", "gate", "gatefile", "judge", "novelty", "calibration"),

@@ -14,13 +14,13 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from rich.console import Console
 
+from vlmgate.errors import plain
 from vlmgate.gate import make_gate
 from vlmgate.outcome import ScanResult
 from vlmgate.progress import Aside
 from vlmgate.report import TerminalProgress, header_line
 from vlmgate.scanning import scan
 from vlmgate.summary import print_summary
-from vlmgate.text import plain
 
 
 class Listening(SilentProgress):

@@ -22,11 +22,11 @@ from fakes import DISAGREE, picture_file
 from hostile_page import HOSTILE, as_file_name
 from reviewing import five, items_of, result_of, reviewed
 
+from vlmgate.errors import plain
 from vlmgate.review.marks import shown
 from vlmgate.review.page import render
 from vlmgate.review.server import ReviewServer
 from vlmgate.review.verdicts import Verdict, cell, checked, from_csv, to_csv
-from vlmgate.text import plain
 
 pytest.importorskip("selenium", reason="the extra `browser` is not installed")
 CHROMIUM = next(

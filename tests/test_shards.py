@@ -21,14 +21,14 @@ from test_resume import Stopping, stack
 
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.cli import app
-from vlmgate.config import ImageConfig, ScanConfig
+from vlmgate.config import ImageConfig, ScanConfig, Shard
 from vlmgate.errors import ConfigError, GateError, PartsError, StoreError
 from vlmgate.gate import Gate, Limit
 from vlmgate.gatefile import sampling_of, write_gate
 from vlmgate.merge import Merged, merge
 from vlmgate.records import Reason, Record
 from vlmgate.scanning import scan
-from vlmgate.shards import Shard, place_of, seen
+from vlmgate.shards import place_of, seen
 from vlmgate.store import read_result, write_result
 
 SHARDS = 4
@@ -90,7 +90,7 @@ def test_every_name_is_in_exactly_one_shard_and_shares_are_of_one_size() -> None
     names = [f"line{i % 7}/part_{i:05d}.png" for i in range(8000)]
     sizes = [number for number, _ in seen(names, 16)]
     assert sum(sizes) == 8000 and min(sizes) > 400 and max(sizes) < 600
-    assert all(sum(Shard(i, 16).holds(name) for i in range(1, 17)) == 1 for name in names[:200])
+    assert all(sum(holds(Shard(i, 16), name) for i in range(1, 17)) == 1 for name in names[:200])
 
 
 def test_the_split_is_the_same_on_every_machine_and_in_every_version() -> None:

@@ -33,11 +33,10 @@ from vlmgate.records import (
     Scores,
     Unreadable,
 )
+from vlmgate.version import __version__
 
 if TYPE_CHECKING:
     from vlmgate.api import Calibration, Gate, Progressed, ScanResult, calibrate, scan
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Calibration",

@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vlmgate.degenerate import is_empty, is_refusal
+from vlmgate.errors import ConfigError
 from vlmgate.words import ARTICLES, LONGEST, NEGATORS, SPACELESS, STOP, content_words, fold, singular, tokens_of
-
-DEFAULT_QUESTION = "Which of these does the part show?"
-ABSTENTION = "unsure"  # the word that the prompt offers
 
 _ABSTAINS = re.compile(
     r"""
@@ -96,12 +94,6 @@ class Tally:
     unparsable_rate: float  # [0, 1]; higher = worse
 
 
-def question_prompt(question: str, choices: Sequence[str], *, abstain: bool) -> str:
-    """Return the prompt that asks for one of `choices`; with `abstain` it offers to be unsure as well."""
-    offer = f", or {ABSTENTION} if you cannot tell" if abstain else ""
-    return f"{question.strip()} Answer with one of: {', '.join(choices)}{offer}."
-
-
 def problem_with(choices: Sequence[str]) -> str | None:
     """Return why answers could not be told apart with these choices, or None where they can."""
     for choice in choices:
@@ -112,6 +104,12 @@ def problem_with(choices: Sequence[str]) -> str | None:
         if parse(choice, choices).choice != choice:
             return f"'{choice}' cannot be told from the other choices"
     return None
+
+
+def check_choices(choices: Sequence[str]) -> None:
+    """Raise `ConfigError` for choices whose answers could not be told apart."""
+    if choices and (problem := problem_with(choices)):
+        raise ConfigError(f"choices: {problem}; name others.")
 
 
 def parse(text: str, choices: Sequence[str]) -> Parsed:

@@ -10,24 +10,25 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from vlmgate.answers import problem_with
 from vlmgate.errors import ConfigError
-from vlmgate.shards import Shard
 
 BUILTIN = "builtin"
 SERVER = "a model server"  # in the place of a checkpoint; no hub id can be spelt so
+DEFAULT_QUESTION = "Which of these does the part show?"
+ABSTENTION = "unsure"  # the word that the prompt offers
 DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in one short sentence."
 
 # Raised when the way from a file to RGB, or from RGB to a caption, changes: old readings are not mixed with new ones.
 IMAGE_PIPELINE = 1
 CAPTION_PIPELINE = 1
 USUAL_BATCH = 8  # images
+MOST_SHARDS = 10_000  # every part lists all of them
 
 Pages = Literal["first", "all"]
 
@@ -48,6 +49,12 @@ class EndpointConfig:
         _require(1 <= self.concurrency <= 1024, "concurrency", self.concurrency, "1 to 1024")
         _require(0 < self.timeout <= 86_400, "timeout", self.timeout, "above 0 and at most 86400 seconds")
         _require(0 <= self.retries <= 100, "retries", self.retries, "0 to 100")
+
+
+def question_prompt(question: str, choices: Sequence[str], *, abstain: bool) -> str:
+    """Return the prompt that asks for one of `choices`; with `abstain` it offers to be unsure as well."""
+    offer = f", or {ABSTENTION} if you cannot tell" if abstain else ""
+    return f"{question.strip()} Answer with one of: {', '.join(choices)}{offer}."
 
 
 def _check_url(url: str) -> None:
@@ -126,6 +133,15 @@ class SamplingConfig:
         """Return how many images are read at once: more where few samples are drawn first, for as many rows."""
         return self.batch * (1 if self.first_samples is None else self.num_samples // self.first_samples)
 
+    @property
+    def question_prompt(self) -> str | None:
+        """Return the question as the model is asked it, with the choices; None where no question is asked.
+
+        >>> SamplingConfig(question="What is it?", choices=("a crack", "a dent")).question_prompt
+        'What is it? Answer with one of: a crack, a dent, or unsure if you cannot tell.'
+        """
+        return None if self.question is None else question_prompt(self.question, self.choices, abstain=self.abstain)
+
     def __post_init__(self) -> None:
         _require(
             2 <= self.num_samples <= 1024, "num_samples", self.num_samples, "2 to 1024 (one caption cannot disagree)"
@@ -167,9 +183,6 @@ class SamplingConfig:
                 self.choices,
                 "two or more different ones",
             )
-            problem = problem_with(self.choices)
-            if problem:
-                raise ConfigError(f"choices: {problem}; name others.")
         _require(1 <= self.max_answer_tokens <= 32768, "max_answer_tokens", self.max_answer_tokens, "1 to 32768")
 
 
@@ -228,6 +241,34 @@ class ClusterConfig:
         gpus = self.gpus_per_worker
         sound = gpus is None or 0 <= gpus <= 1 or (1 <= gpus <= 64 and gpus == int(gpus))
         _require(sound, "gpus_per_worker", gpus, "0, a fraction of one, or a whole number")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of `count` shares of a folder."""
+
+    index: int  # counted from 1
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count <= MOST_SHARDS:
+            raise ConfigError(f"--shard is '{self}'; give one of N as 1/N to N/N, with N up to {MOST_SHARDS:,}.")
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read "3/16"; raises `ConfigError` for anything else."""
+        match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
+        if match is None:
+            raise ConfigError(f"--shard is '{text}'; give one of N, such as 3/16.")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def suffix(self) -> str:
+        """Return what tells the outputs of the shards apart, such that they sort: ".03-of-16"."""
+        return f".{self.index:0{len(str(self.count))}}-of-{self.count}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,55 +11,26 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from vlmgate.records import Caption, ImageFile, Quality, Reading, Unreadable
-
-Key = tuple[str, int]  # (file_name, page)
-Content = tuple[str, int]  # (sha256, page): what a reading belongs to
+from vlmgate.records import (
+    Caption,
+    Duplicate,
+    Entry,
+    Failure,
+    Found,
+    ImageFile,
+    Quality,
+    Read,
+    Reading,
+    Unreadable,
+    key_of,
+)
 
 _MOST_PAGES = 2**31
 _FACTS = tuple(name for name in ImageFile.__dataclass_fields__ if name != "path")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An image that opened but that the model could not read, alone in a batch."""
-
-    image: ImageFile
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """An image whose bytes were read before, under this or another name; it shares that reading."""
-
-    image: ImageFile
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What is remembered of an image that was read, or whose bytes were; `readings` hold what was said."""
-
-    image: ImageFile
-    seconds: float | None = None  # of wall time that its reading took; None for one that shares a reading
-
-
-Entry = Reading | Failure | Duplicate | Unreadable  # as they are written
-Found = Read | Failure | Unreadable  # as they are remembered
-
-
-def content_of(image: ImageFile) -> Content:
-    """Return what two files share when one reading serves both: the hash of their bytes, and the page."""
-    return image.sha256, image.page
-
-
-def key_of(entry: Entry) -> Key:
-    """Return (file_name, page)."""
-    image = entry if isinstance(entry, Unreadable) else entry.image
-    return image.file_name, image.page
 
 
 # --- a line of a journal ---

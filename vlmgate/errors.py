@@ -1,4 +1,4 @@
-"""What can go wrong, and with which exit code the command line answers.
+"""What can go wrong, with which exit code the command line answers, and text that is safe to print.
 
     VlmgateError                 exit code
     ├── UsageError               2   the command, its configuration or its inputs are off
@@ -19,6 +19,21 @@
 Every message is one line: what, where, what to do next. What is expected of a single image (a broken file,
 an empty caption) is a value in `records`, never one of these.
 """
+
+from __future__ import annotations
+
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # invisible, but several scripts need them
+
+
+def plain(text: str) -> str:
+    """Return text with every character that could steer a terminal or reorder a line shown as an escape."""
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

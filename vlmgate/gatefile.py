@@ -21,9 +21,8 @@ from typing import Any
 
 from vlmgate.config import SERVER, SamplingConfig
 from vlmgate.drift import COLUMNS, FEWEST, QUANTILES, Kept
-from vlmgate.errors import GateError, OutputError, one_line
+from vlmgate.errors import GateError, OutputError, one_line, plain
 from vlmgate.gate import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit
-from vlmgate.text import plain
 
 VERSION = 1
 _NEVER = "never"

@@ -23,6 +23,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlmgate.entries import (
+    checked,
+    counts_of,
+    found_as_text,
+    found_of_text,
+    from_json,
+    is_place,
+    parsed,
+    sealed,
+    to_json,
+)
+from vlmgate.errors import OutputError, ResumeError, StoreError
+from vlmgate.records import (
     Content,
     Duplicate,
     Entry,
@@ -30,20 +42,11 @@ from vlmgate.entries import (
     Found,
     Key,
     Read,
-    checked,
+    Reading,
+    Unreadable,
     content_of,
-    counts_of,
-    found_as_text,
-    found_of_text,
-    from_json,
-    is_place,
     key_of,
-    parsed,
-    sealed,
-    to_json,
 )
-from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.records import Reading, Unreadable
 from vlmgate.shelf import Shelf
 from vlmgate.store import sync_folder, unused
 

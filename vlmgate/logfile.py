@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlmgate.errors import VlmgateError
-from vlmgate.text import plain
+from vlmgate.errors import VlmgateError, plain
 
 log = logging.getLogger(__name__)
 

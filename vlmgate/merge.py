@@ -19,16 +19,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import vlmgate
 from vlmgate.adaptive import joined
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
 from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import find_images
 from vlmgate.records import Reason, Record, Route, Scores
 from vlmgate.rescore import quality_of
-from vlmgate.shards import Listing, Seen, names_of, place_of, seen
+from vlmgate.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store import read_provenance, read_result
 from vlmgate.tonight import Tonight, drift_of, from_file
+from vlmgate.version import __version__
 
 # Reasons that hold whatever the limits are. NO_SCORE is one of them where no column is named beside it.
 _WHATEVER_THE_GATE = frozenset(
@@ -259,7 +259,7 @@ def _rows(parts: Iterable[Part]) -> list[Record]:
         shard = part.listing.shard
         for row in read_result(part.path)[0]:
             key = (row.file_name, row.page)
-            if not shard.holds(row.file_name) or key in rows:
+            if not holds(shard, row.file_name) or key in rows:
                 raise StoreError(
                     f"{part.path}: holds a row that is not of shard {shard} or is there twice ({row.file_name}, page "
                     f"{row.page}); it was changed by something else, run its command again."
@@ -364,7 +364,7 @@ def _provenance(
         "fingerprint": {key: value for key, value in latest["fingerprint"].items() if key != "shard"},
         "shard": None,
         "merged": {
-            "vlmgate_version": vlmgate.__version__,
+            "vlmgate_version": __version__,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "shards": lacking.latest.shard.count,
             "missing": list(lacking.missing),

@@ -18,11 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-import vlmgate
 from vlmgate.config import BUILTIN, ScanConfig
+from vlmgate.errors import plain
 from vlmgate.gate import COLUMNS, Gate
 from vlmgate.records import ModelInfo, Reason, Record, Route
-from vlmgate.text import plain
+from vlmgate.version import __version__
 from vlmgate.words import content_words
 
 BUILTIN_NOTICE = (
@@ -70,7 +70,7 @@ _WHY = {
 def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int, first_samples: int | None = None) -> str:
     """Return the line that opens a run and its summary."""
     fewest = "" if first_samples is None else f"{first_samples} to "
-    parts = [f"vlmgate {vlmgate.__version__}"]
+    parts = [f"vlmgate {__version__}"]
     if model:
         revision = f"@{model['revision'][:7]}" if model.get("revision") else ""
         where = "model server" if model.get("server") else f"{model['device']} {model['dtype']}"

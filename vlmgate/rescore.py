@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-import vlmgate
 from vlmgate.errors import OutputError, StoreError, UsageError
 from vlmgate.gate import ANSWER_COLUMNS, Candidate, Gate, decide
 from vlmgate.kernels import Kernel
 from vlmgate.records import Caption, Decision, Finish, Quality, Reason, Record, Scores
 from vlmgate.scoring import NOTHING, Said, Scorer, columns_of
 from vlmgate.store import read_provenance
+from vlmgate.version import __version__
 
 Key = tuple[str, int]  # (sha256, page): what a reading belongs to
 
@@ -67,7 +67,7 @@ def rescore(
     rows = [_renewed(r, told[_key(r)][0], decision) for r, decision in zip(records, decisions, strict=True)]
     note = {
         "from": source.name,
-        "vlmgate_version": vlmgate.__version__,
+        "vlmgate_version": __version__,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "kernel_before": provenance["kernel"],
         "gate_before": provenance["gate"],

@@ -11,14 +11,27 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vlmgate.entries import Content, Failure, Found, Read, content_of
 from vlmgate.errors import LostReadingError
 from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import Walk
 from vlmgate.journal import Journal
 from vlmgate.kernels import Kernel
 from vlmgate.novelty import Reference
-from vlmgate.records import Caption, ImageFile, Reading, Reason, Record, Route, Scores, Unreadable
+from vlmgate.records import (
+    Caption,
+    Content,
+    Failure,
+    Found,
+    ImageFile,
+    Read,
+    Reading,
+    Reason,
+    Record,
+    Route,
+    Scores,
+    Unreadable,
+    content_of,
+)
 from vlmgate.scoring import NOTHING, Said, Scored, Scorer, columns_of, with_doubt
 from vlmgate.shelf import Shelf
 

@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import vlmgate
 from vlmgate.adaptive import Foresight, check_gate, told_of_saving
 from vlmgate.asking import ask
 from vlmgate.captioner import Captioner, KnowsItsBatch, load_captioner
@@ -26,7 +25,6 @@ from vlmgate.cluster.taking import check_alike, described, last_failure, take
 from vlmgate.cluster.worker import Batch as Handed
 from vlmgate.cluster.worker import Setup
 from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
-from vlmgate.entries import Entry, Failure
 from vlmgate.errors import EndpointError, FatalError, LostReadingError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.finding import find, look, told_of_list
 from vlmgate.images import Walk
@@ -39,7 +37,7 @@ from vlmgate.pending import forget_changed, forget_replaced, gone_but_read, in_t
 from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
-from vlmgate.records import ModelInfo, Picture, Reading, Reason, Record, Route, Source
+from vlmgate.records import Entry, Failure, ModelInfo, Picture, Reading, Reason, Record, Route, Source
 from vlmgate.reference import ReferenceFolder, checkpoint_reference, told_of_reference
 from vlmgate.rows import Row, build_rows, completed, decide_rows
 from vlmgate.scoring import Scorer
@@ -50,6 +48,7 @@ from vlmgate.spent import Clock
 from vlmgate.store import Outputs, write_result
 from vlmgate.supply import Batch, ModelWanted, Supply
 from vlmgate.tonight import Tonight, check_same, drift_of, gate_of
+from vlmgate.version import __version__
 from vlmgate.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -421,7 +420,7 @@ class _Run:
 
     def _provenance(self, records: Sequence[Record], *, complete: bool) -> dict[str, Any]:
         return {
-            "vlmgate_version": vlmgate.__version__,
+            "vlmgate_version": __version__,
             "run_id": self.journal.run_id,
             "complete": complete,
             "started": self.started.isoformat(timespec="seconds"),

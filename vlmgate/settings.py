@@ -12,8 +12,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from vlmgate.answers import DEFAULT_QUESTION
+from vlmgate.answers import check_choices
 from vlmgate.config import (
+    DEFAULT_QUESTION,
     CalibrateConfig,
     ClusterConfig,
     EndpointConfig,
@@ -22,11 +23,11 @@ from vlmgate.config import (
     Pages,
     SamplingConfig,
     ScanConfig,
+    Shard,
     WatchConfig,
     parse_duration,
 )
 from vlmgate.errors import ConfigError, UsageError
-from vlmgate.shards import Shard
 
 if TYPE_CHECKING:
     from vlmgate.calibration.cost import Costs
@@ -358,12 +359,14 @@ def _images(told: dict[str, Any]) -> ImageConfig:
 
 
 def _sampling(told: dict[str, Any], *, question: str | None, choices: tuple[str, ...]) -> SamplingConfig:
-    return SamplingConfig(
+    sampling = SamplingConfig(
         **{name: told[name] for name in _SAMPLING if name in told},
         question=told["question"] if told.get("question") is not None else question,
         choices=choices,
         abstain=not told.get("no_abstain", False),
     )
+    check_choices(sampling.choices)
+    return sampling
 
 
 def _texts(value: Texts | None) -> tuple[str, ...]:

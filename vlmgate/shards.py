@@ -12,55 +12,20 @@ of one image under two names may be read twice, which costs time and nothing els
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmgate.errors import ConfigError
+from vlmgate.config import Shard
 
 if TYPE_CHECKING:
     from vlmgate.images import Walk
 
-MOST = 10_000  # shards; every part tells of all of them
-
 _MOST_SKEW = timedelta(hours=1)  # between the clocks of two machines
 
 Seen = tuple[int, str]  # how many names, and a digest of them
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One of `count` shares of a folder."""
-
-    index: int  # counted from 1
-    count: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.index <= self.count <= MOST:
-            raise ConfigError(f"--shard is '{self}'; give one of N as 1/N to N/N, with N up to {MOST:,}.")
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read "3/16"; raises `ConfigError` for anything else."""
-        match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
-        if match is None:
-            raise ConfigError(f"--shard is '{text}'; give one of N, such as 3/16.")
-        return cls(int(match[1]), int(match[2]))
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-    @property
-    def suffix(self) -> str:
-        """Return what tells the outputs of the shards apart, such that they sort: ".03-of-16"."""
-        return f".{self.index:0{len(str(self.count))}}-of-{self.count}"
-
-    def holds(self, file_name: str) -> bool:
-        """Say whether a file is in this share."""
-        return place_of(file_name, self.count) == self.index
 
 
 def place_of(file_name: str, count: int) -> int:
@@ -69,12 +34,17 @@ def place_of(file_name: str, count: int) -> int:
     return int.from_bytes(digest[:8]) % count + 1
 
 
+def holds(shard: Shard, file_name: str) -> bool:
+    """Say whether a file is in this share."""
+    return place_of(file_name, shard.count) == shard.index
+
+
 def share_of(walk: Walk, shard: Shard) -> Walk:
     """Return what one machine reads, of images and of folders that could not be listed."""
     from vlmgate.images import chosen  # with Pillow, which the command line should not wait for
 
-    sources = chosen(walk.sources, lambda one: shard.holds(one.file_name))
-    unreadable = tuple(one for one in walk.unreadable if shard.holds(one.file_name))
+    sources = chosen(walk.sources, lambda one: holds(shard, one.file_name))
+    unreadable = tuple(one for one in walk.unreadable if holds(shard, one.file_name))
     return replace(walk, sources=sources, unreadable=unreadable)
 
 

@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmgate.config import BUILTIN
+from vlmgate.errors import plain
 from vlmgate.gate import HIGHER_IS_WORSE, Gate
 from vlmgate.records import Reason, Record, Route
 from vlmgate.report import BUILTIN_NOTICE, WORDS, header_line
 from vlmgate.store import SCHEMA_VERSION
-from vlmgate.text import plain
 from vlmgate.words import content_words
 
 _UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED)

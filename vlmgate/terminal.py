@@ -65,7 +65,7 @@ def _escaped(character: str) -> str:
 
 def complain(text: str) -> None:
     """Print one line on stderr, whatever a path or an exception put into it, if there is anybody to read it."""
-    from vlmgate.text import plain
+    from vlmgate.errors import plain
 
     with contextlib.suppress(OSError):
         print(plain(f"vlmgate: error: {' '.join(text.split())}"), file=sys.stderr, flush=True)
@@ -73,7 +73,7 @@ def complain(text: str) -> None:
 
 def say(text: str) -> None:
     """Print one line on stderr that is no error, whatever a file name put into it."""
-    from vlmgate.text import plain
+    from vlmgate.errors import plain
 
     with contextlib.suppress(OSError):
         print(plain(text), file=sys.stderr, flush=True)

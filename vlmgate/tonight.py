@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmgate.builtin import own_limits
+from vlmgate.captioner.builtin import own_limits
 from vlmgate.config import BUILTIN, SERVER, ScanConfig
 from vlmgate.drift import Values, shifts
 from vlmgate.errors import GateError

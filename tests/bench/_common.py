@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlmgate.builtin import measure, weights_folder
+from vlmgate.builtin import measure
 from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.world import Defect, Truth
+from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate

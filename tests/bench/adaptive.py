@@ -20,8 +20,9 @@ from scipy.stats import beta
 
 from tests.bench._timing import table, write
 from vlmgate.adaptive import Foresight, looks
-from vlmgate.builtin import measure, weights_folder
+from vlmgate.builtin import measure
 from vlmgate.captioner import load_captioner
+from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.gate import Candidate, Gate, decide, make_gate
 from vlmgate.images import find_images, read_ahead

@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
-from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
 from vlmgate.records import ImageFile, Picture
 
 CHOICES = ("no defect", "scratch", "crack", "dent", "stain", "rust", "chipped edge", "missing hole")

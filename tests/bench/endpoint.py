@@ -30,9 +30,8 @@ from scipy.stats import rankdata
 
 from tests.bench._common import tell
 from tests.serving import model_server, what_is_missing
-from vlmgate.answers import DEFAULT_QUESTION
-from vlmgate.builtin import weights_folder
-from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.captioner.builtin import weights_folder
+from vlmgate.config import DEFAULT_QUESTION, EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.records import Record
 from vlmgate.report import TerminalProgress
 from vlmgate.rescore import said_of

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmgate.answers import ABSTENTION
 from vlmgate.builtin.captions import INSTRUCTIONS, some_captions
 from vlmgate.builtin.questions import FULL, NUM_WORDINGS, SOUND
 from vlmgate.builtin.world import VIEW_SIZE
+from vlmgate.config import ABSTENTION
 
 if TYPE_CHECKING:
     from torch import nn

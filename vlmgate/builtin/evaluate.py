@@ -19,11 +19,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vlmgate.builtin import OWN_LIMITS, measure, weights_folder
+from vlmgate.builtin import measure
 from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.captions import majority
 from vlmgate.builtin.measure import ASPECTS, PHOTOGRAPH, Reading, draw, photographs, read, seconds_per_image
 from vlmgate.builtin.world import CONDITIONS, DEGRADATIONS, VISIBLE
+from vlmgate.captioner.builtin import OWN_LIMITS, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.gate import decide, make_gate
 from vlmgate.novelty import Reference

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmgate.answers import DEFAULT_QUESTION, Parsed, parse
+from vlmgate.answers import Parsed, parse
 from vlmgate.builtin import captions as language
 from vlmgate.builtin import questions
 from vlmgate.builtin.anomalies import KINDS, draw_anomaly
 from vlmgate.builtin.render import Render, Wanted, render
 from vlmgate.builtin.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.captioner import load_captioner
-from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
 from vlmgate.novelty import Reference

@@ -19,15 +19,14 @@ from typing import Any
 
 import numpy as np
 
-import vlmgate
 from vlmgate.calibration import charts, report
 from vlmgate.calibration.cost import Outcomes, bill
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.study import Study
-from vlmgate.errors import OutputError, UsageError
+from vlmgate.errors import OutputError, UsageError, plain
 from vlmgate.export.pictures import Pictures
 from vlmgate.records import Record
-from vlmgate.text import plain
+from vlmgate.version import __version__
 
 _WORST = 10
 _PREVIEW = 560  # pixels, longest side
@@ -90,7 +89,7 @@ def _content(
 ) -> dict[str, Any]:
     split = found.gate()
     return {
-        "version": vlmgate.__version__,
+        "version": __version__,
         "title": f"{len(found.labelled.records):,} labelled images",
         "gate_name": None if gate is None else gate.name,
         "rule": None if split is None else split.describe(),

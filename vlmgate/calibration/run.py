@@ -16,8 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import vlmgate
-from vlmgate.answers import DEFAULT_QUESTION
+from vlmgate.answers import check_choices
 from vlmgate.calibration.choose import SUBSETS
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
@@ -26,7 +25,7 @@ from vlmgate.calibration.readings import folded, join
 from vlmgate.calibration.study import Study, study
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.machine import begin_peak, end_peak
-from vlmgate.config import CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.config import DEFAULT_QUESTION, CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gatefile import GateFile, is_gate, sampling_of, write_gate
 from vlmgate.images import find_images, open_pages
@@ -36,6 +35,7 @@ from vlmgate.progress import Progress
 from vlmgate.records import Picture
 from vlmgate.scanning import scan
 from vlmgate.store import read_provenance, read_result, write_result
+from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ def completed(
             raise LabelError(
                 f"{labels.source}: all labels are '{choices[0]}'; it takes images of two classes at least."
             )
+        check_choices(choices)
         sampling = replace(sampling, question=question or DEFAULT_QUESTION, choices=choices)
     return replace(reading, folder=labels.folder or source, sampling=sampling)
 
@@ -294,7 +295,7 @@ def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[s
     return (
         {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "vlmgate_version": vlmgate.__version__,
+            "vlmgate_version": __version__,
             "labels": _storable(labels.source),
             "form": labels.form,
             "images": len(held.records),

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlmgate.answers import question_prompt
 from vlmgate.captioner.abilities import FEW_RETRIES, TRIAL_TOKENS, Abilities, Interview, request_of
 from vlmgate.captioner.payload import data_url, describe
 from vlmgate.captioner.replies import captions_of
@@ -131,8 +130,7 @@ class EndpointCaptioner:
         async with at_once:
             urls = await asyncio.to_thread(self._urls, picture)
             works = [self._texts(picture, urls, sampling.prompt, "captions")]
-            if sampling.question is not None:
-                asked = question_prompt(sampling.question, sampling.choices, abstain=sampling.abstain)
+            if (asked := sampling.question_prompt) is not None:
                 works.append(self._texts(picture, urls, asked, "answers"))
             captions, *answers = await _all_or_nothing(works)
         each = sampling.num_samples // sampling.views

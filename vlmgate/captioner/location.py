@@ -44,7 +44,7 @@ def locate(model: ModelConfig) -> Local | Hub:
 
 def _find(model: ModelConfig) -> Local | Hub:
     if model.model == BUILTIN:
-        from vlmgate.builtin import weights_folder
+        from vlmgate.captioner.builtin import weights_folder
 
         folder = Path(weights_folder())
         if not (folder / "config.json").is_file():

@@ -11,8 +11,17 @@ import os
 import platform
 import re
 import sys
+import time
+from collections import Counter
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from vlmgate.captioner.load import load_captioner
+from vlmgate.captioner.trial import trial_picture
+from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.errors import EndpointError, ModelError, one_line
 
 LIBRARIES = (
     "torch",
@@ -96,3 +105,24 @@ def end_peak(device: str) -> int | None:
         return None
     found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
+
+
+def try_model(config: ModelConfig) -> dict[str, Any]:
+    """Let a model read a test image, and return what it says of itself; raises `ModelError` or `EndpointError`."""
+    begun = time.perf_counter()
+    captioner = load_captioner(config, SamplingConfig())
+    loaded = time.perf_counter()
+    try:
+        captions = captioner.read([trial_picture()])[0].captions
+    except EndpointError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{config.model}: loads, but cannot read a test image ({one_line(error)}).") from error
+    return asdict(captioner.info) | {
+        "answers" if config.endpoint else "loads": "yes",
+        "ask_seconds" if config.endpoint else "load_seconds": round(loaded - begun, 2),
+        "read_seconds": round(time.perf_counter() - loaded, 2),
+        "says": captions[0].text,
+        "finishes": ", ".join(f"{n} × {finish}" for finish, n in Counter(c.finish for c in captions).items()),
+        "tokens": f"{max(c.num_tokens for c in captions)} of {SamplingConfig().max_new_tokens} at most",
+    }

@@ -20,7 +20,7 @@ from vlmgate.captioner.streams import Use
 from vlmgate.records import Caption, Picture, Sampled
 
 if TYPE_CHECKING:
-    from vlmgate.captioner import Enough
+    from vlmgate.captioner.protocol import Enough
     from vlmgate.captioner.transformers_engine import Prepared, TransformersCaptioner
 
 

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmgate.answers import question_prompt
-from vlmgate.captioner import Enough, memory
+from vlmgate.captioner import memory
 from vlmgate.captioner.blocks import attention_in_blocks
 from vlmgate.captioner.checkpoint import describe, load_checkpoint
 from vlmgate.captioner.failures import one_line, out_of_memory
@@ -29,6 +28,7 @@ from vlmgate.captioner.graphs import RecordedDecoder, Recordings
 from vlmgate.captioner.packed import CannotPackError, PackedDecoder, Teacher, check_structure
 from vlmgate.captioner.prepack import prepack, undo
 from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, apart, length_varies, trial_images
+from vlmgate.captioner.protocol import Enough
 from vlmgate.captioner.quiet import quiet
 from vlmgate.captioner.rounds import sample_in_rounds
 from vlmgate.captioner.sampling import Sampler, Warp
@@ -64,7 +64,7 @@ class TransformersCaptioner:
         self._image_ids = image_token_ids_of(self._checkpoint)
         with quiet():
             self._encode = self._encoder(sampling.prompt)
-            self._ask = self._encoder(_question(sampling)) if sampling.question else None
+            self._ask = self._encoder(sampling.question_prompt) if sampling.question_prompt else None
             self._length_varies = length_varies(self._encode)
         self._encoding = threading.Lock()  # processors keep state while they run
         self._words = apart(self._checkpoint.processor.tokenizer)
@@ -440,7 +440,3 @@ def _if_it_fits(act: Callable[[Sequence[Picture]], list[T]], batch: Sequence[Pic
         if len(batch) == 1 or not out_of_memory(error):
             raise
     return None
-
-
-def _question(sampling: SamplingConfig) -> str:
-    return question_prompt(str(sampling.question), sampling.choices, abstain=sampling.abstain)

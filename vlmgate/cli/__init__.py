@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-import vlmgate
 from vlmgate.cli import calibrate, compare, doctor, export, merge, results, review, scan  # registers their commands
 from vlmgate.cli.options import app
 from vlmgate.terminal import in_plain_letters, reader_may_leave
+from vlmgate.version import __version__
 
 __all__ = ["app", "calibrate", "compare", "doctor", "export", "main", "merge", "results", "review", "scan"]
 
@@ -24,7 +24,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
-        print(f"vlmgate {vlmgate.__version__}")
+        print(f"vlmgate {__version__}")
         raise typer.Exit
 
 

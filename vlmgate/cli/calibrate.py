@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.cli.options import (
     AnswerTokensOption,
     BatchSizeOption,
@@ -40,7 +39,7 @@ from vlmgate.cli.options import (
     WorkersOption,
     app,
 )
-from vlmgate.config import BUILTIN, DEFAULT_PROMPT
+from vlmgate.config import BUILTIN, DEFAULT_PROMPT, DEFAULT_QUESTION
 from vlmgate.errors import UsageError
 from vlmgate.settings import calibrate_configs, is_there
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave, say

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.cli.options import (
     AnswerTokensOption,
     BatchSizeOption,
@@ -32,7 +31,7 @@ from vlmgate.cli.options import (
     WorkersOption,
     app,
 )
-from vlmgate.config import DEFAULT_PROMPT
+from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION
 from vlmgate.errors import UsageError
 from vlmgate.settings import costs_of, is_there, label_pairs, labelled_reading, share
 from vlmgate.terminal import console, crashes_to, errors_in_one_line, reader_may_leave, say

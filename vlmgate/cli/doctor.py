@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import vlmgate
 from vlmgate.cli.options import (
     ConcurrencyOption,
     DeviceOption,
@@ -25,6 +24,7 @@ from vlmgate.config import BUILTIN, ModelConfig
 from vlmgate.errors import VlmgateError
 from vlmgate.settings import server_of
 from vlmgate.terminal import console, errors_in_one_line
+from vlmgate.version import __version__
 
 
 @app.command(short_help="Tell what this machine and a model can do.")
@@ -45,11 +45,10 @@ def doctor(
     with errors_in_one_line():
         asked = {"max_side": max_side, "concurrency": concurrency, "timeout": timeout, "retries": retries}
         server = server_of({"endpoint": endpoint, **asked})
-        from vlmgate.captioner.machine import describe_machine
-        from vlmgate.captioner.trial import try_model
+        from vlmgate.captioner.machine import describe_machine, try_model
         from vlmgate.report import print_provenance
 
-        facts: dict[str, Any] = {"vlmgate": vlmgate.__version__} | describe_machine()
+        facts: dict[str, Any] = {"vlmgate": __version__} | describe_machine()
         problem: VlmgateError | None = None
         try:
             facts["model"] = try_model(ModelConfig(model, revision, device, dtype, trust_remote_code, server))

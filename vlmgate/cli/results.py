@@ -80,7 +80,7 @@ def rescore(
 
 def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str, ...]:
     """Return the limits of the model that made a result, where it has some and the result what they compare."""
-    from vlmgate.builtin import own_limits
+    from vlmgate.captioner.builtin import own_limits
 
     named = (provenance["model"] or {}).get("model")
     if named != BUILTIN or all(record.novelty is None for record in records):
@@ -141,7 +141,7 @@ def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
     """Return the row that the user means: the exact file_name, else the only one that ends in it."""
     import difflib
 
-    from vlmgate.text import plain
+    from vlmgate.errors import plain
 
     names = {r.file_name for r in records}
     matches = [name] if name in names else sorted(n for n in names if n.endswith(name) or plain(n).endswith(name))

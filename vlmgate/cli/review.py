@@ -77,7 +77,7 @@ def review(
 
 
 def _tell(made: Made, wanted: int, seed: int) -> None:
-    from vlmgate.text import plain
+    from vlmgate.errors import plain
 
     audits = sum(item.audit for item in made.items)
     print(f"{_count(len(made.items) - audits, 'image')} routed to human, the worst first.")

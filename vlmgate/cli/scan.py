@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmgate.answers import DEFAULT_QUESTION
 from vlmgate.cli.options import (
     AnswerTokensOption,
     BatchSizeOption,
@@ -53,7 +52,7 @@ from vlmgate.cli.options import (
     app,
     read_gate_options,
 )
-from vlmgate.config import BUILTIN, DEFAULT_PROMPT
+from vlmgate.config import BUILTIN, DEFAULT_PROMPT, DEFAULT_QUESTION
 from vlmgate.errors import UsageError
 from vlmgate.settings import is_there, scan_config
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave

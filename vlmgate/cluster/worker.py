@@ -18,17 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import vlmgate
 from vlmgate.asking import ask, set_aside
 from vlmgate.captioner import Captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
-from vlmgate.entries import Content, Entry, Failure, content_of
 from vlmgate.errors import VlmgateError, one_line
 from vlmgate.images import read_ahead
-from vlmgate.records import ModelInfo, Picture, Source, Unreadable
+from vlmgate.records import Content, Entry, Failure, ModelInfo, Picture, Source, Unreadable, content_of
 from vlmgate.reference import features_of
+from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class Setup:
     folder: Path
     checkpoint: dict[str, str]  # what identifies the weights where the run was started
     named: str  # how the user called the model; `model` may hold its path
-    version: str = vlmgate.__version__
+    version: str = __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +97,8 @@ class Worker:
 
     def _lacks(self) -> Trouble | None:
         setup = self.setup
-        if vlmgate.__version__ != setup.version:
-            text = f"has vlmgate {vlmgate.__version__}, not {setup.version}; install the same version on every machine"
+        if __version__ != setup.version:
+            text = f"has vlmgate {__version__}, not {setup.version}; install the same version on every machine"
             return Trouble("machine", text)
         if not setup.folder.exists():
             return Trouble("machine", f"does not see {setup.folder}; every machine needs it under the same path")

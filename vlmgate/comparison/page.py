@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import vlmgate
 from vlmgate.calibration.charts import BLUE, GREEN, GREY, ORANGE, RED, svg
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.page import data_uri, write_html
 from vlmgate.comparison import report
 from vlmgate.comparison.study import Comparison
 from vlmgate.comparison.verdict import verdicts
+from vlmgate.version import __version__
 
 _FAR_APART = 6  # times as slow; on one scale the faster models would be a heap at the edge
 _COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
@@ -24,7 +24,7 @@ _COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 def write_page(found: Comparison, labels: Labels, out: Path) -> Path:
     """Write the page and return it; raises `OutputError`."""
     content = {
-        "version": vlmgate.__version__,
+        "version": __version__,
         "title": f"{len(found.standings)} models on {found.images:,} labelled images",
         "answers": verdicts(found),
         "labels": f"{labels.source}: {labels.form}.",

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from vlmgate.errors import OutputError, StoreError
+from vlmgate.errors import OutputError, StoreError, plain
 from vlmgate.store import temporary_beside
-from vlmgate.text import plain
 
 
 def check(out: Path, source: Path, *, overwrite: bool) -> None:

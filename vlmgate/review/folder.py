@@ -18,9 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import vlmgate
 from vlmgate.config import ImageConfig
-from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line
+from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line, plain
 from vlmgate.gate import COLUMNS, Gate
 from vlmgate.images import sources_of
 from vlmgate.records import Record, Route
@@ -31,7 +30,7 @@ from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
 from vlmgate.store import read_result
 from vlmgate.summary import in_words
-from vlmgate.text import plain
+from vlmgate.version import __version__
 
 MARKER = "review.json"
 PAGE = "index.html"
@@ -201,7 +200,7 @@ def _about(
         ("Model", short_model(model["model"]) if model else "none"),
         ("Asked", provenance["sampling"]["prompt"]),
         ("Scanned", provenance["finished"]),
-        ("Made by", f"vlmgate {vlmgate.__version__}"),
+        ("Made by", f"vlmgate {__version__}"),
     ]
     return [(name, plain(text)) for name, text in pairs]
 
@@ -220,7 +219,7 @@ def _marker(result: Path, provenance: Mapping[str, Any], options: Options, image
         "images": plain(os.fspath(images.resolve())),
         "accepted": options.accepted,
         "seed": options.seed,
-        "vlmgate_version": vlmgate.__version__,
+        "vlmgate_version": __version__,
         "page_sha256": hashlib.sha256(render({"items": []}, "").encode()).hexdigest(),
     }
 

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmgate.errors import UsageError
+from vlmgate.errors import UsageError, plain
 from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Gate
 from vlmgate.records import Reason, Record, Route
 from vlmgate.review.marks import differing, pieces, shown
 from vlmgate.review.sentences import sentence
 from vlmgate.summary import reason_of, routed_worst_first
-from vlmgate.text import plain
 from vlmgate.words import content_words
 
 LONGEST = 4000  # characters of a caption or an answer that the page is told

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from vlmgate.text import plain
+from vlmgate.errors import plain
 from vlmgate.words import NEGATION, content_words, places
 
 _NUMBERS = frozenset("two three four five six seven eight nine ten eleven twelve dozen".split())

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmgate.config import ImageConfig
+from vlmgate.errors import plain
 from vlmgate.images import read_ahead
 from vlmgate.records import Picture, Reason, Record, Source, Unreadable
 from vlmgate.review.items import Item
-from vlmgate.text import plain
 
 if TYPE_CHECKING:
     from PIL import Image
