@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig
-from vlmgate.records import Caption, ModelInfo, Picture, Sampled
+from vlmgate.data import Caption, ModelInfo, Picture, Sampled
 
 AGREE = ("a steel washer without visible defects",)
 DISAGREE = (

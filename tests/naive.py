@@ -13,7 +13,7 @@ from vlmgate.captioner.generation import moved
 from vlmgate.captioner.prompting import PromptEncoder
 from vlmgate.captioner.sampling import Draw
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
-from vlmgate.records import Picture
+from vlmgate.data import Picture
 
 TOLERANCE = 1e-4  # logits, float32
 LOOSE = 1e-3  # for linear attention, where step by step and in chunks are two algorithms

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.config import SamplingConfig
-from vlmgate.records import Record, Route
+from vlmgate.data import Record, Route
 from vlmgate.store import write_result
 
 

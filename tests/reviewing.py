@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 
+from vlmgate.data import Record
 from vlmgate.gate import Gate
-from vlmgate.records import Record
 from vlmgate.review import Made, Options, make_review
 from vlmgate.review.items import Item, choose
 from vlmgate.scanning import scan

@@ -26,11 +26,11 @@ from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.readings import join
 from vlmgate.cli import app
 from vlmgate.config import SamplingConfig, ScanConfig, WatchConfig
+from vlmgate.data import Caption, Picture, Quality, Reason, Route, Sampled
 from vlmgate.diversity import word_kernel
 from vlmgate.errors import ConfigError, GateError, LabelError, UsageError
 from vlmgate.gate import Gate, Limit, make_gate
 from vlmgate.kernels import WordKernel
-from vlmgate.records import Caption, Picture, Quality, Reason, Route, Sampled
 from vlmgate.rescore import rescore
 from vlmgate.scanning import scan
 from vlmgate.scoring import Said, Scorer

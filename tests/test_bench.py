@@ -15,10 +15,10 @@ from tests.bench._common import Area, Drawing, Read, Source, area, resampled
 from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.evaluate import auroc
 from vlmgate.builtin.world import DEGRADATIONS, Defect, Truth
+from vlmgate.data import Caption, Quality
 from vlmgate.gate import HIGHER_IS_WORSE
 from vlmgate.kernels import WordKernel
 from vlmgate.novelty import pack
-from vlmgate.records import Caption, Quality
 from vlmgate.scoring import Said
 from vlmgate.store import read_result
 

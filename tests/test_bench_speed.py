@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench import _timing, adaptive, command, reading, refill, scale
+from vlmgate.data import Caption
 from vlmgate.gate import make_gate
-from vlmgate.records import Caption
 from vlmgate.scoring import Said
 
 

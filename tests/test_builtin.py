@@ -41,9 +41,9 @@ from vlmgate.builtin.world import (
 )
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION, question_prompt
+from vlmgate.data import Reason
 from vlmgate.diversity import vendi_score, word_kernel
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
-from vlmgate.records import Reason
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES = REPOSITORY / "sample_images"

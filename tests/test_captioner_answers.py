@@ -19,7 +19,7 @@ from vlmgate.captioner.fork import ForkDecoder
 from vlmgate.captioner.sharing import CannotShareError, Continuation, Tails, alike, find_tails
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption, Picture, Sampled
+from vlmgate.data import Caption, Picture, Sampled
 
 K, T = 3, 6
 SHARING = {"idefics3", "internvl", "llava", "qwen2_5_vl"}

@@ -21,7 +21,7 @@ from vlmgate.captioner.fork import ForkDecoder
 from vlmgate.captioner.sampling import Draw
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption
+from vlmgate.data import Caption
 
 K, T = 4, 12
 PICTURES = [picture(i, size) for i, size in enumerate(SIZES)]

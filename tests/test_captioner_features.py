@@ -18,7 +18,7 @@ from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.features import WIDTH, FeatureTap, _as_tokens, _pooled, _shares
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Picture, Sampled
+from vlmgate.data import Picture, Sampled
 
 PICTURES = [picture(i, size) for i, size in enumerate(SIZES)]
 

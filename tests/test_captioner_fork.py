@@ -20,7 +20,7 @@ from vlmgate.captioner.sampling import Warp, draw
 from vlmgate.captioner.streams import uniforms
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Picture, Sampled
+from vlmgate.data import Picture, Sampled
 
 K, T = 3, 10
 # Decoders of which every layer keeps and sees every token, under masks that are not made by the model itself.

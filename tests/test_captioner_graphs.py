@@ -19,7 +19,7 @@ from vlmgate.captioner.graphs import RecordedDecoder, RecordedStep, Recordings
 from vlmgate.captioner.packed import CannotPackError, PackedDecoder
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Picture
+from vlmgate.data import Picture
 
 K, T = 3, 10
 

@@ -11,7 +11,7 @@ from tiny_models import SIZES, in_float64, picture
 from vlmgate.captioner import DrawsInRounds, Prepares, Timed, load_captioner
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Picture, Sampled
+from vlmgate.data import Picture, Sampled
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -16,8 +16,8 @@ from vlmgate.captioner import load_captioner
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.captioner.views import CELLS, views_of
 from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.data import Caption, Picture
 from vlmgate.errors import ConfigError
-from vlmgate.records import Caption, Picture
 
 K, V = 4, 2
 NOISE = 60.0  # strong enough for weights as random as these

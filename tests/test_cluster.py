@@ -24,10 +24,10 @@ from vlmgate.captioner.trial import trial_picture
 from vlmgate.cluster.connection import Room
 from vlmgate.cluster.worker import Batch, Job, Setup, Worker
 from vlmgate.config import ClusterConfig, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.data import Duplicate, Failure, Picture, Reading, Reason, Record, Sampled, Unreadable
 from vlmgate.errors import ConfigError, FatalError, ModelError, UsageError
 from vlmgate.images import find_images
 from vlmgate.outcome import ScanResult
-from vlmgate.records import Duplicate, Failure, Picture, Reading, Reason, Record, Sampled, Unreadable
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
 

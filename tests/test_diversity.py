@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlmgate.data import Caption
 from vlmgate.diversity import (
     agreement,
     as_kernel,
@@ -23,7 +24,6 @@ from vlmgate.diversity import (
     word_kernel,
 )
 from vlmgate.errors import KernelError
-from vlmgate.records import Caption
 from vlmgate.words import content_words
 
 

@@ -23,9 +23,9 @@ from vlmgate.captioner.endpoint import EndpointCaptioner
 from vlmgate.captioner.streams import seeds
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.data import ImageFile, Picture, Reason, Route
 from vlmgate.errors import EndpointError, ModelError, ResumeError
 from vlmgate.outcome import ScanResult
-from vlmgate.records import ImageFile, Picture, Reason, Route
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
 

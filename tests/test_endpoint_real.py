@@ -15,8 +15,8 @@ from vlmgate.captioner import load_captioner
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ImageConfig, ModelConfig, SamplingConfig
+from vlmgate.data import Picture, Sampled
 from vlmgate.images import find_images, open_pages
-from vlmgate.records import Picture, Sampled
 from vlmgate.scoring import Said, Scorer
 from vlmgate.store import read_result
 

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from results import result_of, row
 
+from vlmgate.data import Record, Route
 from vlmgate.errors import UsageError
 from vlmgate.export import Only, Target
 from vlmgate.export.cells import CELL_CHARACTERS, defused, fitted, joined, split, undefused, visible
 from vlmgate.export.exporting import Exported, Options, export
 from vlmgate.export.sheet import read_sheet
-from vlmgate.records import Record, Route
 
 
 @pytest.fixture(autouse=True)

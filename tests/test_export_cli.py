@@ -17,7 +17,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
 from results import result_of, row
 from test_cli import README, run
 
-from vlmgate.records import Route
+from vlmgate.data import Route
 from vlmgate.store import read_result
 
 

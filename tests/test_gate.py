@@ -8,11 +8,11 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from vlmgate.answers import Parsed, tally
+from vlmgate.data import Caption, Quality, Reason, Record, Route, Scores
 from vlmgate.degenerate import degenerate, is_empty, is_refusal, says_nothing
 from vlmgate.diversity import score_captions
 from vlmgate.errors import GateError
 from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, decide, make_gate
-from vlmgate.records import Caption, Quality, Reason, Record, Route, Scores
 from vlmgate.scoring import doubt
 
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from vlmgate.config import ImageConfig
+from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.images import open_pages, opening
 from vlmgate.images.depth import scale_to_8_bits
-from vlmgate.records import Picture, Source, Unreadable
 
 ALL = ImageConfig(pages="all")
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]]], np.uint8)

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from vlmgate.config import ImageConfig
+from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.images import open_pages
 from vlmgate.images.damage import PngFrames
-from vlmgate.records import Picture, Source, Unreadable
 
 END = b"\xff\xd9"
 Result = Picture | Unreadable

@@ -13,9 +13,9 @@ from PIL import Image, ImageFilter
 
 import vlmgate.images.quality as quality
 from vlmgate.config import ImageConfig
+from vlmgate.data import Picture, Quality, Source
 from vlmgate.images import open_pages
 from vlmgate.images.quality import measure
-from vlmgate.records import Picture, Quality, Source
 
 
 def part(size: int = 600) -> Image.Image:

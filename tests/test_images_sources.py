@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmgate.data import Source
 from vlmgate.images.sources import Chosen, Sources, chosen, path_in
-from vlmgate.records import Source
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), unique=True)
 

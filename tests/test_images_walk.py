@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from vlmgate.config import ImageConfig
+from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.errors import NoImagesError
 from vlmgate.images import ahead, find_images, open_pages, opening, read_ahead
 from vlmgate.images.ahead import _Line
 from vlmgate.images.formats import RefusedError
-from vlmgate.records import Picture, Source, Unreadable
 
 ALL = ImageConfig(pages="all")
 

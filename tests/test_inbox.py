@@ -13,8 +13,8 @@ from conftest import INBOX, Run, scan_inbox
 
 from tests.captures import MARK, README, shown, without_times
 from vlmgate.config import ImageConfig
+from vlmgate.data import Picture, Reason, Route
 from vlmgate.images import find_images, read_ahead
-from vlmgate.records import Picture, Reason, Route
 from vlmgate.store import read_result
 
 

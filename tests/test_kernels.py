@@ -13,10 +13,10 @@ import pytest
 import torch
 import transformers
 
+from vlmgate.data import Caption
 from vlmgate.diversity import score_captions, vendi_score, word_kernel
 from vlmgate.errors import ConfigError, ModelError
 from vlmgate.kernels import check_kernel, load_kernel
-from vlmgate.records import Caption
 
 WORDS = "a an no brass gear steel washer with dent scratch crack on the of free".split()
 TEXTS = (

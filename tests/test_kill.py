@@ -14,7 +14,7 @@ import pytest
 from conftest import INBOX, Run
 from fakes import FakeCaptioner, SilentProgress, config_for, folder_of
 
-from vlmgate.records import Record
+from vlmgate.data import Record
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
 

@@ -10,8 +10,8 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 
 from vlmgate.config import SamplingConfig, ScanConfig
+from vlmgate.data import Caption, Reason, Record, Route
 from vlmgate.errors import ConfigError, GateError
-from vlmgate.records import Caption, Reason, Record, Route
 from vlmgate.scanning import scan
 
 QUESTION, CHOICES = "Is the part ok?", ("ok", "scratch", "crack")

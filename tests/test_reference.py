@@ -14,11 +14,11 @@ import vlmgate.reference
 import vlmgate.scanning
 import vlmgate.tonight
 from vlmgate.config import ImageConfig, ModelConfig, ScanConfig
+from vlmgate.data import Picture, Reason, Record, Route, Sampled
 from vlmgate.errors import GateError, NoImagesError, NoveltyError
 from vlmgate.gate import make_gate
 from vlmgate.kernels import WordKernel
 from vlmgate.novelty import Reference
-from vlmgate.records import Picture, Reason, Record, Route, Sampled
 from vlmgate.rescore import rescore
 from vlmgate.scanning import scan
 from vlmgate.store import read_provenance, read_result

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 
+from vlmgate.data import Reason, Record, Route
 from vlmgate.diversity import Matrix
 from vlmgate.errors import OutputError, StoreError, UsageError
 from vlmgate.gate import make_gate
 from vlmgate.kernels import WordKernel
-from vlmgate.records import Reason, Record, Route
 from vlmgate.rescore import Rescored, check_columns, check_output, rescore
 from vlmgate.scanning import scan
 from vlmgate.store import read_result, write_result

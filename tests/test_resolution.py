@@ -14,8 +14,8 @@ from PIL import Image
 from vlmgate.builtin.world import VIEW_SIZE
 from vlmgate.captioner.resolution import picture_side
 from vlmgate.config import ImageConfig, ModelConfig
+from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.images import open_pages
-from vlmgate.records import Picture, Source, Unreadable
 from vlmgate.scanning import scan
 
 PLAIN = {"size": {"height": 384, "width": 336}, "do_resize": True, "image_mean": [0.5], "do_image_splitting": False}

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
+from vlmgate.data import Caption, Picture, Reason, Route, Sampled
 from vlmgate.entries import sealed
 from vlmgate.errors import ModelError, ResumeError
 from vlmgate.images import Walk
@@ -27,7 +28,6 @@ from vlmgate.images.sources import Sources
 from vlmgate.journal import Journal
 from vlmgate.outcome import ScanResult
 from vlmgate.pending import gone
-from vlmgate.records import Caption, Picture, Reason, Route, Sampled
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
 from vlmgate.tonight import drift_of

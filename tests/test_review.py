@@ -23,9 +23,9 @@ from reviewing import FIVE, five, items_of, result_of, reviewed
 from typer.testing import CliRunner
 
 from vlmgate.cli import app
+from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError
 from vlmgate.gate import Gate
-from vlmgate.records import Reason, Record, Route
 from vlmgate.review.folder import MARKER, held
 from vlmgate.review.items import facts_of
 from vlmgate.review.marks import differing, pieces, shown

@@ -13,10 +13,10 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 
 from vlmgate.config import ImageConfig
+from vlmgate.data import Caption, ImageFile, Picture, Reason, Record, Route, Sampled
 from vlmgate.diversity import Matrix, as_kernel
 from vlmgate.errors import ModelError, NoImagesError, OutputError, ResumeError
 from vlmgate.outcome import ScanResult
-from vlmgate.records import Caption, ImageFile, Picture, Reason, Record, Route, Sampled
 from vlmgate.rows import content_of
 from vlmgate.scanning import MAX_FAILURES_IN_A_ROW, scan
 from vlmgate.store import read_result

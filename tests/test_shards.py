@@ -22,11 +22,11 @@ from test_resume import Stopping, stack
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.cli import app
 from vlmgate.config import ImageConfig, ScanConfig, Shard
+from vlmgate.data import Reason, Record
 from vlmgate.errors import ConfigError, GateError, PartsError, StoreError
 from vlmgate.gate import Gate, Limit
 from vlmgate.gatefile import sampling_of, write_gate
 from vlmgate.merge import Merged, merge
-from vlmgate.records import Reason, Record
 from vlmgate.scanning import scan
 from vlmgate.shards import place_of, seen
 from vlmgate.store import read_result, write_result

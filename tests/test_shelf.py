@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from vlmgate.data import Caption, Failure, Found, ImageFile, Read, Reading, Reason, Record, Route, Unreadable
 from vlmgate.entries import found_as_text, found_of_text
 from vlmgate.errors import StoreError
 from vlmgate.images import find_images
 from vlmgate.journal import Journal
 from vlmgate.novelty import pack
-from vlmgate.records import Caption, Failure, Found, ImageFile, Read, Reading, Reason, Record, Route, Unreadable
 from vlmgate.rows import build_rows, completed, decide_rows
 from vlmgate.shelf import Shelf, SlotSet
 from vlmgate.store import read_result, write_result
@@ -241,7 +241,7 @@ def test_a_reading_that_was_damaged_meanwhile_is_accepted_by_nobody(tmp_path: Pa
 
 
 def test_a_copy_of_what_the_model_failed_on_has_failed_too(tmp_path: Path) -> None:
-    from vlmgate.records import Duplicate
+    from vlmgate.data import Duplicate
 
     walk = find_images(folder_of(tmp_path, ["a.png", "b.png"]))
     journal = Journal.open(tmp_path / "r.journal.jsonl", PROMPTED)

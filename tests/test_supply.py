@@ -12,11 +12,11 @@ import pytest
 from fakes import FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 
 from vlmgate.config import ImageConfig
+from vlmgate.data import Caption, Duplicate, ImageFile, Picture, Reading, Reason, Sampled, Unreadable
 from vlmgate.errors import StoreError
 from vlmgate.images import find_images
 from vlmgate.journal import Journal
 from vlmgate.recorder import Recorder
-from vlmgate.records import Caption, Duplicate, ImageFile, Picture, Reading, Reason, Sampled, Unreadable
 from vlmgate.scanning import scan
 from vlmgate.scoring import Scorer
 from vlmgate.store import read_result

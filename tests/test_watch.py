@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from vlmgate.cli import app
 from vlmgate.config import WatchConfig, parse_duration
+from vlmgate.data import Record
 from vlmgate.errors import ConfigError, NoImagesError
 from vlmgate.images import Walk, find_images
-from vlmgate.records import Record
 from vlmgate.store import read_provenance, read_result
 from vlmgate.watch import Watch, next_time
 

@@ -21,7 +21,7 @@ import transformers as tf
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from vlmgate.records import ImageFile, Picture
+from vlmgate.data import ImageFile, Picture
 
 SIZES = [(64, 64), (130, 40), (40, 120), (33, 77), (160, 96)]  # of pictures that make batches uneven
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<end>")

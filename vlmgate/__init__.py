@@ -6,6 +6,19 @@ module is called as a public name is, so that it never matters what was imported
 
 from typing import TYPE_CHECKING, Any
 
+from vlmgate.data import (
+    Caption,
+    Decision,
+    ImageFile,
+    Quality,
+    Reading,
+    Reason,
+    Record,
+    Route,
+    Sampled,
+    Scores,
+    Unreadable,
+)
 from vlmgate.errors import (
     ConfigError,
     EndpointError,
@@ -19,19 +32,6 @@ from vlmgate.errors import (
     StoreError,
     UsageError,
     VlmgateError,
-)
-from vlmgate.records import (
-    Caption,
-    Decision,
-    ImageFile,
-    Quality,
-    Reading,
-    Reason,
-    Record,
-    Route,
-    Sampled,
-    Scores,
-    Unreadable,
 )
 from vlmgate.version import __version__
 

@@ -31,11 +31,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmgate.config import SamplingConfig
+from vlmgate.data import Caption, Content, Quality, Reading, Reason, Record, Route, Scores
 from vlmgate.diversity import Matrix
 from vlmgate.errors import GateError
 from vlmgate.gate import Candidate, Gate, Limit, decide, safe_limit
 from vlmgate.novelty import Reference
-from vlmgate.records import Caption, Content, Quality, Reading, Reason, Record, Route, Scores
 from vlmgate.scoring import Said, Scorer
 from vlmgate.urn import LEAST_UNSEEN, entropy, seldom_ends
 

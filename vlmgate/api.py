@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from vlmgate.config import ScanConfig
+from vlmgate.data import Decision, ModelInfo, Record, Route
 from vlmgate.errors import UsageError
-from vlmgate.records import Decision, ModelInfo, Record, Route
 from vlmgate.settings import (
     CalibrateOptions,
     ScanOptions,

@@ -13,9 +13,9 @@ from typing import Any
 from vlmgate.adaptive import looks
 from vlmgate.captioner import Captioner, DrawsInRounds, Prepares
 from vlmgate.config import SamplingConfig
+from vlmgate.data import Caption, Content, Duplicate, Failure, Picture, Reading, Sampled, Unreadable, content_of
 from vlmgate.errors import EndpointError, ModelError, one_line
 from vlmgate.novelty import pack
-from vlmgate.records import Caption, Content, Duplicate, Failure, Picture, Reading, Sampled, Unreadable, content_of
 
 log = logging.getLogger(__name__)
 

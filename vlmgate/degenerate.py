@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from vlmgate.records import Caption, Reason
+from vlmgate.data import Caption, Reason
 
 LONGEST = 10_000  # characters of a caption that are looked at
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters that nobody sees

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmgate.data import Caption, Scores
 from vlmgate.errors import KernelError
-from vlmgate.records import Caption, Scores
 from vlmgate.words import content_words
 
 Matrix = NDArray[np.float64]

@@ -15,7 +15,7 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from vlmgate.records import (
+from vlmgate.data import (
     Caption,
     Duplicate,
     Entry,

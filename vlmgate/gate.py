@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from vlmgate.data import Decision, Quality, Reason, Record, Route, Scores
 from vlmgate.errors import GateError
-from vlmgate.records import Decision, Quality, Reason, Record, Route, Scores
 
 Side = Literal["<=", ">="]
 

@@ -22,19 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlmgate.entries import (
-    checked,
-    counts_of,
-    found_as_text,
-    found_of_text,
-    from_json,
-    is_place,
-    parsed,
-    sealed,
-    to_json,
-)
-from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.records import (
+from vlmgate.data import (
     Content,
     Duplicate,
     Entry,
@@ -47,6 +35,18 @@ from vlmgate.records import (
     content_of,
     key_of,
 )
+from vlmgate.entries import (
+    checked,
+    counts_of,
+    found_as_text,
+    found_of_text,
+    from_json,
+    is_place,
+    parsed,
+    sealed,
+    to_json,
+)
+from vlmgate.errors import OutputError, ResumeError, StoreError
 from vlmgate.shelf import Shelf
 from vlmgate.store import sync_folder, unused
 

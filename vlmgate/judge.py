@@ -12,11 +12,11 @@ from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, cast
 
+from vlmgate.data import Caption, Decision, Finish, Quality, Reason, Record, Scores
 from vlmgate.degenerate import degenerate, degenerate_answers
 from vlmgate.gate import Candidate, decide
 from vlmgate.gatefile import GateFile
 from vlmgate.novelty import Reference, pack
-from vlmgate.records import Caption, Decision, Finish, Quality, Reason, Record, Scores
 from vlmgate.scoring import doubt
 
 # What a result says of a row that no score can save; the others are decisions of another gate.

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.adaptive import joined
+from vlmgate.data import Reason, Record, Route, Scores
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
 from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import find_images
-from vlmgate.records import Reason, Record, Route, Scores
 from vlmgate.rescore import quality_of
 from vlmgate.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store import read_provenance, read_result

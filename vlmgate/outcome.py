@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from vlmgate.data import Content, Reading, Record
 from vlmgate.errors import VlmgateError
 from vlmgate.gate import Gate
-from vlmgate.records import Content, Reading, Record
 from vlmgate.rows import completed
 from vlmgate.store import Outputs
 

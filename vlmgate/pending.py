@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vlmgate.data import Found, Read, Source, Unreadable, content_of
 from vlmgate.images import Walk, chosen, is_of_the_disk, turned_of
 from vlmgate.journal import Journal
-from vlmgate.records import Found, Read, Source, Unreadable, content_of
 
 _PATIENCE = 600.0  # seconds that a folder which is away is waited for
 

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Protocol, Self
 
 from vlmgate.config import ScanConfig
+from vlmgate.data import ModelInfo
 from vlmgate.errors import one_line
 from vlmgate.gate import Gate
-from vlmgate.records import ModelInfo
 
 log = logging.getLogger(__name__)
 

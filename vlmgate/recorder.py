@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 
+from vlmgate.data import Entry, Reading, Reason, Scores, content_of
 from vlmgate.journal import Journal
-from vlmgate.records import Entry, Reading, Reason, Scores, content_of
 from vlmgate.scoring import Said, Scored, Scorer
 from vlmgate.shelf import Shelf
 

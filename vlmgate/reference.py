@@ -17,10 +17,10 @@ from typing import Any
 from vlmgate.captioner import Captioner
 from vlmgate.captioner.location import Local, locate
 from vlmgate.config import ImageConfig, ModelConfig
+from vlmgate.data import Picture, Source
 from vlmgate.errors import NoImagesError, NoveltyError
 from vlmgate.images import find_images, is_of_the_disk, read_ahead
 from vlmgate.novelty import Reference, pack, unpack
-from vlmgate.records import Picture, Source
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmgate.config import BUILTIN, ScanConfig
+from vlmgate.data import ModelInfo, Reason, Record, Route
 from vlmgate.errors import plain
 from vlmgate.gate import COLUMNS, Gate
-from vlmgate.records import ModelInfo, Reason, Record, Route
 from vlmgate.version import __version__
 from vlmgate.words import content_words
 

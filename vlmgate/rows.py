@@ -11,13 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vlmgate.errors import LostReadingError
-from vlmgate.gate import Candidate, Gate, decide
-from vlmgate.images import Walk
-from vlmgate.journal import Journal
-from vlmgate.kernels import Kernel
-from vlmgate.novelty import Reference
-from vlmgate.records import (
+from vlmgate.data import (
     Caption,
     Content,
     Failure,
@@ -32,6 +26,12 @@ from vlmgate.records import (
     Unreadable,
     content_of,
 )
+from vlmgate.errors import LostReadingError
+from vlmgate.gate import Candidate, Gate, decide
+from vlmgate.images import Walk
+from vlmgate.journal import Journal
+from vlmgate.kernels import Kernel
+from vlmgate.novelty import Reference
 from vlmgate.scoring import NOTHING, Said, Scored, Scorer, columns_of, with_doubt
 from vlmgate.shelf import Shelf
 

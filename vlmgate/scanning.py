@@ -25,6 +25,7 @@ from vlmgate.cluster.taking import check_alike, described, last_failure, take
 from vlmgate.cluster.worker import Batch as Handed
 from vlmgate.cluster.worker import Setup
 from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
+from vlmgate.data import Entry, Failure, ModelInfo, Picture, Reading, Reason, Record, Route, Source
 from vlmgate.errors import EndpointError, FatalError, LostReadingError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.finding import find, look, told_of_list
 from vlmgate.images import Walk
@@ -37,7 +38,6 @@ from vlmgate.pending import forget_changed, forget_replaced, gone_but_read, in_t
 from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
-from vlmgate.records import Entry, Failure, ModelInfo, Picture, Reading, Reason, Record, Route, Source
 from vlmgate.reference import ReferenceFolder, checkpoint_reference, told_of_reference
 from vlmgate.rows import Row, build_rows, completed, decide_rows
 from vlmgate.scoring import Scorer

@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vlmgate.answers import Parsed, Tally, parse, tally
+from vlmgate.data import Caption, Reason, Scores
 from vlmgate.degenerate import degenerate, degenerate_answers
 from vlmgate.diversity import score_captions
 from vlmgate.kernels import Kernel, WordKernel
-from vlmgate.records import Caption, Reason, Scores
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmgate.captioner import Captioner, Timed
+from vlmgate.data import Times
 from vlmgate.recorder import Recorder
-from vlmgate.records import Times
 
 
 @dataclass(slots=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, one_line
-from vlmgate.records import Reason, Record, Route
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmgate.config import BUILTIN
+from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import plain
 from vlmgate.gate import HIGHER_IS_WORSE, Gate
-from vlmgate.records import Reason, Record, Route
 from vlmgate.report import BUILTIN_NOTICE, WORDS, header_line
 from vlmgate.store import SCHEMA_VERSION
 from vlmgate.words import content_words

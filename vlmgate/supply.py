@@ -20,8 +20,8 @@ from typing import Any
 from vlmgate.asking import set_aside
 from vlmgate.captioner import Captioner, Prepares
 from vlmgate.config import ImageConfig
+from vlmgate.data import Content, Entry, Picture, Source, Unreadable
 from vlmgate.images import Opened, read_ahead
-from vlmgate.records import Content, Entry, Picture, Source, Unreadable
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from vlmgate.captioner.builtin import own_limits
 from vlmgate.config import BUILTIN, SERVER, ScanConfig
+from vlmgate.data import Reading, Reason, Record
 from vlmgate.drift import Values, shifts
 from vlmgate.errors import GateError
 from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.gatefile import GateFile, differences, feature_file, read_gate
 from vlmgate.novelty import Reference
-from vlmgate.records import Reading, Reason, Record
 from vlmgate.reference import checkpoint_reference
 
 log = logging.getLogger(__name__)

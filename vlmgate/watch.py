@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from vlmgate.config import WatchConfig
+from vlmgate.data import Source
 from vlmgate.errors import NoImagesError
 from vlmgate.images import Walk, turned_of
-from vlmgate.records import Source
 
 _LEAST_PAUSE, _MOST_PAUSE = 0.05, 1.0  # seconds between two looks, unless a look takes long
 _LONGEST_PAUSE = 60.0  # seconds, however long a look takes

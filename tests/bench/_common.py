@@ -26,11 +26,11 @@ from vlmgate.builtin.world import Defect, Truth
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
+from vlmgate.data import Caption, Quality, Sampled
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
 from vlmgate.kernels import Kernel
 from vlmgate.novelty import Reference, pack
-from vlmgate.records import Caption, Quality, Sampled
 from vlmgate.scoring import Said, Scorer
 
 SCHEMA = 1  # of the file of readings

@@ -24,10 +24,10 @@ from vlmgate.builtin import measure
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
+from vlmgate.data import Picture, Route
 from vlmgate.gate import Candidate, Gate, decide, make_gate
 from vlmgate.images import find_images, read_ahead
 from vlmgate.novelty import Reference
-from vlmgate.records import Picture, Route
 from vlmgate.scoring import Said, Scorer
 from vlmgate.settings import split_samples
 

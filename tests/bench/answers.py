@@ -23,7 +23,7 @@ from PIL import Image
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
-from vlmgate.records import ImageFile, Picture
+from vlmgate.data import ImageFile, Picture
 
 CHOICES = ("no defect", "scratch", "crack", "dent", "stain", "rust", "chipped edge", "missing hole")
 

@@ -23,10 +23,10 @@ from pathlib import Path
 from tests.bench._timing import interleaved, ratios, spread, table, write
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.data import Picture, Reading, Sampled
 from vlmgate.images import find_images, read_ahead
 from vlmgate.journal import Journal
 from vlmgate.outcome import ScanResult
-from vlmgate.records import Picture, Reading, Sampled
 from vlmgate.scanning import scan
 from vlmgate.scoring import Said, Scorer
 from vlmgate.store import write_result

@@ -32,7 +32,7 @@ from tests.bench._common import tell
 from tests.serving import model_server, what_is_missing
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import DEFAULT_QUESTION, EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
-from vlmgate.records import Record
+from vlmgate.data import Record
 from vlmgate.report import TerminalProgress
 from vlmgate.rescore import said_of
 from vlmgate.scanning import scan

@@ -48,7 +48,7 @@ from vlmgate.captioner.packed import CannotPackError, PackedDecoder, check_struc
 from vlmgate.captioner.prepack import prepack
 from vlmgate.captioner.transformers_engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import ImageFile, Picture
+from vlmgate.data import ImageFile, Picture
 
 VOCABULARY = 32_000
 PATCH = 14  # pixels

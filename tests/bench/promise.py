@@ -30,8 +30,8 @@ from rich.table import Table
 from vlmgate.builtin.render import Wanted, render
 from vlmgate.builtin.world import CONDITIONS
 from vlmgate.cli import app
+from vlmgate.data import Route
 from vlmgate.gatefile import read_gate
-from vlmgate.records import Route
 from vlmgate.store import read_result
 
 LABELLED = Path(__file__).parents[2] / "sample_images" / "labelled"

@@ -24,8 +24,8 @@ from PIL import Image
 
 from tests.bench._timing import interleaved, ratios, spread, table, write
 from vlmgate.config import ImageConfig
+from vlmgate.data import Picture
 from vlmgate.images import STANDARD, find_images, read_ahead
-from vlmgate.records import Picture
 
 SAMPLES = Path(__file__).parent.parent.parent / "sample_images" / "labelled"
 

@@ -26,9 +26,9 @@ from vlmgate.builtin.measure import ASPECTS, PHOTOGRAPH, Reading, draw, photogra
 from vlmgate.builtin.world import CONDITIONS, DEGRADATIONS, VISIBLE
 from vlmgate.captioner.builtin import OWN_LIMITS, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
+from vlmgate.data import Route
 from vlmgate.gate import decide, make_gate
 from vlmgate.novelty import Reference
-from vlmgate.records import Route
 
 DEFAULT_SCORE = "vendi_score"
 NOVELTY, JOINT = "novelty", "doubt"

@@ -24,10 +24,10 @@ from vlmgate.builtin.render import Render, Wanted, render
 from vlmgate.builtin.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.captioner import load_captioner
 from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
+from vlmgate.data import Caption, ImageFile, Picture, Sampled
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
 from vlmgate.novelty import Reference
-from vlmgate.records import Caption, ImageFile, Picture, Sampled
 from vlmgate.scoring import Said, Scorer
 
 STREAM = 4  # first word of every seed drawn here; training and the sample images use others

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vlmgate.calibration.guarantee import lower_bound, upper_bound
 from vlmgate.calibration.labels import Labels
-from vlmgate.records import Record, Route
+from vlmgate.data import Record, Route
 
 CONFIDENCE = 0.95  # of each bound
 

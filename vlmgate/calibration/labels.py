@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from vlmgate.calibration.tables import COUNTED_WITH_HEADER, TABLES, read_rows
+from vlmgate.data import VERDICTS
 from vlmgate.errors import LabelError
 from vlmgate.export.cells import undefused
 from vlmgate.images import Walk, find_images
-from vlmgate.records import VERDICTS
 
 Kind = Literal["class", "verdict", "ambiguity"]
 Key = tuple[str, int]  # (file_name, page)

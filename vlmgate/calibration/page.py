@@ -23,9 +23,9 @@ from vlmgate.calibration import charts, report
 from vlmgate.calibration.cost import Outcomes, bill
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.study import Study
+from vlmgate.data import Record
 from vlmgate.errors import OutputError, UsageError, plain
 from vlmgate.export.pictures import Pictures
-from vlmgate.records import Record
 from vlmgate.version import __version__
 
 _WORST = 10

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from vlmgate.calibration.labels import Key, Kind, Labels
 from vlmgate.calibration.quality import Vector
+from vlmgate.data import Decision, Reason, Record, Route, Scores
 from vlmgate.errors import LabelError
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate, Limit, bars
 from vlmgate.kernels import WORDS, Kernel
-from vlmgate.records import Decision, Reason, Record, Route, Scores
 from vlmgate.rescore import quality_of, said_of
 from vlmgate.scoring import Said, Scorer
 

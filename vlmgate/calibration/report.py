@@ -22,9 +22,9 @@ from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.quality import FIGURES, Estimate
 from vlmgate.calibration.study import Study
 from vlmgate.config import ScanConfig
+from vlmgate.data import ModelInfo
 from vlmgate.errors import plain
 from vlmgate.gate import Gate
-from vlmgate.records import ModelInfo
 from vlmgate.report import TerminalProgress, short_model
 
 SCHEMA_VERSION = 1

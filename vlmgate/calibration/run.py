@@ -26,13 +26,13 @@ from vlmgate.calibration.study import Study, study
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.machine import begin_peak, end_peak
 from vlmgate.config import DEFAULT_QUESTION, CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.data import Picture
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gatefile import GateFile, is_gate, sampling_of, write_gate
 from vlmgate.images import find_images, open_pages
 from vlmgate.kernels import check_kernel, load_kernel
 from vlmgate.outcome import ScanResult
 from vlmgate.progress import Progress
-from vlmgate.records import Picture
 from vlmgate.scanning import scan
 from vlmgate.store import read_provenance, read_result, write_result
 from vlmgate.version import __version__

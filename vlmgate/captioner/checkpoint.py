@@ -21,8 +21,8 @@ from vlmgate.captioner.location import Hub, Local, locate
 from vlmgate.captioner.processor import load_processor
 from vlmgate.captioner.quiet import quiet
 from vlmgate.config import ModelConfig
+from vlmgate.data import ModelInfo
 from vlmgate.errors import ModelError
-from vlmgate.records import ModelInfo
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from vlmgate.captioner.streams import Use, seeds
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.captioner.views import views_of
 from vlmgate.config import ModelConfig, SamplingConfig
+from vlmgate.data import Caption, ModelInfo, Picture, Sampled
 from vlmgate.errors import EndpointError, ModelError
-from vlmgate.records import Caption, ModelInfo, Picture, Sampled
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from vlmgate.records import ModelInfo, Picture, Sampled, Times
+from vlmgate.data import ModelInfo, Picture, Sampled, Times
 
 
 class Captioner(Protocol):

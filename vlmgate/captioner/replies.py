@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vlmgate.records import Caption, Finish
+from vlmgate.data import Caption, Finish
 
 LONGEST = 65_536  # characters of a text that are kept; a longer one counts as cut off
 # What a server may say of the end of a text. Anything else, and silence, is "unknown".

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from vlmgate.captioner.fork import ForkDecoder, cache_key, can_drop_rows, keep_rows
 from vlmgate.captioner.sharing import Continuation, Tails
 from vlmgate.captioner.streams import Use
-from vlmgate.records import Caption, Picture, Sampled
+from vlmgate.data import Caption, Picture, Sampled
 
 if TYPE_CHECKING:
     from vlmgate.captioner.protocol import Enough

@@ -36,7 +36,7 @@ from vlmgate.captioner.sharing import TRIAL_STEPS, CannotShareError, Continuatio
 from vlmgate.captioner.streams import Use, uniforms
 from vlmgate.captioner.views import views_of
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.records import Caption, Finish, ModelInfo, Picture, Sampled, Times
+from vlmgate.data import Caption, Finish, ModelInfo, Picture, Sampled, Times
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlmgate.records import ImageFile, Picture
+from vlmgate.data import ImageFile, Picture
 
 
 def trial_picture() -> Picture:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmgate.captioner.streams import view_noise
-from vlmgate.records import Picture
+from vlmgate.data import Picture
 
 # Cells of noise along the longer side, at most. A processor shrinks a photograph of 4,000 pixels to a few hundred, and
 # averages away any noise that changes from pixel to pixel: there a cell is several pixels wide.

@@ -24,7 +24,7 @@ from vlmgate.terminal import console, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.calibration.audit import Audit
-    from vlmgate.records import Record
+    from vlmgate.data import Record
 
 
 @app.command(short_help="Score and split a result anew, without the model.")

@@ -58,8 +58,8 @@ from vlmgate.settings import is_there, scan_config
 from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
+    from vlmgate.data import Record
     from vlmgate.outcome import ScanResult
-    from vlmgate.records import Record
 
 _STDOUT = _STDIN = Path("-")
 
@@ -284,7 +284,7 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
 
 def code_of(records: Sequence[Record], limit: tuple[float | None, int | None], *, complete: bool = True) -> int:
     """Return the exit code of a result: 4 beyond --max-routed, 3 where images are missing or could not be read."""
-    from vlmgate.records import Reason, Route
+    from vlmgate.data import Reason, Route
 
     routed = sum(r.route == Route.HUMAN_REVIEW for r in records)
     share, count = limit

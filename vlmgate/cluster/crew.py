@@ -24,8 +24,8 @@ from vlmgate.captioner.location import Local, locate
 from vlmgate.cluster.connection import Room, joined
 from vlmgate.cluster.worker import Batch, Job, Load, Setup, Trouble, Worker
 from vlmgate.config import ClusterConfig
+from vlmgate.data import Content, Reading, Source, Unreadable, content_of
 from vlmgate.errors import FatalError, ModelError, UsageError
-from vlmgate.records import Content, Reading, Source, Unreadable, content_of
 
 log = logging.getLogger(__name__)
 

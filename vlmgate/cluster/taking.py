@@ -10,10 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmgate.cluster.worker import Batch
+from vlmgate.data import Duplicate, Entry, Failure, ModelInfo, Reading, content_of
 from vlmgate.errors import ModelError
 from vlmgate.journal import Journal
 from vlmgate.progress import Progress
-from vlmgate.records import Duplicate, Entry, Failure, ModelInfo, Reading, content_of
 from vlmgate.signals import Signals
 
 

@@ -23,9 +23,9 @@ from vlmgate.captioner import Captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
+from vlmgate.data import Content, Entry, Failure, ModelInfo, Picture, Source, Unreadable, content_of
 from vlmgate.errors import VlmgateError, one_line
 from vlmgate.images import read_ahead
-from vlmgate.records import Content, Entry, Failure, ModelInfo, Picture, Source, Unreadable, content_of
 from vlmgate.reference import features_of
 from vlmgate.version import __version__
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 
+from vlmgate.data import Record
 from vlmgate.errors import UsageError
 from vlmgate.export.targets import FILL_IN, SHEETS, Target
-from vlmgate.records import Record
 
 KEY = ("file_name", "page", "sha256")  # what a row is found by when a sheet comes back
 # As a person reads a sheet: which image, where it goes, what to fill in, what was said, how sure, how well taken.

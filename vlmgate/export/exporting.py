@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmgate.data import Route
 from vlmgate.errors import UsageError
 from vlmgate.export import output, xlsx
 from vlmgate.export.coco import CocoWriter
@@ -23,11 +24,10 @@ from vlmgate.export.rows import Counted, RecordRows, StoredRows
 from vlmgate.export.targets import Only, Target
 from vlmgate.export.writers import Writer
 from vlmgate.export.xlsx import XlsxWriter
-from vlmgate.records import Route
 from vlmgate.store import read_provenance
 
 if TYPE_CHECKING:
-    from vlmgate.records import Record
+    from vlmgate.data import Record
 
 _ROUTES = {Only.ROUTED: Route.HUMAN_REVIEW, Only.ACCEPTED: Route.AUTO_ACCEPT}
 _IN_A_FILE = {Target.XLSX: ".xlsx", Target.IMAGEFOLDER: ".imagefolder"}  # go there unless told otherwise

@@ -12,11 +12,11 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 from urllib.parse import quote
 
+from vlmgate.data import VERDICTS
 from vlmgate.export.cells import visible
 from vlmgate.export.json_lines import dumped
 from vlmgate.export.rows import Row, Rows
 from vlmgate.export.writers import count
-from vlmgate.records import VERDICTS
 
 IMAGE_ROOT = "/data/local-files/?d="
 _SHOWN = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp"))  # by browsers

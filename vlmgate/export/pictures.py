@@ -42,8 +42,8 @@ class Pictures:
 
     def opened(self, row: Row) -> Image.Image | None:
         """Return the page of a row as upright 8-bit RGB; None, and noted, unless its file is what was read."""
+        from vlmgate.data import Picture, Source
         from vlmgate.images import open_pages
-        from vlmgate.records import Picture, Source
 
         name, page = row["file_name"], row["page"]
         if name in self.paths and row.get("sha256"):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vlmgate.data import Record, Route
 from vlmgate.errors import StoreError
-from vlmgate.records import Record, Route
 from vlmgate.store import opened
 
 if TYPE_CHECKING:

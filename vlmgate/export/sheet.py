@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmgate.data import VERDICTS
 from vlmgate.errors import UsageError
 from vlmgate.export.cells import undefused
-from vlmgate.records import VERDICTS
 
 _FIELD_LIMIT = 1 << 30  # characters of one cell; the csv module's own limit is 131,072
 

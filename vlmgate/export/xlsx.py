@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar
 
+from vlmgate.data import VERDICTS
 from vlmgate.errors import StoreError, UsageError
 from vlmgate.export.cells import CELL_CHARACTERS, check_sheet, fitted, text_of, visible
 from vlmgate.export.pictures import Pictures
 from vlmgate.export.rows import Row, Rows
 from vlmgate.export.writers import count
-from vlmgate.records import VERDICTS
 
 _WIDTHS = {  # characters; others by what they hold
     **{"file_name": 36, "caption": 48, "captions": 60, "answers": 40, "reading": 30, "note": 40, "sha256": 16},

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from vlmgate.config import ImageConfig
+from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.images.formats import RefusedError, explain
 from vlmgate.images.opening import pages_of
-from vlmgate.records import Picture, Source, Unreadable
 
 _PATIENCE = 900.0  # seconds that one file may take when all before it are done
 _PIXELS_AHEAD = 128_000_000  # pixels that wait for the consumer; about half a gigabyte

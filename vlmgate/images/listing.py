@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmgate.data import Source
 from vlmgate.errors import NoImagesError, UsageError
 from vlmgate.images.formats import explain
 from vlmgate.images.walk import Found, Walk, find_images, named, os_reason, special
-from vlmgate.records import Source
 
 
 def read_list(data: bytes, *, null: bool = False) -> tuple[Path, ...]:

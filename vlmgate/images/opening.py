@@ -13,11 +13,11 @@ from contextlib import closing
 from typing import BinaryIO
 
 from vlmgate.config import ImageConfig
+from vlmgate.data import ImageFile, Picture, Source, Unreadable
 from vlmgate.images.containers import MAX_PAGES, Container
 from vlmgate.images.formats import RefusedError, explain, extension_of
 from vlmgate.images.quality import measure
 from vlmgate.images.walk import opened
-from vlmgate.records import ImageFile, Picture, Source, Unreadable
 
 _IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
 

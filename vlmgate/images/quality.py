@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmgate.records import Quality
+from vlmgate.data import Quality
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
-from vlmgate.records import Source
+from vlmgate.data import Source
 
 
 class _Files(Sequence[Source]):

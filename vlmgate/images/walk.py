@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from vlmgate.data import Source, Unreadable
 from vlmgate.errors import NoImagesError
 from vlmgate.images.formats import HEAD_BYTES, NOT_OPENABLE, OPENABLE, RefusedError, explain, extension_of, sniff
 from vlmgate.images.sources import Sources, path_in
-from vlmgate.records import Source, Unreadable
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # "._name" files that macOS leaves on foreign disks: metadata, not the image
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.config import ImageConfig
+from vlmgate.data import Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line, plain
 from vlmgate.gate import COLUMNS, Gate
 from vlmgate.images import sources_of
-from vlmgate.records import Record, Route
 from vlmgate.report import short_model
 from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.page import GENERATOR, render

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import UsageError, plain
 from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Gate
-from vlmgate.records import Reason, Record, Route
 from vlmgate.review.marks import differing, pieces, shown
 from vlmgate.review.sentences import sentence
 from vlmgate.summary import reason_of, routed_worst_first

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmgate.config import ImageConfig
+from vlmgate.data import Picture, Reason, Record, Source, Unreadable
 from vlmgate.errors import plain
 from vlmgate.images import read_ahead
-from vlmgate.records import Picture, Reason, Record, Source, Unreadable
 from vlmgate.review.items import Item
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vlmgate.data import Reason, Record
 from vlmgate.errors import plain
-from vlmgate.records import Reason, Record
 
 # Column → what its value says; {k} = number of readings or answers, {v} = the value, {c} = value × number.
 # True = a share, told in per cent.

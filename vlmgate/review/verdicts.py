@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vlmgate.data import VERDICTS
 from vlmgate.errors import StoreError
-from vlmgate.records import VERDICTS
 from vlmgate.review.items import Item
 from vlmgate.store import sync_folder
 
