@@ -17,7 +17,8 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
-from vlmgate.images import open_pages, opening
+from vlmgate.images import open_pages
+from vlmgate.images import pages as opening
 from vlmgate.images.depth import scale_to_8_bits
 
 ALL = ImageConfig(pages="all")
@@ -551,7 +552,7 @@ def test_a_tiff_whose_pages_lead_in_a_circle_ends(tmp_path: Path) -> None:
 
 
 def test_pages_without_end_are_cut_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmgate.images.opening.MAX_PAGES", 5)
+    monkeypatch.setattr("vlmgate.images.pages.MAX_PAGES", 5)
     monkeypatch.setattr("vlmgate.images.containers.MAX_PAGES", 5)
     page = Image.new("L", (2, 2))
     for name in ("a.tif", "a.gif"):
@@ -608,7 +609,7 @@ def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def deny(path: object, flags: int) -> int:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("vlmgate.images.walk.os.open", deny)
+    monkeypatch.setattr("vlmgate.images.find.os.open", deny)
     assert reason(tmp_path / "a.png") == "permission denied"
 
 
@@ -701,14 +702,14 @@ def test_large_files_are_decoded_from_disk(tmp_path: Path, monkeypatch: pytest.M
     options = {"compression": "tiff_lzw"} if name == "lzw.tif" else {}
     Image.fromarray(RGB).save(tmp_path / name, **options)
     in_memory = picture(tmp_path / name)
-    monkeypatch.setattr("vlmgate.images.opening._IN_MEMORY", 0)
+    monkeypatch.setattr("vlmgate.images.pages._IN_MEMORY", 0)
     from_disk = picture(tmp_path / name)
     assert np.array_equal(np.asarray(from_disk.rgb), np.asarray(in_memory.rgb))
     assert from_disk.file == in_memory.file
 
 
 def test_pages_of_a_large_tiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmgate.images.opening._IN_MEMORY", 0)
+    monkeypatch.setattr("vlmgate.images.pages._IN_MEMORY", 0)
     first, *others = _frames()
     for compression in ("raw", "tiff_lzw"):
         first.save(tmp_path / "a.tif", save_all=True, append_images=others, compression=compression)
@@ -725,7 +726,7 @@ def test_a_file_replaced_while_it_is_read_never_gets_the_wrong_hash(
     path = tmp_path / "a.bmp"
     Image.fromarray(RGB).save(path)
     before = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr("vlmgate.images.opening._IN_MEMORY", in_memory)
+    monkeypatch.setattr("vlmgate.images.pages._IN_MEMORY", in_memory)
     container = opening.Container
 
     def replace_first(*args: Any) -> Any:
@@ -742,7 +743,7 @@ def test_a_file_replaced_while_it_is_read_never_gets_the_wrong_hash(
 def test_a_large_file_written_to_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bmp"
     Image.fromarray(RGB).save(path)
-    monkeypatch.setattr("vlmgate.images.opening._IN_MEMORY", 0)
+    monkeypatch.setattr("vlmgate.images.pages._IN_MEMORY", 0)
     container = opening.Container
 
     def write_first(*args: Any) -> Any:

@@ -21,9 +21,11 @@ from PIL import Image
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.errors import NoImagesError
-from vlmgate.images import ahead, find_images, open_pages, opening, read_ahead
-from vlmgate.images.ahead import _Line
+from vlmgate.images import find_images, open_pages, read_ahead
+from vlmgate.images import pages as opening
+from vlmgate.images import read_ahead as ahead
 from vlmgate.images.formats import RefusedError
+from vlmgate.images.read_ahead import _Line
 
 ALL = ImageConfig(pages="all")
 
@@ -182,7 +184,7 @@ def test_which_name_wins_does_not_hang_on_the_listing_order(
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr("vlmgate.images.walk.os.scandir", Ordered)
+    monkeypatch.setattr("vlmgate.images.find.os.scandir", Ordered)
     walk = find_images(root)
     assert [source.file_name for source in walk.sources] == [
         "a_more/4.png", "b/3.png", "sub/deep/2.png", "zz_real/1.png"
@@ -209,7 +211,7 @@ def test_one_odd_file_does_not_end_the_walk(
     def fake(path: Path) -> Iterator[Any]:
         yield Silent()
 
-    monkeypatch.setattr("vlmgate.images.walk.opened", fake)
+    monkeypatch.setattr("vlmgate.images.find.opened", fake)
     walk = find_images(tmp_path)
     assert [source.file_name for source in walk.sources] == ["a.png", "m/x.png", "z.png"]
     assert [item.file_name for item in walk.unreadable] == ["m/._x.png", "m/odd"]
@@ -228,7 +230,7 @@ def test_a_file_that_becomes_a_pipe_between_listing_and_opening(
         os.mkfifo(path)
         return open_(path, flags)
 
-    monkeypatch.setattr("vlmgate.images.walk.os.open", swap)
+    monkeypatch.setattr("vlmgate.images.find.os.open", swap)
     assert find_images(tmp_path).unreadable == (Unreadable("scan", "a named pipe, not a file"),)
     assert names(tmp_path) == ["z.png"]
 
@@ -256,7 +258,7 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pyt
             raise PermissionError(13, "Permission denied", path)
         return Torn(path) if str(path).endswith("torn") else scandir(path)
 
-    monkeypatch.setattr("vlmgate.images.walk.os.scandir", fake)
+    monkeypatch.setattr("vlmgate.images.find.os.scandir", fake)
     assert reasons(tmp_path) == {
         "locked": "folder cannot be listed: permission denied",
         "torn": "folder cannot be listed: input/output error",
@@ -273,7 +275,7 @@ def test_a_file_without_extension_that_cannot_be_read_is_told(tmp_path: Path, mo
     def deny(path: object, flags: int) -> int:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("vlmgate.images.walk.os.open", deny)
+    monkeypatch.setattr("vlmgate.images.find.os.open", deny)
     assert reasons(tmp_path) == {"secret": "permission denied"}
     assert find_images(tmp_path).ignored == ("secret.key",)
 
@@ -292,7 +294,7 @@ def test_a_missing_or_locked_root_is_a_wrong_command(tmp_path: Path, monkeypatch
     def deny(path: object) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("vlmgate.images.walk.os.scandir", deny)
+    monkeypatch.setattr("vlmgate.images.find.os.scandir", deny)
     with pytest.raises(NoImagesError, match="permission denied"):
         find_images(tmp_path)
 

@@ -100,8 +100,8 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def _copied(source: Path, target: Path) -> bool:
+    from vlmgate.images.find import opened
     from vlmgate.images.formats import RefusedError
-    from vlmgate.images.walk import opened
 
     with contextlib.ExitStack() as stack:
         try:

@@ -37,7 +37,7 @@ from vlmgate.images.damage import (
     count_tiff_pages,
     ends_with_gif_trailer,
 )
-from vlmgate.images.decoding import decode, decode_16_bit_colour, decode_pnm, is_16_bit_colour
+from vlmgate.images.decode import decode, decode_16_bit_colour, decode_pnm, is_16_bit_colour
 from vlmgate.images.formats import BY_EXTENSION, HEAD_BYTES, NOT_OPENABLE, RefusedError, one_line, sniff
 from vlmgate.images.jpeg import load_whole_jpeg
 

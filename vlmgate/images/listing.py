@@ -16,8 +16,8 @@ from typing import Any
 
 from vlmgate.data import Source
 from vlmgate.errors import NoImagesError, UsageError
+from vlmgate.images.find import Found, Walk, find_images, named, os_reason, special
 from vlmgate.images.formats import explain
-from vlmgate.images.walk import Found, Walk, find_images, named, os_reason, special
 
 
 def read_list(data: bytes, *, null: bool = False) -> tuple[Path, ...]:

@@ -15,9 +15,9 @@ from typing import BinaryIO
 from vlmgate.config import ImageConfig
 from vlmgate.data import ImageFile, Picture, Source, Unreadable
 from vlmgate.images.containers import MAX_PAGES, Container
+from vlmgate.images.find import opened
 from vlmgate.images.formats import RefusedError, explain, extension_of
 from vlmgate.images.quality import measure
-from vlmgate.images.walk import opened
 
 _IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
 

@@ -17,7 +17,7 @@ from functools import partial
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.images.formats import RefusedError, explain
-from vlmgate.images.opening import pages_of
+from vlmgate.images.pages import pages_of
 
 _PATIENCE = 900.0  # seconds that one file may take when all before it are done
 _PIXELS_AHEAD = 128_000_000  # pixels that wait for the consumer; about half a gigabyte
