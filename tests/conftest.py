@@ -55,7 +55,7 @@ def inbox_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     """A model server of the tests' own, to which nobody comes back late."""
     pytest.importorskip("openai", reason="the extra `endpoint` is not installed")
-    from vlmgate.captioner.server import Server
+    from vlmgate.captioner.server.client import Server
 
     for name in ("VLMGATE_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from vlmgate.captioner.generation import moved
-from vlmgate.captioner.prompting import PromptEncoder
-from vlmgate.captioner.sampling import Draw
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.generation import moved
+from vlmgate.captioner.local.prompts import PromptEncoder
+from vlmgate.captioner.local.sampling import Draw
 from vlmgate.data import Picture
 
 TOLERANCE = 1e-4  # logits, float32

@@ -14,10 +14,11 @@ from naive import TOLERANCE, Forced, naive_logits, random_tokens, tolerance
 from tiny_models import SIZES, images, in_float64, picture
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
-from vlmgate.captioner import load_captioner, transformers_engine
-from vlmgate.captioner.fork import ForkDecoder
-from vlmgate.captioner.sharing import CannotShareError, Continuation, Tails, alike, find_tails
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner import load_captioner
+from vlmgate.captioner.local import engine as transformers_engine
+from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.shared_prefill import CannotShareError, Continuation, Tails, alike, find_tails
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Picture, Sampled
 

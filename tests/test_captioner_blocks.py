@@ -10,10 +10,10 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.bench import shapes
-from vlmgate.captioner import blocks
-from vlmgate.captioner.blocks import attention_in_blocks, blocked_attention
-from vlmgate.captioner.packed import Teacher
-from vlmgate.captioner.sharing import alike
+from vlmgate.captioner.local import blocks
+from vlmgate.captioner.local.blocks import attention_in_blocks, blocked_attention
+from vlmgate.captioner.local.packed import Teacher
+from vlmgate.captioner.local.shared_prefill import alike
 
 ROWS = 300  # a block and a bit
 CPU = torch.device("cpu")

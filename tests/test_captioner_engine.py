@@ -16,10 +16,10 @@ from tiny_models import SIZES, images, in_float64, picture
 
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.builtin import weights_folder
-from vlmgate.captioner.checkpoint import end_ids
-from vlmgate.captioner.fork import ForkDecoder
-from vlmgate.captioner.sampling import Draw
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner.local.checkpoint import end_ids
+from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.sampling import Draw
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption
 

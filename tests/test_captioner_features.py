@@ -15,8 +15,8 @@ from torch import nn
 
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.builtin import weights_folder
-from vlmgate.captioner.features import WIDTH, FeatureTap, _as_tokens, _pooled, _shares
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.features import WIDTH, FeatureTap, _as_tokens, _pooled, _shares
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Sampled
 

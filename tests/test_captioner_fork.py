@@ -14,11 +14,11 @@ from naive import TOLERANCE, Forced, naive_logits, random_tokens, tolerance
 from tiny_models import SIZES, images, in_float64, picture
 
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.generation import image_token_ids_of
-from vlmgate.captioner.packed import PackedDecoder, _Layer, folded_attention
-from vlmgate.captioner.sampling import Warp, draw
-from vlmgate.captioner.streams import uniforms
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.generation import image_token_ids_of
+from vlmgate.captioner.local.packed import PackedDecoder, _Layer, folded_attention
+from vlmgate.captioner.local.sampling import Warp, draw
+from vlmgate.captioner.local.streams import uniforms
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Sampled
 

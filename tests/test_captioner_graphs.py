@@ -13,11 +13,13 @@ import tiny_models
 import torch
 from tiny_models import SIZES, images, in_float64, picture
 
-from vlmgate.captioner import graphs, load_captioner, memory
-from vlmgate.captioner.fork import ForkDecoder
-from vlmgate.captioner.graphs import RecordedDecoder, RecordedStep, Recordings
-from vlmgate.captioner.packed import CannotPackError, PackedDecoder
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner import load_captioner
+from vlmgate.captioner.local import memory
+from vlmgate.captioner.local import recorded as graphs
+from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.packed import CannotPackError, PackedDecoder
+from vlmgate.captioner.local.recorded import RecordedDecoder, RecordedStep, Recordings
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Picture
 

@@ -17,10 +17,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from vlmgate.captioner import checkpoint, load_captioner
-from vlmgate.captioner.checkpoint import choose_device, choose_dtype
+from vlmgate.captioner import load_captioner
 from vlmgate.captioner.failures import explain, one_line
 from vlmgate.captioner.fingerprint import model_fingerprint
+from vlmgate.captioner.local import checkpoint
+from vlmgate.captioner.local.checkpoint import choose_device, choose_dtype
 from vlmgate.captioner.location import Hub, Local, locate
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import ConfigError, ModelError
@@ -311,13 +312,13 @@ class TestTheUnexpected:
         def burst(*args: Any) -> None:
             raise TypeError("a repository's own code\nfails")
 
-        monkeypatch.setattr("vlmgate.captioner.transformers_engine.describe", burst)
+        monkeypatch.setattr("vlmgate.captioner.local.engine.describe", burst)
         error = failure(llava)
         assert "cannot be made ready: a repository's own code fails (TypeError)" in str(error)
         assert isinstance(error.__cause__, TypeError)
 
     def test_a_missing_library(self, llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "vlmgate.captioner.transformers_engine", None)
+        monkeypatch.setitem(sys.modules, "vlmgate.captioner.local.engine", None)
         assert "ModuleNotFoundError" in str(failure(llava))
 
 

@@ -9,13 +9,14 @@ import pytest
 import tiny_models
 import torch
 
-from vlmgate.captioner import load_captioner, prepack
-from vlmgate.captioner.fork import ForkDecoder
-from vlmgate.captioner.packed import Teacher
-from vlmgate.captioner.prepack import PrepackedLinear
-from vlmgate.captioner.prompting import trial_images
-from vlmgate.captioner.sharing import alike
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner import load_captioner
+from vlmgate.captioner.local import prepack
+from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.packed import Teacher
+from vlmgate.captioner.local.prepack import PrepackedLinear
+from vlmgate.captioner.local.prompts import trial_images
+from vlmgate.captioner.local.shared_prefill import alike
 from vlmgate.config import ModelConfig, SamplingConfig
 
 needs_onednn = pytest.mark.skipif(not prepack._possible(), reason="this processor or torch has no bfloat16 products")

@@ -9,7 +9,7 @@ import tiny_models
 from tiny_models import SIZES, in_float64, picture
 
 from vlmgate.captioner import DrawsInRounds, Prepares, Timed, load_captioner
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Sampled
 

@@ -13,8 +13,8 @@ from PIL import Image
 from tiny_models import SIZES, in_float64, picture
 
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
-from vlmgate.captioner.views import CELLS, views_of
+from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.views import CELLS, views_of
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Picture
 from vlmgate.errors import ConfigError

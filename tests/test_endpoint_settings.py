@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlmgate.captioner.abilities import extras, request_of
 from vlmgate.captioner.fingerprint import model_fingerprint
-from vlmgate.captioner.keys import find_key, is_loopback, without
-from vlmgate.captioner.payload import data_url
-from vlmgate.captioner.replies import BadReplyError, captions_of, parse, thoughts_of
-from vlmgate.captioner.server import MOST_PATIENCE, Server, _retry_after
-from vlmgate.captioner.streams import seeds
+from vlmgate.captioner.local.streams import seeds
+from vlmgate.captioner.server.client import MOST_PATIENCE, Server, _retry_after
+from vlmgate.captioner.server.keys import find_key, is_loopback, without
+from vlmgate.captioner.server.messages import BadReplyError, captions_of, parse, thoughts_of
+from vlmgate.captioner.server.payload import data_url
+from vlmgate.captioner.server.probe import extras, request_of
 from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import ConfigError, GateError
@@ -210,7 +210,9 @@ class TestReplies:
 
 def test_a_server_takes_no_torch() -> None:
     """The client's machine need not spend seconds, and gigabytes, on what runs elsewhere."""
-    code = "import sys, vlmgate.captioner.endpoint; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, vlmgate.captioner.server.engine; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

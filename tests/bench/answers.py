@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
 from vlmgate.data import ImageFile, Picture
 

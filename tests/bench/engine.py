@@ -41,12 +41,12 @@ from tests.bench.roofline import Ceilings
 from tests.bench.shapes import Shape
 from tests.tiny_models import chat_template, tokenizer
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.checkpoint import DTYPES
-from vlmgate.captioner.fork import ForkDecoder
-from vlmgate.captioner.generation import moved
-from vlmgate.captioner.packed import CannotPackError, PackedDecoder, check_structure
-from vlmgate.captioner.prepack import prepack
-from vlmgate.captioner.transformers_engine import TransformersCaptioner
+from vlmgate.captioner.local.checkpoint import DTYPES
+from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.generation import moved
+from vlmgate.captioner.local.packed import CannotPackError, PackedDecoder, check_structure
+from vlmgate.captioner.local.prepack import prepack
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import ImageFile, Picture
 

@@ -15,14 +15,14 @@ def load_captioner(model: ModelConfig, sampling: SamplingConfig) -> Captioner:
     Raises `ModelError` or `EndpointError` in one line when that cannot be done.
     """
     if model.endpoint is not None:
-        from vlmgate.captioner.endpoint import EndpointCaptioner
+        from vlmgate.captioner.server.engine import EndpointCaptioner
 
         return EndpointCaptioner(model, sampling)
     # Idle threads that spin slow everything down where another program wants the cores: on two busy cores a run took
     # 1.6 times as long. Sleeping costs a few percent on an idle machine. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from vlmgate.captioner.transformers_engine import TransformersCaptioner
+        from vlmgate.captioner.local.engine import TransformersCaptioner
 
         return TransformersCaptioner(model, sampling)
     except VlmgateError:

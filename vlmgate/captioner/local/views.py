@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmgate.captioner.streams import view_noise
+from vlmgate.captioner.local.streams import view_noise
 from vlmgate.data import Picture
 
 # Cells of noise along the longer side, at most. A processor shrinks a photograph of 4,000 pixels to a few hundred, and

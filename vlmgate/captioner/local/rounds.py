@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from vlmgate.captioner.fork import ForkDecoder, cache_key, can_drop_rows, keep_rows
-from vlmgate.captioner.sharing import Continuation, Tails
-from vlmgate.captioner.streams import Use
+from vlmgate.captioner.local.fork import ForkDecoder, cache_key, can_drop_rows, keep_rows
+from vlmgate.captioner.local.shared_prefill import Continuation, Tails
+from vlmgate.captioner.local.streams import Use
 from vlmgate.data import Caption, Picture, Sampled
 
 if TYPE_CHECKING:
+    from vlmgate.captioner.local.engine import Prepared, TransformersCaptioner
     from vlmgate.captioner.protocol import Enough
-    from vlmgate.captioner.transformers_engine import Prepared, TransformersCaptioner
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlmgate.captioner.abilities import FEW_RETRIES, TRIAL_TOKENS, Abilities, Interview, request_of
-from vlmgate.captioner.payload import data_url, describe
-from vlmgate.captioner.replies import captions_of
-from vlmgate.captioner.server import RefusedError, Server, UnansweredError
-from vlmgate.captioner.streams import Use, seeds
+from vlmgate.captioner.local.streams import Use, seeds
+from vlmgate.captioner.local.views import views_of
+from vlmgate.captioner.server.client import RefusedError, Server, UnansweredError
+from vlmgate.captioner.server.messages import captions_of
+from vlmgate.captioner.server.payload import data_url, describe
+from vlmgate.captioner.server.probe import FEW_RETRIES, TRIAL_TOKENS, Abilities, Interview, request_of
 from vlmgate.captioner.trial import trial_picture
-from vlmgate.captioner.views import views_of
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ModelInfo, Picture, Sampled
 from vlmgate.errors import EndpointError, ModelError

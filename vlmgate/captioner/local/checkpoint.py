@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from vlmgate.captioner.failures import explain
+from vlmgate.captioner.local.processor import load_processor
 from vlmgate.captioner.location import Hub, Local, locate
-from vlmgate.captioner.processor import load_processor
 from vlmgate.captioner.quiet import quiet
 from vlmgate.config import ModelConfig
 from vlmgate.data import ModelInfo

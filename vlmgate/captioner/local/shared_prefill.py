@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from vlmgate.captioner.fork import ForkDecoder, cache_key, last_logits
-from vlmgate.captioner.sampling import Draw
+from vlmgate.captioner.local.fork import ForkDecoder, cache_key, last_logits
+from vlmgate.captioner.local.sampling import Draw
 
 # What a processor makes of the text itself; the tail of these follows from the tail of the tokens.
 TEXT_KEYS = frozenset({"attention_mask", "input_ids", "mm_token_type_ids", "token_type_ids"})

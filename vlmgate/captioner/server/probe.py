@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlmgate.captioner.replies import captions_of, thoughts_of
-from vlmgate.captioner.server import RefusedError, Server, UnansweredError
+from vlmgate.captioner.server.client import RefusedError, Server, UnansweredError
+from vlmgate.captioner.server.messages import captions_of, thoughts_of
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import EndpointError
 

@@ -20,8 +20,8 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from vlmgate.captioner.keys import USUAL, find_key, is_loopback, without
-from vlmgate.captioner.replies import BadReplyError, parse
+from vlmgate.captioner.server.keys import USUAL, find_key, is_loopback, without
+from vlmgate.captioner.server.messages import BadReplyError, parse
 from vlmgate.config import EndpointConfig
 from vlmgate.errors import EndpointError
 

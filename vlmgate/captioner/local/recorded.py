@@ -19,9 +19,9 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from vlmgate.captioner.failures import one_line, out_of_memory
-from vlmgate.captioner.fork import ForkDecoder, Log, cache_key
-from vlmgate.captioner.packed import CannotPackError, PackedDecoder, Sequences, attention_folded
-from vlmgate.captioner.sampling import Draw, Sampler, Warp
+from vlmgate.captioner.local.fork import ForkDecoder, Log, cache_key
+from vlmgate.captioner.local.packed import CannotPackError, PackedDecoder, Sequences, attention_folded
+from vlmgate.captioner.local.sampling import Draw, Sampler, Warp
 
 logger = logging.getLogger(__name__)
 

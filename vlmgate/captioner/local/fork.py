@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from vlmgate.captioner.blocks import attention_in_blocks
-from vlmgate.captioner.sampling import Draw
+from vlmgate.captioner.local.blocks import attention_in_blocks
+from vlmgate.captioner.local.sampling import Draw
 
 # Draws one token for each row that is still computed: (R, V) logits, the step counted from 0, and the rows' numbers
 # (R,) among the B·K of the batch.

@@ -18,9 +18,9 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from vlmgate.captioner.blocks import ATTENTION as BLOCKS
-from vlmgate.captioner.fork import DROP_AT, ForkDecoder, Log, cache_key, select_rows
-from vlmgate.captioner.sampling import Draw
+from vlmgate.captioner.local.blocks import ATTENTION as BLOCKS
+from vlmgate.captioner.local.fork import DROP_AT, ForkDecoder, Log, cache_key, select_rows
+from vlmgate.captioner.local.sampling import Draw
 
 ATTENTION = "vlmgate_packed"
 # What a step's inputs hold for each token, and what does not hang on their number; anything else is not known here.

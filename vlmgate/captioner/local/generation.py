@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from vlmgate.captioner.checkpoint import Checkpoint
+from vlmgate.captioner.local.checkpoint import Checkpoint
 
 
 def own_generation_config(checkpoint: Checkpoint, max_new_tokens: int) -> Any:

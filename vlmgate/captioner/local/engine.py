@@ -17,24 +17,32 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmgate.captioner import memory
-from vlmgate.captioner.blocks import attention_in_blocks
-from vlmgate.captioner.checkpoint import describe, load_checkpoint
 from vlmgate.captioner.failures import one_line, out_of_memory
-from vlmgate.captioner.features import Features, FeatureTap
-from vlmgate.captioner.fork import ForkDecoder, Pick
-from vlmgate.captioner.generation import accepted_keys, image_token_ids_of, moved, own_generation_config
-from vlmgate.captioner.graphs import RecordedDecoder, Recordings
-from vlmgate.captioner.packed import CannotPackError, PackedDecoder, Teacher, check_structure
-from vlmgate.captioner.prepack import prepack, undo
-from vlmgate.captioner.prompting import OPTIONAL_KEYS, PromptEncoder, apart, length_varies, trial_images
+from vlmgate.captioner.local import memory
+from vlmgate.captioner.local.blocks import attention_in_blocks
+from vlmgate.captioner.local.checkpoint import describe, load_checkpoint
+from vlmgate.captioner.local.features import Features, FeatureTap
+from vlmgate.captioner.local.fork import ForkDecoder, Pick
+from vlmgate.captioner.local.generation import accepted_keys, image_token_ids_of, moved, own_generation_config
+from vlmgate.captioner.local.packed import CannotPackError, PackedDecoder, Teacher, check_structure
+from vlmgate.captioner.local.prepack import prepack, undo
+from vlmgate.captioner.local.prompts import OPTIONAL_KEYS, PromptEncoder, apart, length_varies, trial_images
+from vlmgate.captioner.local.recorded import RecordedDecoder, Recordings
+from vlmgate.captioner.local.rounds import sample_in_rounds
+from vlmgate.captioner.local.sampling import Sampler, Warp
+from vlmgate.captioner.local.shared_prefill import (
+    TRIAL_STEPS,
+    CannotShareError,
+    Continuation,
+    Recorder,
+    Tails,
+    alike,
+    find_tails,
+)
+from vlmgate.captioner.local.streams import Use, uniforms
+from vlmgate.captioner.local.views import views_of
 from vlmgate.captioner.protocol import Enough
 from vlmgate.captioner.quiet import quiet
-from vlmgate.captioner.rounds import sample_in_rounds
-from vlmgate.captioner.sampling import Sampler, Warp
-from vlmgate.captioner.sharing import TRIAL_STEPS, CannotShareError, Continuation, Recorder, Tails, alike, find_tails
-from vlmgate.captioner.streams import Use, uniforms
-from vlmgate.captioner.views import views_of
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Finish, ModelInfo, Picture, Sampled, Times
 
