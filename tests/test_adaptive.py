@@ -27,13 +27,13 @@ from vlmgate.calibration.readings import join
 from vlmgate.cli import app
 from vlmgate.config import SamplingConfig, ScanConfig, WatchConfig
 from vlmgate.data import Caption, Picture, Quality, Reason, Route, Sampled
-from vlmgate.diversity import word_kernel
 from vlmgate.errors import ConfigError, GateError, LabelError, UsageError
 from vlmgate.gate import Gate, Limit, make_gate
-from vlmgate.kernels import WordKernel
 from vlmgate.rescore import rescore
 from vlmgate.scanning import scan
-from vlmgate.scoring import Said, Scorer
+from vlmgate.scores.diversity import word_kernel
+from vlmgate.scores.kernels import WordKernel
+from vlmgate.scores.score import Said, Scorer
 from vlmgate.store import read_result
 from vlmgate.urn import PLAYS, URNS, entropies, entropy, seldom_ends
 

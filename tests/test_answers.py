@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmgate.answers import Parsed, parse, problem_with, tally
 from vlmgate.config import question_prompt
 from vlmgate.data import Caption, Reason
-from vlmgate.degenerate import degenerate_answers
+from vlmgate.scores.answers import Parsed, parse, problem_with, tally
+from vlmgate.scores.refusals import degenerate_answers
 
 CHOICES = ("ok", "scratch", "surface crack")
 ABSTAINS = Parsed(None, abstains=True)

@@ -17,9 +17,9 @@ from vlmgate.builtin.evaluate import auroc
 from vlmgate.builtin.world import DEGRADATIONS, Defect, Truth
 from vlmgate.data import Caption, Quality
 from vlmgate.gate import HIGHER_IS_WORSE
-from vlmgate.kernels import WordKernel
-from vlmgate.novelty import pack
-from vlmgate.scoring import Said
+from vlmgate.scores.kernels import WordKernel
+from vlmgate.scores.novelty import pack
+from vlmgate.scores.score import Said
 from vlmgate.store import read_result
 
 SURE = "A brass washer with a crack at the center."

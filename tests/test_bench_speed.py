@@ -10,7 +10,7 @@ import pytest
 from tests.bench import _timing, adaptive, command, reading, refill, scale
 from vlmgate.data import Caption
 from vlmgate.gate import make_gate
-from vlmgate.scoring import Said
+from vlmgate.scores.score import Said
 
 
 def test_ways_take_turns_and_the_first_round_does_not_count() -> None:

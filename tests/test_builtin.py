@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vlmgate.answers import Parsed
 from vlmgate.builtin.anomalies import KINDS, draw_anomaly
 from vlmgate.builtin.captions import INSTRUCTIONS, majority, named, parse, random_caption, some_captions
 from vlmgate.builtin.evaluate import sheets, summarise
@@ -42,8 +41,9 @@ from vlmgate.builtin.world import (
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION, question_prompt
 from vlmgate.data import Reason
-from vlmgate.diversity import vendi_score, word_kernel
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
+from vlmgate.scores.answers import Parsed
+from vlmgate.scores.diversity import vendi_score, word_kernel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLES = REPOSITORY / "sample_images"
@@ -370,7 +370,7 @@ def test_the_built_in_model_reads_its_world_and_doubts_what_it_cannot_see() -> N
     from vlmgate.builtin.evaluate import bars, summarise
     from vlmgate.builtin.measure import draw, read
     from vlmgate.config import ModelConfig, SamplingConfig
-    from vlmgate.novelty import Reference
+    from vlmgate.scores.novelty import Reference
 
     drawn = list(draw(seed=123, clean=60, each=4, anomalies=6))
     reference = Reference.load(weights_folder() / "novelty.npz")

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmgate.data import Caption
-from vlmgate.diversity import (
+from vlmgate.errors import KernelError
+from vlmgate.scores.diversity import (
     agreement,
     as_kernel,
     cocoa,
@@ -23,8 +24,7 @@ from vlmgate.diversity import (
     view_contrast,
     word_kernel,
 )
-from vlmgate.errors import KernelError
-from vlmgate.words import content_words
+from vlmgate.scores.words import content_words
 
 
 def captions(*texts: str) -> list[Caption]:

@@ -17,7 +17,7 @@ from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Sampled
 from vlmgate.images import find_images, open_pages
-from vlmgate.scoring import Said, Scorer
+from vlmgate.scores.score import Said, Scorer
 from vlmgate.store import read_result
 
 LABELLED = Path(__file__).parent.parent / "sample_images" / "labelled"

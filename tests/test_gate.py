@@ -7,13 +7,13 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from vlmgate.answers import Parsed, tally
 from vlmgate.data import Caption, Quality, Reason, Record, Route, Scores
-from vlmgate.degenerate import degenerate, is_empty, is_refusal, says_nothing
-from vlmgate.diversity import score_captions
 from vlmgate.errors import GateError
 from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, decide, make_gate
-from vlmgate.scoring import doubt
+from vlmgate.scores.answers import Parsed, tally
+from vlmgate.scores.diversity import score_captions
+from vlmgate.scores.refusals import degenerate, is_empty, is_refusal, says_nothing
+from vlmgate.scores.score import doubt
 
 
 def scored(name: str, vendi: float | None, logprob: float | None = None) -> Candidate:

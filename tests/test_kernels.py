@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from vlmgate.data import Caption
-from vlmgate.diversity import score_captions, vendi_score, word_kernel
 from vlmgate.errors import ConfigError, ModelError
-from vlmgate.kernels import check_kernel, load_kernel
+from vlmgate.scores.diversity import score_captions, vendi_score, word_kernel
+from vlmgate.scores.kernels import check_kernel, load_kernel
 
 WORDS = "a an no brass gear steel washer with dent scratch crack on the of free".split()
 TEXTS = (
@@ -62,7 +62,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_words_are_the_default_and_need_no_torch() -> None:
     kernel = load_kernel("words")
     np.testing.assert_array_equal(kernel(TEXTS), word_kernel(TEXTS))
-    code = "import sys, vlmgate.kernels as k; k.load_kernel('words'); print('torch' in sys.modules)"
+    code = "import sys, vlmgate.scores.kernels as k; k.load_kernel('words'); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vlmgate.errors import NoveltyError
-from vlmgate.novelty import Method, Reference
+from vlmgate.scores.novelty import Method, Reference
 
 METHODS: tuple[Method, ...] = ("mahalanobis", "knn")
 
@@ -162,6 +162,6 @@ def test_whatever_is_wrong_with_a_file_it_is_told_in_one_line(tmp_path: Path) ->
 def test_a_file_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.npz"
     Reference.fit(parts(20, 10)).save(path)
-    monkeypatch.setattr("vlmgate.novelty._MOST_BYTES", 1000)
+    monkeypatch.setattr("vlmgate.scores.novelty._MOST_BYTES", 1000)
     with pytest.raises(NoveltyError, match="unpacks to more than 1,000 bytes"):
         Reference.load(path)

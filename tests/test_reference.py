@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 
-import vlmgate.reference
 import vlmgate.scanning
+import vlmgate.scores.reference
 import vlmgate.tonight
 from vlmgate.config import ImageConfig, ModelConfig, ScanConfig
 from vlmgate.data import Picture, Reason, Record, Route, Sampled
 from vlmgate.errors import GateError, NoImagesError, NoveltyError
 from vlmgate.gate import make_gate
-from vlmgate.kernels import WordKernel
-from vlmgate.novelty import Reference
 from vlmgate.rescore import rescore
 from vlmgate.scanning import scan
+from vlmgate.scores.kernels import WordKernel
+from vlmgate.scores.novelty import Reference
 from vlmgate.store import read_provenance, read_result
 
 KNOWN = tuple(f"known_{i:02d}.png" for i in range(30))
@@ -163,7 +163,7 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
     carried = Reference.fit([features(name) for name in KNOWN])
     other = Reference.fit(np.random.default_rng(0).normal(size=(20, 9)))  # of features of another length
     for reference, novel in ((carried, True), (other, False), (None, False)):
-        for module in (vlmgate.reference, vlmgate.scanning, vlmgate.tonight):
+        for module in (vlmgate.scores.reference, vlmgate.scanning, vlmgate.tonight):
             monkeypatch.setattr(module, "checkpoint_reference", lambda _, found=reference: found)
         rows = run(replace(config, reference=None, limits=()))
         assert (rows["fish.png"].novelty is not None) == novel
@@ -177,7 +177,7 @@ def test_a_checkpoint_folder_may_carry_its_reference(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"")
     model = ModelConfig(model=str(folder))
-    assert vlmgate.reference.checkpoint_reference(model) is None
+    assert vlmgate.scores.reference.checkpoint_reference(model) is None
     Reference.fit([features(name) for name in KNOWN]).save(folder / "novelty.npz")
-    found = vlmgate.reference.checkpoint_reference(model)
+    found = vlmgate.scores.reference.checkpoint_reference(model)
     assert found is not None and found.count == 30

@@ -12,12 +12,12 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 
 from vlmgate.data import Reason, Record, Route
-from vlmgate.diversity import Matrix
 from vlmgate.errors import OutputError, StoreError, UsageError
 from vlmgate.gate import make_gate
-from vlmgate.kernels import WordKernel
 from vlmgate.rescore import Rescored, check_columns, check_output, rescore
 from vlmgate.scanning import scan
+from vlmgate.scores.diversity import Matrix
+from vlmgate.scores.kernels import WordKernel
 from vlmgate.store import read_result, write_result
 from vlmgate.summary import routed_worst_first, worst_routed
 

@@ -18,8 +18,8 @@ from vlmgate.entries import found_as_text, found_of_text
 from vlmgate.errors import StoreError
 from vlmgate.images import find_images
 from vlmgate.journal import Journal
-from vlmgate.novelty import pack
 from vlmgate.rows import build_rows, completed, decide_rows
+from vlmgate.scores.novelty import pack
 from vlmgate.shelf import Shelf, SlotSet
 from vlmgate.store import read_result, write_result
 

@@ -18,7 +18,7 @@ from vlmgate.images import find_images
 from vlmgate.journal import Journal
 from vlmgate.recorder import Recorder
 from vlmgate.scanning import scan
-from vlmgate.scoring import Scorer
+from vlmgate.scores.score import Scorer
 from vlmgate.store import read_result
 from vlmgate.supply import Batch, ModelWanted, Supply
 

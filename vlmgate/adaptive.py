@@ -32,11 +32,11 @@ from typing import Any
 
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Caption, Content, Quality, Reading, Reason, Record, Route, Scores
-from vlmgate.diversity import Matrix
 from vlmgate.errors import GateError
 from vlmgate.gate import Candidate, Gate, Limit, decide, safe_limit
-from vlmgate.novelty import Reference
-from vlmgate.scoring import Said, Scorer
+from vlmgate.scores.diversity import Matrix
+from vlmgate.scores.novelty import Reference
+from vlmgate.scores.score import Said, Scorer
 from vlmgate.urn import LEAST_UNSEEN, entropy, seldom_ends
 
 CHANCE = 0.01  # by its answers: of being accepted after all, below which an image is left to a person

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from vlmgate.gate import Gate as Rule
     from vlmgate.gatefile import GateFile
-    from vlmgate.novelty import Reference
     from vlmgate.outcome import ScanResult as Run
+    from vlmgate.scores.novelty import Reference
 
 StrPath = str | os.PathLike[str]
 
@@ -142,7 +142,7 @@ class Gate:
     def _reference(self) -> Reference | None:
         """Return what novelty is measured from, where that is the gate's own matter; raises `GateError`."""
         from vlmgate.gatefile import feature_file
-        from vlmgate.novelty import Reference
+        from vlmgate.scores.novelty import Reference
 
         path = feature_file(self.file, self.path) if self.file.measures_novelty else None
         return None if path is None else Reference.load(path)

@@ -15,7 +15,7 @@ from vlmgate.captioner import Captioner, DrawsInRounds, Prepares
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Caption, Content, Duplicate, Failure, Picture, Reading, Sampled, Unreadable, content_of
 from vlmgate.errors import EndpointError, ModelError, one_line
-from vlmgate.novelty import pack
+from vlmgate.scores.novelty import pack
 
 log = logging.getLogger(__name__)
 

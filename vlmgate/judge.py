@@ -13,11 +13,11 @@ from numbers import Real
 from typing import Any, cast
 
 from vlmgate.data import Caption, Decision, Finish, Quality, Reason, Record, Scores
-from vlmgate.degenerate import degenerate, degenerate_answers
 from vlmgate.gate import Candidate, decide
 from vlmgate.gatefile import GateFile
-from vlmgate.novelty import Reference, pack
-from vlmgate.scoring import doubt
+from vlmgate.scores.novelty import Reference, pack
+from vlmgate.scores.refusals import degenerate, degenerate_answers
+from vlmgate.scores.score import doubt
 
 # What a result says of a row that no score can save; the others are decisions of another gate.
 _NO_READING = frozenset(

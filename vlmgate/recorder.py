@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass, field
 
 from vlmgate.data import Entry, Reading, Reason, Scores, content_of
 from vlmgate.journal import Journal
-from vlmgate.scoring import Said, Scored, Scorer
+from vlmgate.scores.score import Said, Scored, Scorer
 from vlmgate.shelf import Shelf
 
 log = logging.getLogger(__name__)

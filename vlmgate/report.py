@@ -22,8 +22,8 @@ from vlmgate.config import BUILTIN, ScanConfig
 from vlmgate.data import ModelInfo, Reason, Record, Route
 from vlmgate.errors import plain
 from vlmgate.gate import COLUMNS, Gate
+from vlmgate.scores.words import content_words
 from vlmgate.version import __version__
-from vlmgate.words import content_words
 
 BUILTIN_NOTICE = (
     "The built-in model knows rendered sample parts only; of your own images it says nothing worth having. "

@@ -30,9 +30,9 @@ from vlmgate.errors import LostReadingError
 from vlmgate.gate import Candidate, Gate, decide
 from vlmgate.images import Walk
 from vlmgate.journal import Journal
-from vlmgate.kernels import Kernel
-from vlmgate.novelty import Reference
-from vlmgate.scoring import NOTHING, Said, Scored, Scorer, columns_of, with_doubt
+from vlmgate.scores.kernels import Kernel
+from vlmgate.scores.novelty import Reference
+from vlmgate.scores.score import NOTHING, Said, Scored, Scorer, columns_of, with_doubt
 from vlmgate.shelf import Shelf
 
 _AT_ONCE = 512  # readings that are in memory together

@@ -30,17 +30,17 @@ from vlmgate.errors import EndpointError, FatalError, LostReadingError, ModelErr
 from vlmgate.finding import find, look, told_of_list
 from vlmgate.images import Walk
 from vlmgate.journal import Journal, is_journal
-from vlmgate.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.logfile import logging_to
-from vlmgate.novelty import Reference
 from vlmgate.outcome import ScanResult
 from vlmgate.pending import forget_changed, forget_replaced, gone_but_read, in_turns, noted, still_to_read, with_turned
 from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
-from vlmgate.reference import ReferenceFolder, checkpoint_reference, told_of_reference
 from vlmgate.rows import Row, build_rows, completed, decide_rows
-from vlmgate.scoring import Scorer
+from vlmgate.scores.kernels import WORDS, Kernel, check_kernel, load_kernel
+from vlmgate.scores.novelty import Reference
+from vlmgate.scores.reference import ReferenceFolder, checkpoint_reference, told_of_reference
+from vlmgate.scores.score import Scorer
 from vlmgate.shards import Listing, now, share_of
 from vlmgate.shelf import SlotSet
 from vlmgate.signals import Interrupted, Signals

@@ -12,7 +12,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from vlmgate.answers import check_choices
 from vlmgate.config import (
     DEFAULT_QUESTION,
     CalibrateConfig,
@@ -28,6 +27,7 @@ from vlmgate.config import (
     parse_duration,
 )
 from vlmgate.errors import ConfigError, UsageError
+from vlmgate.scores.answers import check_choices
 
 if TYPE_CHECKING:
     from vlmgate.calibration.cost import Costs

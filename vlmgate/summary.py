@@ -23,8 +23,8 @@ from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import plain
 from vlmgate.gate import HIGHER_IS_WORSE, Gate
 from vlmgate.report import BUILTIN_NOTICE, WORDS, header_line
+from vlmgate.scores.words import content_words
 from vlmgate.store import SCHEMA_VERSION
-from vlmgate.words import content_words
 
 _UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED)
 _NAMES_COLUMN = (Reason.BEYOND_LIMIT, Reason.NO_SCORE)  # these say which column it was

@@ -20,8 +20,8 @@ from vlmgate.drift import Values, shifts
 from vlmgate.errors import GateError
 from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.gatefile import GateFile, differences, feature_file, read_gate
-from vlmgate.novelty import Reference
-from vlmgate.reference import checkpoint_reference
+from vlmgate.scores.novelty import Reference
+from vlmgate.scores.reference import checkpoint_reference
 
 log = logging.getLogger(__name__)
 

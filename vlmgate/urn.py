@@ -28,7 +28,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmgate.diversity import Matrix
+from vlmgate.scores.diversity import Matrix
 
 Counts = NDArray[np.int64]
 

@@ -29,9 +29,9 @@ from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Quality, Sampled
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
-from vlmgate.kernels import Kernel
-from vlmgate.novelty import Reference, pack
-from vlmgate.scoring import Said, Scorer
+from vlmgate.scores.kernels import Kernel
+from vlmgate.scores.novelty import Reference, pack
+from vlmgate.scores.score import Said, Scorer
 
 SCHEMA = 1  # of the file of readings
 BATCH = 16  # images

@@ -27,8 +27,8 @@ from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Route
 from vlmgate.gate import Candidate, Gate, decide, make_gate
 from vlmgate.images import find_images, read_ahead
-from vlmgate.novelty import Reference
-from vlmgate.scoring import Said, Scorer
+from vlmgate.scores.novelty import Reference
+from vlmgate.scores.score import Said, Scorer
 from vlmgate.settings import split_samples
 
 ROOT = Path(__file__).parent.parent.parent / "sample_images"

@@ -28,7 +28,7 @@ from vlmgate.images import find_images, read_ahead
 from vlmgate.journal import Journal
 from vlmgate.outcome import ScanResult
 from vlmgate.scanning import scan
-from vlmgate.scoring import Said, Scorer
+from vlmgate.scores.score import Said, Scorer
 from vlmgate.store import write_result
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

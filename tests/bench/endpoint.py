@@ -36,7 +36,7 @@ from vlmgate.data import Record
 from vlmgate.report import TerminalProgress
 from vlmgate.rescore import said_of
 from vlmgate.scanning import scan
-from vlmgate.scoring import Scorer
+from vlmgate.scores.score import Scorer
 
 LABELLED = Path(__file__).parent.parent.parent / "sample_images" / "labelled"
 COUNTS = (8, 16, 32, 64)

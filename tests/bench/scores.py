@@ -44,7 +44,7 @@ from tests.bench._peers import Texts, peers, values_of
 from vlmgate.builtin.evaluate import Sheet
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import ConfigError
-from vlmgate.kernels import MINILM, WORDS, Kernel, check_kernel, load_kernel
+from vlmgate.scores.kernels import MINILM, WORDS, Kernel, check_kernel, load_kernel
 
 Kind = Literal["ours", "simple", "peer"]
 DEFAULT = ("vendi_score", WORDS)

@@ -48,7 +48,7 @@ from vlmgate.builtin.evaluate import Sheet
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig
 from vlmgate.gate import HIGHER_IS_WORSE
-from vlmgate.kernels import WORDS, load_kernel
+from vlmgate.scores.kernels import WORDS, load_kernel
 
 SAMPLES = 8  # K of every number of views
 VIEWS = (1, 2, 4, 8)

@@ -28,7 +28,7 @@ from vlmgate.captioner.builtin import OWN_LIMITS, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Route
 from vlmgate.gate import decide, make_gate
-from vlmgate.novelty import Reference
+from vlmgate.scores.novelty import Reference
 
 DEFAULT_SCORE = "vendi_score"
 NOVELTY, JOINT = "novelty", "doubt"

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmgate.answers import Parsed, parse
 from vlmgate.builtin import captions as language
 from vlmgate.builtin import questions
 from vlmgate.builtin.anomalies import KINDS, draw_anomaly
@@ -27,8 +26,9 @@ from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ImageFile, Picture, Sampled
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
-from vlmgate.novelty import Reference
-from vlmgate.scoring import Said, Scorer
+from vlmgate.scores.answers import Parsed, parse
+from vlmgate.scores.novelty import Reference
+from vlmgate.scores.score import Said, Scorer
 
 STREAM = 4  # first word of every seed drawn here; training and the sample images use others
 STRONG = 0.7  # severity from which a degradation counts as strong

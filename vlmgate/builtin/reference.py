@@ -11,7 +11,7 @@ from pathlib import Path
 from vlmgate.builtin.measure import features_of
 from vlmgate.builtin.render import Wanted, render
 from vlmgate.builtin.world import CLEAN
-from vlmgate.novelty import Reference
+from vlmgate.scores.novelty import Reference
 
 STREAM = 5  # first word of every seed drawn here
 COUNT = 3_000

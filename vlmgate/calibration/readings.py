@@ -20,9 +20,9 @@ from vlmgate.calibration.quality import Vector
 from vlmgate.data import Decision, Reason, Record, Route, Scores
 from vlmgate.errors import LabelError
 from vlmgate.gate import HIGHER_IS_WORSE, Candidate, Limit, bars
-from vlmgate.kernels import WORDS, Kernel
 from vlmgate.rescore import quality_of, said_of
-from vlmgate.scoring import Said, Scorer
+from vlmgate.scores.kernels import WORDS, Kernel
+from vlmgate.scores.score import Said, Scorer
 
 Mask = NDArray[np.bool_]
 

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmgate.answers import check_choices
 from vlmgate.calibration.choose import SUBSETS
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
@@ -30,10 +29,11 @@ from vlmgate.data import Picture
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gatefile import GateFile, is_gate, sampling_of, write_gate
 from vlmgate.images import find_images, open_pages
-from vlmgate.kernels import check_kernel, load_kernel
 from vlmgate.outcome import ScanResult
 from vlmgate.progress import Progress
 from vlmgate.scanning import scan
+from vlmgate.scores.answers import check_choices
+from vlmgate.scores.kernels import check_kernel, load_kernel
 from vlmgate.store import read_provenance, read_result, write_result
 from vlmgate.version import __version__
 

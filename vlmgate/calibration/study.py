@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 
-from vlmgate.answers import parse, tally
 from vlmgate.calibration.agreement import Agreement, agreement
 from vlmgate.calibration.choose import (
     SUBSETS,
@@ -32,9 +31,10 @@ from vlmgate.config import CalibrateConfig
 from vlmgate.drift import COLUMNS, Kept
 from vlmgate.errors import LabelError
 from vlmgate.gate import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit, safe_limit
-from vlmgate.kernels import Kernel
-from vlmgate.novelty import FEWEST, Reference, unpack
 from vlmgate.rescore import said_of
+from vlmgate.scores.answers import parse, tally
+from vlmgate.scores.kernels import Kernel
+from vlmgate.scores.novelty import FEWEST, Reference, unpack
 
 FEW = 20  # wrong readings, or right ones; with fewer every figure is shaky
 _FEWEST_FEATURES = 30  # images of the design part; a reference of fewer would call half of the rest strange

@@ -47,9 +47,9 @@ def rescore(
     """
     with errors_in_one_line():
         from vlmgate.gate import make_gate
-        from vlmgate.kernels import check_kernel, load_kernel
         from vlmgate.rescore import check_columns, check_output
         from vlmgate.rescore import rescore as run
+        from vlmgate.scores.kernels import check_kernel, load_kernel
         from vlmgate.store import read_result, write_result
         from vlmgate.summary import print_summary, summary_json
 

@@ -26,7 +26,7 @@ from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Content, Entry, Failure, ModelInfo, Picture, Source, Unreadable, content_of
 from vlmgate.errors import VlmgateError, one_line
 from vlmgate.images import read_ahead
-from vlmgate.reference import features_of
+from vlmgate.scores.reference import features_of
 from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)

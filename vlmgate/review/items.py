@@ -17,8 +17,8 @@ from vlmgate.errors import UsageError, plain
 from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Gate
 from vlmgate.review.marks import differing, pieces, shown
 from vlmgate.review.sentences import sentence
+from vlmgate.scores.words import content_words
 from vlmgate.summary import reason_of, routed_worst_first
-from vlmgate.words import content_words
 
 LONGEST = 4000  # characters of a caption or an answer that the page is told
 MOST_TEXTS = 64  # different captions or answers of one image that the page is told

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from vlmgate.errors import plain
-from vlmgate.words import NEGATION, content_words, places
+from vlmgate.scores.words import NEGATION, content_words, places
 
 _NUMBERS = frozenset("two three four five six seven eight nine ten eleven twelve dozen".split())
 _JOINED = re.compile(r"[\s-]?")  # what two marked words may have between them and still be one mark

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vlmgate.diversity import SAME_READING, Matrix, word_kernel
 from vlmgate.errors import ConfigError
+from vlmgate.scores.diversity import SAME_READING, Matrix, word_kernel
 
 WORDS = "words"
 MINILM = "minilm"
@@ -35,7 +35,7 @@ class Kernel(Protocol):
 
 
 class WordKernel:
-    """Content words, negation bound to what it negates; see `vlmgate.words`."""
+    """Content words, negation bound to what it negates; see `vlmgate.scores.words`."""
 
     same = SAME_READING
 
@@ -57,7 +57,7 @@ def load_kernel(name: str) -> Kernel:
     kind, folder = _place(name)
     if folder is None:
         return WordKernel()
-    from vlmgate.encoders import EmbeddingKernel, EntailmentKernel
+    from vlmgate.scores.encoders import EmbeddingKernel, EntailmentKernel
 
     return EntailmentKernel(folder) if kind == "nli" else EmbeddingKernel(folder)
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vlmgate.degenerate import is_empty, is_refusal
 from vlmgate.errors import ConfigError
-from vlmgate.words import ARTICLES, LONGEST, NEGATORS, SPACELESS, STOP, content_words, fold, singular, tokens_of
+from vlmgate.scores.refusals import is_empty, is_refusal
+from vlmgate.scores.words import ARTICLES, LONGEST, NEGATORS, SPACELESS, STOP, content_words, fold, singular, tokens_of
 
 _ABSTAINS = re.compile(
     r"""

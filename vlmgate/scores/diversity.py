@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vlmgate.data import Caption, Scores
 from vlmgate.errors import KernelError
-from vlmgate.words import content_words
+from vlmgate.scores.words import content_words
 
 Matrix = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ from vlmgate.config import ImageConfig, ModelConfig
 from vlmgate.data import Picture, Source
 from vlmgate.errors import NoImagesError, NoveltyError
 from vlmgate.images import find_images, is_of_the_disk, read_ahead
-from vlmgate.novelty import Reference, pack, unpack
+from vlmgate.scores.novelty import Reference, pack, unpack
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ import transformers
 from numpy.typing import NDArray
 
 from vlmgate.captioner.quiet import quiet
-from vlmgate.diversity import Matrix, as_kernel
 from vlmgate.errors import ModelError, one_line
+from vlmgate.scores.diversity import Matrix, as_kernel
 
 _BATCH = 64  # texts or pairs
 _LONGEST = 512  # tokens

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from vlmgate.answers import Parsed, Tally, parse, tally
 from vlmgate.data import Caption, Reason, Scores
-from vlmgate.degenerate import degenerate, degenerate_answers
-from vlmgate.diversity import score_captions
-from vlmgate.kernels import Kernel, WordKernel
+from vlmgate.scores.answers import Parsed, Tally, parse, tally
+from vlmgate.scores.diversity import score_captions
+from vlmgate.scores.kernels import Kernel, WordKernel
+from vlmgate.scores.refusals import degenerate, degenerate_answers
 
 log = logging.getLogger(__name__)
 
