@@ -133,10 +133,10 @@ def let_it_read(captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch) -> No
     """Let every command read with a fake, and split by the default rather than by what was measured on the real one."""
     import vlmgate.calibration.run
     import vlmgate.comparison.run
+    import vlmgate.gate.of_run
     import vlmgate.scanning
-    import vlmgate.tonight
 
     run_comparison = vlmgate.comparison.run.run_comparison
     for function in (vlmgate.scanning.scan, vlmgate.calibration.run.calibrate, run_comparison):
         monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "load": captioner.load})
-    monkeypatch.setattr(vlmgate.tonight, "own_limits", lambda sampling: ())
+    monkeypatch.setattr(vlmgate.gate.of_run, "own_limits", lambda sampling: ())

@@ -9,7 +9,7 @@ from pathlib import Path
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 
 from vlmgate.data import Record
-from vlmgate.gate import Gate
+from vlmgate.gate.rules import Gate
 from vlmgate.review import Made, Options, make_review
 from vlmgate.review.items import Item, choose
 from vlmgate.scanning import scan

@@ -14,7 +14,13 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, let_it_read
 from typer.testing import CliRunner
 
-from vlmgate.adaptive import (
+from vlmgate.calibration.labels import Labels
+from vlmgate.calibration.readings import join
+from vlmgate.cli import app
+from vlmgate.config import SamplingConfig, ScanConfig, WatchConfig
+from vlmgate.data import Caption, Picture, Quality, Reason, Route, Sampled
+from vlmgate.errors import ConfigError, GateError, LabelError, UsageError
+from vlmgate.gate.early_stop import (
     Foresight,
     beta_binomial,
     check_gate,
@@ -22,20 +28,14 @@ from vlmgate.adaptive import (
     joined,
     looks,
 )
-from vlmgate.calibration.labels import Labels
-from vlmgate.calibration.readings import join
-from vlmgate.cli import app
-from vlmgate.config import SamplingConfig, ScanConfig, WatchConfig
-from vlmgate.data import Caption, Picture, Quality, Reason, Route, Sampled
-from vlmgate.errors import ConfigError, GateError, LabelError, UsageError
-from vlmgate.gate import Gate, Limit, make_gate
+from vlmgate.gate.rules import Gate, Limit, make_gate
+from vlmgate.gate.simulate import PLAYS, URNS, entropies, entropy, seldom_ends
 from vlmgate.rescore import rescore
 from vlmgate.scanning import scan
 from vlmgate.scores.diversity import word_kernel
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.scores.score import Said, Scorer
 from vlmgate.store import read_result
-from vlmgate.urn import PLAYS, URNS, entropies, entropy, seldom_ends
 
 K = 16
 SAMPLING = SamplingConfig(num_samples=K)

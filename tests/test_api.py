@@ -18,8 +18,8 @@ import vlmgate
 from vlmgate import Gate, GateError, NoImagesError, Progressed, Reason, Route, UsageError, calibrate, scan
 from vlmgate.cli import app
 from vlmgate.config import SamplingConfig
-from vlmgate.gate import Gate as Rule
-from vlmgate.gatefile import GateFile, sampling_of, write_gate
+from vlmgate.gate.file import GateFile, sampling_of, write_gate
+from vlmgate.gate.rules import Gate as Rule
 from vlmgate.settings import CalibrateOptions, ScanOptions
 
 ROOT = Path(__file__).parent.parent

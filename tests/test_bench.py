@@ -16,7 +16,7 @@ from vlmgate.builtin.anomalies import KINDS
 from vlmgate.builtin.evaluate import auroc
 from vlmgate.builtin.world import DEGRADATIONS, Defect, Truth
 from vlmgate.data import Caption, Quality
-from vlmgate.gate import HIGHER_IS_WORSE
+from vlmgate.gate.rules import HIGHER_IS_WORSE
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.scores.novelty import pack
 from vlmgate.scores.score import Said

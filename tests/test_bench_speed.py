@@ -9,7 +9,7 @@ import pytest
 
 from tests.bench import _timing, adaptive, command, reading, refill, scale
 from vlmgate.data import Caption
-from vlmgate.gate import make_gate
+from vlmgate.gate.rules import make_gate
 from vlmgate.scores.score import Said
 
 

@@ -41,7 +41,7 @@ from vlmgate.builtin.world import (
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION, question_prompt
 from vlmgate.data import Reason
-from vlmgate.gate import HIGHER_IS_WORSE, Candidate
+from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
 from vlmgate.scores.answers import Parsed
 from vlmgate.scores.diversity import vendi_score, word_kernel
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import vlmgate.calibration.run
 from vlmgate.cli import app
-from vlmgate.gatefile import read_gate
+from vlmgate.gate.file import read_gate
 from vlmgate.store import read_provenance, read_result
 
 runner = CliRunner()

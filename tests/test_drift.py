@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlmgate.drift import FEWEST, Kept, shifts
+from vlmgate.gate.drift import FEWEST, Kept, shifts
 
 
 def test_nothing_changed_no_alarm_in_ninety_nine_nights() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vlmgate.cli import app
-from vlmgate.gatefile import read_gate
+from vlmgate.gate.file import read_gate
 from vlmgate.store import read_result
 
 runner = CliRunner()

@@ -9,7 +9,7 @@ import pytest
 
 from vlmgate.data import Caption, Quality, Reason, Record, Route, Scores
 from vlmgate.errors import GateError
-from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, decide, make_gate
+from vlmgate.gate.rules import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, decide, make_gate
 from vlmgate.scores.answers import Parsed, tally
 from vlmgate.scores.diversity import score_captions
 from vlmgate.scores.refusals import degenerate, is_empty, is_refusal, says_nothing

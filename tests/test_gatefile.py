@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmgate.config import SamplingConfig
-from vlmgate.drift import Kept
 from vlmgate.errors import GateError
-from vlmgate.gate import Gate, Limit, never
-from vlmgate.gatefile import GateFile, differences, read_gate, sampling_of, write_gate
+from vlmgate.gate.drift import Kept
+from vlmgate.gate.file import GateFile, differences, read_gate, sampling_of, write_gate
+from vlmgate.gate.rules import Gate, Limit, never
 from vlmgate.store import read_provenance, write_result
 
 SAMPLING = SamplingConfig(question="Which?", choices=("ok", "a dent"), num_samples=8)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 
+import vlmgate.gate.of_run
 import vlmgate.scanning
 import vlmgate.scores.reference
-import vlmgate.tonight
 from vlmgate.config import ImageConfig, ModelConfig, ScanConfig
 from vlmgate.data import Picture, Reason, Record, Route, Sampled
 from vlmgate.errors import GateError, NoImagesError, NoveltyError
-from vlmgate.gate import make_gate
+from vlmgate.gate.rules import make_gate
 from vlmgate.rescore import rescore
 from vlmgate.scanning import scan
 from vlmgate.scores.kernels import WordKernel
@@ -77,7 +77,7 @@ def test_doubt_is_the_vendi_score_of_what_is_familiar_and_more_of_what_is_not(
         source=config.out,
     )
     assert again.records == records
-    monkeypatch.setattr(vlmgate.tonight, "checkpoint_reference", lambda _: None)
+    monkeypatch.setattr(vlmgate.gate.of_run, "checkpoint_reference", lambda _: None)
     with pytest.raises(GateError, match="doubt needs a distance from a reference"):
         run(replace(config, reference=None, limits=(), score="doubt", threshold=1.5))
 
@@ -163,7 +163,7 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
     carried = Reference.fit([features(name) for name in KNOWN])
     other = Reference.fit(np.random.default_rng(0).normal(size=(20, 9)))  # of features of another length
     for reference, novel in ((carried, True), (other, False), (None, False)):
-        for module in (vlmgate.scores.reference, vlmgate.scanning, vlmgate.tonight):
+        for module in (vlmgate.scores.reference, vlmgate.scanning, vlmgate.gate.of_run):
             monkeypatch.setattr(module, "checkpoint_reference", lambda _, found=reference: found)
         rows = run(replace(config, reference=None, limits=()))
         assert (rows["fish.png"].novelty is not None) == novel

@@ -15,7 +15,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 from rich.console import Console
 
 from vlmgate.errors import plain
-from vlmgate.gate import make_gate
+from vlmgate.gate.rules import make_gate
 from vlmgate.outcome import ScanResult
 from vlmgate.progress import Aside
 from vlmgate.report import TerminalProgress, header_line

@@ -13,7 +13,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, UsageError
-from vlmgate.gate import make_gate
+from vlmgate.gate.rules import make_gate
 from vlmgate.rescore import Rescored, check_columns, check_output, rescore
 from vlmgate.scanning import scan
 from vlmgate.scores.diversity import Matrix

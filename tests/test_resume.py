@@ -23,6 +23,7 @@ from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig,
 from vlmgate.data import Caption, Picture, Reason, Route, Sampled
 from vlmgate.entries import sealed
 from vlmgate.errors import ModelError, ResumeError
+from vlmgate.gate.of_run import drift_of
 from vlmgate.images import Walk
 from vlmgate.images.sources import Sources
 from vlmgate.journal import Journal
@@ -30,7 +31,6 @@ from vlmgate.outcome import ScanResult
 from vlmgate.pending import gone
 from vlmgate.scanning import scan
 from vlmgate.store import read_result
-from vlmgate.tonight import drift_of
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 PAGES = ImageConfig(pages="all")

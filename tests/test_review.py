@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from vlmgate.cli import app
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError
-from vlmgate.gate import Gate
+from vlmgate.gate.rules import Gate
 from vlmgate.review.folder import MARKER, held
 from vlmgate.review.items import facts_of
 from vlmgate.review.marks import differing, pieces, shown

@@ -24,8 +24,8 @@ from vlmgate.cli import app
 from vlmgate.config import ImageConfig, ScanConfig, Shard
 from vlmgate.data import Reason, Record
 from vlmgate.errors import ConfigError, GateError, PartsError, StoreError
-from vlmgate.gate import Gate, Limit
-from vlmgate.gatefile import sampling_of, write_gate
+from vlmgate.gate.file import sampling_of, write_gate
+from vlmgate.gate.rules import Gate, Limit
 from vlmgate.merge import Merged, merge
 from vlmgate.scanning import scan
 from vlmgate.shards import place_of, seen

@@ -218,7 +218,7 @@ def folder_of(tmp_path: Path, names: list[str]) -> Path:
 
 
 def test_a_reading_that_was_damaged_meanwhile_is_accepted_by_nobody(tmp_path: Path) -> None:
-    from vlmgate.gate import make_gate
+    from vlmgate.gate.rules import make_gate
 
     walk = find_images(folder_of(tmp_path, [f"{i:05}.png" for i in range(3)]))
     journal = Journal.open(tmp_path / "r.journal.jsonl", PROMPTED)

@@ -33,8 +33,8 @@ from vlmgate.settings import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from vlmgate.gate import Gate as Rule
-    from vlmgate.gatefile import GateFile
+    from vlmgate.gate.file import GateFile
+    from vlmgate.gate.rules import Gate as Rule
     from vlmgate.outcome import ScanResult as Run
     from vlmgate.scores.novelty import Reference
 
@@ -74,7 +74,7 @@ class ScanResult:
     @property
     def routed(self) -> tuple[Record, ...]:
         """Return the rows that a person has to look at, the worst first; what could not be read is among them."""
-        from vlmgate.gate import Gate as Rule
+        from vlmgate.gate.rules import Gate as Rule
         from vlmgate.summary import routed_worst_first
 
         return tuple(routed_worst_first(self.rows, Rule.of(self.provenance["gate"])))
@@ -119,7 +119,7 @@ class Gate:
     @classmethod
     def load(cls, path: StrPath) -> Self:
         """Read a gate file; raises `GateError` for one that is missing, damaged, or of another version."""
-        from vlmgate.gatefile import read_gate
+        from vlmgate.gate.file import read_gate
 
         return cls(Path(path), read_gate(Path(path)))
 
@@ -141,7 +141,7 @@ class Gate:
     @cached_property
     def _reference(self) -> Reference | None:
         """Return what novelty is measured from, where that is the gate's own matter; raises `GateError`."""
-        from vlmgate.gatefile import feature_file
+        from vlmgate.gate.file import feature_file
         from vlmgate.scores.novelty import Reference
 
         path = feature_file(self.file, self.path) if self.file.measures_novelty else None
@@ -156,7 +156,7 @@ class Gate:
         no `answer` where the gate asks a question. Novelty is measured anew where the row has `vision_features` and the
         gate a reference of its own; else the row's `novelty` must come from a scan with this gate.
         """
-        from vlmgate.judge import judge
+        from vlmgate.gate.one_row import judge
 
         return judge(row, self.file, self._reference)
 

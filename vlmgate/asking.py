@@ -10,11 +10,11 @@ from collections.abc import Callable, MutableSet, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlmgate.adaptive import looks
 from vlmgate.captioner import Captioner, DrawsInRounds, Prepares
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Caption, Content, Duplicate, Failure, Picture, Reading, Sampled, Unreadable, content_of
 from vlmgate.errors import EndpointError, ModelError, one_line
+from vlmgate.gate.early_stop import looks
 from vlmgate.scores.novelty import pack
 
 log = logging.getLogger(__name__)

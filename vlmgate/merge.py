@@ -19,15 +19,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlmgate.adaptive import joined
 from vlmgate.data import Reason, Record, Route, Scores
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
-from vlmgate.gate import Candidate, Gate, decide
+from vlmgate.gate.early_stop import joined
+from vlmgate.gate.of_run import Tonight, drift_of, from_file
+from vlmgate.gate.rules import Candidate, Gate, decide
 from vlmgate.images import find_images
 from vlmgate.rescore import quality_of
 from vlmgate.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store import read_provenance, read_result
-from vlmgate.tonight import Tonight, drift_of, from_file
 from vlmgate.version import __version__
 
 # Reasons that hold whatever the limits are. NO_SCORE is one of them where no column is named beside it.

@@ -12,7 +12,7 @@ from typing import Any
 
 from vlmgate.data import Content, Reading, Record
 from vlmgate.errors import VlmgateError
-from vlmgate.gate import Gate
+from vlmgate.gate.rules import Gate
 from vlmgate.rows import completed
 from vlmgate.store import Outputs
 

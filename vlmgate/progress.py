@@ -15,7 +15,7 @@ from typing import Protocol, Self
 from vlmgate.config import ScanConfig
 from vlmgate.data import ModelInfo
 from vlmgate.errors import one_line
-from vlmgate.gate import Gate
+from vlmgate.gate.rules import Gate
 
 log = logging.getLogger(__name__)
 

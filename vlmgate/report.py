@@ -21,7 +21,7 @@ from rich.text import Text
 from vlmgate.config import BUILTIN, ScanConfig
 from vlmgate.data import ModelInfo, Reason, Record, Route
 from vlmgate.errors import plain
-from vlmgate.gate import COLUMNS, Gate
+from vlmgate.gate.rules import COLUMNS, Gate
 from vlmgate.scores.words import content_words
 from vlmgate.version import __version__
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from vlmgate.data import Caption, Decision, Finish, Quality, Reason, Record, Scores
 from vlmgate.errors import OutputError, StoreError, UsageError
-from vlmgate.gate import ANSWER_COLUMNS, Candidate, Gate, decide
+from vlmgate.gate.rules import ANSWER_COLUMNS, Candidate, Gate, decide
 from vlmgate.scores.kernels import Kernel
 from vlmgate.scores.score import NOTHING, Said, Scorer, columns_of
 from vlmgate.store import read_provenance

@@ -27,7 +27,7 @@ from vlmgate.data import (
     content_of,
 )
 from vlmgate.errors import LostReadingError
-from vlmgate.gate import Candidate, Gate, decide
+from vlmgate.gate.rules import Candidate, Gate, decide
 from vlmgate.images import Walk
 from vlmgate.journal import Journal
 from vlmgate.scores.kernels import Kernel

@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from vlmgate.adaptive import Foresight, check_gate, told_of_saving
 from vlmgate.asking import ask
 from vlmgate.captioner import Captioner, KnowsItsBatch, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
@@ -28,6 +27,8 @@ from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfi
 from vlmgate.data import Entry, Failure, ModelInfo, Picture, Reading, Reason, Record, Route, Source
 from vlmgate.errors import EndpointError, FatalError, LostReadingError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.finding import find, look, told_of_list
+from vlmgate.gate.early_stop import Foresight, check_gate, told_of_saving
+from vlmgate.gate.of_run import Tonight, check_same, drift_of, gate_of
 from vlmgate.images import Walk
 from vlmgate.journal import Journal, is_journal
 from vlmgate.logfile import logging_to
@@ -47,7 +48,6 @@ from vlmgate.signals import Interrupted, Signals
 from vlmgate.spent import Clock
 from vlmgate.store import Outputs, write_result
 from vlmgate.supply import Batch, ModelWanted, Supply
-from vlmgate.tonight import Tonight, check_same, drift_of, gate_of
 from vlmgate.version import __version__
 from vlmgate.watch import Watch
 

@@ -31,7 +31,7 @@ from vlmgate.scores.answers import check_choices
 
 if TYPE_CHECKING:
     from vlmgate.calibration.cost import Costs
-    from vlmgate.gatefile import GateFile
+    from vlmgate.gate.file import GateFile
 
 Texts = str | Sequence[str]
 
@@ -242,7 +242,7 @@ def default_output(source: Path | Sequence[Path], suffix: str = "") -> Path:
 
 def gate_options(path: Path) -> dict[str, Any]:
     """Return all that a scan must have in common with what a gate file was calibrated for; raises `GateError`."""
-    from vlmgate.gatefile import read_gate
+    from vlmgate.gate.file import read_gate
 
     return options_of(read_gate(path))
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from vlmgate.config import BUILTIN
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import plain
-from vlmgate.gate import HIGHER_IS_WORSE, Gate
+from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
 from vlmgate.report import BUILTIN_NOTICE, WORDS, header_line
 from vlmgate.scores.words import content_words
 from vlmgate.store import SCHEMA_VERSION

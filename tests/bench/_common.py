@@ -27,7 +27,7 @@ from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Quality, Sampled
-from vlmgate.gate import HIGHER_IS_WORSE, Candidate
+from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
 from vlmgate.scores.kernels import Kernel
 from vlmgate.scores.novelty import Reference, pack

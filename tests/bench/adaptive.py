@@ -19,13 +19,13 @@ from pathlib import Path
 from scipy.stats import beta
 
 from tests.bench._timing import table, write
-from vlmgate.adaptive import Foresight, looks
 from vlmgate.builtin import measure
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Route
-from vlmgate.gate import Candidate, Gate, decide, make_gate
+from vlmgate.gate.early_stop import Foresight, looks
+from vlmgate.gate.rules import Candidate, Gate, decide, make_gate
 from vlmgate.images import find_images, read_ahead
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Said, Scorer

@@ -31,7 +31,7 @@ from vlmgate.builtin.render import Wanted, render
 from vlmgate.builtin.world import CONDITIONS
 from vlmgate.cli import app
 from vlmgate.data import Route
-from vlmgate.gatefile import read_gate
+from vlmgate.gate.file import read_gate
 from vlmgate.store import read_result
 
 LABELLED = Path(__file__).parents[2] / "sample_images" / "labelled"

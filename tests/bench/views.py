@@ -47,7 +47,7 @@ from vlmgate.builtin import measure
 from vlmgate.builtin.evaluate import Sheet
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig
-from vlmgate.gate import HIGHER_IS_WORSE
+from vlmgate.gate.rules import HIGHER_IS_WORSE
 from vlmgate.scores.kernels import WORDS, load_kernel
 
 SAMPLES = 8  # K of every number of views

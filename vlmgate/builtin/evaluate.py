@@ -27,7 +27,7 @@ from vlmgate.builtin.world import CONDITIONS, DEGRADATIONS, VISIBLE
 from vlmgate.captioner.builtin import OWN_LIMITS, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Route
-from vlmgate.gate import decide, make_gate
+from vlmgate.gate.rules import decide, make_gate
 from vlmgate.scores.novelty import Reference
 
 DEFAULT_SCORE = "vendi_score"

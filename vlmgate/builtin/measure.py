@@ -24,7 +24,7 @@ from vlmgate.builtin.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.captioner import load_captioner
 from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ImageFile, Picture, Sampled
-from vlmgate.gate import HIGHER_IS_WORSE, Candidate
+from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
 from vlmgate.scores.answers import Parsed, parse
 from vlmgate.scores.novelty import Reference

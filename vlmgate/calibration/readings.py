@@ -19,7 +19,7 @@ from vlmgate.calibration.labels import Key, Kind, Labels
 from vlmgate.calibration.quality import Vector
 from vlmgate.data import Decision, Reason, Record, Route, Scores
 from vlmgate.errors import LabelError
-from vlmgate.gate import HIGHER_IS_WORSE, Candidate, Limit, bars
+from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate, Limit, bars
 from vlmgate.rescore import quality_of, said_of
 from vlmgate.scores.kernels import WORDS, Kernel
 from vlmgate.scores.score import Said, Scorer

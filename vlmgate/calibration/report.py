@@ -24,7 +24,7 @@ from vlmgate.calibration.study import Study
 from vlmgate.config import ScanConfig
 from vlmgate.data import ModelInfo
 from vlmgate.errors import plain
-from vlmgate.gate import Gate
+from vlmgate.gate.rules import Gate
 from vlmgate.report import TerminalProgress, short_model
 
 SCHEMA_VERSION = 1

@@ -27,7 +27,7 @@ from vlmgate.captioner.machine import begin_peak, end_peak
 from vlmgate.config import DEFAULT_QUESTION, CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Picture
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
-from vlmgate.gatefile import GateFile, is_gate, sampling_of, write_gate
+from vlmgate.gate.file import GateFile, is_gate, sampling_of, write_gate
 from vlmgate.images import find_images, open_pages
 from vlmgate.outcome import ScanResult
 from vlmgate.progress import Progress

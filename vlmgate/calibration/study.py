@@ -28,9 +28,9 @@ from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies
 from vlmgate.calibration.quality import Estimate, Vector, measure
 from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, evidence, in_own_units
 from vlmgate.config import CalibrateConfig
-from vlmgate.drift import COLUMNS, Kept
 from vlmgate.errors import LabelError
-from vlmgate.gate import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit, safe_limit
+from vlmgate.gate.drift import COLUMNS, Kept
+from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit, safe_limit
 from vlmgate.rescore import said_of
 from vlmgate.scores.answers import parse, tally
 from vlmgate.scores.kernels import Kernel

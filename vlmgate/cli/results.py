@@ -46,7 +46,7 @@ def rescore(
     The gate is that of the options, as for scan; RESULT itself stays as it is.
     """
     with errors_in_one_line():
-        from vlmgate.gate import make_gate
+        from vlmgate.gate.rules import make_gate
         from vlmgate.rescore import check_columns, check_output
         from vlmgate.rescore import rescore as run
         from vlmgate.scores.kernels import check_kernel, load_kernel
@@ -103,7 +103,7 @@ def show(
 ) -> None:
     """Show one image's K captions and why it goes where it goes; without a name, the summary of the run or --routed."""
     with errors_in_one_line():
-        from vlmgate.gate import Gate
+        from vlmgate.gate.rules import Gate
         from vlmgate.report import print_record
         from vlmgate.store import SCHEMA_VERSION, read_result
         from vlmgate.summary import print_routed, print_summary, routed_worst_first, summary_json

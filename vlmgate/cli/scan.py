@@ -269,7 +269,7 @@ def _listed(null: bool) -> tuple[Path, ...]:
 
 def max_routed_of(text: str | None) -> tuple[float | None, int | None]:
     """Return --max-routed as a share and a number, one of which is None."""
-    from vlmgate.gate import parse_share_or_count
+    from vlmgate.gate.rules import parse_share_or_count
 
     return (None, None) if text is None else parse_share_or_count(text, "--max-routed")
 

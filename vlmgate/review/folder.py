@@ -21,7 +21,7 @@ from typing import Any
 from vlmgate.config import ImageConfig
 from vlmgate.data import Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line, plain
-from vlmgate.gate import COLUMNS, Gate
+from vlmgate.gate.rules import COLUMNS, Gate
 from vlmgate.images import sources_of
 from vlmgate.report import short_model
 from vlmgate.review.items import Item, choose, facts_of, scales

@@ -14,7 +14,7 @@ from typing import Any
 
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import UsageError, plain
-from vlmgate.gate import COLUMNS, HIGHER_IS_WORSE, Gate
+from vlmgate.gate.rules import COLUMNS, HIGHER_IS_WORSE, Gate
 from vlmgate.review.marks import differing, pieces, shown
 from vlmgate.review.sentences import sentence
 from vlmgate.scores.words import content_words

@@ -84,7 +84,7 @@ def _is_upper(record: Record, column: str, value: float, limit: float) -> bool:
     """Say whether the limit is the most that is accepted."""
     accepted = record.reason == Reason.AGREED
     if value == limit:
-        from vlmgate.gate import HIGHER_IS_WORSE
+        from vlmgate.gate.rules import HIGHER_IS_WORSE
 
         return HIGHER_IS_WORSE.get(column, True)
     return (value < limit) == accepted

@@ -16,10 +16,10 @@ import numpy as np
 from vlmgate.captioner.builtin import own_limits
 from vlmgate.config import BUILTIN, SERVER, ScanConfig
 from vlmgate.data import Reading, Reason, Record
-from vlmgate.drift import Values, shifts
 from vlmgate.errors import GateError
-from vlmgate.gate import ANSWER_COLUMNS, Gate, make_gate
-from vlmgate.gatefile import GateFile, differences, feature_file, read_gate
+from vlmgate.gate.drift import Values, shifts
+from vlmgate.gate.file import GateFile, differences, feature_file, read_gate
+from vlmgate.gate.rules import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.reference import checkpoint_reference
 

@@ -13,8 +13,8 @@ from numbers import Real
 from typing import Any, cast
 
 from vlmgate.data import Caption, Decision, Finish, Quality, Reason, Record, Scores
-from vlmgate.gate import Candidate, decide
-from vlmgate.gatefile import GateFile
+from vlmgate.gate.file import GateFile
+from vlmgate.gate.rules import Candidate, decide
 from vlmgate.scores.novelty import Reference, pack
 from vlmgate.scores.refusals import degenerate, degenerate_answers
 from vlmgate.scores.score import doubt

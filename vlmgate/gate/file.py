@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.config import SERVER, SamplingConfig
-from vlmgate.drift import COLUMNS, FEWEST, QUANTILES, Kept
 from vlmgate.errors import GateError, OutputError, one_line, plain
-from vlmgate.gate import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit
+from vlmgate.gate.drift import COLUMNS, FEWEST, QUANTILES, Kept
+from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit
 
 VERSION = 1
 _NEVER = "never"

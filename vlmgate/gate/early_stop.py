@@ -10,7 +10,7 @@ What is certain after k samples:
 - The logarithm of the Vendi score is the entropy S of the kernel over its size. Whatever the other K - k captions are,
   with p = k / K it ends within [p S_k, h(p) + p S_k + (1 - p) ln(K - k)], h being the binary entropy (concavity of the
   von Neumann entropy, and its bound for mixtures: Nielsen & Chuang, "Quantum Computation and Quantum Information",
-  theorem 11.10). That seldom decides, so the other captions are also played through, 400 times (`vlmgate.urn`): one of
+  theorem 11.10). That seldom decides, so the other captions are also played through, 400 times (`vlmgate.gate.simulate`): one of
   the plays may end on the other side. Where the probability of captions is known, those not seen get what is left.
 - Shares of answers: of the other K - k, a number follows the beta-binomial law that k answers leave of Jeffreys' prior
   (Beta(1/2, 1/2)); the other decision must be less likely than `CHANCE_OF_ERROR` where the image would be accepted,
@@ -33,11 +33,11 @@ from typing import Any
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Caption, Content, Quality, Reading, Reason, Record, Route, Scores
 from vlmgate.errors import GateError
-from vlmgate.gate import Candidate, Gate, Limit, decide, safe_limit
+from vlmgate.gate.rules import Candidate, Gate, Limit, decide, safe_limit
+from vlmgate.gate.simulate import LEAST_UNSEEN, entropy, seldom_ends
 from vlmgate.scores.diversity import Matrix
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Said, Scorer
-from vlmgate.urn import LEAST_UNSEEN, entropy, seldom_ends
 
 CHANCE = 0.01  # by its answers: of being accepted after all, below which an image is left to a person
 CHANCE_OF_ERROR = 0.001  # of going to a person after all, below which it is accepted; the dearer mistake
