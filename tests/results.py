@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Record, Route
-from vlmgate.store import write_result
+from vlmgate.store.result import write_result
 
 
 def row(file_name: str, **known: Any) -> Record:

@@ -13,7 +13,7 @@ from vlmgate.gate.rules import Gate
 from vlmgate.review import Made, Options, make_review
 from vlmgate.review.items import Item, choose
 from vlmgate.scanning import scan
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 Say = Callable[[str], Sequence[str]]
 FIVE = ("part_1.png", "part_2.png", "part_3.png", "part_4.png", "part_5.png")

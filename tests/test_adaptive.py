@@ -35,7 +35,7 @@ from vlmgate.scanning import scan
 from vlmgate.scores.diversity import word_kernel
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.scores.score import Said, Scorer
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 K = 16
 SAMPLING = SamplingConfig(num_samples=K)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from vlmgate.calibration.guarantee import upper_bound
 from vlmgate.calibration.labels import read_labels
 from vlmgate.cli import app
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 runner = CliRunner()
 

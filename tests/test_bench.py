@@ -20,7 +20,7 @@ from vlmgate.gate.rules import HIGHER_IS_WORSE
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.scores.novelty import pack
 from vlmgate.scores.score import Said
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 SURE = "A brass washer with a crack at the center."
 OTHERS = ("A brass washer without defects.", "A copper gear with rust at the lower left.", "A steel plate with a dent.")

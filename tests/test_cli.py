@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import vlmgate
 from vlmgate.cli import app
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 README = Path(__file__).parent.parent / "README.md"
 runner = CliRunner()

@@ -11,7 +11,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
 from typer.testing import CliRunner
 
 from vlmgate.cli import app
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 runner = CliRunner()
 ASK = ("--question", "Is it ok?", "--choices", "ok, scratch,crack")

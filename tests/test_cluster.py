@@ -29,7 +29,7 @@ from vlmgate.errors import ConfigError, FatalError, ModelError, UsageError
 from vlmgate.images import find_images
 from vlmgate.outcome import ScanResult
 from vlmgate.scanning import scan
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 TESTS = Path(__file__).parent
 TWO = ClusterConfig("local", workers=2)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from vlmgate.cli import app
 from vlmgate.comparison.study import Difference
-from vlmgate.store import read_provenance
+from vlmgate.store.result import read_provenance
 
 runner = CliRunner()
 CLASSES = ("none", "dent", "crack")

@@ -29,7 +29,7 @@ from vlmgate.data import ImageFile, Picture, Reason, Route
 from vlmgate.errors import EndpointError, ModelError, ResumeError
 from vlmgate.outcome import ScanResult
 from vlmgate.scanning import scan
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 K = 4
 

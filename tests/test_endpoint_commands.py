@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from vlmgate.cli import app
 from vlmgate.gate.file import read_gate
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 runner = CliRunner()
 CLASSES = ("none", "dent", "crack")

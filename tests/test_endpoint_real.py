@@ -18,7 +18,7 @@ from vlmgate.config import EndpointConfig, ImageConfig, ModelConfig, SamplingCon
 from vlmgate.data import Picture, Sampled
 from vlmgate.images import find_images, open_pages
 from vlmgate.scores.score import Said, Scorer
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 LABELLED = Path(__file__).parent.parent / "sample_images" / "labelled"
 K = 5

@@ -18,7 +18,7 @@ from results import result_of, row
 from test_cli import README, run
 
 from vlmgate.data import Route
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from vlmgate.errors import OutputError, UsageError
 from vlmgate.export import Target
 from vlmgate.export.exporting import Exported, Options, export
 from vlmgate.scanning import scan
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 WAITING = "/data/local-files/?d="
 

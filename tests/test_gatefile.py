@@ -15,7 +15,7 @@ from vlmgate.errors import GateError
 from vlmgate.gate.drift import Kept
 from vlmgate.gate.file import GateFile, differences, read_gate, sampling_of, write_gate
 from vlmgate.gate.rules import Gate, Limit, never
-from vlmgate.store import read_provenance, write_result
+from vlmgate.store.result import read_provenance, write_result
 
 SAMPLING = SamplingConfig(question="Which?", choices=("ok", "a dent"), num_samples=8)
 

@@ -15,7 +15,7 @@ from tests.captures import MARK, README, shown, without_times
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Reason, Route
 from vlmgate.images import find_images, read_ahead
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 
 def test_every_image_has_a_row_and_the_broken_one_goes_to_a_person(inbox_run: Run) -> None:

@@ -16,7 +16,7 @@ from fakes import FakeCaptioner, SilentProgress, config_for, folder_of
 
 from vlmgate.data import Record
 from vlmgate.scanning import scan
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 TESTS = Path(__file__).parent
 

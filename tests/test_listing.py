@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from vlmgate.cli import app
 from vlmgate.errors import NoImagesError, UsageError
 from vlmgate.images import find_listed, read_list
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 runner = CliRunner()
 posix = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not have")

@@ -21,7 +21,7 @@ from vlmgate.rescore import rescore
 from vlmgate.scanning import scan
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.scores.novelty import Reference
-from vlmgate.store import read_provenance, read_result
+from vlmgate.store.result import read_provenance, read_result
 
 KNOWN = tuple(f"known_{i:02d}.png" for i in range(30))
 SCANNED = ("part_1.png", "part_2.png", "fish.png")

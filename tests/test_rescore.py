@@ -18,7 +18,7 @@ from vlmgate.rescore import Rescored, check_columns, check_output, rescore
 from vlmgate.scanning import scan
 from vlmgate.scores.diversity import Matrix
 from vlmgate.scores.kernels import WordKernel
-from vlmgate.store import read_result, write_result
+from vlmgate.store.result import read_result, write_result
 from vlmgate.summary import routed_worst_first, worst_routed
 
 NAMES = ("part_1.png", "part_2.png", "part_3.png", "refused.png")

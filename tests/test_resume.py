@@ -21,16 +21,16 @@ from PIL import Image
 
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.data import Caption, Picture, Reason, Route, Sampled
-from vlmgate.entries import sealed
 from vlmgate.errors import ModelError, ResumeError
 from vlmgate.gate.of_run import drift_of
 from vlmgate.images import Walk
 from vlmgate.images.sources import Sources
-from vlmgate.journal import Journal
 from vlmgate.outcome import ScanResult
 from vlmgate.pending import gone
 from vlmgate.scanning import scan
-from vlmgate.store import read_result
+from vlmgate.store.journal import Journal
+from vlmgate.store.lines import sealed
+from vlmgate.store.result import read_result
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 PAGES = ImageConfig(pages="all")

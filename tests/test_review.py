@@ -32,7 +32,7 @@ from vlmgate.review.marks import differing, pieces, shown
 from vlmgate.review.page import policy, render, safe_json
 from vlmgate.review.sentences import apart, sentence
 from vlmgate.review.verdicts import Verdict, VerdictError, VerdictFile, checked, from_csv, to_csv
-from vlmgate.store import read_result, write_result
+from vlmgate.store.result import read_result, write_result
 
 NOW = datetime(2026, 11, 25, 8, 30, tzinfo=UTC)
 

@@ -16,10 +16,10 @@ from vlmgate.config import ImageConfig
 from vlmgate.data import Caption, ImageFile, Picture, Reason, Record, Route, Sampled
 from vlmgate.errors import ModelError, NoImagesError, OutputError, ResumeError
 from vlmgate.outcome import ScanResult
-from vlmgate.rows import content_of
 from vlmgate.scanning import MAX_FAILURES_IN_A_ROW, scan
 from vlmgate.scores.diversity import Matrix, as_kernel
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
+from vlmgate.store.rows import content_of
 
 NAMES = tuple(f"part_{i:02d}.png" for i in range(10))
 

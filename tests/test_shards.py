@@ -29,7 +29,7 @@ from vlmgate.gate.rules import Gate, Limit
 from vlmgate.merge import Merged, merge
 from vlmgate.scanning import scan
 from vlmgate.shards import place_of, seen
-from vlmgate.store import read_result, write_result
+from vlmgate.store.result import read_result, write_result
 
 SHARDS = 4
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from vlmgate.data import Caption, Failure, Found, ImageFile, Read, Reading, Reason, Record, Route, Unreadable
-from vlmgate.entries import found_as_text, found_of_text
 from vlmgate.errors import StoreError
 from vlmgate.images import find_images
-from vlmgate.journal import Journal
-from vlmgate.rows import build_rows, completed, decide_rows
 from vlmgate.scores.novelty import pack
-from vlmgate.shelf import Shelf, SlotSet
-from vlmgate.store import read_result, write_result
+from vlmgate.store.journal import Journal
+from vlmgate.store.lines import found_as_text, found_of_text
+from vlmgate.store.result import read_result, write_result
+from vlmgate.store.rows import build_rows, completed, decide_rows
+from vlmgate.store.spill import Shelf, SlotSet
 
 from fakes import DISAGREE  # isort: skip
 from test_store import FINGERPRINT, told  # isort: skip
@@ -105,7 +105,7 @@ def test_a_shelf_whose_file_is_lost_never_passes_for_one_that_holds_less(monkeyp
     def fails(_: object) -> sqlite3.Connection:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("vlmgate.shelf._in_memory", fails)
+    monkeypatch.setattr("vlmgate.store.spill._in_memory", fails)
     kept = shelf()
     fill(kept, 0, 100)
     kept._run("PRAGMA max_page_count = 3")
@@ -120,7 +120,7 @@ def test_a_shelf_whose_file_is_lost_never_passes_for_one_that_holds_less(monkeyp
 def test_a_folder_for_temporary_files_that_cannot_hold_a_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network disk without locks, say: the shelf is in memory."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("vlmgate.shelf._new_file", lambda: str(tmp_path / "no such folder" / "x"))
+    monkeypatch.setattr("vlmgate.store.spill._new_file", lambda: str(tmp_path / "no such folder" / "x"))
     kept = shelf()
     kept["a", 1] = 1
     assert kept.under("a") == {1: 1}
@@ -140,7 +140,7 @@ def test_the_file_of_a_shelf_has_no_name(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("trouble", ["no room", "no folder"])
 def test_without_room_a_shelf_is_in_memory(trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if trouble == "no room":
-        monkeypatch.setattr("vlmgate.shelf.ROOM", 2**80)
+        monkeypatch.setattr("vlmgate.store.spill.ROOM", 2**80)
     else:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     kept = shelf()
@@ -257,7 +257,7 @@ def test_a_copy_of_what_the_model_failed_on_has_failed_too(tmp_path: Path) -> No
 def test_a_result_of_several_row_groups_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_store import record
 
-    from vlmgate import store
+    from vlmgate.store.result import result as store
 
     monkeypatch.setattr(store, "_ROWS", 2)
     rows = [record(f"{i}", captions=("x",) if i % 2 else None, vision_features=pack([float(i)])) for i in range(5)]

@@ -16,10 +16,10 @@ import pytest
 
 from vlmgate.data import Caption, Duplicate, Failure, Found, ImageFile, Quality, Read, Reading, Record, Unreadable
 from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.journal import Journal
 from vlmgate.logfile import logging_to
 from vlmgate.scores.novelty import pack
-from vlmgate.store import Outputs, opened, read_provenance, read_result, read_table, sync_folder, write_result
+from vlmgate.store.journal import Journal
+from vlmgate.store.result import Outputs, opened, read_provenance, read_result, read_table, sync_folder, write_result
 
 FINGERPRINT = {"prompt": "Describe.", "num_samples": 2, "pages": "first"}
 

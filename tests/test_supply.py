@@ -15,11 +15,11 @@ from vlmgate.config import ImageConfig
 from vlmgate.data import Caption, Duplicate, ImageFile, Picture, Reading, Reason, Sampled, Unreadable
 from vlmgate.errors import StoreError
 from vlmgate.images import find_images
-from vlmgate.journal import Journal
 from vlmgate.recorder import Recorder
 from vlmgate.scanning import scan
 from vlmgate.scores.score import Scorer
-from vlmgate.store import read_result
+from vlmgate.store.journal import Journal
+from vlmgate.store.result import read_result
 from vlmgate.supply import Batch, ModelWanted, Supply
 
 

@@ -20,7 +20,7 @@ from vlmgate.config import WatchConfig, parse_duration
 from vlmgate.data import Record
 from vlmgate.errors import ConfigError, NoImagesError
 from vlmgate.images import Walk, find_images
-from vlmgate.store import read_provenance, read_result
+from vlmgate.store.result import read_provenance, read_result
 from vlmgate.watch import Watch, next_time
 
 runner = CliRunner()

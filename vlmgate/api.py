@@ -89,7 +89,7 @@ class ScanResult:
     @property
     def table(self) -> pa.Table:
         """Return the rows as the Parquet file holds them; raises `StoreError` where that is gone."""
-        from vlmgate.store import read_table
+        from vlmgate.store.result import read_table
 
         return read_table(self.path)
 

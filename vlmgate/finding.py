@@ -14,7 +14,7 @@ from vlmgate.config import ScanConfig
 from vlmgate.errors import NoImagesError
 from vlmgate.images import Walk, chosen, find_images, find_listed, folders_of
 from vlmgate.progress import Progress
-from vlmgate.store import Outputs
+from vlmgate.store.result import Outputs
 
 
 def find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collection[str] | None = None) -> Walk:

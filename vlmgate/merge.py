@@ -27,7 +27,7 @@ from vlmgate.gate.rules import Candidate, Gate, decide
 from vlmgate.images import find_images
 from vlmgate.rescore import quality_of
 from vlmgate.shards import Listing, Seen, holds, names_of, place_of, seen
-from vlmgate.store import read_provenance, read_result
+from vlmgate.store.result import read_provenance, read_result
 from vlmgate.version import __version__
 
 # Reasons that hold whatever the limits are. NO_SCORE is one of them where no column is named beside it.

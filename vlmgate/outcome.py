@@ -13,8 +13,8 @@ from typing import Any
 from vlmgate.data import Content, Reading, Record
 from vlmgate.errors import VlmgateError
 from vlmgate.gate.rules import Gate
-from vlmgate.rows import completed
-from vlmgate.store import Outputs
+from vlmgate.store.result import Outputs
+from vlmgate.store.rows import completed
 
 
 @dataclass(frozen=True, slots=True)

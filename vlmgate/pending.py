@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vlmgate.data import Found, Read, Source, Unreadable, content_of
 from vlmgate.images import Walk, chosen, is_of_the_disk, turned_of
-from vlmgate.journal import Journal
+from vlmgate.store.journal import Journal
 
 _PATIENCE = 600.0  # seconds that a folder which is away is waited for
 

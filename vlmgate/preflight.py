@@ -13,7 +13,7 @@ from vlmgate.captioner.local.resolution import picture_side
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import OutputError
 from vlmgate.images import STANDARD
-from vlmgate.store import Outputs
+from vlmgate.store.result import Outputs
 
 
 def least_side(model: ModelConfig) -> int:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 
 from vlmgate.data import Entry, Reading, Reason, Scores, content_of
-from vlmgate.journal import Journal
 from vlmgate.scores.score import Said, Scored, Scorer
-from vlmgate.shelf import Shelf
+from vlmgate.store.journal import Journal
+from vlmgate.store.spill import Shelf
 
 log = logging.getLogger(__name__)
 

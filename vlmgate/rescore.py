@@ -16,7 +16,7 @@ from vlmgate.errors import OutputError, StoreError, UsageError
 from vlmgate.gate.rules import ANSWER_COLUMNS, Candidate, Gate, decide
 from vlmgate.scores.kernels import Kernel
 from vlmgate.scores.score import NOTHING, Said, Scorer, columns_of
-from vlmgate.store import read_provenance
+from vlmgate.store.result import read_provenance
 from vlmgate.version import __version__
 
 Key = tuple[str, int]  # (sha256, page): what a reading belongs to

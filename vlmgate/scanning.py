@@ -30,23 +30,23 @@ from vlmgate.finding import find, look, told_of_list
 from vlmgate.gate.early_stop import Foresight, check_gate, told_of_saving
 from vlmgate.gate.of_run import Tonight, check_same, drift_of, gate_of
 from vlmgate.images import Walk
-from vlmgate.journal import Journal, is_journal
 from vlmgate.logfile import logging_to
 from vlmgate.outcome import ScanResult
 from vlmgate.pending import forget_changed, forget_replaced, gone_but_read, in_turns, noted, still_to_read, with_turned
 from vlmgate.preflight import check_space, least_side, locked
 from vlmgate.progress import Progress, Unbreakable
 from vlmgate.recorder import Recorder
-from vlmgate.rows import Row, build_rows, completed, decide_rows
 from vlmgate.scores.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.reference import ReferenceFolder, checkpoint_reference, told_of_reference
 from vlmgate.scores.score import Scorer
 from vlmgate.shards import Listing, now, share_of
-from vlmgate.shelf import SlotSet
 from vlmgate.signals import Interrupted, Signals
 from vlmgate.spent import Clock
-from vlmgate.store import Outputs, write_result
+from vlmgate.store.journal import Journal, is_journal
+from vlmgate.store.result import Outputs, write_result
+from vlmgate.store.rows import Row, build_rows, completed, decide_rows
+from vlmgate.store.spill import SlotSet
 from vlmgate.supply import Batch, ModelWanted, Supply
 from vlmgate.version import __version__
 from vlmgate.watch import Watch

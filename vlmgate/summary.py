@@ -24,7 +24,7 @@ from vlmgate.errors import plain
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
 from vlmgate.report import BUILTIN_NOTICE, WORDS, header_line
 from vlmgate.scores.words import content_words
-from vlmgate.store import SCHEMA_VERSION
+from vlmgate.store.result import SCHEMA_VERSION
 
 _UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED)
 _NAMES_COLUMN = (Reason.BEYOND_LIMIT, Reason.NO_SCORE)  # these say which column it was

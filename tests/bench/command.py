@@ -25,11 +25,11 @@ from vlmgate.captioner import load_captioner
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Picture, Reading, Sampled
 from vlmgate.images import find_images, read_ahead
-from vlmgate.journal import Journal
 from vlmgate.outcome import ScanResult
 from vlmgate.scanning import scan
 from vlmgate.scores.score import Said, Scorer
-from vlmgate.store import write_result
+from vlmgate.store.journal import Journal
+from vlmgate.store.result import write_result
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from fakes import SilentProgress

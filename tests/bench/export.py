@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmgate.config import SamplingConfig
-from vlmgate.store import METADATA_KEY, SCHEMA_VERSION, schema
+from vlmgate.store.result import METADATA_KEY, SCHEMA_VERSION, schema
 
 SCHEMA = 1  # of the JSON
 FEATURES = 384  # numbers a row, as many as the built-in model shows

@@ -32,7 +32,7 @@ from vlmgate.builtin.world import CONDITIONS
 from vlmgate.cli import app
 from vlmgate.data import Route
 from vlmgate.gate.file import read_gate
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 LABELLED = Path(__file__).parents[2] / "sample_images" / "labelled"
 STREAM = 7  # first word of every seed drawn here; training, evaluation and the sample images use others

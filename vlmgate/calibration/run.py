@@ -34,7 +34,7 @@ from vlmgate.progress import Progress
 from vlmgate.scanning import scan
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.kernels import check_kernel, load_kernel
-from vlmgate.store import read_provenance, read_result, write_result
+from vlmgate.store.result import read_provenance, read_result, write_result
 from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.errors import LabelError
-from vlmgate.store import opened
+from vlmgate.store.result import opened
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".json")
 COUNTED_WITH_HEADER = (".csv", ".tsv", ".xlsx")  # the first row with a label is row 2

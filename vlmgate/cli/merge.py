@@ -38,7 +38,7 @@ def merge(
     with errors_in_one_line():
         from vlmgate.merge import merge as run
         from vlmgate.rescore import check_output
-        from vlmgate.store import write_result
+        from vlmgate.store.result import write_result
 
         most = max_routed_of(max_routed)
         for part in parts:

@@ -50,7 +50,7 @@ def rescore(
         from vlmgate.rescore import check_columns, check_output
         from vlmgate.rescore import rescore as run
         from vlmgate.scores.kernels import check_kernel, load_kernel
-        from vlmgate.store import read_result, write_result
+        from vlmgate.store.result import read_result, write_result
         from vlmgate.summary import print_summary, summary_json
 
         target = out or result.with_suffix(".rescored.parquet")
@@ -105,7 +105,7 @@ def show(
     with errors_in_one_line():
         from vlmgate.gate.rules import Gate
         from vlmgate.report import print_record
-        from vlmgate.store import SCHEMA_VERSION, read_result
+        from vlmgate.store.result import SCHEMA_VERSION, read_result
         from vlmgate.summary import print_routed, print_summary, routed_worst_first, summary_json
 
         records, provenance = read_result(result, features=False)
@@ -171,7 +171,7 @@ def info(
     """Tell how a result was made: model, prompt, sampling, gate, versions, dates; and what people found in it."""
     with errors_in_one_line():
         from vlmgate.report import print_provenance
-        from vlmgate.store import read_provenance
+        from vlmgate.store.result import read_provenance
 
         provenance = read_provenance(result)
         kept = result.with_name(f"{result.stem}_review") / "verdicts.csv"
@@ -194,7 +194,7 @@ def _audited(result: Path, tables: list[Path]) -> Audit:
     """Return the tally of verdicts on a result; raises `UsageError` for tables of something else."""
     from vlmgate.calibration.audit import audit
     from vlmgate.calibration.labels import read_labels
-    from vlmgate.store import read_result
+    from vlmgate.store.result import read_result
 
     several = [read_labels(table) for table in tables]
     for table, labels in zip(tables, several, strict=True):

@@ -50,7 +50,7 @@ def review(
         from vlmgate.report import TerminalProgress
         from vlmgate.review import Options, make_review
         from vlmgate.review.folder import held, output_of
-        from vlmgate.store import read_provenance
+        from vlmgate.store.result import read_provenance
 
         read_provenance(result)  # before anything is left beside it
         options = Options(out, images, accepted, seed, single_file, workers)

@@ -12,9 +12,9 @@ from typing import Any
 from vlmgate.cluster.worker import Batch
 from vlmgate.data import Duplicate, Entry, Failure, ModelInfo, Reading, content_of
 from vlmgate.errors import ModelError
-from vlmgate.journal import Journal
 from vlmgate.progress import Progress
 from vlmgate.signals import Signals
+from vlmgate.store.journal import Journal
 
 
 def take(batches: Iterable[Batch], journal: Journal, signals: Signals, progress: Progress) -> Iterable[Batch]:

@@ -24,7 +24,7 @@ from vlmgate.errors import LabelError, OutputError, UsageError
 from vlmgate.outcome import ScanResult
 from vlmgate.progress import Progress
 from vlmgate.report import short_model
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from vlmgate.export.rows import Counted, RecordRows, StoredRows
 from vlmgate.export.targets import Only, Target
 from vlmgate.export.writers import Writer
 from vlmgate.export.xlsx import XlsxWriter
-from vlmgate.store import read_provenance
+from vlmgate.store.result import read_provenance
 
 if TYPE_CHECKING:
     from vlmgate.data import Record

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from vlmgate.errors import OutputError, StoreError, plain
-from vlmgate.store import temporary_beside
+from vlmgate.store.result import temporary_beside
 
 
 def check(out: Path, source: Path, *, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmgate.data import Record, Route
 from vlmgate.errors import StoreError
-from vlmgate.store import opened
+from vlmgate.store.result import opened
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -28,7 +28,7 @@ from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.page import GENERATOR, render
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
-from vlmgate.store import read_result
+from vlmgate.store.result import read_result
 from vlmgate.summary import in_words
 from vlmgate.version import __version__
 

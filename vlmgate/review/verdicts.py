@@ -18,7 +18,7 @@ from typing import Any
 from vlmgate.data import VERDICTS
 from vlmgate.errors import StoreError
 from vlmgate.review.items import Item
-from vlmgate.store import sync_folder
+from vlmgate.store.result import sync_folder
 
 COLUMNS = ("file_name", "page", "sha256", "verdict", "reading", "note", "at", "audit", "route")
 LONGEST = {"reading": 10_000, "note": 10_000}  # characters

@@ -35,7 +35,8 @@ from vlmgate.data import (
     content_of,
     key_of,
 )
-from vlmgate.entries import (
+from vlmgate.errors import OutputError, ResumeError, StoreError
+from vlmgate.store.lines import (
     checked,
     counts_of,
     found_as_text,
@@ -46,9 +47,8 @@ from vlmgate.entries import (
     sealed,
     to_json,
 )
-from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.shelf import Shelf
-from vlmgate.store import sync_folder, unused
+from vlmgate.store.result import sync_folder, unused
+from vlmgate.store.spill import Shelf
 
 log = logging.getLogger(__name__)
 

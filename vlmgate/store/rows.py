@@ -29,11 +29,11 @@ from vlmgate.data import (
 from vlmgate.errors import LostReadingError
 from vlmgate.gate.rules import Candidate, Gate, decide
 from vlmgate.images import Walk
-from vlmgate.journal import Journal
 from vlmgate.scores.kernels import Kernel
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import NOTHING, Said, Scored, Scorer, columns_of, with_doubt
-from vlmgate.shelf import Shelf
+from vlmgate.store.journal import Journal
+from vlmgate.store.spill import Shelf
 
 _AT_ONCE = 512  # readings that are in memory together
 

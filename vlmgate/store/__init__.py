@@ -1,0 +1,1 @@
+"""Keep what was read and what was decided: journal, rows and the Parquet result."""
