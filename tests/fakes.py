@@ -134,9 +134,9 @@ def let_it_read(captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch) -> No
     import vlmgate.calibration.run
     import vlmgate.comparison.run
     import vlmgate.gate.of_run
-    import vlmgate.scanning
+    import vlmgate.run.loop
 
     run_comparison = vlmgate.comparison.run.run_comparison
-    for function in (vlmgate.scanning.scan, vlmgate.calibration.run.calibrate, run_comparison):
+    for function in (vlmgate.run.loop.scan, vlmgate.calibration.run.calibrate, run_comparison):
         monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "load": captioner.load})
     monkeypatch.setattr(vlmgate.gate.of_run, "own_limits", lambda sampling: ())

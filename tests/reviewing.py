@@ -12,7 +12,7 @@ from vlmgate.data import Record
 from vlmgate.gate.rules import Gate
 from vlmgate.review import Made, Options, make_review
 from vlmgate.review.items import Item, choose
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
 from vlmgate.store.result import read_result
 
 Say = Callable[[str], Sequence[str]]

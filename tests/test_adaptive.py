@@ -30,8 +30,8 @@ from vlmgate.gate.early_stop import (
 )
 from vlmgate.gate.rules import Gate, Limit, make_gate
 from vlmgate.gate.simulate import PLAYS, URNS, entropies, entropy, seldom_ends
-from vlmgate.rescore import rescore
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.rescore import rescore
 from vlmgate.scores.diversity import word_kernel
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.scores.score import Said, Scorer

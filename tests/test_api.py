@@ -43,7 +43,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
 @pytest.mark.parametrize(
     "first",
     [
-        "import vlmgate.scanning, vlmgate.calibration.run, vlmgate.cli",
+        "import vlmgate.run.loop, vlmgate.calibration.run, vlmgate.cli",
         "import vlmgate; vlmgate.scan; vlmgate.calibrate",
         "from vlmgate import scan, calibrate, Gate",
         "pass",
@@ -51,7 +51,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
 )
 def test_the_public_names_are_functions_whatever_was_imported_first(first: str) -> None:
     code = (
-        f"{first}\nfrom vlmgate import scan, calibrate, Gate\nimport vlmgate, vlmgate.scanning, vlmgate.calibration.run"
+        f"{first}\nfrom vlmgate import scan, calibrate, Gate\nimport vlmgate, vlmgate.run.loop, vlmgate.calibration.run"
     )
     code += "\nassert vlmgate.scan is scan and vlmgate.calibrate is calibrate"
     code += "\nprint(scan.__module__, calibrate.__module__, Gate.__module__)"

@@ -18,17 +18,17 @@ from conftest import INBOX
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from test_resume import stack
 
-import vlmgate.cluster.crew
+import vlmgate.run.ray.crew
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.trial import trial_picture
-from vlmgate.cluster.connection import Room
-from vlmgate.cluster.worker import Batch, Job, Setup, Worker
 from vlmgate.config import ClusterConfig, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Duplicate, Failure, Picture, Reading, Reason, Record, Sampled, Unreadable
 from vlmgate.errors import ConfigError, FatalError, ModelError, UsageError
 from vlmgate.images import find_images
-from vlmgate.outcome import ScanResult
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.outcome import ScanResult
+from vlmgate.run.ray.connection import Room
+from vlmgate.run.ray.worker import Batch, Job, Setup, Worker
 from vlmgate.store.result import read_result
 
 TESTS = Path(__file__).parent
@@ -191,7 +191,7 @@ def test_what_no_cluster_can_give_is_refused(wrong: dict[str, object]) -> None:
 def cluster() -> Iterator[None]:
     """One cluster for the tests of this module; the folder of tests is where its workers find the fakes."""
     ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
-    from vlmgate.cluster.connection import joined
+    from vlmgate.run.ray.connection import joined
 
     if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < 2:
         pytest.skip("two workers need two cores")
@@ -349,7 +349,7 @@ class DyingAsItLoads(FakeCaptioner):
 def test_workers_that_die_as_they_load_end_the_run_and_blame_no_file(
     tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vlmgate.cluster.crew, "_MOST_DEATHS", 0)  # three for each worker remain
+    monkeypatch.setattr(vlmgate.run.ray.crew, "_MOST_DEATHS", 0)  # three for each worker remain
     folder = folder_of(tmp_path / "in", "a.png", "b.png")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     config = config_for(folder, tmp_path / "r.parquet", cluster=ClusterConfig("local", workers=1))

@@ -27,8 +27,8 @@ from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import ImageFile, Picture, Reason, Route
 from vlmgate.errors import EndpointError, ModelError, ResumeError
-from vlmgate.outcome import ScanResult
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.outcome import ScanResult
 from vlmgate.store.result import read_result
 
 K = 4

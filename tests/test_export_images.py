@@ -20,7 +20,7 @@ from vlmgate.config import ImageConfig
 from vlmgate.errors import OutputError, UsageError
 from vlmgate.export import Target
 from vlmgate.export.exporting import Exported, Options, export
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
 from vlmgate.store.result import read_result
 
 WAITING = "/data/local-files/?d="

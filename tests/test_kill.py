@@ -15,7 +15,7 @@ from conftest import INBOX, Run
 from fakes import FakeCaptioner, SilentProgress, config_for, folder_of
 
 from vlmgate.data import Record
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
 from vlmgate.store.result import read_result
 
 TESTS = Path(__file__).parent
@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 sys.path.insert(0, {tests!r})
 from fakes import FakeCaptioner, SilentProgress, config_for
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
 
 class Slow(FakeCaptioner):
     def read(self, pictures):
@@ -42,7 +42,7 @@ scan(config_for(Path(sys.argv[1]), Path(sys.argv[2])), SilentProgress(), load=Sl
 SLOW_COMMAND = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import vlmgate.scanning
+import vlmgate.run.loop
 from fakes import FakeCaptioner
 
 class Slow(FakeCaptioner):
@@ -50,7 +50,7 @@ class Slow(FakeCaptioner):
         time.sleep(0.2)
         return super().read(pictures)
 
-vlmgate.scanning.scan.__kwdefaults__["load"] = Slow().load
+vlmgate.run.loop.scan.__kwdefaults__["load"] = Slow().load
 sys.argv = ["vlmgate", "scan", sys.argv[1], "-o", sys.argv[2]]
 from vlmgate.cli import main
 main()

@@ -12,7 +12,7 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 from vlmgate.config import SamplingConfig, ScanConfig
 from vlmgate.data import Caption, Reason, Record, Route
 from vlmgate.errors import ConfigError, GateError
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
 
 QUESTION, CHOICES = "Is the part ok?", ("ok", "scratch", "crack")
 Said = Sequence[str | Caption]

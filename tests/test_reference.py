@@ -11,14 +11,14 @@ import pytest
 from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 
 import vlmgate.gate.of_run
-import vlmgate.scanning
+import vlmgate.run.loop
 import vlmgate.scores.reference
 from vlmgate.config import ImageConfig, ModelConfig, ScanConfig
 from vlmgate.data import Picture, Reason, Record, Route, Sampled
 from vlmgate.errors import GateError, NoImagesError, NoveltyError
 from vlmgate.gate.rules import make_gate
-from vlmgate.rescore import rescore
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.rescore import rescore
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.scores.novelty import Reference
 from vlmgate.store.result import read_provenance, read_result
@@ -163,7 +163,7 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
     carried = Reference.fit([features(name) for name in KNOWN])
     other = Reference.fit(np.random.default_rng(0).normal(size=(20, 9)))  # of features of another length
     for reference, novel in ((carried, True), (other, False), (None, False)):
-        for module in (vlmgate.scores.reference, vlmgate.scanning, vlmgate.gate.of_run):
+        for module in (vlmgate.scores.reference, vlmgate.run.loop, vlmgate.gate.of_run):
             monkeypatch.setattr(module, "checkpoint_reference", lambda _, found=reference: found)
         rows = run(replace(config, reference=None, limits=()))
         assert (rows["fish.png"].novelty is not None) == novel

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from vlmgate.errors import plain
 from vlmgate.gate.rules import make_gate
-from vlmgate.outcome import ScanResult
-from vlmgate.progress import Aside
 from vlmgate.report import TerminalProgress, header_line
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.outcome import ScanResult
+from vlmgate.run.progress import Aside
 from vlmgate.summary import print_summary
 
 

@@ -14,8 +14,8 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, UsageError
 from vlmgate.gate.rules import make_gate
-from vlmgate.rescore import Rescored, check_columns, check_output, rescore
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.rescore import Rescored, check_columns, check_output, rescore
 from vlmgate.scores.diversity import Matrix
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.store.result import read_result, write_result

@@ -16,7 +16,7 @@ from vlmgate.captioner.local.resolution import picture_side
 from vlmgate.config import ImageConfig, ModelConfig
 from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.images import open_pages
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
 
 PLAIN = {"size": {"height": 384, "width": 336}, "do_resize": True, "image_mean": [0.5], "do_image_splitting": False}
 

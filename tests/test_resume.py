@@ -25,9 +25,9 @@ from vlmgate.errors import ModelError, ResumeError
 from vlmgate.gate.of_run import drift_of
 from vlmgate.images import Walk
 from vlmgate.images.sources import Sources
-from vlmgate.outcome import ScanResult
-from vlmgate.pending import gone
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.outcome import ScanResult
+from vlmgate.run.resume import gone
 from vlmgate.store.journal import Journal
 from vlmgate.store.lines import sealed
 from vlmgate.store.result import read_result
@@ -186,7 +186,7 @@ def test_a_stop_before_the_files_were_looked_at_accepts_none_that_changed(
     run(config, FakeCaptioner())
     (config.folder / "a.png").write_bytes(b"cut")
     with monkeypatch.context() as patch:
-        patch.setattr("vlmgate.scanning.still_to_read", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("vlmgate.run.loop.still_to_read", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         result = run(config, FakeCaptioner())
     assert [str(record.reason) for record in result.decided] == ["not_read", "agreed"]
     assert result.interrupted == signal.SIGTERM and result.provenance["complete"] is False
@@ -293,7 +293,7 @@ def test_a_journal_of_before_there_were_questions_still_resumes(tmp_path: Path) 
 
 
 def test_other_weights_pages_or_dtype_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vlmgate.scanning
+    import vlmgate.run.loop
 
     folder = folder_of(tmp_path / "in", "a.png")
     config = config_for(folder, tmp_path / "r.parquet")
@@ -305,7 +305,7 @@ def test_other_weights_pages_or_dtype_are_refused_on_resume(tmp_path: Path, monk
     result = run(config, FakeCaptioner(dtype="bfloat16"))  # "auto" came to something else than before
     assert isinstance(result.error, ResumeError) and "dtype" in str(result.error)
     assert [r.reason for r in result.records] == [Reason.AGREED, Reason.NOT_READ]
-    monkeypatch.setattr(vlmgate.scanning, "model_fingerprint", lambda _: {"content": "other"})
+    monkeypatch.setattr(vlmgate.run.loop, "model_fingerprint", lambda _: {"content": "other"})
     with pytest.raises(ResumeError, match="checkpoint"):
         run(config, FakeCaptioner())
 
@@ -411,7 +411,7 @@ def test_what_is_lost_while_the_result_is_written_counts_as_not_read(
             os.truncate(journal, cut[0])
         return whole(*told)  # type: ignore[arg-type, return-value]
 
-    monkeypatch.setattr("vlmgate.scanning.drift_of", cuts)
+    monkeypatch.setattr("vlmgate.run.loop.drift_of", cuts)
     result = run(config, FakeCaptioner())
     rows, provenance = read_result(tmp_path / "r.parquet")
     reasons = [row.reason for row in rows]

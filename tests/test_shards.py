@@ -26,9 +26,9 @@ from vlmgate.data import Reason, Record
 from vlmgate.errors import ConfigError, GateError, PartsError, StoreError
 from vlmgate.gate.file import sampling_of, write_gate
 from vlmgate.gate.rules import Gate, Limit
-from vlmgate.merge import Merged, merge
-from vlmgate.scanning import scan
-from vlmgate.shards import place_of, seen
+from vlmgate.run.loop import scan
+from vlmgate.run.merge import Merged, merge
+from vlmgate.run.shards import place_of, seen
 from vlmgate.store.result import read_result, write_result
 
 SHARDS = 4
@@ -449,10 +449,10 @@ def test_one_output_is_one_shard(tmp_path: Path) -> None:
 COMMAND = """#!{python}
 import sys
 sys.path.insert(0, {tests!r})
-import vlmgate.scanning
+import vlmgate.run.loop
 from fakes import FakeCaptioner
 
-vlmgate.scanning.scan.__kwdefaults__["load"] = FakeCaptioner().load
+vlmgate.run.loop.scan.__kwdefaults__["load"] = FakeCaptioner().load
 from vlmgate.cli import main
 main()
 """

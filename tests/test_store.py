@@ -16,7 +16,7 @@ import pytest
 
 from vlmgate.data import Caption, Duplicate, Failure, Found, ImageFile, Quality, Read, Reading, Record, Unreadable
 from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.logfile import logging_to
+from vlmgate.run.log import logging_to
 from vlmgate.scores.novelty import pack
 from vlmgate.store.journal import Journal
 from vlmgate.store.result import Outputs, opened, read_provenance, read_result, read_table, sync_folder, write_result

@@ -15,12 +15,12 @@ from vlmgate.config import ImageConfig
 from vlmgate.data import Caption, Duplicate, ImageFile, Picture, Reading, Reason, Sampled, Unreadable
 from vlmgate.errors import StoreError
 from vlmgate.images import find_images
-from vlmgate.recorder import Recorder
-from vlmgate.scanning import scan
+from vlmgate.run.batches import Batch, ModelWanted, Supply
+from vlmgate.run.loop import scan
+from vlmgate.run.writer import Recorder
 from vlmgate.scores.score import Scorer
 from vlmgate.store.journal import Journal
 from vlmgate.store.result import read_result
-from vlmgate.supply import Batch, ModelWanted, Supply
 
 
 class Preparing(FakeCaptioner):
@@ -120,7 +120,7 @@ def test_lonely_shapes_do_not_wait_for_ever(tmp_path: Path) -> None:
 
 def test_large_pictures_do_not_wait_in_large_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has a shape of its own; a full batch goes as soon as too many pixels wait, though four would go together."""
-    monkeypatch.setattr("vlmgate.supply._PIXELS_WAITING", 3 * 8 * 8)
+    monkeypatch.setattr("vlmgate.run.batches._PIXELS_WAITING", 3 * 8 * 8)
     for i in range(12):
         picture_file(tmp_path / f"{i:02d}.png", size=(8 + i, 8))
     held: list[int] = []

@@ -20,8 +20,8 @@ from vlmgate.config import WatchConfig, parse_duration
 from vlmgate.data import Record
 from vlmgate.errors import ConfigError, NoImagesError
 from vlmgate.images import Walk, find_images
+from vlmgate.run.watch import Watch, next_time
 from vlmgate.store.result import read_provenance, read_result
-from vlmgate.watch import Watch, next_time
 
 runner = CliRunner()
 QUICK = ("--watch", "--settle", "100ms", "--idle", "400ms")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from vlmgate.gate.file import GateFile
     from vlmgate.gate.rules import Gate as Rule
-    from vlmgate.outcome import ScanResult as Run
+    from vlmgate.run.outcome import ScanResult as Run
     from vlmgate.scores.novelty import Reference
 
 StrPath = str | os.PathLike[str]
@@ -177,7 +177,7 @@ def scan(
     could not go on; its result is written all the same. So it is for Ctrl-C and SIGTERM, which take effect then; with
     `watch=True` they end the watching, and nothing else where everything that had come was read.
     """
-    from vlmgate.scanning import scan as run
+    from vlmgate.run.loop import scan as run
 
     _check_names(options, ScanOptions, "scan")
     named = Path(source) if isinstance(source, str | os.PathLike) else tuple(Path(one) for one in source)

@@ -25,8 +25,8 @@ from vlmgate.captioner import load_captioner
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Picture, Reading, Sampled
 from vlmgate.images import find_images, read_ahead
-from vlmgate.outcome import ScanResult
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.outcome import ScanResult
 from vlmgate.scores.score import Said, Scorer
 from vlmgate.store.journal import Journal
 from vlmgate.store.result import write_result

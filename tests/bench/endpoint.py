@@ -34,8 +34,8 @@ from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import DEFAULT_QUESTION, EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Record
 from vlmgate.report import TerminalProgress
-from vlmgate.rescore import said_of
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.rescore import said_of
 from vlmgate.scores.score import Scorer
 
 LABELLED = Path(__file__).parent.parent.parent / "sample_images" / "labelled"

@@ -95,7 +95,7 @@ class Clock(logging.Handler):
 def one(folder: Path, out: Path, workers: int) -> float:
     """Scan; return images a second."""
     from vlmgate.config import ClusterConfig, SamplingConfig, ScanConfig
-    from vlmgate.scanning import scan
+    from vlmgate.run.loop import scan
 
     clock = Clock()
     logging.getLogger("vlmgate").addHandler(clock)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from vlmgate.review import Options, make_review
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from fakes import FakeCaptioner, SilentProgress, config_for

@@ -34,7 +34,7 @@ from collections import deque
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from fakes import FakeCaptioner, SilentProgress, config_for
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
 
 PARTS, DEFECTS = ("washer", "gear", "plate", "nut"), ("a dent", "a crack", "two scratches", "no defects", "rust")
 PLACES = ("at the upper left", "in the middle", "near the rim", "on the lower right side")

@@ -20,7 +20,7 @@ from vlmgate.calibration.quality import Vector
 from vlmgate.data import Decision, Reason, Record, Route, Scores
 from vlmgate.errors import LabelError
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate, Limit, bars
-from vlmgate.rescore import quality_of, said_of
+from vlmgate.run.rescore import quality_of, said_of
 from vlmgate.scores.kernels import WORDS, Kernel
 from vlmgate.scores.score import Said, Scorer
 

@@ -29,9 +29,9 @@ from vlmgate.data import Picture
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gate.file import GateFile, is_gate, sampling_of, write_gate
 from vlmgate.images import find_images, open_pages
-from vlmgate.outcome import ScanResult
-from vlmgate.progress import Progress
-from vlmgate.scanning import scan
+from vlmgate.run.loop import scan
+from vlmgate.run.outcome import ScanResult
+from vlmgate.run.progress import Progress
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.kernels import check_kernel, load_kernel
 from vlmgate.store.result import read_provenance, read_result, write_result

@@ -31,7 +31,7 @@ from vlmgate.config import CalibrateConfig
 from vlmgate.errors import LabelError
 from vlmgate.gate.drift import COLUMNS, Kept
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit, safe_limit
-from vlmgate.rescore import said_of
+from vlmgate.run.rescore import said_of
 from vlmgate.scores.answers import parse, tally
 from vlmgate.scores.kernels import Kernel
 from vlmgate.scores.novelty import FEWEST, Reference, unpack

@@ -36,8 +36,8 @@ def merge(
     than --max-routed.
     """
     with errors_in_one_line():
-        from vlmgate.merge import merge as run
-        from vlmgate.rescore import check_output
+        from vlmgate.run.merge import merge as run
+        from vlmgate.run.rescore import check_output
         from vlmgate.store.result import write_result
 
         most = max_routed_of(max_routed)

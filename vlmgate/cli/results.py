@@ -47,8 +47,8 @@ def rescore(
     """
     with errors_in_one_line():
         from vlmgate.gate.rules import make_gate
-        from vlmgate.rescore import check_columns, check_output
-        from vlmgate.rescore import rescore as run
+        from vlmgate.run.rescore import check_columns, check_output
+        from vlmgate.run.rescore import rescore as run
         from vlmgate.scores.kernels import check_kernel, load_kernel
         from vlmgate.store.result import read_result, write_result
         from vlmgate.summary import print_summary, summary_json

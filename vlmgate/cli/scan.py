@@ -59,7 +59,7 @@ from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, 
 
 if TYPE_CHECKING:
     from vlmgate.data import Record
-    from vlmgate.outcome import ScanResult
+    from vlmgate.run.outcome import ScanResult
 
 _STDOUT = _STDIN = Path("-")
 
@@ -231,9 +231,9 @@ def scan(
         most = max_routed_of(max_routed)
         if verbose:
             _log_to_stderr()
-        from vlmgate.progress import Aside
         from vlmgate.report import TerminalProgress
-        from vlmgate.scanning import scan as run
+        from vlmgate.run.loop import scan as run
+        from vlmgate.run.progress import Aside
 
         told = Aside(TerminalProgress(console(stderr=True), quiet=quiet))
         with crashes_to(settings.out.with_suffix(".log")), told as progress:
@@ -250,7 +250,7 @@ def scan(
 
 
 def _log_to_stderr() -> None:
-    from vlmgate.logfile import PlainFormatter
+    from vlmgate.run.log import PlainFormatter
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))

@@ -14,7 +14,7 @@ from typing import Any
 
 from vlmgate.captioner import Captioner, Timed
 from vlmgate.data import Times
-from vlmgate.recorder import Recorder
+from vlmgate.run.writer import Recorder
 
 
 @dataclass(slots=True)

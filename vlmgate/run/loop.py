@@ -15,41 +15,49 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from vlmgate.asking import ask
 from vlmgate.captioner import Captioner, KnowsItsBatch, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
-from vlmgate.cluster.crew import hired
-from vlmgate.cluster.taking import check_alike, described, last_failure, take
-from vlmgate.cluster.worker import Batch as Handed
-from vlmgate.cluster.worker import Setup
 from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.data import Entry, Failure, ModelInfo, Picture, Reading, Reason, Record, Route, Source
 from vlmgate.errors import EndpointError, FatalError, LostReadingError, ModelError, OutputError, VlmgateError, one_line
-from vlmgate.finding import find, look, told_of_list
 from vlmgate.gate.early_stop import Foresight, check_gate, told_of_saving
 from vlmgate.gate.of_run import Tonight, check_same, drift_of, gate_of
 from vlmgate.images import Walk
-from vlmgate.logfile import logging_to
-from vlmgate.outcome import ScanResult
-from vlmgate.pending import forget_changed, forget_replaced, gone_but_read, in_turns, noted, still_to_read, with_turned
-from vlmgate.preflight import check_space, least_side, locked
-from vlmgate.progress import Progress, Unbreakable
-from vlmgate.recorder import Recorder
+from vlmgate.run.ask import ask
+from vlmgate.run.batches import Batch, ModelWanted, Supply
+from vlmgate.run.checks import check_space, least_side, locked
+from vlmgate.run.clock import Clock
+from vlmgate.run.find import find, look, told_of_list
+from vlmgate.run.log import logging_to
+from vlmgate.run.outcome import ScanResult
+from vlmgate.run.progress import Progress, Unbreakable
+from vlmgate.run.ray.crew import hired
+from vlmgate.run.ray.taking import check_alike, described, last_failure, take
+from vlmgate.run.ray.worker import Batch as Handed
+from vlmgate.run.ray.worker import Setup
+from vlmgate.run.resume import (
+    forget_changed,
+    forget_replaced,
+    gone_but_read,
+    in_turns,
+    noted,
+    still_to_read,
+    with_turned,
+)
+from vlmgate.run.shards import Listing, now, share_of
+from vlmgate.run.signals import Interrupted, Signals
+from vlmgate.run.watch import Watch
+from vlmgate.run.writer import Recorder
 from vlmgate.scores.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.reference import ReferenceFolder, checkpoint_reference, told_of_reference
 from vlmgate.scores.score import Scorer
-from vlmgate.shards import Listing, now, share_of
-from vlmgate.signals import Interrupted, Signals
-from vlmgate.spent import Clock
 from vlmgate.store.journal import Journal, is_journal
 from vlmgate.store.result import Outputs, write_result
 from vlmgate.store.rows import Row, build_rows, completed, decide_rows
 from vlmgate.store.spill import SlotSet
-from vlmgate.supply import Batch, ModelWanted, Supply
 from vlmgate.version import __version__
-from vlmgate.watch import Watch
 
 log = logging.getLogger(__name__)
 

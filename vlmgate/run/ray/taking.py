@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vlmgate.cluster.worker import Batch
 from vlmgate.data import Duplicate, Entry, Failure, ModelInfo, Reading, content_of
 from vlmgate.errors import ModelError
-from vlmgate.progress import Progress
-from vlmgate.signals import Signals
+from vlmgate.run.progress import Progress
+from vlmgate.run.ray.worker import Batch
+from vlmgate.run.signals import Signals
 from vlmgate.store.journal import Journal
 
 

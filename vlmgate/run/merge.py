@@ -25,8 +25,8 @@ from vlmgate.gate.early_stop import joined
 from vlmgate.gate.of_run import Tonight, drift_of, from_file
 from vlmgate.gate.rules import Candidate, Gate, decide
 from vlmgate.images import find_images
-from vlmgate.rescore import quality_of
-from vlmgate.shards import Listing, Seen, holds, names_of, place_of, seen
+from vlmgate.run.rescore import quality_of
+from vlmgate.run.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store.result import read_provenance, read_result
 from vlmgate.version import __version__
 

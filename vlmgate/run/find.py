@@ -13,7 +13,7 @@ from typing import Any
 from vlmgate.config import ScanConfig
 from vlmgate.errors import NoImagesError
 from vlmgate.images import Walk, chosen, find_images, find_listed, folders_of
-from vlmgate.progress import Progress
+from vlmgate.run.progress import Progress
 from vlmgate.store.result import Outputs
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from vlmgate.asking import ask, set_aside
 from vlmgate.captioner import Captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
@@ -26,6 +25,7 @@ from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Content, Entry, Failure, ModelInfo, Picture, Source, Unreadable, content_of
 from vlmgate.errors import VlmgateError, one_line
 from vlmgate.images import read_ahead
+from vlmgate.run.ask import ask, set_aside
 from vlmgate.scores.reference import features_of
 from vlmgate.version import __version__
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.captioner.location import Local, locate
-from vlmgate.cluster.connection import Room, joined
-from vlmgate.cluster.worker import Batch, Job, Load, Setup, Trouble, Worker
 from vlmgate.config import ClusterConfig
 from vlmgate.data import Content, Reading, Source, Unreadable, content_of
 from vlmgate.errors import FatalError, ModelError, UsageError
+from vlmgate.run.ray.connection import Room, joined
+from vlmgate.run.ray.worker import Batch, Job, Load, Setup, Trouble, Worker
 
 log = logging.getLogger(__name__)
 

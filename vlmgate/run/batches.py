@@ -17,11 +17,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlmgate.asking import set_aside
 from vlmgate.captioner import Captioner, Prepares
 from vlmgate.config import ImageConfig
 from vlmgate.data import Content, Entry, Picture, Source, Unreadable
 from vlmgate.images import Opened, read_ahead
+from vlmgate.run.ask import set_aside
 
 log = logging.getLogger(__name__)
 
