@@ -16,11 +16,11 @@ from rich.console import Console
 
 from vlmgate.errors import plain
 from vlmgate.gate.rules import make_gate
-from vlmgate.report import TerminalProgress, header_line
+from vlmgate.report.image import TerminalProgress, header_line
+from vlmgate.report.summary import print_summary
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
 from vlmgate.run.progress import Aside
-from vlmgate.summary import print_summary
 
 
 class Listening(SilentProgress):

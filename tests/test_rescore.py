@@ -14,12 +14,12 @@ from fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, fo
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, UsageError
 from vlmgate.gate.rules import make_gate
+from vlmgate.report.summary import routed_worst_first, worst_routed
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import Rescored, check_columns, check_output, rescore
 from vlmgate.scores.diversity import Matrix
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.store.result import read_result, write_result
-from vlmgate.summary import routed_worst_first, worst_routed
 
 NAMES = ("part_1.png", "part_2.png", "part_3.png", "refused.png")
 

@@ -75,14 +75,14 @@ class ScanResult:
     def routed(self) -> tuple[Record, ...]:
         """Return the rows that a person has to look at, the worst first; what could not be read is among them."""
         from vlmgate.gate.rules import Gate as Rule
-        from vlmgate.summary import routed_worst_first
+        from vlmgate.report.summary import routed_worst_first
 
         return tuple(routed_worst_first(self.rows, Rule.of(self.provenance["gate"])))
 
     @cached_property
     def counts(self) -> Mapping[str, Any]:
         """Return the figures of the summary, as `vlmgate scan --format json` prints them under "summary"."""
-        from vlmgate.summary import summarise
+        from vlmgate.report.summary import summarise
 
         return summarise(self.rows)
 

@@ -25,7 +25,7 @@ from vlmgate.config import ScanConfig
 from vlmgate.data import ModelInfo
 from vlmgate.errors import plain
 from vlmgate.gate.rules import Gate
-from vlmgate.report import TerminalProgress, short_model
+from vlmgate.report.image import TerminalProgress, short_model
 
 SCHEMA_VERSION = 1
 

@@ -13,7 +13,7 @@ import typer
 
 from vlmgate.cli import calibrate, compare, doctor, export, merge, results, review, scan  # registers their commands
 from vlmgate.cli.options import app
-from vlmgate.terminal import in_plain_letters, reader_may_leave
+from vlmgate.report.terminal import in_plain_letters, reader_may_leave
 from vlmgate.version import __version__
 
 __all__ = ["app", "calibrate", "compare", "doctor", "export", "main", "merge", "results", "review", "scan"]

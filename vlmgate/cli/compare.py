@@ -33,8 +33,8 @@ from vlmgate.cli.options import (
 )
 from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION
 from vlmgate.errors import UsageError
+from vlmgate.report.terminal import console, crashes_to, errors_in_one_line, reader_may_leave, say
 from vlmgate.settings import costs_of, is_there, label_pairs, labelled_reading, share
-from vlmgate.terminal import console, crashes_to, errors_in_one_line, reader_may_leave, say
 
 
 @app.command(short_help="Set models side by side on labelled images.")

@@ -22,8 +22,8 @@ from vlmgate.cli.options import (
 )
 from vlmgate.config import BUILTIN, ModelConfig
 from vlmgate.errors import VlmgateError
+from vlmgate.report.terminal import console, errors_in_one_line
 from vlmgate.settings import server_of
-from vlmgate.terminal import console, errors_in_one_line
 from vlmgate.version import __version__
 
 
@@ -46,7 +46,7 @@ def doctor(
         asked = {"max_side": max_side, "concurrency": concurrency, "timeout": timeout, "retries": retries}
         server = server_of({"endpoint": endpoint, **asked})
         from vlmgate.captioner.machine import describe_machine, try_model
-        from vlmgate.report import print_provenance
+        from vlmgate.report.image import print_provenance
 
         facts: dict[str, Any] = {"vlmgate": __version__} | describe_machine()
         problem: VlmgateError | None = None

@@ -10,7 +10,7 @@ import typer
 from vlmgate.cli.options import ResultArgument, app
 from vlmgate.errors import StoreError
 from vlmgate.export.targets import Only, Target
-from vlmgate.terminal import errors_in_one_line, give_up_stdout, say
+from vlmgate.report.terminal import errors_in_one_line, give_up_stdout, say
 
 
 @app.command(short_help="Write a result for a spreadsheet or a program.")

@@ -9,7 +9,7 @@ import typer
 
 from vlmgate.cli.options import MaxRoutedOption, QuietOption, ScanFormat, ScanFormatOption, app
 from vlmgate.cli.scan import code_of, max_routed_of, print_result
-from vlmgate.terminal import complain, errors_in_one_line, reader_may_leave, say
+from vlmgate.report.terminal import complain, errors_in_one_line, reader_may_leave, say
 
 
 @app.command(short_help="Make one result of the shards of a folder.")

@@ -14,8 +14,8 @@ from typer.core import TyperGroup
 
 from vlmgate.config import load_toml
 from vlmgate.errors import UsageError
+from vlmgate.report.terminal import errors_in_one_line
 from vlmgate.settings import gate_options
-from vlmgate.terminal import errors_in_one_line
 
 # As they are needed, one after the other.
 ORDER = ("scan", "merge", "calibrate", "compare", "review", "export", "show", "info", "rescore", "doctor")

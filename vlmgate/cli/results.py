@@ -20,7 +20,7 @@ from vlmgate.cli.options import (
 )
 from vlmgate.config import BUILTIN, SamplingConfig
 from vlmgate.errors import UsageError
-from vlmgate.terminal import console, errors_in_one_line, reader_may_leave
+from vlmgate.report.terminal import console, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.calibration.audit import Audit
@@ -47,11 +47,11 @@ def rescore(
     """
     with errors_in_one_line():
         from vlmgate.gate.rules import make_gate
+        from vlmgate.report.summary import print_summary, summary_json
         from vlmgate.run.rescore import check_columns, check_output
         from vlmgate.run.rescore import rescore as run
         from vlmgate.scores.kernels import check_kernel, load_kernel
         from vlmgate.store.result import read_result, write_result
-        from vlmgate.summary import print_summary, summary_json
 
         target = out or result.with_suffix(".rescored.parquet")
         check_output(target, result)
@@ -104,9 +104,9 @@ def show(
     """Show one image's K captions and why it goes where it goes; without a name, the summary of the run or --routed."""
     with errors_in_one_line():
         from vlmgate.gate.rules import Gate
-        from vlmgate.report import print_record
+        from vlmgate.report.image import print_record
+        from vlmgate.report.summary import print_routed, print_summary, routed_worst_first, summary_json
         from vlmgate.store.result import SCHEMA_VERSION, read_result
-        from vlmgate.summary import print_routed, print_summary, routed_worst_first, summary_json
 
         records, provenance = read_result(result, features=False)
         if routed and name is not None:
@@ -170,7 +170,7 @@ def info(
 ) -> None:
     """Tell how a result was made: model, prompt, sampling, gate, versions, dates; and what people found in it."""
     with errors_in_one_line():
-        from vlmgate.report import print_provenance
+        from vlmgate.report.image import print_provenance
         from vlmgate.store.result import read_provenance
 
         provenance = read_provenance(result)

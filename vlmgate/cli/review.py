@@ -9,7 +9,7 @@ import typer
 
 from vlmgate.cli.options import ResultArgument, app
 from vlmgate.errors import UsageError
-from vlmgate.terminal import console, errors_in_one_line, reader_may_leave
+from vlmgate.report.terminal import console, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.review import Made
@@ -47,7 +47,7 @@ def review(
     with errors_in_one_line():
         if single_file and serve:
             raise UsageError("--single-file and --serve exclude each other; give one of them.")
-        from vlmgate.report import TerminalProgress
+        from vlmgate.report.image import TerminalProgress
         from vlmgate.review import Options, make_review
         from vlmgate.review.folder import held, output_of
         from vlmgate.store.result import read_provenance

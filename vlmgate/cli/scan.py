@@ -54,8 +54,8 @@ from vlmgate.cli.options import (
 )
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, DEFAULT_QUESTION
 from vlmgate.errors import UsageError
+from vlmgate.report.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
 from vlmgate.settings import is_there, scan_config
-from vlmgate.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.data import Record
@@ -231,7 +231,7 @@ def scan(
         most = max_routed_of(max_routed)
         if verbose:
             _log_to_stderr()
-        from vlmgate.report import TerminalProgress
+        from vlmgate.report.image import TerminalProgress
         from vlmgate.run.loop import scan as run
         from vlmgate.run.progress import Aside
 
@@ -305,7 +305,7 @@ def print_result(
 ) -> None:
     """Print what `--format` asks for; `whole` are the rows with their captions, where `records` have none."""
     from vlmgate.export.exporting import print_csv
-    from vlmgate.summary import print_summary, summary_json
+    from vlmgate.report.summary import print_summary, summary_json
 
     if format is ScanFormat.CSV:
         print_csv(records if whole is None else whole)

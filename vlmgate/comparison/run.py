@@ -21,7 +21,7 @@ from vlmgate.comparison.page import is_page, write_page
 from vlmgate.comparison.study import Comparison, Contestant, compare
 from vlmgate.config import BUILTIN, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
-from vlmgate.report import short_model
+from vlmgate.report.image import short_model
 from vlmgate.run.outcome import ScanResult
 from vlmgate.run.progress import Progress
 from vlmgate.store.result import read_result

@@ -23,13 +23,13 @@ from vlmgate.data import Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line, plain
 from vlmgate.gate.rules import COLUMNS, Gate
 from vlmgate.images import sources_of
-from vlmgate.report import short_model
+from vlmgate.report.image import short_model
+from vlmgate.report.summary import in_words
 from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.page import GENERATOR, render
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
 from vlmgate.store.result import read_result
-from vlmgate.summary import in_words
 from vlmgate.version import __version__
 
 MARKER = "review.json"

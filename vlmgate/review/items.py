@@ -15,10 +15,10 @@ from typing import Any
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import UsageError, plain
 from vlmgate.gate.rules import COLUMNS, HIGHER_IS_WORSE, Gate
+from vlmgate.report.summary import reason_of, routed_worst_first
 from vlmgate.review.marks import differing, pieces, shown
 from vlmgate.review.sentences import sentence
 from vlmgate.scores.words import content_words
-from vlmgate.summary import reason_of, routed_worst_first
 
 LONGEST = 4000  # characters of a caption or an answer that the page is told
 MOST_TEXTS = 64  # different captions or answers of one image that the page is told

@@ -22,7 +22,7 @@ from vlmgate.config import BUILTIN
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import plain
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
-from vlmgate.report import BUILTIN_NOTICE, WORDS, header_line
+from vlmgate.report.image import BUILTIN_NOTICE, WORDS, header_line
 from vlmgate.scores.words import content_words
 from vlmgate.store.result import SCHEMA_VERSION
 
