@@ -20,7 +20,7 @@ from vlmgate.data import Record, Route
 from vlmgate.errors import UsageError
 from vlmgate.export import Only, Target
 from vlmgate.export.cells import CELL_CHARACTERS, defused, fitted, joined, split, undefused, visible
-from vlmgate.export.exporting import Exported, Options, export
+from vlmgate.export.export import Exported, Options, export
 from vlmgate.export.sheet import read_sheet
 
 

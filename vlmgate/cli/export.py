@@ -42,8 +42,8 @@ def export(
 ) -> None:
     """Write a result for a spreadsheet, a program, a labelling tool or a training set: to a file or stdout."""
     with errors_in_one_line():
-        from vlmgate.export.exporting import Options, place_of
-        from vlmgate.export.exporting import export as run
+        from vlmgate.export.export import Options, place_of
+        from vlmgate.export.export import export as run
 
         options = Options(only, columns, images, thumbnails, image_root, link, overwrite)
         try:

@@ -304,7 +304,7 @@ def print_result(
     whole: Collection[Record] | None = None,
 ) -> None:
     """Print what `--format` asks for; `whole` are the rows with their captions, where `records` have none."""
-    from vlmgate.export.exporting import print_csv
+    from vlmgate.export.export import print_csv
     from vlmgate.report.summary import print_summary, summary_json
 
     if format is ScanFormat.CSV:

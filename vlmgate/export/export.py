@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from vlmgate.data import Route
 from vlmgate.errors import UsageError
 from vlmgate.export import output, xlsx
+from vlmgate.export.annotation_formats import IMAGE_ROOT, LabelStudioWriter
 from vlmgate.export.coco import CocoWriter
 from vlmgate.export.columns import choose, to_read
-from vlmgate.export.delimited import ExcelWriter, PlainWriter
 from vlmgate.export.imagefolder import ImageFolderWriter
 from vlmgate.export.json_lines import JsonLinesWriter
-from vlmgate.export.label_studio import IMAGE_ROOT, LabelStudioWriter
 from vlmgate.export.pictures import Pictures
 from vlmgate.export.rows import Counted, RecordRows, StoredRows
 from vlmgate.export.targets import Only, Target
+from vlmgate.export.text_formats import ExcelWriter, PlainWriter
 from vlmgate.export.writers import Writer
 from vlmgate.export.xlsx import XlsxWriter
 from vlmgate.store.result import read_provenance
