@@ -49,7 +49,7 @@ def review(
             raise UsageError("--single-file and --serve exclude each other; give one of them.")
         from vlmgate.report.image import TerminalProgress
         from vlmgate.review import Options, make_review
-        from vlmgate.review.folder import held, output_of
+        from vlmgate.review.make import held, output_of
         from vlmgate.store.result import read_provenance
 
         read_provenance(result)  # before anything is left beside it

@@ -11,6 +11,6 @@ What comes from a file name, a caption, an answer or a person is text on the pag
 character means anything to HTML, and is put on the screen by `textContent` alone.
 """
 
-from vlmgate.review.folder import Made, Options, make_review
+from vlmgate.review.make import Made, Options, make_review
 
 __all__ = ["Made", "Options", "make_review"]

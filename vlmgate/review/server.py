@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from vlmgate.errors import OutputError
-from vlmgate.review.folder import PAGE, VERDICTS_FILE, Made
+from vlmgate.review.make import PAGE, VERDICTS_FILE, Made
 from vlmgate.review.page import head, policy
 from vlmgate.review.verdicts import VerdictError, VerdictFile, checked
 
