@@ -13,7 +13,7 @@ import pytest
 from fakes import folder_of, picture_file
 from results import row
 
-from vlmgate.calibration import tables
+from vlmgate.calibration import read_tables as tables
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.readings import join
 from vlmgate.errors import LabelError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlmgate.calibration.quality import FIGURES, Ladder, measure, resampled
+from vlmgate.calibration.figures import FIGURES, Ladder, measure, resampled
 
 
 def by_hand(score: np.ndarray, wrong: np.ndarray, orders: int = 3000) -> tuple[float, float]:

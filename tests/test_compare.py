@@ -14,8 +14,8 @@ import pytest
 from fakes import FakeCaptioner, folder_of, let_it_read
 from typer.testing import CliRunner
 
+from vlmgate.calibration.compare.compare import Difference
 from vlmgate.cli import app
-from vlmgate.comparison.study import Difference
 from vlmgate.store.result import read_provenance
 
 runner = CliRunner()

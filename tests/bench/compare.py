@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.results import row
+from vlmgate.calibration.compare.compare import Contestant, compare
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.readings import Labelled
-from vlmgate.comparison.study import Contestant, compare
 
 CLASSES = ("crack", "dent", "none")
 SAMPLES = 4

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlmgate.calibration.cost import Bill
-from vlmgate.calibration.quality import Ladder, Vector, resampled
+from vlmgate.calibration.figures import Ladder, Vector, resampled
 from vlmgate.calibration.readings import Mask, in_own_units
 
 # The palette of Okabe and Ito (2008), which people with any colour vision can tell apart.

@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
+from vlmgate.calibration.figures import FIGURES, Ladder, Vector, resampled
 from vlmgate.calibration.guarantee import Certified, Step, certify, images_needed, upper_bound
-from vlmgate.calibration.quality import FIGURES, Ladder, Vector, resampled
 from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, drawn
 
 DESIGN_SHARE = 1 / 3

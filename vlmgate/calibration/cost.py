@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlmgate.calibration.quality import RESAMPLES, Vector, resampled
+from vlmgate.calibration.figures import RESAMPLES, Vector, resampled
 from vlmgate.errors import ConfigError
 
 FEW = 10  # accepted errors; a threshold that hangs on fewer is chance

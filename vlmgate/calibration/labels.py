@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from vlmgate.calibration.tables import COUNTED_WITH_HEADER, TABLES, read_rows
+from vlmgate.calibration.read_tables import COUNTED_WITH_HEADER, TABLES, read_rows
 from vlmgate.data import VERDICTS
 from vlmgate.errors import LabelError
 from vlmgate.export.cells import undefused

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmgate.calibration.figures import Vector
 from vlmgate.calibration.labels import Key, Kind, Labels
-from vlmgate.calibration.quality import Vector
 from vlmgate.data import Decision, Reason, Record, Route, Scores
 from vlmgate.errors import LabelError
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate, Limit, bars

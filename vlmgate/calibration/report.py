@@ -18,8 +18,8 @@ from rich.text import Text
 from vlmgate.calibration.agreement import CUSTOMARY, Agreement
 from vlmgate.calibration.choose import DESIGN_SHARE
 from vlmgate.calibration.cost import FEW, Bills, Costs
+from vlmgate.calibration.figures import FIGURES, Estimate
 from vlmgate.calibration.labels import Labels
-from vlmgate.calibration.quality import FIGURES, Estimate
 from vlmgate.calibration.study import Study
 from vlmgate.config import ScanConfig
 from vlmgate.data import ModelInfo

@@ -25,7 +25,7 @@ from vlmgate.calibration.choose import (
     promise,
 )
 from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies
-from vlmgate.calibration.quality import Estimate, Vector, measure
+from vlmgate.calibration.figures import Estimate, Vector, measure
 from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, evidence, in_own_units
 from vlmgate.config import CalibrateConfig
 from vlmgate.errors import LabelError

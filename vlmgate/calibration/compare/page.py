@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.calibration.charts import BLUE, GREEN, GREY, ORANGE, RED, svg
+from vlmgate.calibration.compare import report
+from vlmgate.calibration.compare.compare import Comparison
+from vlmgate.calibration.compare.verdict import verdicts
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.page import data_uri, write_html
-from vlmgate.comparison import report
-from vlmgate.comparison.study import Comparison
-from vlmgate.comparison.verdict import verdicts
 from vlmgate.version import __version__
 
 _FAR_APART = 6  # times as slow; on one scale the faster models would be a heap at the edge

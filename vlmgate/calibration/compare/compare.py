@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vlmgate.calibration.choose import SUBSETS, design_part, promise
 from vlmgate.calibration.cost import Costs, Outcomes, bill
-from vlmgate.calibration.quality import RESAMPLES, Estimate, Ladder, Vector, resampled
+from vlmgate.calibration.figures import RESAMPLES, Estimate, Ladder, Vector, resampled
 from vlmgate.calibration.readings import Evidence, Labelled, Mask, columns_there, evidence
 from vlmgate.errors import LabelError
 

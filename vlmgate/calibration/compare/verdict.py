@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vlmgate.calibration.compare.compare import Comparison, Difference, Standing
 from vlmgate.calibration.report import percent
-from vlmgate.comparison.study import Comparison, Difference, Standing
 
 _UNITS = {"aurc": "mean share of wrong readings among the accepted (AURC)", "cost": "cost per 1,000 images"}
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vlmgate.calibration.compare.compare import Comparison
+from vlmgate.calibration.compare.verdict import verdicts
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.report import Speaker, percent
-from vlmgate.comparison.study import Comparison
-from vlmgate.comparison.verdict import verdicts
 
 SCHEMA_VERSION = 1
 

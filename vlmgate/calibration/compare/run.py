@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlmgate.calibration.compare.compare import Comparison, Contestant, compare
+from vlmgate.calibration.compare.page import is_page, write_page
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.readings import join
 from vlmgate.calibration.run import MEMORY, TIMED, Load, completed, labelled_folder, read_labelled
 from vlmgate.captioner import load_captioner
-from vlmgate.comparison.page import is_page, write_page
-from vlmgate.comparison.study import Comparison, Contestant, compare
 from vlmgate.config import BUILTIN, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
 from vlmgate.report.image import short_model
