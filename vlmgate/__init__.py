@@ -36,7 +36,7 @@ from vlmgate.errors import (
 from vlmgate.version import __version__
 
 if TYPE_CHECKING:
-    from vlmgate.api import Calibration, Gate, Progressed, ScanResult, calibrate, scan
+    from vlmgate.api.functions import Calibration, Gate, Progressed, ScanResult, calibrate, scan
 
 __all__ = [
     "Calibration",
@@ -78,7 +78,7 @@ def __getattr__(name: str) -> Any:
     """Load the Python API when it is asked for, so that `import vlmgate` costs nothing."""
     if name not in _OF_API:
         raise AttributeError(f"module 'vlmgate' has no attribute '{name}'")
-    from vlmgate import api
+    from vlmgate.api.functions import functions as api
 
     return getattr(api, name)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from scipy.stats import beta
 
 from tests.bench._timing import table, write
+from vlmgate.api.options import split_samples
 from vlmgate.builtin import measure
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.builtin import weights_folder
@@ -29,7 +30,6 @@ from vlmgate.gate.rules import Candidate, Gate, decide, make_gate
 from vlmgate.images import find_images, read_ahead
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Said, Scorer
-from vlmgate.settings import split_samples
 
 ROOT = Path(__file__).parent.parent.parent / "sample_images"
 THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 4.0)

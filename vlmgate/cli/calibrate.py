@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmgate.api.options import calibrate_configs, is_there
 from vlmgate.cli.options import (
     AnswerTokensOption,
     BatchSizeOption,
@@ -42,7 +43,6 @@ from vlmgate.cli.options import (
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, DEFAULT_QUESTION
 from vlmgate.errors import UsageError
 from vlmgate.report.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave, say
-from vlmgate.settings import calibrate_configs, is_there
 
 if TYPE_CHECKING:
     from vlmgate.calibration.run import Calibrated

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vlmgate.api.options import costs_of, is_there, label_pairs, labelled_reading, share
 from vlmgate.cli.options import (
     AnswerTokensOption,
     BatchSizeOption,
@@ -34,7 +35,6 @@ from vlmgate.cli.options import (
 from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION
 from vlmgate.errors import UsageError
 from vlmgate.report.terminal import console, crashes_to, errors_in_one_line, reader_may_leave, say
-from vlmgate.settings import costs_of, is_there, label_pairs, labelled_reading, share
 
 
 @app.command(short_help="Set models side by side on labelled images.")

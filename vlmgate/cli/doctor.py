@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from vlmgate.api.options import server_of
 from vlmgate.cli.options import (
     ConcurrencyOption,
     DeviceOption,
@@ -23,7 +24,6 @@ from vlmgate.cli.options import (
 from vlmgate.config import BUILTIN, ModelConfig
 from vlmgate.errors import VlmgateError
 from vlmgate.report.terminal import console, errors_in_one_line
-from vlmgate.settings import server_of
 from vlmgate.version import __version__
 
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from vlmgate.api.options import gate_options
 from vlmgate.config import load_toml
 from vlmgate.errors import UsageError
 from vlmgate.report.terminal import errors_in_one_line
-from vlmgate.settings import gate_options
 
 # As they are needed, one after the other.
 ORDER = ("scan", "merge", "calibrate", "compare", "review", "export", "show", "info", "rescore", "doctor")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlmgate.api.options import is_there, scan_config
 from vlmgate.cli.options import (
     AnswerTokensOption,
     BatchSizeOption,
@@ -55,7 +56,6 @@ from vlmgate.cli.options import (
 from vlmgate.config import BUILTIN, DEFAULT_PROMPT, DEFAULT_QUESTION
 from vlmgate.errors import UsageError
 from vlmgate.report.terminal import complain, console, crashes_to, errors_in_one_line, reader_may_leave
-from vlmgate.settings import is_there, scan_config
 
 if TYPE_CHECKING:
     from vlmgate.data import Record

@@ -17,10 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from vlmgate.config import ScanConfig
-from vlmgate.data import Decision, ModelInfo, Record, Route
-from vlmgate.errors import UsageError
-from vlmgate.settings import (
+from vlmgate.api.options import (
     CalibrateOptions,
     ScanOptions,
     calibrate_configs,
@@ -29,6 +26,9 @@ from vlmgate.settings import (
     options_of,
     scan_config,
 )
+from vlmgate.config import ScanConfig
+from vlmgate.data import Decision, ModelInfo, Record, Route
+from vlmgate.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
