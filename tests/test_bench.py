@@ -12,10 +12,10 @@ import pytest
 
 from tests.bench import _common, _peers, engine, export, scores, views
 from tests.bench._common import Area, Drawing, Read, Source, area, resampled
-from vlmgate.builtin.anomalies import KINDS
-from vlmgate.builtin.evaluate import auroc
-from vlmgate.builtin.world import DEGRADATIONS, Defect, Truth
 from vlmgate.data import Caption, Quality
+from vlmgate.factory.anomalies import KINDS
+from vlmgate.factory.evaluate import auroc
+from vlmgate.factory.world import DEGRADATIONS, Defect, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE
 from vlmgate.scores.kernels import WordKernel
 from vlmgate.scores.novelty import pack

@@ -9,7 +9,7 @@ import pytest
 from fakes import FakeCaptioner, let_it_read
 
 from tests.bench import promise
-from vlmgate.builtin.world import CONDITIONS
+from vlmgate.factory.world import CONDITIONS
 
 
 def truth(name: str) -> str:

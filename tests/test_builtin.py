@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vlmgate.builtin.anomalies import KINDS, draw_anomaly
-from vlmgate.builtin.captions import INSTRUCTIONS, majority, named, parse, random_caption, some_captions
-from vlmgate.builtin.evaluate import sheets, summarise
-from vlmgate.builtin.measure import ASPECTS, Reading, photographs
-from vlmgate.builtin.questions import FULL, NUM_WORDINGS, Question, Seen, random_question, right, true_answer
-from vlmgate.builtin.render import SIZES, Wanted, render, render_relatives
-from vlmgate.builtin.samples import PER_CONDITION, sample_files
-from vlmgate.builtin.world import (
+from vlmgate.captioner.builtin import weights_folder
+from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION, question_prompt
+from vlmgate.data import Reason
+from vlmgate.factory.anomalies import KINDS, draw_anomaly
+from vlmgate.factory.captions import INSTRUCTIONS, majority, named, parse, random_caption, some_captions
+from vlmgate.factory.evaluate import sheets, summarise
+from vlmgate.factory.measure import ASPECTS, Reading, photographs
+from vlmgate.factory.questions import FULL, NUM_WORDINGS, Question, Seen, random_question, right, true_answer
+from vlmgate.factory.render import SIZES, Wanted, render, render_relatives
+from vlmgate.factory.samples import PER_CONDITION, sample_files
+from vlmgate.factory.world import (
     CLEAN,
     CONDITIONS,
     DEFECTS,
@@ -38,9 +41,6 @@ from vlmgate.builtin.world import (
     Defect,
     Truth,
 )
-from vlmgate.captioner.builtin import weights_folder
-from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION, question_prompt
-from vlmgate.data import Reason
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
 from vlmgate.scores.answers import Parsed
 from vlmgate.scores.diversity import vendi_score, word_kernel
@@ -230,7 +230,7 @@ def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Pa
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vlmgate.builtin.train import Plan, train
+    from vlmgate.factory.train import Plan, train
 
     plan = Plan(scenes=8, held_out=8, vision_steps=2, language_steps=2, batch=4, warm_up=1)
     cache = tmp_path / "cache"
@@ -250,7 +250,7 @@ def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Pa
 
 
 def test_with_minutes_in_place_of_steps_training_ends_in_time(tmp_path: Path) -> None:
-    from vlmgate.builtin.train import Plan, train
+    from vlmgate.factory.train import Plan, train
 
     begin = time.monotonic()
     plan = Plan(scenes=4, held_out=4, vision_steps=10**6, language_steps=10**6, minutes=0.02, batch=2, warm_up=1)
@@ -260,7 +260,7 @@ def test_with_minutes_in_place_of_steps_training_ends_in_time(tmp_path: Path) ->
 
 
 def test_training_refuses_a_checkpoint_of_another_plan(tmp_path: Path) -> None:
-    from vlmgate.builtin.train import Plan, train
+    from vlmgate.factory.train import Plan, train
 
     small = {"scenes": 4, "held_out": 4, "vision_steps": 2, "language_steps": 1, "batch": 2, "warm_up": 1}
     train(Plan(**small), tmp_path, tmp_path / "cache", stop_after=1)
@@ -290,7 +290,7 @@ def test_relatives_of_a_scene_differ_by_a_defect_or_by_the_degradation_alone() -
 def test_a_batch_is_turned_with_its_patches_and_positions() -> None:
     import torch
 
-    from vlmgate.builtin.objectives import _lay, _lay_all
+    from vlmgate.factory.objectives import _lay, _lay_all
 
     squares = np.arange(8 * 6 * 6).reshape(8, 6, 6)
     laid = _lay_all(torch.from_numpy(squares), np.arange(8)).numpy()
@@ -366,10 +366,10 @@ def test_any_prompt_is_tokenised() -> None:
 
 
 def test_the_built_in_model_reads_its_world_and_doubts_what_it_cannot_see() -> None:
-    """A small edition of `python -m vlmgate.builtin.evaluate`; its bars are looser, for fewer images."""
-    from vlmgate.builtin.evaluate import bars, summarise
-    from vlmgate.builtin.measure import draw, read
+    """A small edition of `python -m vlmgate.factory.evaluate`; its bars are looser, for fewer images."""
     from vlmgate.config import ModelConfig, SamplingConfig
+    from vlmgate.factory.evaluate import bars, summarise
+    from vlmgate.factory.measure import draw, read
     from vlmgate.scores.novelty import Reference
 
     drawn = list(draw(seed=123, clean=60, each=4, anomalies=6))

@@ -11,10 +11,10 @@ import pytest
 from fakes import FakeCaptioner, SilentProgress, config_for
 from PIL import Image
 
-from vlmgate.builtin.world import VIEW_SIZE
 from vlmgate.captioner.local.resolution import picture_side
 from vlmgate.config import ImageConfig, ModelConfig
 from vlmgate.data import Picture, Source, Unreadable
+from vlmgate.factory.world import VIEW_SIZE
 from vlmgate.images import open_pages
 from vlmgate.run.loop import scan
 

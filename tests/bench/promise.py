@@ -27,10 +27,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vlmgate.builtin.render import Wanted, render
-from vlmgate.builtin.world import CONDITIONS
 from vlmgate.cli import app
 from vlmgate.data import Route
+from vlmgate.factory.render import Wanted, render
+from vlmgate.factory.world import CONDITIONS
 from vlmgate.gate.file import read_gate
 from vlmgate.store.result import read_result
 

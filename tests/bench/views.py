@@ -43,10 +43,10 @@ from tests.bench._common import (
     tasks,
     tell,
 )
-from vlmgate.builtin import measure
-from vlmgate.builtin.evaluate import Sheet
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig
+from vlmgate.factory import measure
+from vlmgate.factory.evaluate import Sheet
 from vlmgate.gate.rules import HIGHER_IS_WORSE
 from vlmgate.scores.kernels import WORDS, load_kernel
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlmgate.builtin.defects import Canvas
-from vlmgate.builtin.shapes import Field, step
+from vlmgate.factory.defects import Canvas
+from vlmgate.factory.shapes import Field, step
 
 
 @dataclass(slots=True, eq=False)

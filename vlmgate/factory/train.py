@@ -1,4 +1,4 @@
-"""Train the built-in model from nothing: `python -m vlmgate.builtin.train --out FOLDER`.
+"""Train the built-in model from nothing: `python -m vlmgate.factory.train --out FOLDER`.
 
 First the vision tower with heads that are thrown away, then what speaks, on captions and answers. The same command goes
 on where it stopped. Knows schedules and files; knows nothing of how images are drawn or sentences made.
@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from vlmgate.builtin.checkpoint import Shape, build_model, build_processor, export
-from vlmgate.builtin.dataset import Recipe, RenderedSet, Rendering, load_or_render
-from vlmgate.builtin.muon import Muon
-from vlmgate.builtin.objectives import (
+from vlmgate.factory.checkpoint import Shape, build_model, build_processor, export
+from vlmgate.factory.dataset import Recipe, RenderedSet, Rendering, load_or_render
+from vlmgate.factory.muon import Muon
+from vlmgate.factory.objectives import (
     Heads,
     LanguageTask,
     Row,
@@ -36,7 +36,7 @@ from vlmgate.builtin.objectives import (
     read_features,
     vision_loss,
 )
-from vlmgate.builtin.world import CONDITIONS
+from vlmgate.factory.world import CONDITIONS
 
 _NAMES = ("part", "finish", "defects", "positions")
 _HARD = tuple(CONDITIONS.index(name) for name in ("crack", "dent", "scratch"))  # what is seen worst
@@ -366,9 +366,9 @@ def tell(text: str) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    from vlmgate.builtin.reference import write_reference  # brings the whole captioner, which training does without
+    from vlmgate.factory.reference import write_reference  # brings the whole captioner, which training does without
 
-    parser = argparse.ArgumentParser(prog="python -m vlmgate.builtin.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vlmgate.factory.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints; the model goes to OUT/weights")
     parser.add_argument("--cache", type=Path, help="folder for the rendered training set (default: OUT/cache)")
     parser.add_argument("--no-reference", action="store_true", help="leave out the reference for novelty")

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmgate.builtin.captions import INSTRUCTIONS, some_captions
-from vlmgate.builtin.questions import FULL, NUM_WORDINGS, SOUND
-from vlmgate.builtin.world import VIEW_SIZE
 from vlmgate.config import ABSTENTION
+from vlmgate.factory.captions import INSTRUCTIONS, some_captions
+from vlmgate.factory.questions import FULL, NUM_WORDINGS, SOUND
+from vlmgate.factory.world import VIEW_SIZE
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlmgate.builtin.captions import INSTRUCTIONS, random_caption
-from vlmgate.builtin.dataset import MOST, NO_POSITION, UNKNOWN, RenderedSet, truth_of
-from vlmgate.builtin.questions import Question, Seen, random_question, true_answer
-from vlmgate.builtin.world import CONDITIONS, DEFECTS, FINISHES, PARTS, POSITIONS, Truth
+from vlmgate.factory.captions import INSTRUCTIONS, random_caption
+from vlmgate.factory.dataset import MOST, NO_POSITION, UNKNOWN, RenderedSet, truth_of
+from vlmgate.factory.questions import Question, Seen, random_question, true_answer
+from vlmgate.factory.world import CONDITIONS, DEFECTS, FINISHES, PARTS, POSITIONS, Truth
 
 _SOUND_PATCH_WEIGHT = 0.15  # most patches show no defect
 _NOT_A_TARGET = -100

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from vlmgate.builtin.world import CONDITIONS, DEFECTS, FINISHES, NONE, PARTS, POSITIONS, Defect, Truth
 from vlmgate.config import DEFAULT_PROMPT
+from vlmgate.factory.world import CONDITIONS, DEFECTS, FINISHES, NONE, PARTS, POSITIONS, Defect, Truth
 
 INSTRUCTIONS = (
     DEFAULT_PROMPT,

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmgate.builtin import captions as language
-from vlmgate.builtin import questions
-from vlmgate.builtin.anomalies import KINDS, draw_anomaly
-from vlmgate.builtin.render import Render, Wanted, render
-from vlmgate.builtin.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.captioner import load_captioner
 from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ImageFile, Picture, Sampled
+from vlmgate.factory import captions as language
+from vlmgate.factory import questions
+from vlmgate.factory.anomalies import KINDS, draw_anomaly
+from vlmgate.factory.render import Render, Wanted, render
+from vlmgate.factory.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
 from vlmgate.scores.answers import Parsed, parse

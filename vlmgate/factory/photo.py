@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vlmgate.builtin.defects import Canvas
-from vlmgate.builtin.lookalikes import Extras
-from vlmgate.builtin.shapes import Field, Shape, step
+from vlmgate.factory.defects import Canvas
+from vlmgate.factory.lookalikes import Extras
+from vlmgate.factory.shapes import Field, Shape, step
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmgate.builtin.defects import DRAW, Canvas
-from vlmgate.builtin.degrade import degrade, to_image
-from vlmgate.builtin.lookalikes import Extras, draw_look_alike
-from vlmgate.builtin.photo import METALS, paint, photograph
-from vlmgate.builtin.shapes import Field, Hole, Shape, draw_shape, hole_distance
-from vlmgate.builtin.world import (
+from vlmgate.factory.defects import DRAW, Canvas
+from vlmgate.factory.degrade import degrade, to_image
+from vlmgate.factory.lookalikes import Extras, draw_look_alike
+from vlmgate.factory.photo import METALS, paint, photograph
+from vlmgate.factory.shapes import Field, Hole, Shape, draw_shape, hole_distance
+from vlmgate.factory.world import (
     CLEAN,
     CONDITIONS,
     DEFECTS,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlmgate.builtin.world import CONDITIONS, DEFECTS, NONE, VISIBLE
 from vlmgate.config import ABSTENTION, DEFAULT_QUESTION, question_prompt
+from vlmgate.factory.world import CONDITIONS, DEFECTS, NONE, VISIBLE
 
 # How a question can be worded; the first is what `vlmgate scan --question` asks.
 _WORDINGS = (

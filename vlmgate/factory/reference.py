@@ -1,4 +1,4 @@
-"""Make the novelty reference that the built-in model carries: `python -m vlmgate.builtin.reference --weights FOLDER`.
+"""Make the novelty reference that the built-in model carries: `python -m vlmgate.factory.reference --weights FOLDER`.
 
 Reads freshly drawn clean parts through the product's own path. Knows renders and features; knows nothing of distances.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlmgate.builtin.measure import features_of
-from vlmgate.builtin.render import Wanted, render
-from vlmgate.builtin.world import CLEAN
+from vlmgate.factory.measure import features_of
+from vlmgate.factory.render import Wanted, render
+from vlmgate.factory.world import CLEAN
 from vlmgate.scores.novelty import Reference
 
 STREAM = 5  # first word of every seed drawn here
@@ -27,7 +27,7 @@ def write_reference(weights: Path, count: int = COUNT) -> Path:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m vlmgate.builtin.reference", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vlmgate.factory.reference", description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="the checkpoint folder that takes novelty.npz")
     parser.add_argument("--count", type=int, default=COUNT, help=f"images (default {COUNT})")
     options = parser.parse_args()

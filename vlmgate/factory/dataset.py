@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlmgate.builtin.render import Render, render, render_relatives, view
-from vlmgate.builtin.world import (
+from vlmgate.factory.render import Render, render, render_relatives, view
+from vlmgate.factory.world import (
     CLEAN,
     CONDITIONS,
     DEGRADATIONS,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmgate.builtin.shapes import Field, step
+from vlmgate.factory.shapes import Field, step
 
 Window = tuple[slice, slice]
 
