@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from faulty_server import FaultyServer
 
-INBOX = Path(__file__).parent.parent / "sample_images" / "inbox"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one `vlmgate scan` left behind."""
-
-    parquet: Path
-    code: int
-    stdout: str
-    stderr: str
-    seconds: float
-
-
-def scan_inbox(out: Path, *options: str) -> Run:
-    """Run the real command, with the built-in model, in a process of its own."""
-    command = [sys.executable, "-m", "vlmgate", "scan", str(INBOX), "-o", str(out), *options]
-    begun = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return Run(out, done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
+from tests.support.faulty_server import FaultyServer
+from tests.support.inbox import Run, scan_inbox
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def __getattr__(name: str) -> Any:
     """Load the Python API when it is asked for, so that `import vlmgate` costs nothing."""
     if name not in _OF_API:
         raise AttributeError(f"module 'vlmgate' has no attribute '{name}'")
-    from vlmgate.api.functions import functions as api
+    from vlmgate import api
 
     return getattr(api, name)
 

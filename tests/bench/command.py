@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.bench._timing import interleaved, ratios, spread, table, write
+from tests.support.fakes import SilentProgress
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Picture, Reading, Sampled
@@ -30,9 +30,6 @@ from vlmgate.run.outcome import ScanResult
 from vlmgate.scores.score import Said, Scorer
 from vlmgate.store.journal import Journal
 from vlmgate.store.result import write_result
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from fakes import SilentProgress
 
 SAMPLES = Path(__file__).parent.parent.parent / "sample_images" / "labelled"
 

@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tests.results import row
+from tests.support.results import row
 from vlmgate.calibration.compare.compare import Contestant, compare
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.readings import Labelled

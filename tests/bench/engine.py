@@ -39,7 +39,7 @@ from PIL import Image
 from tests.bench import roofline, shapes
 from tests.bench.roofline import Ceilings
 from tests.bench.shapes import Shape
-from tests.tiny_models import chat_template, tokenizer
+from tests.support.tiny_models import chat_template, tokenizer
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.local.checkpoint import DTYPES
 from vlmgate.captioner.local.engine import TransformersCaptioner

@@ -13,7 +13,6 @@ import argparse
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,11 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.support.fakes import FakeCaptioner, SilentProgress, config_for
 from vlmgate.review import Options, make_review
 from vlmgate.run.loop import scan
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from fakes import FakeCaptioner, SilentProgress, config_for
 
 PARTS, FINISHES = ("washer", "gear", "flange", "plate", "nut", "bracket"), ("steel", "copper", "brass")
 DEFECTS = ("a dent", "a crack", "two scratches", "no visible defects", "some rust", "a missing hole")

@@ -32,8 +32,8 @@ _CHILD = """
 import json, random, sys, time
 from collections import deque
 from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
-from fakes import FakeCaptioner, SilentProgress, config_for
+sys.path[:0] = [{root!r}]
+from tests.support.fakes import FakeCaptioner, SilentProgress, config_for
 from vlmgate.run.loop import scan
 
 PARTS, DEFECTS = ("washer", "gear", "plate", "nut"), ("a dent", "a crack", "two scratches", "no defects", "rust")
@@ -117,7 +117,7 @@ def measure(images: int, samples: int) -> dict[str, Any]:
 
 
 def _run(folder: Path, out: Path, samples: int, images: int) -> dict[str, Any]:
-    code = _CHILD.format(root=str(_ROOT), tests=str(_ROOT / "tests"))
+    code = _CHILD.format(root=str(_ROOT))
     command = [sys.executable, "-c", code, str(folder), str(out), str(samples), str(images)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -10,7 +10,7 @@ What is certain after k samples:
 - The logarithm of the Vendi score is the entropy S of the kernel over its size. Whatever the other K - k captions are,
   with p = k / K it ends within [p S_k, h(p) + p S_k + (1 - p) ln(K - k)], h being the binary entropy (concavity of the
   von Neumann entropy, and its bound for mixtures: Nielsen & Chuang, "Quantum Computation and Quantum Information",
-  theorem 11.10). That seldom decides, so the other captions are also played through, 400 times (`vlmgate.gate.simulate`): one of
+  theorem 11.10). That seldom decides, so the other captions are also played through, 400 times (`simulate`): one of
   the plays may end on the other side. Where the probability of captions is known, those not seen get what is left.
 - Shares of answers: of the other K - k, a number follows the beta-binomial law that k answers leave of Jeffreys' prior
   (Beta(1/2, 1/2)); the other decision must be less likely than `CHANCE_OF_ERROR` where the image would be accepted,

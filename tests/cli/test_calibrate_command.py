@@ -1,0 +1,399 @@
+"""From a labelled folder to a gate, and from the gate to a split folder, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import vlmgate.calibration.run
+from tests.support.fakes import FakeCaptioner, folder_of, let_it_read, picture_file
+from vlmgate.cli import app
+from vlmgate.gate.file import read_gate
+from vlmgate.store.result import read_provenance, read_result
+
+runner = CliRunner()
+CLASSES = ("none", "dent", "crack")
+PER_CLASS = 60
+
+
+def number_of(name: str) -> int:
+    return int(re.search(r"(\d+)", name.rsplit("/", 1)[-1]).group(1))  # type: ignore[union-attr]
+
+
+def is_hard(name: str) -> bool:
+    return number_of(name) % 5 == 0
+
+
+def say(name: str) -> tuple[str, ...]:
+    """Describe a part as its folder says; of hard ones every sample says something else, the answer mostly wrong."""
+    if is_hard(name):
+        return ("a dent", "no defect at all", "a long crack", "rust on a gear", "some stains", "a plate")
+    return (f"a part with {name.split('/')[0]}",)
+
+
+def answer(name: str) -> tuple[str, ...]:
+    truth = next((c for c in CLASSES if f"{c}_" in name), "none")
+    other = CLASSES[(CLASSES.index(truth) + 1) % 3]
+    return (other, truth, other, other, "unsure") if is_hard(name) else (truth,)
+
+
+def features(name: str) -> tuple[float, ...]:
+    rng = np.random.default_rng(number_of(name) + 1000 * len(name))
+    return tuple(rng.normal(5.0 if "alien" in name else 0.0, 1.0, 6))
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
+    captioner = FakeCaptioner(say, answer=answer, features=features)
+    let_it_read(captioner, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return captioner
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    return folder_of(tmp_path / "labelled", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS)))
+
+
+def run(*arguments: object, code: int = 0, page: bool = False) -> tuple[str, str]:
+    if arguments[0] == "calibrate" and not page:
+        arguments = (*arguments, "--no-page")
+    result = runner.invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr, result.exception)
+    assert "Traceback" not in result.stderr
+    return result.stdout, result.stderr
+
+
+def test_from_labels_to_a_gate_to_a_split_folder(labelled: Path, tmp_path: Path) -> None:
+    told, _ = run("calibrate", labelled, "--cost-escape", 100, "--cost-review", 1, page=True)
+    assert "a sub-folder for each class" in told and "none 60" in told
+    assert "Promise: at most 10% of accepted readings are wrong, with 95% confidence" in told
+    assert "nan" not in told.lower()
+    gate = read_gate(tmp_path / "gate.toml")
+    assert gate.promise["errors"] == 0 and gate.data["images"] == 180
+    assert gate.sampling["choices"] == ("crack", "dent", "none")
+    assert gate.measures_novelty and gate.features is not None
+
+    folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(41)), "alien_001.png")
+    told, _ = run("scan", tmp_path / "tonight", "--gate", "gate.toml")
+    assert "gate.toml, 20" in told and "promises, with 95% confidence" in told
+    rows, provenance = read_result(tmp_path / "tonight.parquet")
+    assert provenance["sampling"]["num_samples"] == gate.sampling["num_samples"]
+    routes = {row.file_name: (row.route, row.reason, row.decided_by) for row in rows}
+    assert routes["alien_001.png"][1:] == ("beyond_limit", "novelty")
+    wrong = [n for n in routes if is_hard(n) and routes[n][0] == "auto_accept"]
+    assert not wrong
+    assert sum(route == "auto_accept" for route, *_ in routes.values()) >= 25
+    assert provenance["drift"]["images"] == 42
+
+
+def test_the_same_command_reads_nothing_twice_and_a_result_needs_no_model(
+    labelled: Path, tmp_path: Path, fake: FakeCaptioner
+) -> None:
+    run("calibrate", labelled)
+    seconds = read_provenance(tmp_path / "gate.parquet")[vlmgate.calibration.run.TIMED]
+    assert set(seconds) == {"2", "3", "4", "6", "8", "12", "16"}
+    fake.history.clear()
+    first = (tmp_path / "gate.toml").read_text(encoding="utf-8")
+    run("calibrate", labelled)
+    assert fake.history == []
+    assert read_provenance(tmp_path / "gate.parquet")[vlmgate.calibration.run.TIMED] == seconds
+    run("calibrate", "gate.parquet", "-o", "again.toml")
+    run("calibrate", "gate.parquet", "--labels", labelled, "-o", "third.toml")
+    assert fake.history == []
+    gates = [read_gate(tmp_path / name).gate.threshold for name in ("gate.toml", "again.toml", "third.toml")]
+    assert len(set(gates)) == 1 and "threshold" in first
+
+
+def test_json_holds_everything_and_no_nan(labelled: Path) -> None:
+    told, _ = run("calibrate", labelled, "--format", "json", "--cost-escape", 100, "--per-answer")
+    tree = json.loads(told)
+    assert tree["schema_version"] == 1 and tree["promise"]["holds"]
+    assert {row["score"] for row in tree["quality"]} >= {"vendi_score", "answer_share", "random", "abstain_rate"}
+    assert [row["num_samples"] for row in tree["samples"]] == [2, 3, 4, 6, 8, 12, 16]
+    assert tree["costs"]["per_1000_images"][0]["name"] == "review all"
+    assert tree["written"]["gate"] == "gate.toml"
+
+
+def test_what_the_labels_cannot_support_ends_with_2_and_a_number(labelled: Path, tmp_path: Path) -> None:
+    told, said = run("calibrate", labelled, "--target-risk", "1%", code=2)
+    assert "No promise" in told
+    needed = int(re.search(r"takes about ([\d,]+) labelled images", said).group(1).replace(",", ""))  # type: ignore[union-attr]
+    assert needed > 299
+    assert not (tmp_path / "gate.toml").exists() and (tmp_path / "gate.parquet").exists()
+
+
+def test_escapes_are_bounded_among_defective_parts(labelled: Path, tmp_path: Path) -> None:
+    told, _ = run("calibrate", labelled, "--target", "escapes", "--target-risk", "5%")
+    assert "of defective parts pass as good" in told and "Overkill" in told
+    promise = read_gate(tmp_path / "gate.toml").promise
+    assert promise["target"] == "escapes" and promise["upper_bound"] <= 0.05
+
+
+def test_the_gate_of_least_cost(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled, "--rule", "cost", code=2)
+    told, _ = run("calibrate", labelled, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2)
+    assert "cheapest gate" in told
+    assert read_gate(tmp_path / "gate.toml").promise == {}
+    told, _ = run("calibrate", labelled, "--rule", "cost", "--cost-overhead", 1e9, "-o", "dear.toml")
+    assert "costs as much as reviewing all" in told
+
+
+def test_verdicts_come_back(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    rows, _ = read_result(tmp_path / "gate.parquet")
+    lines = ["file_name,page,sha256,verdict"]
+    lines += [f"x,1,{r.sha256},{'wrong' if is_hard(r.file_name) else 'correct'}" for r in rows]
+    (tmp_path / "verdicts.csv").write_text("\n".join(lines), encoding="utf-8")
+    told, _ = run("calibrate", "gate.parquet", "--labels", "verdicts.csv", "-o", "v.toml")
+    assert "csv with verdicts" in told and "correct 144, wrong 36" in told
+
+
+def test_verdicts_of_routed_images_alone_are_refused(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    rows, _ = read_result(tmp_path / "gate.parquet")
+    routed = [r for r in rows if r.route == "human_review"]
+    lines = ["sha256,verdict", *(f"{r.sha256},wrong" for r in routed)]
+    (tmp_path / "verdicts.csv").write_text("\n".join(lines), encoding="utf-8")
+    _, said = run("calibrate", "gate.parquet", "--labels", "verdicts.csv", "-o", "v.toml", code=2)
+    assert "none of the auto-accepted images has a verdict" in said
+
+
+def test_verdicts_of_all_routed_and_some_accepted_are_evened_out(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    rows, _ = read_result(tmp_path / "gate.parquet")
+    accepted = [r for r in rows if r.route == "auto_accept"]
+    judged = [r for r in rows if r.route == "human_review"] + accepted[: len(accepted) // 2]
+    lines = ["sha256,verdict", *(f"{r.sha256},{'wrong' if is_hard(r.file_name) else 'correct'}" for r in judged)]
+    (tmp_path / "verdicts.csv").write_text("\n".join(lines), encoding="utf-8")
+    told, _ = run("calibrate", "gate.parquet", "--labels", "verdicts.csv", "-o", "v.toml", "--target-risk", "20%")
+    assert "verdicts set aside" in told
+
+
+def test_ambiguity_as_the_target(tmp_path: Path) -> None:
+    names = [f"{'ambiguous' if i % 5 == 0 else 'clear'}/p_{i:03d}.png" for i in range(150)]
+    folder_of(tmp_path / "pictures", *names)
+    told, _ = run("calibrate", tmp_path / "pictures")
+    assert "ambiguity itself" in told and "at most 10% of accepted readings are ambiguous" in told
+    assert read_gate(tmp_path / "gate.toml").sampling["question"] is None
+
+
+def test_other_names_for_labels(labelled: Path, tmp_path: Path) -> None:
+    (labelled / "none").rename(labelled / "OK parts")
+    told, _ = run("calibrate", labelled, "--label-map", "ok_parts=none", "--label-map", "crack=", "-o", "m.toml")
+    assert "dent 60, none 60" in told or "none 60, dent 60" in told
+    assert read_gate(tmp_path / "m.toml").sampling["choices"] == ("dent", "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--score", "beauty"], "these readings have none"),
+        (["--good", "perfect"], "none of the classes"),
+        (["--gate-samples", "32"], "16 samples were drawn"),
+        (["--target-risk", "ten"], "--target-risk is 'ten'"),
+        (["--target-risk", "0%"], "target_risk"),
+        (["--confidence", "20%"], "confidence"),
+        (["--label-map", "dent"], "NAME=CHOICE"),
+        (["--limit", "novelty <= 2"], "--novelty-limit"),
+        (["-o", "gate.yaml"], "must end in .toml"),
+        (["-o", "nowhere/gate.toml"], "no such folder"),
+        (["--labels", "nothing.csv"], "no such folder or table"),
+        (["--cost-review", "-1"], "review is -1.0"),
+        (["--kernel", "magic"], "kernel"),
+    ],
+    ids=lambda v: " ".join(v)[:20] if isinstance(v, list) else "",
+)
+def test_what_is_wrong_is_said_in_one_line(labelled: Path, arguments: list[str], said: str) -> None:
+    _, error = run("calibrate", labelled, "-q", *arguments, code=2)
+    assert said in error and error.count("\n") == 1
+
+
+def test_one_class_is_not_enough(tmp_path: Path) -> None:
+    folder_of(tmp_path / "one", *(f"good/{i}.png" for i in range(5)))
+    _, error = run("calibrate", tmp_path / "one", "-q", code=2)
+    assert "two classes" in error
+
+
+def test_few_wrong_readings_are_said_and_give_no_nan(tmp_path: Path) -> None:
+    folder_of(tmp_path / "easy", *(f"{c}/{c}_{i}.png" for c in CLASSES for i in range(1, 200, 5)))
+    told, _ = run("calibrate", tmp_path / "easy")
+    assert "only 0 wrong readings" in told and "nan" not in told.lower()
+
+
+def test_labels_that_match_no_image(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    (tmp_path / "l.csv").write_text("file_name,label\nelsewhere.png,none\n", encoding="utf-8")
+    _, error = run("calibrate", "gate.parquet", "--labels", "l.csv", "-o", "x.toml", "-q", code=2)
+    assert "none of its 1 labels matches" in error and "elsewhere.png" in error
+
+
+def test_exact_copies_count_once(labelled: Path, tmp_path: Path) -> None:
+    (labelled / "dent" / "copy_1.png").write_bytes((labelled / "dent" / "dent_001.png").read_bytes())
+    (labelled / "none" / "copy_2.png").write_bytes((labelled / "dent" / "dent_002.png").read_bytes())
+    told, _ = run("calibrate", labelled)
+    assert "1 exact cop" in told or "2 exact copies" in told
+    assert "1 images whose copies have different labels" in told
+    assert "179 labelled readings" in told
+
+
+def test_unreadable_images_are_left_out_and_said(labelled: Path) -> None:
+    (labelled / "dent" / "broken_1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    told, _ = run("calibrate", labelled)
+    assert "1 labelled images that could not be read" in told and "180 labelled readings" in told
+
+
+def test_a_stop_goes_on(labelled: Path, tmp_path: Path, fake: FakeCaptioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fake.read
+    calls = 0
+
+    def stops(pictures: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return real(pictures)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fake, "read", stops)
+    run("calibrate", labelled, code=130)
+    read = set(fake.read_names)
+    fake.history.clear()
+    monkeypatch.setattr(fake, "read", real)
+    run("calibrate", labelled)
+    assert len(read) == 24
+    assert sum(name in read for batch in fake.history[:20] for name in batch) == 0  # then the time is measured
+
+
+def test_the_gate_refuses_what_it_was_not_made_for(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    picture_file(tmp_path / "tonight" / "none_001.png")
+    for arguments, said in (
+        (["-k", "4"], "num-samples"),
+        (["--prompt", "What is it?"], "prompt"),
+        (["--threshold", "2"], "exclude each other"),
+        (["--limit", "noise <= 3"], "exclude each other"),
+        (["--score", "cocoa"], "leave out --score"),
+    ):
+        _, error = run("scan", tmp_path / "tonight", "--gate", "gate.toml", "-q", *arguments, code=2)
+        assert said in error
+    features = read_gate(tmp_path / "gate.toml").features
+    (tmp_path / str(features)).unlink()
+    _, error = run("scan", tmp_path / "tonight", "--gate", "gate.toml", "-q", code=2)
+    assert str(features) in error
+
+
+def test_a_changed_folder_raises_the_alarm(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled, "--novelty-limit", "inf")
+    folder_of(tmp_path / "other", *(f"alien_{i:03d}.png" for i in range(60)))
+    told, _ = run("scan", tmp_path / "other", "--gate", "gate.toml")
+    assert "do not look like those that the gate was calibrated on, so its promise does not hold" in told
+    assert "novelty" in told and "Most unlike: alien_" in told
+    told, _ = run("scan", tmp_path / "other", "--gate", "gate.toml", "--format", "json")
+    assert json.loads(told)["drift"]["alarm"]
+
+
+def test_hostile_names_stay_text_on_the_page(tmp_path: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    names = [f"{c}/{c}_{i:03d}.png" for c in (hostile.replace("/", ""), "none") for i in range(1, 90)]
+    folder_of(tmp_path / "odd", *names)
+    run("calibrate", tmp_path / "odd", "--good", "none", "--target-risk", "40%", code=2, page=True)
+    page = (tmp_path / "gate_calibration" / "index.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "default-src 'none'" in page and "<script" not in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_the_progress_says_what_happens(labelled: Path) -> None:
+    _, error = run("calibrate", labelled, page=True)
+    for text in ("Looking for images", "Measuring the time", "Comparing 180 readings", "Drawing the page"):
+        assert text in error
+
+
+def test_toml_may_hold_one_or_several(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        'label-map = ["crack=dent", "odd="]\nkernel = "words"\ntarget-risk = "20%"\nper-answer = true\n'
+    )
+    told, _ = run("calibrate", labelled, "--config", "c.toml")
+    assert "dent 120, none 60" in told and "at most 20%" in told
+
+
+def test_the_cheapest_gate_promises_nothing_anywhere(labelled: Path, tmp_path: Path) -> None:
+    told, _ = run("calibrate", labelled, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2, page=True)
+    page = (tmp_path / "gate_calibration" / "index.html").read_text(encoding="utf-8")
+    for text in (told, page):
+        assert "promises nothing of its risk" in text and "Promise:" not in text
+    assert "guaranteed gate" not in told
+
+
+def test_a_gate_that_was_edited_promises_nothing(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    gate = tmp_path / "gate.toml"
+    gate.write_text(re.sub(r"(?m)^threshold = .*$", "threshold = 0.01", gate.read_text(encoding="utf-8")))
+    folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(30)))
+    told, _ = run("scan", tmp_path / "tonight", "--gate", "gate.toml")
+    assert "edited since it was calibrated, so it promises nothing" in told and "The gate promises" not in told
+
+
+def test_the_calibrated_folder_itself_looks_like_itself(labelled: Path) -> None:
+    run("calibrate", labelled)
+    told, _ = run("scan", labelled, "--gate", "gate.toml", "-o", "again.parquet")
+    assert "do not look like" not in told
+
+
+def test_a_run_that_was_not_finished_is_no_calibration_set(
+    labelled: Path, fake: FakeCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = fake.read, iter(range(100))
+
+    def stops(pictures: object) -> object:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return real(pictures)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fake, "read", stops)
+    _, said = run("calibrate", labelled, code=130)
+    assert "The same command goes on" in said
+    _, said = run("calibrate", "gate.parquet", "--labels", labelled, "-q", code=2)
+    assert "was not finished" in said
+
+
+def test_a_verdict_is_on_what_was_judged(labelled: Path, tmp_path: Path) -> None:
+    """Fewer samples of a hard image come to another answer, which nobody has judged; it counts as wrong."""
+    run("calibrate", labelled)
+    rows, _ = read_result(tmp_path / "gate.parquet")
+    lines = ["sha256,verdict", *(f"{r.sha256},correct" for r in rows)]
+    (tmp_path / "verdicts.csv").write_text("\n".join(lines), encoding="utf-8")
+    told, _ = run("calibrate", "gate.parquet", "--labels", "verdicts.csv", "-o", "v.toml", "--gate-samples", 2)
+    assert "With 2 samples each, 36 are wrong" in told
+
+
+def test_a_promise_of_risk_is_for_the_mix_of_the_labels(labelled: Path) -> None:
+    told, _ = run("calibrate", labelled, "--defect-rate", "1%", "--cost-escape", 50)
+    assert "hold 66.7% defective parts, the line 1%: the promise is for the former mix" in told
+
+
+def test_what_would_be_lost_or_never_used_is_refused_first(labelled: Path, tmp_path: Path, fake: FakeCaptioner) -> None:
+    (tmp_path / "settings.toml").write_text("[project]\n")
+    folder_of(tmp_path / "other", "good/a.png", "bad/b.png")
+    folder_of(tmp_path / "comma", "crack, deep/a.png", "good/b.png")
+    for arguments, said in (
+        ([labelled, "-o", "settings.toml"], "is no gate"),
+        ([labelled, "--defect-rate", "1%"], "none is given"),
+        ([labelled, "--labels", tmp_path / "other"], "another folder of images"),
+        ([tmp_path / "comma"], "has a comma"),
+    ):
+        _, error = run("calibrate", *arguments, "-q", code=2)
+        assert said in error and error.count("\n") == 1
+    assert fake.history == [] and (tmp_path / "settings.toml").read_text() == "[project]\n"
+
+
+def test_two_gates_of_one_name_keep_their_features(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    run("calibrate", "gate.parquet", "--labels", labelled, "--label-map", "crack=")
+    folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(5)))
+    for gate in ("gate.toml", "gate.old.toml"):
+        run("scan", tmp_path / "tonight", "--gate", gate, "-o", f"{gate[:-5]}_t.parquet")

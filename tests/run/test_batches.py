@@ -1,0 +1,225 @@
+"""Batches ahead of the model, and the journal behind it: full, in order, nothing lost when either side fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fakes import FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
+from vlmgate.config import ImageConfig
+from vlmgate.data import Caption, Duplicate, ImageFile, Picture, Reading, Reason, Sampled, Unreadable
+from vlmgate.errors import StoreError
+from vlmgate.images import find_images
+from vlmgate.run.batches import Batch, ModelWanted, Supply
+from vlmgate.run.loop import scan
+from vlmgate.run.writer import Recorder
+from vlmgate.scores.score import Scorer
+from vlmgate.store.journal import Journal
+from vlmgate.store.result import read_result
+
+
+class Preparing(FakeCaptioner):
+    """A fake that is given pictures ahead, in another thread, and whose prompts are as long as pictures are wide."""
+
+    def __init__(self, *arguments: Any, fails: bool = False, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.fails = fails
+        self.prepared: list[tuple[list[str], int]] = []
+        self.used = 0
+
+    def prompt_key(self, picture: Picture) -> int:
+        return picture.rgb.width
+
+    def prepare(self, pictures: Sequence[Picture]) -> list[str]:
+        if self.fails:
+            raise RuntimeError("no")
+        names = [picture.file.file_name for picture in pictures]
+        self.prepared.append((names, threading.get_ident()))
+        return names
+
+    def read_prepared(self, pictures: Sequence[Picture], prepared: list[str]) -> list[Sampled]:
+        assert prepared == [picture.file.file_name for picture in pictures]
+        self.used += 1
+        return self.read(pictures)
+
+
+def batches_of(folder: Path, captioner: FakeCaptioner, size: int = 3) -> list[Batch]:
+    found = []
+    supply = Supply(find_images(folder).sources, ImageConfig(workers=2), size, set())
+    for batch in supply:
+        if isinstance(batch, ModelWanted):
+            supply.provide(captioner)
+        else:
+            found.append(batch)
+    return found
+
+
+class Knowing(FakeCaptioner):
+    """Tells how many pictures at once suit it."""
+
+    at_once = 5
+
+
+@pytest.mark.parametrize(("asked", "sizes"), [(None, [5, 5, 2]), (8, [8, 4])])
+def test_a_captioner_says_how_many_at_once_unless_a_person_did(
+    tmp_path: Path, asked: int | None, sizes: list[int]
+) -> None:
+    folder_of(tmp_path / "in", *(f"{i:02}.png" for i in range(12)))
+    config = config_for(tmp_path / "in", tmp_path / "r.parquet")
+    captioner = Knowing()
+    result = scan(
+        replace(config, sampling=replace(config.sampling, batch_size=asked)), SilentProgress(), load=captioner.load
+    )
+    assert [len(batch) for batch in captioner.history] == sizes and len(result.records) == 12
+    assert result.provenance["time"]["batch"] == sizes[0]
+
+
+def names(batch: Batch) -> list[str]:
+    return [picture.file.file_name for picture in batch.pictures]
+
+
+def test_batches_are_full_and_in_order_and_files_are_counted_when_nothing_of_them_is_to_come(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, *(f"{i}.png" for i in range(7)))
+    (folder / "7.png").write_bytes((folder / "0.png").read_bytes())
+    (folder / "8.png").write_bytes(b"none")
+    found = batches_of(folder, FakeCaptioner())
+    assert [names(batch) for batch in found] == [["0.png", "1.png", "2.png"], ["3.png", "4.png", "5.png"], ["6.png"]]
+    assert [batch.finished for batch in found] == [3, 3, 3]
+    assert [type(entry) for entry in found[-1].aside] == [Duplicate, Unreadable]
+    assert {name for batch in found for name, _ in batch.ended} == {f"{i}.png" for i in range(9)}
+
+
+def test_no_model_is_wanted_where_there_is_nothing_for_it(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"none")
+    found = list(Supply(find_images(tmp_path).sources, ImageConfig(), 3, set()))
+    assert [type(batch) for batch in found] == [Batch]
+
+
+def test_pictures_with_prompts_of_one_length_come_together(tmp_path: Path) -> None:
+    for i in range(8):
+        picture_file(tmp_path / f"{i}.png", size=(8 + 8 * (i % 2), 8))
+    fake = Preparing()
+    found = batches_of(tmp_path, fake)
+    assert [names(batch) for batch in found[:2]] == [["0.png", "2.png", "4.png"], ["1.png", "3.png", "5.png"]]
+    assert sorted(name for batch in found[2:] for name in names(batch)) == ["6.png", "7.png"]
+    assert sum(batch.finished for batch in found) == 8
+    assert all(thread != threading.get_ident() for _, thread in fake.prepared) and len(fake.prepared) == len(found)
+
+
+def test_lonely_shapes_do_not_wait_for_ever(tmp_path: Path) -> None:
+    for i in range(30):
+        picture_file(tmp_path / f"{i:02d}.png", size=(8 + i, 8))
+    found = batches_of(tmp_path, Preparing(), size=2)
+    assert [len(batch.pictures) for batch in found] == [2] * 15 and names(found[0]) == ["00.png", "01.png"]
+
+
+def test_large_pictures_do_not_wait_in_large_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a shape of its own; a full batch goes as soon as too many pixels wait, though four would go together."""
+    monkeypatch.setattr("vlmgate.run.batches._PIXELS_WAITING", 3 * 8 * 8)
+    for i in range(12):
+        picture_file(tmp_path / f"{i:02d}.png", size=(8 + i, 8))
+    held: list[int] = []
+    full = Supply._full
+
+    def counted(self: Supply, making: Any) -> list[Picture]:
+        held.append(making.waiting())
+        return full(self, making)
+
+    monkeypatch.setattr(Supply, "_full", counted)
+    found = batches_of(tmp_path, Preparing(), size=3)
+    assert [len(batch.pictures) for batch in found] == [3] * 4 and max(held) == 3
+
+
+def test_what_the_thread_raises_comes_where_its_batch_would_have_come(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "a.png")
+
+    def sources() -> Any:
+        yield from find_images(folder).sources
+        raise ZeroDivisionError("a bug")
+
+    supply = Supply(sources(), ImageConfig(), 1, set())
+    with pytest.raises(ZeroDivisionError):
+        for batch in supply:
+            if isinstance(batch, ModelWanted):
+                supply.provide(FakeCaptioner())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_captioner_that_is_given_pictures_ahead_says_the_same(tmp_path: Path, fails: bool) -> None:
+    folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(9)))
+    fake = Preparing(lambda name: (name, "a dent"), fails=fails)
+    plain = FakeCaptioner(lambda name: (name, "a dent"))
+    for name, captioner in (("a", fake), ("b", plain)):
+        scan(config_for(folder, tmp_path / f"{name}.parquet"), SilentProgress(), load=captioner.load)
+    told = [[(r.file_name, r.captions, r.route) for r in read_result(tmp_path / f"{n}.parquet")[0]] for n in "ab"]
+    assert told[0] == told[1] and fake.used == (0 if fails else 3)
+
+
+def test_a_result_says_where_the_time_went(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(9)))
+    config = config_for(folder, tmp_path / "r.parquet")
+    time = scan(config, SilentProgress(), load=FakeCaptioner().load).provenance["time"]
+    assert time["images"] == 9 and "decoding" not in time
+    assert time["seconds"] == pytest.approx(
+        time["reading"] + time["captioning"] + time["waiting_for_journal"], abs=1e-3
+    )
+    assert scan(config, SilentProgress(), load=FakeCaptioner().load).provenance["time"] is None
+
+
+# --- the recorder -----------------------------------------------------------------------------------------------------
+
+
+def reading(name: str) -> Reading:
+    image = ImageFile(name, Path(name), name.ljust(64, "0"), 1, 1, 8, 8, "RGB", None, 1, 1)
+    return Reading(image, (Caption("a dent", "stop", -1.0, 3), Caption("a crack", "stop", -1.0, 3)))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Any:
+    opened = Journal.open(tmp_path / "r.journal.jsonl", {"num_samples": 2, "pages": "first"})
+    yield opened
+    opened.close()
+
+
+def test_what_was_handed_over_is_on_the_disk_once_it_is_closed(journal: Journal) -> None:
+    recorder = Recorder(journal, Scorer(""))
+    for name in "abc":
+        recorder.submit([reading(name)], [(name, frozenset({1}))], 0.5)
+    recorder.close()
+    told = [line for line in journal.path.read_text().splitlines() if '"reading"' in line]
+    assert len(told) == 3 and len(recorder.scored) == 3
+    assert recorder.scored["a".ljust(64, "0"), 1] == Scorer("").score(
+        type("S", (), {"captions": reading("a").captions, "answers": None, "views": None})()
+    )
+
+
+def test_after_a_failure_nothing_is_written_and_it_is_raised_once(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("no space")
+
+    recorder = Recorder(journal, None)
+    monkeypatch.setattr(Journal, "append", full)
+    recorder.submit([reading("a")])
+    with pytest.raises(StoreError):
+        recorder.submit([reading("b")])
+    recorder.close()
+    recorder = Recorder(journal, None)
+    recorder.submit([reading("a")])
+    with pytest.raises(StoreError):
+        recorder.close()
+    assert not recorder.scored
+
+
+def test_a_full_disk_at_the_last_batch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path / "in", "a.png")
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(StoreError("no space")))
+        result = scan(config_for(folder, tmp_path / "r.parquet"), SilentProgress(), load=FakeCaptioner().load)
+    assert "no space" in str(result.error) and [r.reason for r in result.records] == [Reason.NOT_READ]
