@@ -1,4 +1,4 @@
-"""The house stays as it was drawn: rooms in one order, imports only downwards, no circles, and what a bare import costs.
+"""The house stays as it was drawn: rooms in one order, imports only downwards, no circles, cheap bare imports.
 
 A room is a folder or a file directly in vlmgate/. It may import from the rooms below it in `ROOMS` and from itself.
 """

@@ -21,11 +21,10 @@ from PIL import Image
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.errors import NoImagesError
-from vlmgate.images import find_images, open_pages, read_ahead
+from vlmgate.images import ahead, find_images, open_pages, read_ahead
 from vlmgate.images import pages as opening
-from vlmgate.images import read_ahead as ahead
+from vlmgate.images.ahead import _Line
 from vlmgate.images.formats import RefusedError
-from vlmgate.images.read_ahead import _Line
 
 ALL = ImageConfig(pages="all")
 

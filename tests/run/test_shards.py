@@ -290,7 +290,7 @@ def test_files_that_come_while_shards_are_read_are_not_lost(tmp_path: Path) -> N
     config = config_for(folder, tmp_path / "r.parquet")
     first, second = (replace(config, shard=Shard(i, 2), out=tmp_path / f"{i}.parquet") for i in (1, 2))
     scanned(first)
-    late = [next(f"late_{i}.png" for i in range(99) if Shard(s, 2).holds(f"late_{i}.png")) for s in (1, 2)]
+    late = [next(f"late_{i}.png" for i in range(99) if holds(Shard(s, 2), f"late_{i}.png")) for s in (1, 2)]
     for name in late:
         picture_file(folder / name)
     scanned(second)
@@ -310,10 +310,10 @@ def test_files_that_come_are_not_lost_to_a_clock_that_is_late(tmp_path: Path, mo
     config = config_for(folder, tmp_path / "r.parquet")
     first, second = (replace(config, shard=Shard(i, 2), out=tmp_path / f"{i}.parquet") for i in (1, 2))
     scanned(first)
-    picture_file(folder / next(f"late_{i}.png" for i in range(99) if Shard(1, 2).holds(f"late_{i}.png")))
+    picture_file(folder / next(f"late_{i}.png" for i in range(99) if holds(Shard(1, 2), f"late_{i}.png")))
     late = lambda: (datetime.now(UTC) - timedelta(minutes=20)).isoformat(timespec="microseconds")  # noqa: E731
-    for module in ("scanning", "shards"):
-        monkeypatch.setattr(f"vlmgate.{module}.now", late)
+    for module in ("loop", "shards"):
+        monkeypatch.setattr(f"vlmgate.run.{module}.now", late)
     scanned(second)
     with pytest.raises(PartsError, match=r"1.parquet: files came or went"):
         merge([first.out, second.out])
@@ -321,7 +321,7 @@ def test_files_that_come_are_not_lost_to_a_clock_that_is_late(tmp_path: Path, mo
 
 def test_what_one_shard_got_no_answer_of_is_not_accepted_by_a_copy(tmp_path: Path) -> None:
     one, two = (
-        next(f"{c}{i}.png" for i in range(99) if Shard(s, 2).holds(f"{c}{i}.png")) for s, c in ((1, "a"), (2, "b"))
+        next(f"{c}{i}.png" for i in range(99) if holds(Shard(s, 2), f"{c}{i}.png")) for s, c in ((1, "a"), (2, "b"))
     )
     folder = folder_of(tmp_path / "in", one)
     shutil.copy(folder / one, folder / two)
@@ -348,7 +348,7 @@ def test_files_that_went_do_not_stay_in_the_way(tmp_path: Path) -> None:
     first, second = (replace(config, shard=Shard(i, 2), out=tmp_path / f"{i}.parquet") for i in (1, 2))
     scanned(first)
     scanned(second)
-    gone = next(f"{i}.png" for i in range(12) if Shard(2, 2).holds(f"{i}.png"))
+    gone = next(f"{i}.png" for i in range(12) if holds(Shard(2, 2), f"{i}.png"))
     (folder / gone).unlink()
     scanned(second)
     done = merge([first.out, second.out])
@@ -432,7 +432,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
 
 def test_a_shard_without_images_is_told_and_is_no_failure(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", "a.png")
-    empty = next(i for i in (1, 2) if not Shard(i, 2).holds("a.png"))
+    empty = next(i for i in (1, 2) if not holds(Shard(i, 2), "a.png"))
     out, err = run("scan", "images", "--shard", f"{empty}/2")
     assert f"Shard {empty}/2: 0 of 1 images." in err and "nothing to read in this share" in err
     assert "(0 rows)" in out and "auto-accepted" in out

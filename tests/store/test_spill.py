@@ -255,7 +255,7 @@ def test_a_copy_of_what_the_model_failed_on_has_failed_too(tmp_path: Path) -> No
 
 def test_a_result_of_several_row_groups_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.store.test_journal_and_result import record
-    from vlmgate.store.result import result as store
+    from vlmgate.store import result as store
 
     monkeypatch.setattr(store, "_ROWS", 2)
     rows = [record(f"{i}", captions=("x",) if i % 2 else None, vision_features=pack([float(i)])) for i in range(5)]

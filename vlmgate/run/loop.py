@@ -396,8 +396,6 @@ class _Run:
                 self._introduce(batch.info)
             check_alike(batch.info, self.journal.model, _MODEL_KEYS)
 
-    # --- finishing ---
-
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
         if self.journal.readings and (self.config.kernel != WORDS or len(self.walk.sources) > 5_000):  # takes a while
             self.progress.message(f"Comparing the captions with {self.config.kernel} …")

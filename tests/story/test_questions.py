@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
-from vlmgate.config import SamplingConfig, ScanConfig
+from vlmgate.config import ScanConfig
 from vlmgate.data import Caption, Reason, Record, Route
 from vlmgate.errors import ConfigError, GateError
 from vlmgate.run.loop import scan
+from vlmgate.scores.answers import check_choices
 
 QUESTION, CHOICES = "Is the part ok?", ("ok", "scratch", "crack")
 Said = Sequence[str | Caption]
@@ -133,7 +134,7 @@ def test_choices_that_cannot_be_told_apart_are_refused() -> None:
         (("ok", "-"), "says nothing"),
     ):
         with pytest.raises(ConfigError, match=words):
-            SamplingConfig(question=QUESTION, choices=choices)
+            check_choices(choices)
 
 
 def test_views_are_kept_and_compared(tmp_path: Path) -> None:
