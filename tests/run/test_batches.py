@@ -15,7 +15,7 @@ from vlmgate.config import ImageConfig
 from vlmgate.data import Caption, Duplicate, ImageFile, Picture, Reading, Reason, Sampled, Unreadable
 from vlmgate.errors import StoreError
 from vlmgate.images import find_images
-from vlmgate.run.batches import Batch, ModelWanted, Supply
+from vlmgate.run.batches import Batch, BatchMaker, ModelWanted
 from vlmgate.run.loop import scan
 from vlmgate.run.writer import Recorder
 from vlmgate.scores.score import Scorer
@@ -50,7 +50,7 @@ class Preparing(FakeCaptioner):
 
 def batches_of(folder: Path, captioner: FakeCaptioner, size: int = 3) -> list[Batch]:
     found = []
-    supply = Supply(find_images(folder).sources, ImageConfig(workers=2), size, set())
+    supply = BatchMaker(find_images(folder).sources, ImageConfig(workers=2), size, set())
     for batch in supply:
         if isinstance(batch, ModelWanted):
             supply.provide(captioner)
@@ -89,14 +89,14 @@ def test_batches_are_full_and_in_order_and_files_are_counted_when_nothing_of_the
     (folder / "8.png").write_bytes(b"none")
     found = batches_of(folder, FakeCaptioner())
     assert [names(batch) for batch in found] == [["0.png", "1.png", "2.png"], ["3.png", "4.png", "5.png"], ["6.png"]]
-    assert [batch.finished for batch in found] == [3, 3, 3]
-    assert [type(entry) for entry in found[-1].aside] == [Duplicate, Unreadable]
+    assert [len(batch.finished) for batch in found] == [3, 3, 3]
+    assert [type(entry) for entry in found[-1].entries] == [Duplicate, Unreadable]
     assert {name for batch in found for name, _ in batch.ended} == {f"{i}.png" for i in range(9)}
 
 
 def test_no_model_is_wanted_where_there_is_nothing_for_it(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"none")
-    found = list(Supply(find_images(tmp_path).sources, ImageConfig(), 3, set()))
+    found = list(BatchMaker(find_images(tmp_path).sources, ImageConfig(), 3, set()))
     assert [type(batch) for batch in found] == [Batch]
 
 
@@ -107,7 +107,7 @@ def test_pictures_with_prompts_of_one_length_come_together(tmp_path: Path) -> No
     found = batches_of(tmp_path, fake)
     assert [names(batch) for batch in found[:2]] == [["0.png", "2.png", "4.png"], ["1.png", "3.png", "5.png"]]
     assert sorted(name for batch in found[2:] for name in names(batch)) == ["6.png", "7.png"]
-    assert sum(batch.finished for batch in found) == 8
+    assert sum(len(batch.finished) for batch in found) == 8
     assert all(thread != threading.get_ident() for _, thread in fake.prepared) and len(fake.prepared) == len(found)
 
 
@@ -124,13 +124,13 @@ def test_large_pictures_do_not_wait_in_large_numbers(tmp_path: Path, monkeypatch
     for i in range(12):
         picture_file(tmp_path / f"{i:02d}.png", size=(8 + i, 8))
     held: list[int] = []
-    full = Supply._full
+    full = BatchMaker._full
 
-    def counted(self: Supply, making: Any) -> list[Picture]:
+    def counted(self: BatchMaker, making: Any) -> list[Picture]:
         held.append(making.waiting())
         return full(self, making)
 
-    monkeypatch.setattr(Supply, "_full", counted)
+    monkeypatch.setattr(BatchMaker, "_full", counted)
     found = batches_of(tmp_path, Preparing(), size=3)
     assert [len(batch.pictures) for batch in found] == [3] * 4 and max(held) == 3
 
@@ -142,7 +142,7 @@ def test_what_the_thread_raises_comes_where_its_batch_would_have_come(tmp_path: 
         yield from find_images(folder).sources
         raise ZeroDivisionError("a bug")
 
-    supply = Supply(sources(), ImageConfig(), 1, set())
+    supply = BatchMaker(sources(), ImageConfig(), 1, set())
     with pytest.raises(ZeroDivisionError):
         for batch in supply:
             if isinstance(batch, ModelWanted):

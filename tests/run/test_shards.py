@@ -312,7 +312,7 @@ def test_files_that_come_are_not_lost_to_a_clock_that_is_late(tmp_path: Path, mo
     scanned(first)
     picture_file(folder / next(f"late_{i}.png" for i in range(99) if holds(Shard(1, 2), f"late_{i}.png")))
     late = lambda: (datetime.now(UTC) - timedelta(minutes=20)).isoformat(timespec="microseconds")  # noqa: E731
-    for module in ("loop", "shards"):
+    for module in ("plan", "shards"):
         monkeypatch.setattr(f"vlmgate.run.{module}.now", late)
     scanned(second)
     with pytest.raises(PartsError, match=r"1.parquet: files came or went"):

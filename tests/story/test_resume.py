@@ -293,7 +293,7 @@ def test_a_journal_of_before_there_were_questions_still_resumes(tmp_path: Path) 
 
 
 def test_other_weights_pages_or_dtype_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vlmgate.run.loop
+    import vlmgate.run.plan
 
     folder = folder_of(tmp_path / "in", "a.png")
     config = config_for(folder, tmp_path / "r.parquet")
@@ -305,7 +305,7 @@ def test_other_weights_pages_or_dtype_are_refused_on_resume(tmp_path: Path, monk
     result = run(config, FakeCaptioner(dtype="bfloat16"))  # "auto" came to something else than before
     assert isinstance(result.error, ResumeError) and "dtype" in str(result.error)
     assert [r.reason for r in result.records] == [Reason.AGREED, Reason.NOT_READ]
-    monkeypatch.setattr(vlmgate.run.loop, "model_fingerprint", lambda _: {"content": "other"})
+    monkeypatch.setattr(vlmgate.run.plan, "model_fingerprint", lambda _: {"content": "other"})
     with pytest.raises(ResumeError, match="checkpoint"):
         run(config, FakeCaptioner())
 
@@ -411,7 +411,7 @@ def test_what_is_lost_while_the_result_is_written_counts_as_not_read(
             os.truncate(journal, cut[0])
         return whole(*told)  # type: ignore[arg-type, return-value]
 
-    monkeypatch.setattr("vlmgate.run.loop.drift_of", cuts)
+    monkeypatch.setattr("vlmgate.run.provenance.drift_of", cuts)
     result = run(config, FakeCaptioner())
     rows, provenance = read_result(tmp_path / "r.parquet")
     reasons = [row.reason for row in rows]

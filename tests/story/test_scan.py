@@ -15,8 +15,9 @@ from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, 
 from vlmgate.config import ImageConfig
 from vlmgate.data import Caption, ImageFile, Picture, Reason, Record, Route, Sampled
 from vlmgate.errors import ModelError, NoImagesError, OutputError, ResumeError
-from vlmgate.run.loop import MAX_FAILURES_IN_A_ROW, scan
+from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
+from vlmgate.run.reader import MAX_FAILURES_IN_A_ROW
 from vlmgate.scores.diversity import Matrix, as_kernel
 from vlmgate.store.result import read_result
 from vlmgate.store.rows import content_of
@@ -256,7 +257,7 @@ def test_short_answers_are_no_readings(tmp_path: Path) -> None:
 
 
 def test_a_bug_in_mid_run_still_leaves_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vlmgate.run.ask
+    import vlmgate.run.batches
 
     folder = folder_of(tmp_path / "in", *NAMES)
     seen: list[str] = []
@@ -268,7 +269,7 @@ def test_a_bug_in_mid_run_still_leaves_a_result(tmp_path: Path, monkeypatch: pyt
         return content_of(image)
 
     with monkeypatch.context() as patched:
-        patched.setattr(vlmgate.run.ask, "content_of", bug)
+        patched.setattr(vlmgate.run.batches, "content_of", bug)
         result = scan(config_for(folder, tmp_path / "r.parquet"), SilentProgress(), load=FakeCaptioner().load)
     assert "internal error (ZeroDivisionError: a bug)" in str(result.error)
     assert [r.reason for r in read_result(tmp_path / "r.parquet")[0]].count(Reason.AGREED) == 4
@@ -387,7 +388,7 @@ def test_captions_that_a_kernel_cannot_compare_cost_nothing_but_their_own_image(
 ) -> None:
     folder = folder_of(tmp_path / "in", *NAMES[:3])
     fake = FakeCaptioner(lambda name: ("an odd washer",) if "01" in name else AGREE)
-    monkeypatch.setattr("vlmgate.run.loop.load_kernel", lambda _: OddKernel())
+    monkeypatch.setattr("vlmgate.run.plan.load_kernel", lambda _: OddKernel())
     result = scan(config_for(folder, tmp_path / "r.parquet", threshold=4.0), SilentProgress(), load=fake.load)
     assert result.error is None and len(read_result(tmp_path / "r.parquet")[0]) == 3
     odd = by_name(result)["part_01.png"]

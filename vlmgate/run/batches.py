@@ -1,11 +1,8 @@
-"""Full batches of pictures, ready before the model asks for them.
+"""Gather the pages of files into full batches, ahead of the model.
 
-Knows files that are to be read, what was read before, and one batch ahead; knows nothing of models but how to ask one
-for its preparations, and nothing of what is done with a batch.
-
-While a batch is with the model, the next one is put together in a thread of its own and, where the captioner can do
-that apart, run through its processor. Pictures whose prompts have the same length come together, so that none is
-padded; a captioner that cannot say takes them in the order in which they come.
+While a batch is with the model, a thread puts the next one together and, where the captioner can do that, runs it
+through the model's processor. Pictures whose prompts have the same length come together, so that none is padded. A
+captioner that cannot say takes them in the order in which they come. Start with `BatchMaker`.
 """
 
 from __future__ import annotations
@@ -19,9 +16,8 @@ from typing import Any
 
 from vlmgate.captioner import Captioner, Prepares
 from vlmgate.config import ImageConfig
-from vlmgate.data import Content, Entry, Picture, Source, Unreadable
+from vlmgate.data import Content, Duplicate, Entry, ModelInfo, Picture, Source, Unreadable, content_of
 from vlmgate.images import Opened, read_ahead
-from vlmgate.run.ask import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +29,25 @@ _PIXELS_WAITING = 4 * _PIXELS_BESIDE  # or so many pixels, 1.5 GB, where a batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Some pictures to read at once, and what came to light beside them."""
+    """Some pages on their way from the files to the journal.
 
-    pictures: tuple[Picture, ...]  # as many as were asked for, or none, but at the end
-    aside: tuple[Entry, ...]  # needs no model
-    ended: tuple[tuple[str, frozenset[int]], ...]  # files that were opened to their end, with the pages they have
-    finished: int  # files of which nothing is still to come
+    It is made with `pictures` to read and `entries` that need no model; `Reader` puts what the model said in the place
+    of the pictures.
+    """
+
+    pictures: tuple[Picture, ...] = ()  # as many as were asked for, or none, but at the end
+    entries: tuple[Entry, ...] = ()
+    ended: tuple[tuple[str, frozenset[int]], ...] = ()  # files that were opened to their end, and the pages they have
+    finished: tuple[str, ...] = ()  # files of which nothing is still to come
     prepared: Any = None  # what the captioner made of the pictures ahead
+    images: int = 0  # that the model was shown
+    seconds: float = 0.0  # wall time of the model, for all of them together
+    waited: float = 0.0  # seconds until the pictures were there
+    model: ModelInfo | None = None  # of a worker of a cluster
 
 
 class ModelWanted:
-    """Comes once, before the first batch with pictures: `Supply.provide` the captioner, or close."""
+    """Comes once, before the first batch with pictures: answer it with `BatchMaker.provide`, or close."""
 
 
 @dataclass(slots=True)
@@ -63,10 +67,10 @@ class _Making:
         return sum(p.rgb.width * p.rgb.height for bucket in self.buckets.values() for p in bucket)
 
 
-class Supply:
-    """Batches of what has to be read, made ahead by one; iterate over it once, and close it.
+class BatchMaker:
+    """Makes batches of what has to be read, one ahead; iterate over it once, and close it.
 
-    `seen` are the contents that need no reading, and grows. Errors of the thread are raised where the batch would have
+    `seen` are the contents that need no reading; it grows. An error of the thread is raised where the batch would have
     come.
     """
 
@@ -80,7 +84,7 @@ class Supply:
         self._idle = False  # the consumer waits
         self._stopped = self._ended = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="vlmgate-supply", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="vlmgate-batches", daemon=True)
 
     # --- in the consumer's thread ---
 
@@ -101,7 +105,7 @@ class Supply:
             del ready  # or its pictures would stay in memory while the next is waited for
 
     def provide(self, captioner: Captioner, batch_size: int | None = None) -> None:
-        """Answer `ModelWanted`; from now on, batches are of another size where one is given."""
+        """Answer `ModelWanted`; from now on batches have `batch_size` pictures, where that is given."""
         with self._changed:
             self._captioner = captioner
             self._size = batch_size or self._size
@@ -115,7 +119,7 @@ class Supply:
         if self._thread.is_alive():
             self._thread.join(1.0)  # seconds
 
-    # --- in the thread of the supply ---
+    # --- in the thread ---
 
     def _work(self) -> None:
         try:
@@ -149,7 +153,7 @@ class Supply:
                 raise _Closed
             page = one.result
             name = one.source.file_name
-            aside = set_aside(page, self._seen)
+            aside = self._set_aside(page)
             if aside is not None:
                 making.aside.append(aside)
             elif isinstance(page, Picture):
@@ -172,11 +176,25 @@ class Supply:
         while making.buckets or making.aside or making.ended:
             yield self._made(making, next(iter(making.buckets.values()), [])[: self._size])
 
+    def _set_aside(self, page: Picture | Unreadable) -> Entry | None:
+        """Return what needs no model, being unreadable or seen before; None for a picture, which is seen now."""
+        if isinstance(page, Unreadable):
+            log.warning("unreadable: %s page %d: %s", page.file_name, page.page, page.reason)
+            return page
+        if content_of(page.file) in self._seen:
+            return Duplicate(page.file)
+        self._seen.add(content_of(page.file))
+        return None
+
     def _key(self, picture: Picture) -> Hashable:
         """Return what pictures with prompts of one length have in common."""
         if self._captioner is None:
-            self._hand_over(ModelWanted())
-            self._wait(lambda: self._captioner is not None)
+            try:
+                self._hand_over(ModelWanted())
+                self._wait(lambda: self._captioner is not None)
+            except _Closed:  # nobody reads it now
+                self._seen.discard(content_of(picture.file))
+                raise
         return self._captioner.prompt_key(picture) if isinstance(self._captioner, Prepares) else None
 
     def _full(self, making: _Making) -> list[Picture]:
@@ -206,7 +224,7 @@ class Supply:
         self._wait(lambda: self._ready is None)  # no more than one batch ahead
         captioner = self._captioner
         prepared = _prepared(captioner, pictures) if pictures and isinstance(captioner, Prepares) else None
-        return Batch(tuple(pictures), aside, ended, len(done), prepared)
+        return Batch(tuple(pictures), aside, ended, tuple(done), prepared)
 
 
 class _Closed(BaseException):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 
-from vlmgate.data import Entry, Reading, Reason, Scores, content_of
+from vlmgate.data import Duplicate, Entry, Reading, Reason, Scores, content_of
 from vlmgate.scores.score import Said, Scored, Scorer
 from vlmgate.store.journal import Journal
 from vlmgate.store.spill import Shelf
@@ -116,6 +116,7 @@ class Recorder:
         self, entries: Sequence[Entry], ended: Sequence[tuple[str, frozenset[int]]], seconds: float | None
     ) -> None:
         begun = time.perf_counter()
+        entries = [self._once(entry) for entry in entries]
         for name, pages in ended:
             self.journal.end(name, pages)
         if entries:
@@ -128,3 +129,9 @@ class Recorder:
                     said = Said(entry.captions, entry.answers, entry.views)
                     self.scored[content_of(entry.image)] = self.scorer.score(said)
             self.scoring += time.perf_counter() - written
+
+    def _once(self, entry: Entry) -> Entry:
+        """Return what two workers of a cluster have read at the same time as a copy of what is there."""
+        if isinstance(entry, Reading) and content_of(entry.image) in self.journal.readings:
+            return Duplicate(entry.image)
+        return entry

@@ -17,7 +17,7 @@ import pytest
 
 import vlmgate.run.ray.crew
 from tests.story.test_resume import stack
-from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
+from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 from tests.support.inbox import INBOX
 from tests.support.paths import ROOT
 from vlmgate.captioner.builtin import weights_folder
@@ -29,7 +29,7 @@ from vlmgate.images import find_images
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
 from vlmgate.run.ray.connection import Room
-from vlmgate.run.ray.worker import Batch, Job, Setup, Worker
+from vlmgate.run.ray.worker import Delivery, Job, Setup, Worker
 from vlmgate.store.result import read_result
 
 TWO = ClusterConfig("local", workers=2)
@@ -87,10 +87,10 @@ def worker_for(images: Path, load: object, **changes: object) -> Worker:
     return Worker(replace(setup, **changes), load)  # type: ignore[arg-type]
 
 
-def read_with(worker: Worker, folder: Path) -> list[Batch]:
+def read_with(worker: Worker, folder: Path) -> list[Delivery]:
     (first,) = worker.read(Job(find_images(folder).sources[:1]), [])
     if first.wants_model:
-        assert worker.load().info
+        assert worker.load().batch.model
     return list(worker.read(Job(find_images(folder).sources), []))
 
 
@@ -99,24 +99,52 @@ def test_a_worker_hands_back_every_page_and_tells_which_files_are_through(tmp_pa
     stack(folder / "s.tif", 6)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "copy.png").write_bytes((folder / "2.png").read_bytes())
-    batches = read_with(worker_for(folder, FakeCaptioner().load), folder)
+    deliveries = read_with(worker_for(folder, FakeCaptioner().load), folder)
+    batches = [one.batch for one in deliveries]
     entries = [entry for batch in batches for entry in batch.entries]
     assert [type(e) for e in entries].count(Reading) == 11 and len(entries) == 13
     assert [type(e) for e in entries].count(Unreadable) == [type(e) for e in entries].count(Duplicate) == 1
-    finished = dict(pair for batch in batches for pair in batch.finished)
+    finished = dict(pair for batch in batches for pair in batch.ended)
+    assert finished.keys() == {name for batch in batches for name in batch.finished}
     assert finished == {s.file_name: frozenset({1}) for s in find_images(folder).sources} | {
         "s.tif": frozenset(range(1, 7))
     }
     assert all(sum(isinstance(e, Reading) for e in batch.entries) <= 4 for batch in batches)
-    assert any("broken.png" in line for batch in batches for line in batch.log)
+    assert any("broken.png" in line for one in deliveries for line in one.log)
+
+
+class ByWidth(FakeCaptioner):
+    """Has prompts as long as pictures are wide, and can be given pictures ahead."""
+
+    prepared = 0
+
+    def prompt_key(self, picture: Picture) -> int:
+        return picture.rgb.width
+
+    def prepare(self, pictures: Sequence[Picture]) -> int:
+        return len(pictures)
+
+    def read_prepared(self, pictures: Sequence[Picture], prepared: int) -> list[Sampled]:
+        self.prepared += prepared
+        return self.read(pictures)
+
+
+def test_a_worker_puts_prompts_of_one_length_together_and_prepares_them_ahead(tmp_path: Path) -> None:
+    """As a run on one machine does: both have the same reader."""
+    for i in range(16):
+        picture_file(tmp_path / "in" / f"{i:02d}.png", size=(8 + 8 * (i % 2), 8))
+    fake = ByWidth()
+    read_with(worker_for(tmp_path / "in", fake.load), tmp_path / "in")
+    read = [[int(name[:2]) % 2 for name in batch] for batch in fake.history if len(batch) > 1]
+    assert read == [[0] * 4, [1] * 4, [0] * 4, [1] * 4] and fake.prepared == 16
 
 
 def test_a_worker_does_not_read_what_others_have_read(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", "a.png", "b.png")
     worker = worker_for(folder, FakeCaptioner().load)
     read_with(worker, folder)
-    (batch,) = read_with(worker, folder)
-    assert [type(e) for e in batch.entries] == [Duplicate, Duplicate]
+    (delivery,) = read_with(worker, folder)
+    assert [type(e) for e in delivery.batch.entries] == [Duplicate, Duplicate]
 
 
 class Failing(FakeCaptioner):
@@ -136,11 +164,11 @@ class Failing(FakeCaptioner):
 
 def test_an_image_that_fails_is_no_trouble_but_a_model_that_fails_on_all_is(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(8)))
-    batches = read_with(worker_for(folder, Failing("3.png", dies=False).load), folder)
-    entries = [entry for batch in batches for entry in batch.entries]
+    deliveries = read_with(worker_for(folder, Failing("3.png", dies=False).load), folder)
+    entries = [entry for one in deliveries for entry in one.batch.entries]
     assert [e.image.file_name for e in entries if isinstance(e, Failure)] == ["3.png"] and len(entries) == 8
     *_, last = read_with(worker_for(folder, Failing("3.png", dies=True).load), folder)
-    assert last.trouble and last.trouble.kind == "dead" and not last.entries
+    assert last.trouble and last.trouble.kind == "dead" and not last.batch.entries
     assert "illegal memory access" in last.trouble.text and any("Traceback" in line for line in last.log)
 
 

@@ -1,8 +1,8 @@
-"""Hand files out to workers, take what comes back, and do again what a worker that died has taken along.
+"""Hand files out to workers, take what comes back, and do again what a worker that died had in hand.
 
-Knows jobs, workers and their deaths; knows nothing of what a reading is worth or where it is kept. A job is a batch of
-files. It is out until its last page is back, and no longer: what a dead worker had not handed back is read again by
-another, and what it had is not. A job near which workers keep dying is narrowed down to the file, which is given up.
+A job is some files. It is out until its last page is back, and no longer: what a dead worker had not handed back is
+read again by another, and what it had is not. A job near which workers keep dying is narrowed down to the file, which
+is given up. Start with `hired`.
 
 Plain actors, not a data pipeline on top of them: whoever journals has to know which files are out with which worker at
 the moment when that worker dies, and has to tell the others what has been read.
@@ -24,12 +24,15 @@ from vlmgate.captioner.location import Local, locate
 from vlmgate.config import ClusterConfig
 from vlmgate.data import Content, Reading, Source, Unreadable, content_of
 from vlmgate.errors import FatalError, ModelError, UsageError
+from vlmgate.run.batches import Batch
 from vlmgate.run.ray.connection import Room, joined
-from vlmgate.run.ray.worker import Batch, Job, Load, Setup, Trouble, Worker
+from vlmgate.run.ray.worker import Delivery, Job, Load, Setup, Trouble, Worker
 
 log = logging.getLogger(__name__)
 
 _AHEAD = 2  # jobs with a worker: one that the model reads, one that is decoded meanwhile
+_MOST_BATCHES = 4  # batches' worth of files in a job: enough to put pictures with prompts of one length together
+_LEAST_JOBS = 4  # for each worker; of fewer files the jobs are smaller, so that no worker waits for another
 _NARROWED = 2  # workers that died of a job before its files go one by one
 _GIVEN_UP = 3  # workers that died of a file before it is called unreadable
 _MOST_DEATHS = 5  # one after the other; a file that is given up costs a lone worker four
@@ -209,8 +212,8 @@ class Crew:
         Raises `ModelError` where no worker can load the model, `UsageError` where no machine is as it must be, and
         `FatalError` where workers do nothing but die.
         """
-        size = self._setup.sampling.batch
-        files = _absolute(sources)
+        batch, files = self._setup.sampling.batch, _absolute(sources)
+        size = batch * max(1, min(_MOST_BATCHES, len(files) // (batch * self._wanted * _LEAST_JOBS)))
         jobs = deque(Job(files[i : i + size]) for i in range(0, len(files), size))
         self._wanted = min(self._wanted, len(jobs))
         self._hire(self._wanted - len(self._members) - len(self._coming))
@@ -246,7 +249,7 @@ class Crew:
         out = member.jobs[stream]
         try:
             with self._held():
-                batch: Batch = self._ray.get(next(stream))
+                delivery: Delivery = self._ray.get(next(stream))
         except StopIteration:
             if out.open:  # never seen; a file without a row would be worse than a stop
                 raise FatalError("a worker left files out; this is a bug in vlmgate.") from None
@@ -257,22 +260,23 @@ class Crew:
         except self._ray.exceptions.RayError as error:
             again = self._lose(member, Trouble("dead", _short(error)))
         else:
-            self._write(member, batch)
-            if batch.wants_model:
+            self._write(member, delivery)
+            if delivery.wants_model:
                 if member.loaded:  # never seen; it would go round for ever
                     raise FatalError("a worker has lost its model; this is a bug in vlmgate.")
                 del member.jobs[stream]
                 jobs.appendleft(Job(tuple(out.open.values()), out.job.tries))
                 self._loading[member.actor.load.remote()] = member
                 return
-            if batch.trouble is None:
+            if delivery.trouble is None:
+                batch = delivery.batch
                 self._deaths = 0
                 self._contents += [content_of(e.image) for e in batch.entries if isinstance(e, Reading)]
-                for name, _ in batch.finished:
+                for name in batch.finished:
                     del out.open[name]
                 yield batch
                 return
-            again = self._lose(member, batch.trouble)
+            again = self._lose(member, delivery.trouble)
         jobs.extendleft(part for job in reversed(again) for part in reversed(_narrowed(job)))
         given_up = [job for job in jobs if job.tries >= _GIVEN_UP and len(job.sources) == 1]
         for job in given_up:
@@ -282,22 +286,22 @@ class Crew:
     def _load_of(self, member: _Member, promise: Any) -> Generator[Batch]:
         """Take the news of a model that was to be loaded; a worker without jobs has taken none along."""
         try:
-            batch: Batch = self._get(promise)
+            delivery: Delivery = self._get(promise)
         except self._ray.exceptions.RayTaskError as error:
             raise FatalError(f"a worker raised what it must not: {_short(error)}. See the log.") from error
         except self._ray.exceptions.RayError as error:
             self._lose(member, Trouble("dead", f"while it loaded the model, {_short(error)}"))
             return
-        self._write(member, batch)
-        if batch.trouble is not None:
-            self._lose(member, batch.trouble)
+        self._write(member, delivery)
+        if delivery.trouble is not None:
+            self._lose(member, delivery.trouble)
         else:
             member.loaded = True
             log.info("model loaded on %s", member.place)
-            yield batch
+            yield delivery.batch
 
-    def _write(self, member: _Member, batch: Batch) -> None:
-        for line in batch.log:
+    def _write(self, member: _Member, delivery: Delivery) -> None:
+        for line in delivery.log:
             log.warning("%s: %s", member.place, line)
 
     def _complain_of_waiting(self) -> None:
@@ -310,7 +314,7 @@ class Crew:
             self._tell(f"No worker is there yet; each waits for {needs} to become free in the cluster.")
 
     def look(self, sources: Sequence[Source]) -> tuple[list[bytes], Batch]:
-        """Return the packed vision features of files, read by one worker, and a batch that tells of its model."""
+        """Return the packed vision features of files, read by one worker, and a batch that describes its model."""
         while True:
             if not self._members:
                 self._hire(1 - len(self._coming))
@@ -324,7 +328,7 @@ class Crew:
             while not self._wait([looking]):
                 pass
             try:
-                found, batch = self._get(looking)
+                found, delivery = self._get(looking)
             except self._ray.exceptions.RayTaskError as error:
                 raise FatalError(f"a worker raised what it must not: {_short(error)}. See the log.") from error
             except self._ray.exceptions.RayError as error:
@@ -332,11 +336,11 @@ class Crew:
                 if self._deaths >= _TRIES:
                     raise FatalError(f"{_TRIES} workers died of the reference: {_short(error)}.") from error
             else:
-                trouble = batch.trouble
-                self._write(member, batch)
+                trouble = delivery.trouble
+                self._write(member, delivery)
             if trouble is None:
                 self._deaths, member.loaded = 0, True
-                return found, batch
+                return found, delivery.batch
             self._lose(member, trouble)
 
 
@@ -381,7 +385,8 @@ def _given_up(job: Job) -> Batch:
     (source,) = job.sources
     reason = f"the process that read it died, {job.tries} times"
     log.warning("given up: %s: %s", source.file_name, reason)
-    return Batch((Unreadable(source.file_name, reason),), finished=((source.file_name, frozenset({1})),))
+    name = source.file_name
+    return Batch(entries=(Unreadable(name, reason),), ended=((name, frozenset({1})),), finished=(name,))
 
 
 def _short(error: BaseException, limit: int = 200) -> str:

@@ -1,7 +1,6 @@
-"""One process that opens files and asks the model about them, on whichever machine it runs.
+"""One process that opens files and asks the model about them, on whichever machine of a cluster it runs.
 
-Knows files, pictures and a captioner; knows nothing of Ray, of journals or of other workers. What goes wrong with its
-machine or its model is a `Trouble`, a value, for the one who hands out files to act upon.
+What goes wrong with its machine or its model is a `Trouble`, a value, for the one who hands out files to act upon.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -22,10 +19,10 @@ from vlmgate.captioner import Captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
-from vlmgate.data import Content, Entry, Failure, ModelInfo, Picture, Source, Unreadable, content_of
-from vlmgate.errors import VlmgateError, one_line
-from vlmgate.images import read_ahead
-from vlmgate.run.ask import ask, set_aside
+from vlmgate.data import Content, ModelInfo, Source
+from vlmgate.errors import ModelError, VlmgateError, one_line
+from vlmgate.run.batches import Batch
+from vlmgate.run.reader import Reader
 from vlmgate.scores.reference import features_of
 from vlmgate.version import __version__
 
@@ -33,7 +30,6 @@ log = logging.getLogger(__name__)
 
 Load = Callable[[ModelConfig, SamplingConfig], Captioner]
 
-_ASIDE = 256  # entries that needed no model are handed back at the latest when there are so many
 _LINES = 100  # of the log, that wait to be handed back
 
 
@@ -66,14 +62,11 @@ class Trouble:
     text: str  # one line
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What came of some pages of a job: as many as the model reads at once."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """What a worker hands back: a batch, or why there is none."""
 
-    entries: tuple[Entry, ...] = ()
-    seconds: float = 0.0  # of the model, for each reading
-    finished: tuple[tuple[str, frozenset[int]], ...] = ()  # files whose last page is in, with all their pages
-    info: ModelInfo | None = None  # of the model, once it is loaded
+    batch: Batch = field(default_factory=Batch)
     trouble: Trouble | None = None  # then nothing else comes
     wants_model: bool = False  # there is something for a model to read, and none is loaded; nothing else comes
     log: tuple[str, ...] = ()  # lines for the log of the run
@@ -86,9 +79,9 @@ class Worker:
         self.setup, self._load = setup, load
         self.place = f"{socket.gethostname()}, process {os.getpid()}"
         self._captioner: Captioner | None = None
-        self._model = threading.Lock()  # held while the model reads
+        self._loading = threading.Lock()
+        self._reader = Reader(setup.sampling, setup.images, self._there, alone=False)
         self._seen = set(known)  # contents that have a reading, or that this worker is about to read
-        self._good: Picture | None = None
         self._lines = _Lines.listening()
 
     def check(self) -> tuple[str, Trouble | None]:
@@ -111,114 +104,60 @@ class Worker:
             return Trouble("machine", text)
         return None
 
-    def load(self) -> Batch:
+    def load(self) -> Delivery:
         """Load the model and let it read a test image; apart from `read`, so that no file is blamed for its failure."""
         try:
-            with self._model:
-                captioner = self._loaded()
+            captioner = self._loaded()
         except _TroubleError as error:
-            return Batch(trouble=error.trouble, log=self._lines.take())
-        return Batch(info=self._info(captioner), log=self._lines.take())
+            return Delivery(trouble=error.trouble, log=self._lines.take())
+        return Delivery(Batch(model=self._info(captioner)), log=self._lines.take())
 
     def _info(self, captioner: Captioner) -> ModelInfo:
         return replace(captioner.info, model=self.setup.named)
 
-    def read(self, job: Job, known: Sequence[Content]) -> Generator[Batch]:
+    def read(self, job: Job, known: Sequence[Content]) -> Generator[Delivery]:
         """Read the files of a job; `known` are contents that got a reading, anywhere, since the last job."""
         self._seen.update(known)
-        waiting = _Waiting()
         try:
-            with closing(read_ahead(job.sources, self.setup.images)) as opened:
-                for one in opened:
-                    self._take(one.result, waiting)
-                    if one.last:
-                        waiting.finish(one.source.file_name)
-                    if waiting.pictures and self._captioner is None:
-                        self._seen.difference_update(content_of(picture.file) for picture in waiting.pictures)
-                        yield Batch(wants_model=True, log=self._lines.take())
-                        return
-                    if len(waiting.pictures) == self.setup.sampling.batch or len(waiting.aside) >= _ASIDE:
-                        yield self._batch(waiting)
-                        waiting = waiting.next()
-            yield self._batch(waiting)
-        except _TroubleError as error:
-            yield Batch(trouble=error.trouble, log=self._lines.take())
+            for batch in self._reader.read(job.sources, self._seen):
+                info = self._info(self._captioner) if self._captioner else None
+                yield Delivery(replace(batch, model=info), log=self._lines.take())
+        except _NoModelYetError:
+            yield Delivery(wants_model=True, log=self._lines.take())
+        except ModelError as error:
+            yield Delivery(trouble=Trouble("dead", str(error)), log=self._lines.take())
 
-    def _take(self, page: Picture | Unreadable, waiting: _Waiting) -> None:
-        waiting.pages.add(page.page if isinstance(page, Unreadable) else page.file.page)
-        aside = set_aside(page, self._seen)
-        if aside is not None:
-            waiting.aside.append(aside)
-        elif isinstance(page, Picture):
-            waiting.pictures.append(page)
-
-    def _batch(self, waiting: _Waiting) -> Batch:
-        entries: list[Entry] = []
-        seconds = 0.0
-        if waiting.pictures:
-            with self._model:
-                captioner = self._loaded()
-                begun = time.perf_counter()
-                entries += ask(waiting.pictures, captioner, self.setup.sampling)
-                seconds = round((time.perf_counter() - begun) / len(waiting.pictures), 4)
-                self._check(entries, waiting.pictures, captioner)
-        info = self._info(self._captioner) if self._captioner else None
-        return Batch((*entries, *waiting.aside), seconds, tuple(waiting.finished), info, log=self._lines.take())
-
-    def _check(self, entries: Sequence[Entry], pictures: Sequence[Picture], captioner: Captioner) -> None:
-        """Where an image failed, let the model read what it can read; where it cannot, its failures say nothing.
-
-        A device that has broken down fails on everything: another worker then reads the same images.
-        """
-        failed = [entry for entry in entries if isinstance(entry, Failure)]
-        good = next((p for p, e in zip(pictures, entries, strict=True) if not isinstance(e, Failure)), None)
-        self._good = good or self._good
-        if not failed or (good is not None and not isinstance(entries[-1], Failure)):
-            return
-        try:
-            captioner.read([self._good or trial_picture()])
-        except Exception as error:
-            log.warning("the model reads nothing any more", exc_info=error)
-            raise _TroubleError("dead", f"the model failed on a test image, too: {failed[-1].error}") from error
-
-    def _loaded(self) -> Captioner:
+    def _there(self) -> Captioner:
         if self._captioner is None:
-            try:
-                captioner = self._load(self.setup.model, self.setup.sampling)
-                captioner.read([trial_picture()])
-            except Exception as error:
-                log.warning("the model cannot be used", exc_info=error)
-                text = str(error) if isinstance(error, VlmgateError) else f"the model reads nothing: {one_line(error)}"
-                raise _TroubleError("model", text) from error
-            self._captioner = captioner
+            raise _NoModelYetError
         return self._captioner
 
-    def look(self, sources: Sequence[Source]) -> tuple[list[bytes], Batch]:
-        """Return the packed vision features of files, and a batch that tells of model and trouble."""
+    def _loaded(self) -> Captioner:
+        with self._loading:
+            if self._captioner is None:
+                try:
+                    captioner = self._load(self.setup.model, self.setup.sampling)
+                    captioner.read([trial_picture()])
+                except Exception as error:
+                    log.warning("the model cannot be used", exc_info=error)
+                    ours = isinstance(error, VlmgateError)
+                    text = str(error) if ours else f"the model reads nothing: {one_line(error)}"
+                    raise _TroubleError("model", text) from error
+                self._captioner = captioner
+            return self._captioner
+
+    def look(self, sources: Sequence[Source]) -> tuple[list[bytes], Delivery]:
+        """Return the packed vision features of files, and what there is to know of the model, or of trouble."""
         try:
-            with self._model:
-                captioner = self._loaded()
-                found = features_of(sources, captioner, self.setup.images, self.setup.sampling.batch)
+            captioner = self._loaded()
+            found = features_of(sources, captioner, self.setup.images, self.setup.sampling.batch)
         except _TroubleError as error:
-            return [], Batch(trouble=error.trouble, log=self._lines.take())
-        return found, Batch(info=self._info(captioner), log=self._lines.take())
+            return [], Delivery(trouble=error.trouble, log=self._lines.take())
+        return found, Delivery(Batch(model=self._info(captioner)), log=self._lines.take())
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """Pages that were opened and not handed back yet."""
-
-    pictures: list[Picture] = field(default_factory=list)
-    aside: list[Entry] = field(default_factory=list)  # needs no model
-    finished: list[tuple[str, frozenset[int]]] = field(default_factory=list)
-    pages: set[int] = field(default_factory=set)  # of the file in hand
-
-    def finish(self, file_name: str) -> None:
-        self.finished.append((file_name, frozenset(self.pages)))
-        self.pages = set()
-
-    def next(self) -> _Waiting:
-        return _Waiting(pages=self.pages)
+class _NoModelYetError(Exception):
+    """There is a picture to read, and no model is loaded."""
 
 
 class _TroubleError(Exception):

@@ -1,0 +1,166 @@
+"""Everything that a run needs to know before it begins, checked before a model is loaded. Start with `prepare`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlmgate.captioner.fingerprint import model_fingerprint
+from vlmgate.captioner.local.resolution import picture_side
+from vlmgate.config import ModelConfig, ScanConfig, fingerprint
+from vlmgate.data import ModelInfo
+from vlmgate.errors import ModelError, NoImagesError, OutputError
+from vlmgate.gate.early_stop import check_gate
+from vlmgate.gate.of_run import Tonight, check_same, gate_of
+from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
+from vlmgate.run.log import logging_to
+from vlmgate.run.progress import Progress
+from vlmgate.run.shards import Listing, now, share_of
+from vlmgate.scores.kernels import Kernel, check_kernel, load_kernel
+from vlmgate.scores.reference import ReferenceFolder
+from vlmgate.store.journal import Journal, is_journal
+from vlmgate.store.result import Outputs
+
+# What the readings of one journal, and the workers of one cluster, must have in common.
+_OF_A_MODEL = ("revision", "architecture", "num_parameters", "dtype", "device_kind", "image_processor")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be read, with what, and how it is decided."""
+
+    config: ScanConfig
+    outputs: Outputs
+    tonight: Tonight  # the gate, and where it comes from
+    walk: Walk  # the images; with --watch, those that are there at the beginning
+    journal: Journal
+    kernel: Kernel  # compares captions
+    folder: ReferenceFolder | None  # of --reference
+    listing: Listing | None  # of the whole folder, where `walk` is a share of it
+    checkpoint: dict[str, str]  # identifies the weights
+
+    def look(self) -> Walk:
+        """Return what the folder holds now; raises `NoImagesError` where it cannot be listed."""
+        return _look(self.config, self.outputs)
+
+    def check_space(self, images: int) -> None:
+        """Raise `OutputError` where the disk would fill up before so many images are read."""
+        sampling = self.config.sampling
+        tokens = sampling.max_new_tokens + (sampling.max_answer_tokens if sampling.question else 0)
+        per_image = 8000 + sampling.num_samples * (400 + 8 * tokens)  # bytes, journal and result, generous
+        needed = 20_000_000 + images * per_image
+        folder = self.outputs.parquet.parent
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            megabytes = f"{free / 1e6:,.0f} MB free, about {needed / 1e6:,.0f} MB may be needed"
+            raise OutputError(f"{folder}: {megabytes}; make room or give another -o.")
+
+    def meet_model(self, info: ModelInfo) -> None:
+        """Record what the loaded model says of itself; raises `ResumeError` where another one read before."""
+        self.journal.check_model(_described(info), _OF_A_MODEL)
+
+    def check_model(self, info: ModelInfo) -> None:
+        """Raise `ModelError` where the model of one worker is not that of the others."""
+        known: Mapping[str, Any] | None = self.journal.model
+        told = _described(info)
+        other = [key for key in _OF_A_MODEL if known is not None and told[key] != known.get(key)]
+        if known is not None and other:
+            raise ModelError(
+                f"the machines of the cluster are not alike: {other[0]} is {told[other[0]]!r} on one, "
+                f"{known.get(other[0])!r} on another; say --device and --dtype, or leave some out."
+            )
+
+
+def _described(info: ModelInfo) -> dict[str, Any]:
+    return asdict(info) | {"device_kind": info.device.split(":")[0]}
+
+
+@contextmanager
+def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None = None) -> Iterator[Plan]:
+    """Yield the plan of a run; hold its outputs, its log and its journal until the run ends.
+
+    `only` names the files of the folder that count, by file_name; without it all do. Raises `UsageError` for what the
+    user can put right.
+    """
+    outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
+    check_kernel(config.kernel)
+    tonight = gate_of(config)
+    if config.sampling.first_samples is not None:
+        check_gate(tonight.gate, config.kernel)
+    outputs.check()
+    if outputs.journal.exists() and not is_journal(outputs.journal):
+        raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
+    with _locked(outputs), logging_to(outputs.log):
+        begun = now()
+        walk = _find(config, outputs, progress, only)
+        listing = None
+        if config.shard is not None:
+            listing = Listing.of(walk, config.shard, begun)
+            walk = share_of(walk, config.shard)
+            progress.message(listing.describe())
+        config = replace(config, images=replace(config.images, least_side=_least_side(config.model)))
+        checkpoint = model_fingerprint(config.model)
+        check_same(tonight, config, checkpoint)
+        wanted = fingerprint(config, checkpoint)
+        folder = ReferenceFolder(config.reference, outputs.reference, wanted) if config.reference else None
+        kernel = load_kernel(config.kernel)
+        journal = Journal.open(outputs.journal, wanted, restart=config.restart)
+        try:
+            yield Plan(config, outputs, tonight, walk, journal, kernel, folder, listing, checkpoint)
+        finally:
+            journal.close()
+
+
+@contextmanager
+def _locked(outputs: Outputs) -> Iterator[None]:
+    """Hold the output for this run alone."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(outputs.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(f"{outputs.parquet}: another scan is writing it; wait for it or give another -o.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collection[str] | None) -> Walk:
+    """Return the images; raises `NoImagesError` where there are none, unless they are still to come."""
+    if config.files is None:
+        progress.message(f"Looking for images in {config.folder} …")
+        walk = _look(config, outputs)
+    else:
+        progress.message(f"Looking for the {len(config.files):,} files of the list …")
+        walk = find_listed(config.files, config.folder)
+    if again := len(walk.repeated):
+        files = "file" if again == 1 else "files"
+        progress.message(f"the list names {again:,} {files} again, which has one row all the same: {walk.repeated[0]}")
+    if only is not None:
+        walk = replace(walk, sources=chosen(walk.sources, lambda source: source.file_name in only))
+    if not walk.sources and not walk.unreadable and config.watch is None:
+        first = f", among them {walk.ignored[0]!r}" if walk.ignored else ""
+        others = f"{len(walk.ignored)} other files{first}"
+        raise NoImagesError(f"{config.folder}: no image found ({others}); name a folder that holds images.")
+    return walk
+
+
+def _look(config: ScanConfig, outputs: Outputs) -> Walk:
+    walk = find_images(config.folder)  # our own files do not count as ignored ones
+    return replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
+
+
+def _least_side(model: ModelConfig) -> int:
+    """Return the sides, in pixels, below which no JPEG may be decoded smaller; 0 = none may be.
+
+    Twice what the processor shrinks to leaves its own filter all that it can use, and twice what sharpness is measured
+    at does the same for that.
+    """
+    side = picture_side(model)
+    return 0 if side is None else 2 * max(side, STANDARD)

@@ -1,0 +1,59 @@
+"""What a result says of how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from vlmgate.data import Record
+from vlmgate.gate.early_stop import told_of_saving
+from vlmgate.gate.of_run import drift_of
+from vlmgate.images import Walk, folders_of
+from vlmgate.run.plan import Plan
+from vlmgate.scores.novelty import Reference
+from vlmgate.scores.reference import told_of_reference
+from vlmgate.version import __version__
+
+
+def provenance(
+    plan: Plan,
+    records: Sequence[Record],
+    walk: Walk,
+    gone: Sequence[str],
+    reference: Reference | None,
+    started: datetime,
+    time: Mapping[str, Any] | None,
+    complete: bool,
+) -> dict[str, Any]:
+    """Return it; `gone` are files that were read before and are not there now, `time` is where the time went."""
+    config, journal, tonight = plan.config, plan.journal, plan.tonight
+    repeated = {"entries": len(config.files), "repeated": len(walk.repeated)} if config.files is not None else None
+    return {
+        "vlmgate_version": __version__,
+        "run_id": journal.run_id,
+        "complete": complete,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "folder": config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
+        "listed": repeated and repeated | {"folders": folders_of(walk)},
+        "images": len(records),
+        "ignored": len(walk.ignored),
+        "ignored_first": list(walk.ignored[:5]),
+        "gone": len(gone),
+        "gone_first": list(gone[:5]),
+        "model": journal.model,
+        "sampling": asdict(config.sampling),
+        "image_config": asdict(config.images),
+        "kernel": config.kernel,
+        "reference": told_of_reference(reference, plan.folder, calibrated=tonight.reference is not None),
+        "gate": tonight.gate.told(),
+        "adaptive": told_of_saving(records, journal.readings, config.sampling),
+        "promise": dict(tonight.file.promise) if tonight.file else None,
+        "gate_edited": tonight.file.edited if tonight.file else None,
+        "drift": drift_of(tonight, records, journal.readings),
+        "time": time,
+        "fingerprint": journal.fingerprint,
+        "shard": plan.listing and plan.listing.told(config.gate, reference.note if reference else None),
+    }

@@ -1,0 +1,201 @@
+"""Read files with one model: open them, gather full batches, ask the model, and check that it still works.
+
+A run on this machine has one `Reader`; a cluster has one in each worker. Start with `Reader.read`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, MutableSet, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+from vlmgate.captioner import Captioner, DrawsInRounds, KnowsItsBatch, Prepares
+from vlmgate.captioner.trial import trial_picture
+from vlmgate.config import ImageConfig, SamplingConfig
+from vlmgate.data import Caption, Content, Failure, Picture, Reading, Sampled, Source
+from vlmgate.errors import EndpointError, ModelError, one_line
+from vlmgate.gate.early_stop import looks
+from vlmgate.run.batches import Batch, BatchMaker, ModelWanted
+from vlmgate.scores.novelty import pack
+
+log = logging.getLogger(__name__)
+
+MAX_FAILURES_IN_A_ROW = 16  # then a picture that must be readable tells whether it is the model or the images
+
+Enough = Callable[[Reading], bool]  # says whether the samples drawn so far decide an image
+
+
+class Reader:
+    """Turns files into batches of entries, with one captioner."""
+
+    def __init__(
+        self,
+        sampling: SamplingConfig,
+        images: ImageConfig,
+        loaded: Callable[[], Captioner],
+        *,
+        enough: Enough | None = None,
+        alone: bool = True,
+    ) -> None:
+        """Load nothing yet.
+
+        `loaded` returns the captioner; it is called when there is a picture to read. `enough` ends the sampling of an
+        image early. `alone` says that no other process could read what this one fails on: then a model is in doubt
+        after `MAX_FAILURES_IN_A_ROW` failures, else after one, and before the failure is handed over.
+        """
+        self._sampling, self._images, self._loaded, self._enough = sampling, images, loaded, enough
+        self._alone = alone
+        self._asking = threading.Lock()  # a worker of a cluster reads two jobs at a time
+        self._good: Picture | None = None  # one that the model has read
+        self._failures, self._last_failure = 0, ""
+        self.batch_size = sampling.at_once  # images
+
+    def read(self, sources: Iterable[Source], seen: MutableSet[Content]) -> Generator[Batch]:
+        """Yield batches until nothing of the files is still to come; `seen` are contents that need no reading.
+
+        Raises `EndpointError` where a model server is gone, and `ModelError` where the model reads nothing any more.
+        """
+        maker = BatchMaker(sources, self._images, self.batch_size, seen)
+        with closing(maker):
+            batches, begun = iter(maker), time.perf_counter()
+            while (batch := next(batches, None)) is not None:
+                if isinstance(batch, ModelWanted):
+                    self._provide(maker)
+                else:
+                    yield self._asked(replace(batch, waited=time.perf_counter() - begun))
+                    self._check_model()
+                del batch  # or its pictures would stay in memory while the next is waited for
+                begun = time.perf_counter()
+
+    def _provide(self, maker: BatchMaker) -> None:
+        """Give the captioner to whoever makes batches, with as many images at once as suit it."""
+        captioner = self._loaded()
+        if isinstance(captioner, KnowsItsBatch) and self._sampling.batch_size is None:
+            self.batch_size = captioner.at_once
+        maker.provide(captioner, self.batch_size)
+
+    def _asked(self, batch: Batch) -> Batch:
+        """Return the batch with a reading or a failure in the place of each picture."""
+        if not batch.pictures:
+            return batch
+        with self._asking:
+            captioner, begun = self._loaded(), time.perf_counter()
+            entries = ask(batch.pictures, captioner, self._sampling, batch.prepared, self._enough)
+            seconds = time.perf_counter() - begun
+            for picture, entry in zip(batch.pictures, entries, strict=True):
+                if isinstance(entry, Failure):
+                    self._failures += 1
+                    self._last_failure = entry.error
+                else:
+                    self._failures, self._good = 0, picture
+            if not self._alone:
+                self._check_model(after=1)
+        return replace(
+            batch,
+            pictures=(),
+            prepared=None,
+            entries=(*entries, *batch.entries),
+            images=len(batch.pictures),
+            seconds=seconds,
+        )
+
+    def _check_model(self, after: int = MAX_FAILURES_IN_A_ROW) -> None:
+        """Let the model read what it can read, where it failed on as many images in a row as `after`.
+
+        Raises `ModelError` where it cannot, for then the rest would fail too.
+        """
+        if self._failures < after:
+            return
+        try:
+            self._loaded().read([self._good or trial_picture()])
+        except EndpointError:
+            raise
+        except Exception as error:
+            log.warning("the model reads nothing any more", exc_info=error)
+            raise ModelError(
+                f"the model failed on {self._failures} images in a row and on a test image, last with: "
+                f"{self._last_failure}. See the log; the same command resumes."
+            ) from error
+        log.warning("%d images in a row failed, but the model reads others; going on", self._failures)
+        self._failures = 0
+
+
+def ask(
+    pictures: Sequence[Picture],
+    captioner: Captioner,
+    sampling: SamplingConfig,
+    prepared: object = None,
+    enough: Enough | None = None,
+) -> list[Reading | Failure]:
+    """Return a reading or a failure for each picture, in order; a batch that fails is halved to find the culprit.
+
+    `prepared` is what the captioner made of the pictures ahead. With `first_samples`, `enough` says whether the samples
+    drawn so far decide an image. Raises `EndpointError` where a model server is gone: then no image is to blame, and
+    the next would fare no better.
+    """
+    try:
+        sampled = _sampled(pictures, captioner, sampling, prepared, enough)
+        if len(sampled) != len(pictures) or not all(_is_complete(one, sampling) for one in sampled):
+            raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
+        return [_reading(picture, one) for picture, one in zip(pictures, sampled, strict=True)]
+    except EndpointError:
+        raise
+    except Exception as error:
+        log.warning("a batch of %d failed", len(pictures), exc_info=error)
+        if len(pictures) == 1:
+            return [Failure(pictures[0].file, one_line(error))]
+        middle = len(pictures) // 2
+        halves = pictures[:middle], pictures[middle:]
+        return [entry for half in halves for entry in ask(half, captioner, sampling, None, enough)]
+
+
+def _sampled(
+    pictures: Sequence[Picture],
+    captioner: Captioner,
+    sampling: SamplingConfig,
+    prepared: object,
+    enough: Enough | None,
+) -> list[Sampled]:
+    first = sampling.first_samples
+    if first is not None and enough is not None and isinstance(captioner, DrawsInRounds):
+
+        def decides(picture: Picture, sampled: Sampled) -> bool:
+            return enough(_reading(picture, sampled))
+
+        return captioner.read_in_rounds(pictures, looks(first, sampling.num_samples), decides, prepared)
+    if prepared is not None and isinstance(captioner, Prepares):
+        return captioner.read_prepared(pictures, prepared)
+    return captioner.read(pictures)
+
+
+def _is_complete(sampled: Sampled, sampling: SamplingConfig) -> bool:
+    """Say whether there are K captions, or as many as were enough, and K answers just where a question was asked."""
+    most = sampling.num_samples
+    samples = len(sampled.captions)
+    answers = None if sampled.answers is None else len(sampled.answers)
+    views = samples if sampled.views is None else len(sampled.views)
+    asked = samples if sampling.question else None
+    return (sampling.first_samples or most) <= samples <= most and views == samples and answers == asked
+
+
+def _reading(picture: Picture, sampled: Sampled) -> Reading:
+    """Return what is kept of a picture: text that can be stored, features that are numbers."""
+    return Reading(
+        picture.file,
+        captions=tuple(_storable(caption) for caption in sampled.captions),
+        answers=None if sampled.answers is None else tuple(_storable(answer) for answer in sampled.answers),
+        features=pack(sampled.features),
+        views=sampled.views,
+        quality=picture.quality,
+    )
+
+
+def _storable(caption: Caption) -> Caption:
+    """Return the caption with text that can be stored: UTF-8, and a finite log-probability or none."""
+    logprob = caption.mean_logprob
+    finite = logprob is not None and abs(logprob) < float("inf")
+    text = caption.text.encode("utf-8", "replace").decode()
+    return replace(caption, text=text, mean_logprob=logprob if finite else None)
