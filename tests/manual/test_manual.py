@@ -19,7 +19,6 @@ from tests.support.paths import README, ROOT
 from vlmgate.cli import app
 from vlmgate.cli.help import option_table, with_option_tables
 from vlmgate.data import Record
-from vlmgate.errors import UsageError
 from vlmgate.manual import ALSO, SECTIONS, page, topics
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -98,13 +97,13 @@ def test_what_is_no_topic_is_refused_with_the_nearest_one() -> None:
 
 def test_the_options_of_one_command() -> None:
     out, _ = run("options", "merge")
-    assert out.startswith("# Options of vlmgate merge\n") and "| `--incomplete` | off | Merge what is there" in out
+    assert (
+        out.startswith("# Options of vlmgate merge\n") and "| `--incomplete` |" in out and "Merge what is there" in out
+    )
     assert "--temperature" not in out
-    with pytest.raises(UsageError):
-        option_table("nothing")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"help"}))  # which has none
 def test_every_option_of_every_command_is_in_the_manual(name: str) -> None:
     assert f"<!-- options: {name} -->" in page("options")
     table = option_table(name)

@@ -35,9 +35,18 @@ def help_(
         if not topic:
             print(contents())
         elif command:
+            if command not in _commands():
+                near = difflib.get_close_matches(command, _commands(), n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(_commands()))}."
+                raise UsageError(f"help: there is no command '{command}'; {hint}")
             _show(f"# Options of vlmgate {command}\n\n{option_table(command)}\n")
         else:
             _show(with_option_tables(page(topic)))
+
+
+def _commands() -> dict[str, Any]:
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return commands
 
 
 def contents() -> str:
@@ -56,12 +65,8 @@ def with_option_tables(text: str) -> str:
 
 
 def option_table(command: str) -> str:
-    """Return all options of a command as Markdown, a table for each group; raises `UsageError` if there is none."""
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    if command not in commands:
-        near = difflib.get_close_matches(command, commands, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(commands))}."
-        raise UsageError(f"help: there is no command '{command}'; {hint}")
+    """Return all options of a command as Markdown, a table for each group."""
+    commands = _commands()
     context = typer.Context(commands[command])
     options = [one for one in commands[command].params if one.param_type_name == "option"]
     tables = []
