@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator
@@ -36,6 +35,8 @@ def help_(
             print(contents())
         elif command:
             if command not in _commands():
+                import difflib
+
                 near = difflib.get_close_matches(command, _commands(), n=1)
                 hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(_commands()))}."
                 raise UsageError(f"help: there is no command '{command}'; {hint}")

@@ -6,9 +6,6 @@ table of a command's options, which the command line puts in its place. A new pa
 
 from __future__ import annotations
 
-import difflib
-from importlib.resources import files
-
 from vlmgate.errors import UsageError
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -39,9 +36,13 @@ def topics() -> dict[str, str]:
 
 def page(topic: str) -> str:
     """Return the Markdown of a topic, or of the one that another word stands for; raises `UsageError` for neither."""
+    from importlib.resources import files  # here, as every command imports this module
+
     known = [topic for section in SECTIONS.values() for topic in section]
     name = ALSO.get(topic, topic)
     if name not in known:
+        import difflib
+
         near = difflib.get_close_matches(topic, [*known, *ALSO], n=1)
         hint = f"did you mean '{near[0]}'?" if near else "`vlmgate help` lists the topics."
         raise UsageError(f"help: there is no topic '{topic}'; {hint}")
