@@ -14,6 +14,7 @@ import pytest
 import typer
 
 import vlmgate
+from tests.support.documents import marked
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read, picture_file
 from tests.support.paths import ROOT
 from vlmgate import Gate, GateError, NoImagesError, Progressed, Reason, Route, UsageError, calibrate, scan
@@ -240,22 +241,21 @@ def test_labels_that_are_too_few_give_no_gate_and_say_what_it_takes(tmp_path: Pa
         calibrate("nowhere")
 
 
-# --- the README -------------------------------------------------------------------------------------------------------
+# --- README and manual ------------------------------------------------------------------------------------------------
 
 
-def test_the_examples_of_the_readme_run_as_they_are_written(
+def test_the_examples_in_readme_and_manual_run_as_they_are_written(
     tmp_path: Path, fake: FakeCaptioner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the sample images and a fake that reads them well, in one session, one after the other."""
     (tmp_path / "sample_images").symlink_to(ROOT / "sample_images", target_is_directory=True)
     fake.say = lambda name: (f"a part with {label_of(name)}",)
     fake.answer = lambda name: (label_of(name),) if "part" not in name else ("none",)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"<!-- python example -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
+    blocks = marked("python example")
+    assert len(blocks) == 4
     session: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), session)
+        exec(compile(block, "example", "exec"), session)
     told = capsys.readouterr().out
     assert re.search(r"\d+ accepted, \d+ for people, in inbox\.parquet", told)
     assert "accepted is " in told and "at most 10% are wrong" in told

@@ -7,12 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 import vlmgate
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
-from tests.support.paths import README
 from vlmgate.cli import app
 from vlmgate.store.result import read_result
 
@@ -177,15 +175,6 @@ def test_a_crash_is_one_line_and_its_traceback_is_in_the_log(tmp_path: Path, mon
     _, err = run("scan", "images", code=1)
     assert "internal error (ZeroDivisionError: a bug)" in err.splitlines()[-1] and "images.log" in err
     assert "Traceback" in (tmp_path / "images.log").read_text()
-
-
-def test_every_command_and_option_is_in_the_readme() -> None:
-    text = README.read_text(encoding="utf-8")
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        assert f"vlmgate {name}" in text
-        for parameter in command.params:
-            for option in parameter.opts:
-                assert not option.startswith("--") or f"`{option}" in text, f"{name} {option}"
 
 
 def test_doctor_tells_of_the_machine_and_of_a_model_that_does_not_load(tmp_path: Path) -> None:

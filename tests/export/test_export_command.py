@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_cli import README, run
+from tests.cli.test_cli import run
+from tests.support.documents import only
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
 from tests.support.results import result_of, row
 from vlmgate.data import Route
@@ -211,14 +212,13 @@ def test_scan_tells_of_what_it_could_not_read_beside_the_rows(tmp_path: Path) ->
     assert [one["reason"] for one in csv.DictReader(io.StringIO(out))] == ["agreed", "unreadable"]
 
 
-# --- the lines of the README ------------------------------------------------------------------------------------------
+# --- the lines of the manual ------------------------------------------------------------------------------------------
 
 
-def test_the_pandas_and_duckdb_lines_of_the_readme_run(tmp_path: Path) -> None:
+def test_the_pandas_and_duckdb_lines_of_the_manual_run(tmp_path: Path) -> None:
     pytest.importorskip("duckdb"), pytest.importorskip("pandas")
-    _, found, after = README.read_text(encoding="utf-8").partition("<!-- python lines -->\n```python\n")
-    lines = after.partition("```")[0]
-    assert found and "duckdb.sql" in lines and "pd.read_parquet" in lines
+    lines = only("python lines")
+    assert "duckdb.sql" in lines and "pd.read_parquet" in lines
     folder = folder_of(tmp_path / "images", "part_1.png", "part_2.png", "part_3.png")
     run("scan", folder, "-k", 4)
     run("export", "images.parquet", "--to", "csv", "-o", "images.csv")

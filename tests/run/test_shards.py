@@ -15,9 +15,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cli.test_cli import README, fake, run, runner  # noqa: F401 - the fixture lets every command read with a fake
+from tests.cli.test_cli import fake, run, runner  # noqa: F401 - the fixture lets every command read with a fake
 from tests.gate.test_gate_file import a_gate
 from tests.story.test_resume import Stopping, stack
+from tests.support.documents import only
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 from tests.support.paths import ROOT
 from vlmgate.captioner.fingerprint import model_fingerprint
@@ -445,7 +446,7 @@ def test_one_output_is_one_shard(tmp_path: Path) -> None:
     assert "shard ('1/2' then, None now)" in run("scan", "images", "-o", "r.parquet", code=2)[1]
 
 
-# --- the lines of the README ------------------------------------------------------------------------------------------
+# --- the lines of the manual ------------------------------------------------------------------------------------------
 
 COMMAND = """#!{python}
 import sys
@@ -459,19 +460,13 @@ main()
 """
 
 
-def lines_of_the_readme(mark: str) -> str:
-    _, found, after = README.read_text(encoding="utf-8").partition(f"<!-- {mark} lines -->\n```sh\n")
-    assert found, mark
-    return after.partition("```")[0]
-
-
-def test_the_loop_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
+def test_the_loop_of_the_manual_does_what_it_says(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", *(f"part_{i}.png" for i in range(12)))
     command = tmp_path / "vlmgate"
     command.write_text(COMMAND.format(python=sys.executable, root=str(ROOT)))
     command.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = "set -eu\n" + lines_of_the_readme("shard")
+    script = "set -eu\n" + only("shard lines")
     subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
     rows, provenance = read_result(tmp_path / "images.parquet")
     assert len(rows) == 12 and provenance["complete"] and len(provenance["merged"]["parts"]) == 4
@@ -479,7 +474,7 @@ def test_the_loop_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
 
 def test_the_slurm_script_runs_one_shard_of_the_array(tmp_path: Path) -> None:
     """Variables of the environment stand for Slurm, and a folder for the storage of a cluster."""
-    script = lines_of_the_readme("slurm")
+    script = only("slurm lines")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "inspection").mkdir()
@@ -493,4 +488,4 @@ def test_the_slurm_script_runs_one_shard_of_the_array(tmp_path: Path) -> None:
 
 
 def test_the_script_that_starts_a_cluster_is_a_script() -> None:
-    subprocess.run(["bash", "-n"], input=lines_of_the_readme("ray"), text=True, check=True)
+    subprocess.run(["bash", "-n"], input=only("ray lines"), text=True, check=True)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.captures import MARK, README, shown, without_times
+from tests.support.captures import MARK, shown, without_times
+from tests.support.documents import texts
 from tests.support.inbox import INBOX, Run, scan_inbox
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Reason, Route
@@ -38,12 +39,15 @@ def test_header_table_and_log_say_what_happened(inbox_run: Run) -> None:
     assert "unreadable: " in log and "finished: " in log and "Traceback" not in log
 
 
-def test_the_readme_shows_what_is_printed_today(inbox_run: Run) -> None:
-    (text,) = [
-        m["text"] for m in MARK.finditer(README.read_text(encoding="utf-8")) if m["arguments"].startswith("scan ")
+def test_readme_and_manual_show_what_is_printed_today(inbox_run: Run) -> None:
+    found = [
+        m for text in texts().values() for m in MARK.finditer(text) if m["arguments"] == "scan sample_images/inbox"
     ]
-    printed = shown(inbox_run.stdout).replace(str(inbox_run.parquet), "inbox.parquet")
-    assert without_times(text) == without_times(printed), "python -m tests.support.captures writes the README anew"
+    assert [m["kind"] for m in found] == ["table", "capture"]
+    printed = inbox_run.stdout.replace(str(inbox_run.parquet), "inbox.parquet")
+    for mark in found:
+        now = without_times(shown(printed, mark["kind"]))
+        assert without_times(mark["text"]) == now, "python -m tests.support.captures writes them anew"
 
 
 def test_the_twelve_bit_tiff_is_not_white() -> None:

@@ -11,12 +11,22 @@ from typing import Annotated
 
 import typer
 
-from vlmgate.cli import calibrate, compare, doctor, export, merge, results, review, scan  # registers their commands
+from vlmgate.cli import (  # registers their commands
+    calibrate,
+    compare,
+    doctor,
+    export,
+    help,
+    merge,
+    results,
+    review,
+    scan,
+)
 from vlmgate.cli.options import app
 from vlmgate.report.terminal import in_plain_letters, reader_may_leave
 from vlmgate.version import __version__
 
-__all__ = ["app", "calibrate", "compare", "doctor", "export", "main", "merge", "results", "review", "scan"]
+__all__ = ["app", "calibrate", "compare", "doctor", "export", "help", "main", "merge", "results", "review", "scan"]
 
 
 @app.callback(invoke_without_command=True)

@@ -18,7 +18,7 @@ from vlmgate.errors import UsageError
 from vlmgate.report.terminal import errors_in_one_line
 
 # As they are needed, one after the other.
-ORDER = ("scan", "merge", "calibrate", "compare", "review", "export", "show", "info", "rescore", "doctor")
+ORDER = ("scan", "merge", "calibrate", "compare", "review", "export", "show", "info", "rescore", "doctor", "help")
 
 
 class _InOrder(TyperGroup):

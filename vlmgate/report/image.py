@@ -27,7 +27,7 @@ from vlmgate.version import __version__
 
 BUILTIN_NOTICE = (
     "The built-in model knows rendered sample parts only; of your own images it says nothing worth having. "
-    "Name a real one: --model FOLDER or --model HUB_ID (see README, 'Choosing a model')."
+    "Name a real one: --model FOLDER or --model HUB_ID (see `vlmgate help models`)."
 )
 WORDS = {
     Reason.UNREADABLE: "unreadable",

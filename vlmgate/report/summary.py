@@ -165,7 +165,7 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
         if provenance.get("adaptive"):
             notes.append(
                 f"It promises that of {provenance['adaptive']['most']} samples an image; where fewer were drawn, the "
-                "others were not expected to change the decision (see README, '--samples')."
+                "others were not expected to change the decision (see `vlmgate help samples`)."
             )
     elif provenance.get("gate_edited"):
         notes.append("The gate file was edited since it was calibrated, so it promises nothing.")
