@@ -57,7 +57,6 @@ from vlmgate.store.files import write_file
 from vlmgate.store.journal import Journal, is_journal
 from vlmgate.store.result import Outputs, write_result
 from vlmgate.store.rows import Row, build_rows, completed, decide_rows
-from vlmgate.store.spill import SlotSet
 from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)
@@ -306,7 +305,7 @@ class _Run:
 
     def _read(self, pending: Sequence[Source]) -> None:
         """Read files in their order; every batch is journalled whole before the next one's is begun."""
-        supply = Supply(pending, self.config.images, self.config.sampling.at_once, SlotSet(self.journal.readings))
+        supply = Supply(pending, self.config.images, self.config.sampling.at_once, self.journal.seen())
         try:
             with closing(supply):
                 batches = iter(supply)

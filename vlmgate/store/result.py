@@ -91,10 +91,12 @@ def schema() -> pa.Schema:
         "captions": pa.list_(pa.string()),
         "caption_finishes": pa.list_(pa.string()),
         "caption_logprobs": pa.list_(pa.float64()),
+        "caption_tokens": pa.list_(pa.int32()),
         "caption_views": pa.list_(pa.int32()),
         "answers": pa.list_(pa.string()),
         "answer_finishes": pa.list_(pa.string()),
         "answer_logprobs": pa.list_(pa.float64()),
+        "answer_tokens": pa.list_(pa.int32()),
         "seed": pa.int64(),
         "vision_features": pa.list_(pa.float32()),  # kept as float16, which not every reader of Parquet knows
     }

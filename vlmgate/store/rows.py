@@ -1,6 +1,6 @@
 """From what the journal holds to the rows of the result.
 
-Knows entries, scores and decisions; knows nothing of models, of files on disk, or of how anything is shown.
+Call `build_rows`, then `decide_rows`, then `completed` while the rows are written.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from vlmgate.data import (
     Caption,
     Content,
     Failure,
     Found,
-    ImageFile,
+    Quality,
     Read,
     Reading,
     Reason,
     Record,
-    Route,
-    Scores,
     Unreadable,
     content_of,
 )
@@ -31,11 +30,13 @@ from vlmgate.gate.rules import Candidate, Gate, decide
 from vlmgate.images import Walk
 from vlmgate.scores.kernels import Kernel
 from vlmgate.scores.novelty import Reference
-from vlmgate.scores.score import NOTHING, Said, Scored, Scorer, columns_of, with_doubt
+from vlmgate.scores.score import Said, Scored, Scorer, columns_of, with_doubt
+from vlmgate.store.index import Table
 from vlmgate.store.journal import Journal
-from vlmgate.store.spill import Shelf
 
 _AT_ONCE = 512  # readings that are in memory together
+_OF_IMAGE = ("num_pages", "sha256", "width", "height", "mode", "conversion")
+_OF_QUALITY = tuple(field.name for field in fields(Quality))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class _Building:
         self.seed = int(journal.fingerprint.get("seed", 0))
         self.scorer = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
         self.failures = journal.failures()
-        self.first: Shelf[str] = Shelf(str, str)  # content → the name under which these bytes came first
+        self.first: Table[Content, str] = Table(journal.index, "first", 3, str, str)  # the name that had it first
 
     def rows(self, slots: Sequence[Slot]) -> list[Row]:
         images = [found.image for _, _, found in slots if isinstance(found, Read | Failure)]
@@ -124,32 +125,35 @@ class _Building:
         scored: Mapping[Content, Scored],
     ) -> Row:
         name, page, found = slot
-        if found is None or isinstance(found, Unreadable):
-            bare = _record(name, page, None, self.seed, error=found.reason if found else None)
-            return Row(bare, Reason.NOT_READ if found is None else Reason.UNREADABLE)
+        columns: dict[str, Any] = {"file_name": name, "page": page, "seed": self.seed}
+        if found is None:
+            return Row(Record(**columns), Reason.NOT_READ)
+        if isinstance(found, Unreadable):
+            return Row(Record(**columns, error=found.reason), Reason.UNREADABLE)
         content = content_of(found.image)
         original = self.first.setdefault(content, name)
-        twin = None if original == name else original
+        columns["duplicate_of"] = None if original == name else original
+        of_image = {column: getattr(found.image, column) for column in _OF_IMAGE}
         reading = readings.get(content)
         if reading is None:
             failure = self.failures.get(content)
-            image, error = (found.image, failure.error) if failure else (None, None)
-            bare = _record(name, page, image, self.seed, error=error, duplicate_of=twin)
-            return Row(bare, Reason.MODEL_FAILED if failure else Reason.NOT_READ)
+            if failure is None:
+                return Row(Record(**columns), Reason.NOT_READ)
+            return Row(Record(**columns, **of_image, error=failure.error), Reason.MODEL_FAILED)
         scores, why = scored[content]
-        seconds = found.seconds if isinstance(found, Read) else None
-        record = _record(
-            name,
-            page,
-            found.image,
-            self.seed,
-            reading=reading,
-            scores=scores,
-            novelty=strange.get(content),
-            duplicate_of=twin,
-            seconds=seconds,
+        columns |= (
+            of_image
+            | columns_of(scores)
+            | {
+                "num_samples": len(reading.captions) or None,
+                "caption": None if scores.medoid is None else reading.captions[scores.medoid].text,
+                "novelty": strange.get(content),
+                "seconds": found.seconds if isinstance(found, Read) else None,
+            }
         )
-        return Row(record, why)
+        if reading.quality is not None:
+            columns |= {column: getattr(reading.quality, column) for column in _OF_QUALITY}
+        return Row(Record(**columns), why)
 
     def _scored(self, readings: Mapping[Content, Reading], strange: Mapping[Content, float]) -> dict[Content, Scored]:
         said = {content: Said(r.captions, r.answers, r.views) for content, r in readings.items()}
@@ -209,86 +213,23 @@ def completed(
         if record.num_samples is None or record.sha256 is None:
             yield record
             continue
-        reading = readings.get((record.sha256, record.page))
+        reading = readings.get(content_of(record))
         if reading is None and whole:
             raise LostReadingError(f"{record.file_name}: its reading is lost; the same command reads it again.")
         if reading is None:
-            yield _record(record.file_name, record.page, None, record.seed)
+            yield Record(file_name=record.file_name, page=record.page, seed=record.seed)
             continue
-        yield replace(
-            record,
-            captions=_texts(reading.captions),
-            caption_finishes=_finishes(reading.captions),
-            caption_logprobs=_logprobs(reading.captions),
-            caption_views=reading.views,
-            answers=_texts(reading.answers),
-            answer_finishes=_finishes(reading.answers),
-            answer_logprobs=_logprobs(reading.answers),
-            vision_features=reading.features,
-        )
+        said = _said("caption", reading.captions) | _said("answer", reading.answers)
+        yield replace(record, **said, caption_views=reading.views, vision_features=reading.features)
 
 
-def _record(
-    file_name: str,
-    page: int,
-    image: ImageFile | None,
-    seed: int,
-    *,
-    reading: Reading | None = None,
-    scores: Scores = NOTHING,
-    novelty: float | None = None,
-    error: str | None = None,
-    duplicate_of: str | None = None,
-    seconds: float | None = None,
-) -> Record:
-    """Return a row before its decision, which until then is the safe one."""
-    captions = reading.captions if reading else None
-    quality = reading.quality if reading else None
-    return Record(
-        file_name=file_name,
-        page=page,
-        num_pages=image.num_pages if image else None,
-        sha256=image.sha256 if image else None,
-        width=image.width if image else None,
-        height=image.height if image else None,
-        mode=image.mode if image else None,
-        conversion=image.conversion if image else None,
-        captions=None,
-        caption_finishes=None,
-        caption_logprobs=None,
-        num_samples=len(captions) if captions else None,
-        caption_views=None,
-        caption=captions[scores.medoid].text if captions and scores.medoid is not None else None,
-        answers=None,
-        answer_finishes=None,
-        answer_logprobs=None,
-        **columns_of(scores),
-        novelty=novelty,
-        sharpness=quality.sharpness if quality else None,
-        exposure=quality.exposure if quality else None,
-        contrast=quality.contrast if quality else None,
-        noise=quality.noise if quality else None,
-        clipped_dark=quality.clipped_dark if quality else None,
-        clipped_bright=quality.clipped_bright if quality else None,
-        route=Route.HUMAN_REVIEW,
-        reason=Reason.NOT_READ,
-        decided_by=None,
-        threshold=None,
-        seed=seed,
-        error=error,
-        duplicate_of=duplicate_of,
-        seconds=seconds,
-        vision_features=None,
-    )
-
-
-def _texts(said: Sequence[Caption] | None) -> tuple[str, ...] | None:
-    return tuple(caption.text for caption in said) if said else None
-
-
-def _finishes(said: Sequence[Caption] | None) -> tuple[str, ...] | None:
-    return tuple(caption.finish for caption in said) if said else None
-
-
-def _logprobs(said: Sequence[Caption] | None) -> tuple[float | None, ...] | None:
-    return tuple(caption.mean_logprob for caption in said) if said else None
+def _said(what: str, said: Sequence[Caption] | None) -> dict[str, Any]:
+    """Return the columns that hold captions or answers: their texts, and what is known of each."""
+    if not said:
+        return {}
+    return {
+        f"{what}s": tuple(one.text for one in said),
+        f"{what}_finishes": tuple(one.finish for one in said),
+        f"{what}_logprobs": tuple(one.mean_logprob for one in said),
+        f"{what}_tokens": tuple(one.num_tokens or None for one in said),
+    }
