@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import os
 import sqlite3
-import tempfile
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from vlmgate.errors import StoreError
 from vlmgate.images import find_images
 from vlmgate.run.writer import Recorder
 from vlmgate.scores.novelty import pack
+from vlmgate.store import index
 from vlmgate.store.index import Index, Table
 from vlmgate.store.journal import Journal
 from vlmgate.store.lines import found_as_text, found_of_text
@@ -114,14 +114,14 @@ def test_where_the_room_ends_a_table_goes_on_in_memory() -> None:
     kept.index.run(f"PRAGMA max_page_count = {pages}")
     fill(kept, 5000, 10_000)
     assert dict(kept.under("name " * 20)) == {i: i for i in range(10_000)}
-    assert [row[2] for row in kept.index._db.execute("PRAGMA database_list")] == [""]
+    assert kept.index._in_memory
 
 
 def test_a_table_whose_file_is_lost_never_passes_for_one_that_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(_: object) -> sqlite3.Connection:
+    def fails(_: Index) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("vlmgate.store.index._in_memory", fails)
+    monkeypatch.setattr(Index, "_move", fails)
     kept = table()
     fill(kept, 0, 100)
     kept.index.run("PRAGMA max_page_count = 3")
@@ -133,37 +133,22 @@ def test_a_table_whose_file_is_lost_never_passes_for_one_that_holds_less(monkeyp
             use()
 
 
-def test_a_folder_for_temporary_files_that_cannot_hold_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network disk without locks, say: the index is in memory."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("vlmgate.store.index._new_file", lambda: str(tmp_path / "no such folder" / "x"))
-    kept = table()
-    kept["a", 1] = 1
-    assert dict(kept.under("a")) == {1: 1}
+def open_files() -> set[str]:
+    found = set()
+    for one in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the folder itself is closed by now
+            found.add(str(one.readlink()))
+    return found
 
 
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere an open file keeps its name")
-def test_the_file_of_an_index_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux says which files are open")
+def test_the_file_of_an_index_has_no_name() -> None:
+    before = open_files()
     kept = table()
     for i in range(40_000):  # more than are kept in memory
         kept["name " * 20, i] = i
-    assert not [*tmp_path.iterdir()] and kept["name " * 20, 39_999] == 39_999
-    (path,) = [row[2] for row in kept.index._db.execute("PRAGMA database_list")]
-    assert path.startswith(str(tmp_path))
-
-
-@pytest.mark.parametrize("trouble", ["no room", "no folder"])
-def test_without_room_a_table_is_in_memory(trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if trouble == "no room":
-        monkeypatch.setattr("vlmgate.store.index.ROOM", 2**80)
-    else:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    kept = table()
-    kept["a", 1] = 1
-    assert [row[2] for row in kept.index._db.execute("PRAGMA database_list")] == [""] and dict(kept.under("a")) == {
-        1: 1
-    }
+    (file,) = {name for name in open_files() - before if "etilqs_" in name}
+    assert file.endswith(" (deleted)") and kept["name " * 20, 39_999] == 39_999 and not kept.index._in_memory
 
 
 def test_a_round_knows_what_was_read_and_what_is_under_way_and_copies_neither(tmp_path: Path) -> None:
@@ -189,14 +174,15 @@ def test_a_round_knows_what_was_read_and_what_is_under_way_and_copies_neither(tm
 
 
 def test_one_file_holds_all_that_a_run_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str | None] = []
-    monkeypatch.setattr("vlmgate.store.index._new_file", lambda: made.append(None))
+    made: list[str] = []
+    opened = index._opened
+    monkeypatch.setattr(index, "_opened", lambda name: (made.append(name), opened(name))[1])
     journal = Journal.open(tmp_path / "r.journal.jsonl", PROMPTED)
     recorder = Recorder(journal, None)
     build_rows(find_images(folder_of(tmp_path, ["a.png"])), journal, scored_before=recorder.scored)
     journal.seen().add(("a", 1, ""))
     journal.close()
-    assert len(made) == 1
+    assert made == [""]
 
 
 def picture(name: str, sha: str = "0" * 64) -> ImageFile:

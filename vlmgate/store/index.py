@@ -2,17 +2,13 @@
 
 Make one `Index`, and a `Table` in it for each kind of thing. An index belongs to one run: nobody else finds its file,
 all that it holds can be made again from the journal, and it is gone when the run ends. Where the folder for temporary
-files has little room, or none any more in the middle of a night, it goes on in memory.
+files (TMPDIR) fails or fills up in the middle of a night, it goes on in memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import shutil
 import sqlite3
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
@@ -25,8 +21,7 @@ log = logging.getLogger(__name__)
 K = TypeVar("K", bound=tuple[Any, ...])
 V = TypeVar("V")
 
-CACHE = 1024  # KiB that an index keeps in memory; what is beyond lies in the file
-ROOM = 2**30  # bytes that must be free; a hundred thousand images take 80 MB
+CACHE = 1024  # KiB that an index keeps in memory; what is beyond lies in the file: 80 MB for a hundred thousand images
 _AT_ONCE = 1000  # rows
 
 
@@ -40,18 +35,9 @@ class Index:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._broken: sqlite3.Error | None = None
-        file = _new_file()
-        try:
-            self._db = _opened(file)
-        except sqlite3.Error as error:  # some network disks know no locks
-            log.warning("%s: not used for what a run remembers", file, exc_info=error)
-            _unlink(file)
-            file = None
-            self._db = _opened(None)
-        self._closing = weakref.finalize(self, _close, self._db, file)
-        self._in_file = file is not None
-        if os.name == "posix":
-            _unlink(file)  # from here on nobody can open it, and nothing of it is left, whatever happens
+        self._in_memory = False
+        self._db = _opened("")  # SQLite's name for a file that it deletes by itself
+        self._closing = weakref.finalize(self, self._db.close)
 
     def run(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """Return what a statement finds; each is whole by itself, or has done nothing."""
@@ -62,22 +48,32 @@ class Index:
                 try:
                     return self._db.execute(statement, values).fetchall()
                 except sqlite3.OperationalError as error:
-                    if not self._in_file:
+                    if self._in_memory:
                         raise
                     log.warning("the folder for temporary files fails; going on in memory", exc_info=error)
-                    self._move(_in_memory(self._db))
+                    self._move()
                     return self._db.execute(statement, values).fetchall()
             except sqlite3.Error as error:
                 self._broken = error  # what is left may be less than was put there
                 raise StoreError(
-                    f"{tempfile.gettempdir()}: the folder for temporary files cannot be used ({one_line(error)}); make "
-                    "room, or name another in TMPDIR; the same command resumes."
+                    f"the folder for temporary files cannot be used ({one_line(error)}); make room in it, or name "
+                    "another in TMPDIR; the same command resumes."
                 ) from error
 
-    def _move(self, db: sqlite3.Connection) -> None:
-        close = self._closing
-        self._db, self._in_file, self._closing = db, False, weakref.finalize(self, _close, db, None)
+    def _move(self) -> None:
+        """Go on in memory, with all that is there."""
+        db, close = _opened(":memory:"), self._closing
+        self._closing = weakref.finalize(self, db.close)
+        self._db.backup(db)
         close()
+        self._db, self._in_memory = db, True
+
+
+def _opened(name: str) -> sqlite3.Connection:
+    db = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = MEMORY")
+    db.execute(f"PRAGMA cache_size = -{CACHE}")
+    return db
 
 
 class Table(MutableMapping[K, V], Generic[K, V]):
@@ -148,49 +144,3 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         if len(key) != self._columns:
             return []
         return self.index.run(f"{what} FROM {self._name} WHERE ({self._keys}) = ({self._marks})", key)
-
-
-def _new_file() -> str | None:
-    """Return a new, empty file that only this user can open; None where there is no room for one."""
-    try:
-        if shutil.disk_usage(tempfile.gettempdir()).free < ROOM:
-            return None
-        descriptor, file = tempfile.mkstemp(prefix="vlmgate-", suffix=".index")
-        os.close(descriptor)
-    except OSError:
-        return None
-    return file
-
-
-def _opened(file: str | None) -> sqlite3.Connection:
-    db = sqlite3.connect(file or ":memory:", isolation_level=None, check_same_thread=False)
-    try:
-        for setting in ("locking_mode = EXCLUSIVE", "journal_mode = MEMORY", "synchronous = OFF"):
-            db.execute(f"PRAGMA {setting}").fetchall()
-        db.execute(f"PRAGMA cache_size = -{CACHE}")
-        db.execute("CREATE TABLE probe (key)")  # or a disk without locks would fail later
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _in_memory(db: sqlite3.Connection) -> sqlite3.Connection:
-    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    try:
-        db.backup(copy)
-    except BaseException:
-        copy.close()
-        raise
-    return copy
-
-
-def _unlink(file: str | None) -> None:
-    if file is not None:
-        with contextlib.suppress(OSError):
-            os.unlink(file)  # noqa: PTH108
-
-
-def _close(db: sqlite3.Connection, file: str | None) -> None:
-    db.close()
-    _unlink(file)

@@ -33,7 +33,6 @@ from vlmgate.data import (
 
 _MOST_PAGES = 2**31
 _WHOLE = ""  # the region that is the whole image; there is no other yet
-_FACTS = tuple(name for name in ImageFile.__dataclass_fields__ if name != "path")
 _SEAL = re.compile(rb',"crc":(\d{1,10})\}\n$')
 
 
@@ -42,7 +41,7 @@ _SEAL = re.compile(rb',"crc":(\d{1,10})\}\n$')
 
 def sealed(line: Mapping[str, Any]) -> str:
     """Return the line as JSON with a checksum of itself as its last key, so that lost bytes do not go unseen."""
-    text = json.dumps(line, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(line, allow_nan=False, separators=(",", ":"), default=_as_text)
     return f'{text[:-1]},"crc":{zlib.crc32(text.encode("ascii"))}}}'
 
 
@@ -84,27 +83,13 @@ class LineForm:
         return cls(counts, question_id(fingerprint.get("question")))
 
     def to_json(self, entry: Entry, seconds: float | None) -> dict[str, Any]:
-        """Return an entry as a line says it; `seconds` is the wall time of a reading."""
-        if isinstance(entry, Unreadable):
-            return {"kind": "unreadable"} | asdict(entry)
-        image = asdict(entry.image) | {"path": os.fsdecode(entry.image.path)}
-        if isinstance(entry, Failure):
-            return {"kind": "failure", "image": image, "error": entry.error}
-        if isinstance(entry, Duplicate):
-            return {"kind": "duplicate", "image": image}
-        more = {
-            "answers": None if entry.answers is None else {self.question: [asdict(one) for one in entry.answers]},
-            "features": None if entry.features is None else base64.b64encode(entry.features).decode("ascii"),
-            "views": entry.views,
-            "quality": None if entry.quality is None else asdict(entry.quality),
-        }
-        line = {
-            "kind": "reading",
-            "image": image,
-            "region": _WHOLE,
-            "captions": [asdict(one) for one in entry.captions],
-        }
-        return line | {key: value for key, value in more.items() if value is not None} | {"seconds": seconds}
+        """Return an entry as a line says it; `seconds` is the wall time of a reading. What is not known is left out."""
+        line = {"kind": type(entry).__name__.lower()} | {k: v for k, v in asdict(entry).items() if v is not None}
+        if isinstance(entry, Reading):
+            line |= {"region": _WHOLE, "seconds": seconds}
+            if entry.answers is not None:
+                line["answers"] = {self.question: line["answers"]}
+        return line
 
     def from_json(self, line: Mapping[str, Any]) -> tuple[Entry, float | None]:
         """Return what a line says, and the seconds of a reading.
@@ -112,40 +97,35 @@ class LineForm:
         Raises whatever comes of a line that is none, and `ValueError` for a key that no image has, for a reading of
         another region, and for one with too few or too many samples.
         """
-        entry = self._entry(line)
-        file_name, page = key_of(entry)
-        sha256 = "" if isinstance(entry, Unreadable) else entry.image.sha256
-        _ = file_name.encode("utf-8"), sha256.encode("utf-8")
-        if type(page) is not int or not 0 < page < _MOST_PAGES:
-            raise ValueError(f"page {page}")
-        return entry, line["seconds"] if isinstance(entry, Reading) else None
-
-    def _entry(self, line: Mapping[str, Any]) -> Entry:
         kind = line["kind"]
         if kind == "unreadable":
-            return Unreadable(line["file_name"], line["reason"], line["page"])
+            return _checked(Unreadable(line["file_name"], line["reason"], line["page"])), None
         image = ImageFile(**(line["image"] | {"path": Path(line["image"]["path"])}))
-        if kind == "failure":
-            return Failure(image, line["error"])
-        if kind == "duplicate":
-            return Duplicate(image)
+        if kind != "reading":
+            return _checked(Duplicate(image) if kind == "duplicate" else Failure(image, line["error"])), None
         if line["region"] != _WHOLE:
             raise ValueError(f"region {line['region']}")
         reading = Reading(
             image,
-            captions=tuple(Caption(**caption) for caption in line["captions"]),
+            captions=tuple(Caption(**one) for one in line["captions"]),
             answers=tuple(Caption(**one) for one in line["answers"][self.question]) if "answers" in line else None,
             features=base64.b64decode(line["features"], validate=True) if "features" in line else None,
             views=tuple(line["views"]) if "views" in line else None,
             quality=Quality(**line["quality"]) if "quality" in line else None,
         )
-        for what in ("captions", "answers", "views"):
-            held = getattr(reading, what)
-            if held is not None and (
-                len(held) != len(reading.captions) or (self.counts and len(held) not in self.counts)
-            ):
-                raise ValueError(f"{len(held)} {what}")
-        return reading
+        sizes = {len(held) for held in (reading.captions, reading.answers, reading.views) if held is not None}
+        if len(sizes) != 1 or (self.counts and not sizes <= {*self.counts}):
+            raise ValueError(f"{sizes} samples")
+        return _checked(reading), line["seconds"]
+
+
+def _checked(entry: Entry) -> Entry:
+    """Return the entry; raises `ValueError` for a key that is none, or that would not be found again."""
+    file_name, page = key_of(entry)
+    _ = file_name.encode("utf-8"), ("" if isinstance(entry, Unreadable) else entry.image.sha256).encode("utf-8")
+    if type(page) is not int or not 0 < page < _MOST_PAGES:
+        raise ValueError(f"page {page}")
+    return entry
 
 
 def from_version_1(line: dict[str, Any], question: str) -> dict[str, Any]:
@@ -163,18 +143,18 @@ def from_version_1(line: dict[str, Any], question: str) -> dict[str, Any]:
 
 def found_as_text(found: Found) -> str:
     """Return what is remembered as text, in less room than a line of a journal."""
-    if isinstance(found, Unreadable):
-        return json.dumps(["unreadable", *astuple(found)])
-    *image, path = [getattr(found.image, name) for name in (*_FACTS, "path")]
-    kind, more = ("failure", found.error) if isinstance(found, Failure) else ("read", found.seconds)
-    return json.dumps([kind, more, os.fsdecode(path), *image])
+    return json.dumps([type(found).__name__, *astuple(found)], default=_as_text)
 
 
 def found_of_text(text: str) -> Found:
     """Return what such a text says."""
-    kind, *parts = json.loads(text)
-    if kind == "unreadable":
-        return Unreadable(*parts)
-    more, path, *facts = parts
-    image = ImageFile(**dict(zip(_FACTS, facts, strict=True)), path=Path(path))
-    return Failure(image, more) if kind == "failure" else Read(image, more)
+    kind, first, *more = json.loads(text)
+    if kind == "Unreadable":
+        return Unreadable(first, *more)
+    file_name, path, *facts = first
+    image = ImageFile(file_name, Path(path), *facts)
+    return Failure(image, *more) if kind == "Failure" else Read(image, *more)
+
+
+def _as_text(value: Path | bytes) -> str:
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else os.fsdecode(value)
