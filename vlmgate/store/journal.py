@@ -11,15 +11,11 @@ memory and in an index there is where to find them.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import os
-import threading
 import uuid
-import weakref
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableSet, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +23,8 @@ from vlmgate.data import Content, Duplicate, Entry, Failure, Found, Key, Read, R
 from vlmgate.errors import OutputError, ResumeError, StoreError
 from vlmgate.store.files import new_file, sync_folder, unused
 from vlmgate.store.index import Index, Table
-from vlmgate.store.lines import LineForm, found_as_text, found_of_text, from_version_1, is_place, parsed, sealed
+from vlmgate.store.lines import LineForm, found_as_text, found_of_text, from_version_1, parsed, sealed
+from vlmgate.store.readings import Readings, Seen
 
 log = logging.getLogger(__name__)
 
@@ -35,134 +32,7 @@ JOURNAL_VERSION = 2
 _OPENING = b'{"vlmgate_journal"'
 
 
-class Readings(Mapping[Content, Reading]):
-    """The readings of a journal, each taken from its line when it is asked for.
-
-    One whose line turns out not to be what it was is not there any more, so that nothing is decided on it. Threads may
-    share it.
-    """
-
-    def __init__(self, path: Path, index: Index, form: LineForm) -> None:
-        self._path, self._form = path, form
-        self._places: Table[Content, list[int]] = Table(index, "readings", 3, json.dumps, json.loads)  # byte, length
-        self._lock = threading.RLock()
-        self._file: io.FileIO | None = None
-        self._closing: Any = None
-
-    def __getitem__(self, content: Content) -> Reading:
-        begin, length = self._places[content]
-        line = parsed(self._bytes(begin, length))
-        try:
-            entry, _ = self._form.from_json(line or {})
-        except Exception as error:
-            entry = Unreadable("", repr(error))
-        if not isinstance(entry, Reading) or content_of(entry.image) != content:
-            log.error("%s: the line at byte %d is not what was written there", self._path, begin)
-            self._places.pop(content, None)
-            raise KeyError(content)
-        return entry
-
-    def __contains__(self, content: object) -> bool:
-        return content in self._places
-
-    def __iter__(self) -> Iterator[Content]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __bool__(self) -> bool:
-        return bool(self._places)
-
-    def items(self) -> ItemsView[Content, Reading]:
-        """Return contents and readings, less those that turn out not to be there."""
-        return _There(self)
-
-    def put(self, content: Content, begin: int, length: int) -> None:
-        """Say which bytes of the file hold a reading from now on."""
-        self._places[content] = [begin, length]
-
-    def forget(self, content: Content) -> None:
-        """Take a reading as not there; in the file it stays."""
-        del self._places[content]
-
-    def hold(self) -> None:
-        """Open the file now: from then on its name may be taken away, and what it holds is still there."""
-        with self._lock:
-            if self._file is None:
-                self._file = io.FileIO(self._path)
-                self._closing = weakref.finalize(self, self._file.close)
-
-    def close(self) -> None:
-        """Let go of the file, until a reading is asked for."""
-        with self._lock:
-            if self._closing is not None:
-                self._closing()
-            self._file = self._closing = None
-
-    def _bytes(self, begin: int, length: int) -> bytes:
-        try:
-            with self._lock:
-                self.hold()
-                assert self._file is not None
-                self._file.seek(begin)
-                parts = b""
-                while len(parts) < length and (part := self._file.read(length - len(parts))):
-                    parts += part
-                return parts
-        except OSError as error:
-            raise StoreError(
-                f"{self._path}: cannot be read ({error.strerror}); the same command resumes once it can."
-            ) from error
-
-
-class _There(ItemsView[Content, Reading]):
-    def __init__(self, readings: Readings) -> None:
-        super().__init__(readings)
-        self._readings = readings
-
-    def __iter__(self) -> Iterator[tuple[Content, Reading]]:
-        for content in self._readings:
-            reading = self._readings.get(content)
-            if reading is not None:
-                yield content, reading
-
-
-class Seen(MutableSet[Content]):
-    """The contents that have a reading, and those that were added in this round because one is under way."""
-
-    def __init__(self, readings: Readings, rounds: Table[Content, int], now: int) -> None:
-        self._readings, self._rounds, self._now = readings, rounds, now
-
-    def __contains__(self, content: object) -> bool:
-        return content in self._readings or self._is_under_way(content)
-
-    def __iter__(self) -> Iterator[Content]:
-        yield from self._readings
-        yield from (one for one in self._rounds if one not in self._readings and self._is_under_way(one))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def add(self, value: Content) -> None:
-        """Say that a reading is under way."""
-        self._rounds[value] = self._now
-
-    def discard(self, value: Content) -> None:
-        """Say that none is under way any more."""
-        self._rounds.pop(value, None)
-
-    def _is_under_way(self, content: Any) -> bool:
-        return self._rounds.get(content) == self._now
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A line, and where it lies."""
-
-    says: dict[str, Any]
-    begin: int  # bytes
-    length: int  # bytes
+_Line = tuple[dict[str, Any], int, int]  # what it says, empty where it is damaged; at which byte; how many bytes
 
 
 class Journal:
@@ -279,18 +149,14 @@ class Journal:
                     self.dropped += 1
                     break
                 begin, length = length, length + len(line)
-                says = parsed(line)
-                if says is not None and isinstance(says.get("model"), dict):
+                says = parsed(line) or {}
+                if isinstance(says.get("model"), dict):
                     self.model = says["model"]
-                elif says is not None and isinstance(says.get("ended"), str):
+                elif isinstance(says.get("ended"), str):
                     self.forget(says["ended"], keep=says.get("pages") or ())
                     self._forgotten.pop(says["ended"], None)
-                elif says is None:
-                    self.dropped += 1
-                    empty = False
                 else:
-                    item = self._gather(item, _Line(says, begin, len(line)))
-                    empty = False
+                    item, empty = self._gather(item, (says, begin, len(line))), False
         self.dropped += len(item)
         if empty:  # nothing was ever read, so other settings are welcome
             self.model = None
@@ -326,24 +192,27 @@ class Journal:
         return dropped
 
     def _gather(self, item: list[_Line], line: _Line) -> list[_Line]:
-        """Add a line to those of its image; take the image up when it is whole, and return what is still open."""
-        place, size = line.says["item"] if is_place(line.says.get("item")) else (0, 1)
+        """Add a line to those of its image; take the image up when it is whole, and return what is still open.
+
+        Whatever a line holds that should not be there, it costs its image and no more.
+        """
+        place, size = _place(line)
         if place == 0:
             self.dropped += len(item)
             item = []
-        if place != len(item) or (item and item[0].says["item"][1] != size):
-            self.dropped += len(item) + 1
-            return []
         item = [*item, line]
+        if place != len(item) - 1 or size != _place(item[0])[1]:
+            self.dropped += len(item)
+            return []
         if len(item) < size:
             return item
         try:
-            entries = [self._form.from_json(one.says) for one in item]
-        except Exception:  # whatever a line holds that should not be there, it costs its image and no more
+            entries = [self._form.from_json(says) for says, *_ in item]
+        except Exception:
             self.dropped += len(item)
             return []
-        for (entry, seconds), one in zip(entries, item, strict=True):
-            self._remember(entry, seconds, one.begin, one.length)
+        for (entry, seconds), (_, begin, length) in zip(entries, item, strict=True):
+            self._remember(entry, seconds, begin, length)
         return []
 
     # --- writing the file ---
@@ -436,6 +305,14 @@ def is_journal(path: Path) -> bool:
             return _OPENING.startswith(file.read(len(_OPENING)))
     except OSError:
         return False
+
+
+def _place(line: _Line) -> tuple[int, int]:
+    """Return the number of a line among those of its image, and how many these are."""
+    match line[0].get("item"):
+        case [int(number), int(size)]:
+            return number, size
+    return 0, 1
 
 
 def _header_line(run_id: str, fingerprint: Mapping[str, Any]) -> bytes:

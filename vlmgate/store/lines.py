@@ -58,11 +58,6 @@ def parsed(line: bytes, *, checked: bool = True) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def is_place(value: object) -> bool:
-    """Say whether this is the place of a line among those of its image: [index, size]."""
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) for n in value)
-
-
 def question_id(question: str | None) -> str:
     """Return the key of a question's answers in a line: 12 hexadecimal digits that follow from its wording."""
     return hashlib.sha256((question or "").encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """The result: where it lies, its columns, and how it is written in one step.
 
-Knows files and rows; knows nothing of models or of how a decision is reached.
+Call `Outputs.check` before a run, `write_result` at its end, `read_result` for its rows.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -79,29 +80,18 @@ class Outputs:
 
 
 def schema() -> pa.Schema:
-    """Return the columns of a result, in the order of `Record`; `file_name` is the key, as Hugging Face expects."""
+    """Return the columns of a result: the fields of `Record`, in their order and by their types."""
     import pyarrow as pa
 
-    types = dict.fromkeys((f.name for f in fields(Record) if "float" in str(f.type)), pa.float64()) | {
-        "page": pa.int32(),
-        "num_pages": pa.int32(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "num_samples": pa.int32(),
-        "captions": pa.list_(pa.string()),
-        "caption_finishes": pa.list_(pa.string()),
-        "caption_logprobs": pa.list_(pa.float64()),
-        "caption_tokens": pa.list_(pa.int32()),
-        "caption_views": pa.list_(pa.int32()),
-        "answers": pa.list_(pa.string()),
-        "answer_finishes": pa.list_(pa.string()),
-        "answer_logprobs": pa.list_(pa.float64()),
-        "answer_tokens": pa.list_(pa.int32()),
-        "seed": pa.int64(),
-        "vision_features": pa.list_(pa.float32()),  # kept as float16, which not every reader of Parquet knows
-    }
-    required = {"file_name", "page", "route", "reason", "seed"}
-    return pa.schema([pa.field(f.name, types.get(f.name, pa.string()), f.name not in required) for f in fields(Record)])
+    # Features are kept as float16, which not every reader of Parquet knows.
+    types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "bytes": pa.list_(pa.float32())}
+    columns = []
+    for column in fields(Record):
+        wrapped, of, *_ = re.findall(r"tuple|str|int|float|bytes", str(column.type)) * 2
+        kind = pa.list_(types[of]) if wrapped == "tuple" else types[wrapped]
+        columns.append(pa.field(column.name, kind, nullable="None" in str(column.type)))
+    seed = [column.name for column in columns].index("seed")
+    return pa.schema(columns).set(seed, pa.field("seed", pa.int64(), nullable=False))
 
 
 def write_result(
@@ -141,7 +131,7 @@ def _write_table(file: BinaryIO, records: Iterable[Record], provenance: Mapping[
     rows = iter(records)
     with pq.ParquetWriter(file, columns, compression="zstd") as writer:
         while some := [*itertools.islice(rows, _ROWS)]:
-            values = {f.name: [_plain(getattr(record, f.name)) for record in some] for f in fields(Record)}
+            values = {f.name: [getattr(record, f.name) for record in some] for f in fields(Record)}
             values[_FEATURES] = _unpacked([record.vision_features for record in some])
             writer.write_table(pa.table(values, schema=columns))
 
@@ -158,10 +148,6 @@ def _put_aside(path: Path, readings: int, provenance: Mapping[str, Any]) -> None
     fewer = readings < former.get("readings", 0)
     if former.get("run_id") != provenance.get("run_id") or fewer:
         os.replace(path, unused(path.with_suffix(".old.parquet")))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _unpacked(packed: Sequence[bytes | None]) -> pa.Array:
@@ -284,11 +270,10 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
         raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
     if provenance.get("images", len(rows)) != len(rows):
         raise StoreError(f"{path}: holds {len(rows):,} of its {provenance['images']:,} rows; scan again.")
-    unknown = dict.fromkeys(names)
     known = ({route.value for route in Route}, {reason.value for reason in Reason})
     if any(row["route"] not in known[0] or row["reason"] not in known[1] for row in rows):
         raise StoreError(f"{path}: holds a route or reason that vlmgate does not know; scan again.")
-    return [
-        Record(**unknown | {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}, vision_features=one)
-        for row, one in zip(rows, kept, strict=True)
-    ], provenance
+    for row, one in zip(rows, kept, strict=True):
+        row |= {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+        row[_FEATURES] = one
+    return [Record(**row) for row in rows], provenance
