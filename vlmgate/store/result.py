@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -150,31 +150,16 @@ def _put_aside(path: Path, readings: int, provenance: Mapping[str, Any]) -> None
         os.replace(path, unused(path.with_suffix(".old.parquet")))
 
 
-def _unpacked(packed: Sequence[bytes | None]) -> pa.Array:
-    """Return features, kept as float16, as a column of lists."""
+def _unpacked(packed: Iterable[bytes | None]) -> list[Any]:
+    """Return features, kept as float16, as lists of numbers."""
     import numpy as np
-    import pyarrow as pa
 
-    lengths = [len(one or b"") // 2 for one in packed]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    unknown = np.array([*(one is None for one in packed), False])
-    values = np.frombuffer(b"".join(one or b"" for one in packed), "<f2").astype(np.float32)
-    return pa.ListArray.from_arrays(pa.array(offsets, mask=unknown), pa.array(values))
+    return [None if one is None else np.frombuffer(one, "<f2").astype(np.float32) for one in packed]
 
 
 def _packed(column: pa.ChunkedArray) -> list[bytes | None]:
     """Return a column of features as they are kept."""
-    import numpy as np
-
-    kept: list[bytes | None] = []
-    for chunk in column.chunks:
-        values = chunk.values.to_numpy(zero_copy_only=False).astype("<f2")
-        bounds, known = chunk.offsets.to_numpy(), chunk.is_valid().to_numpy(zero_copy_only=False)
-        kept += [
-            values[a:b].tobytes() if there else None
-            for a, b, there in zip(bounds, np.roll(bounds, -1), known, strict=False)
-        ]
-    return kept
+    return [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
 
 
 def opened(path: Path) -> pa.NativeFile:

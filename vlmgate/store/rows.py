@@ -22,6 +22,7 @@ from vlmgate.data import (
     Reading,
     Reason,
     Record,
+    Scores,
     Unreadable,
     content_of,
 )
@@ -56,7 +57,7 @@ def build_rows(
 ) -> list[Row]:
     """Return a row for every page of every image and every folder that could not be listed, by name and page.
 
-    `scored_before` are scores of some of the readings, under the same kernel, less what hangs on novelty. Captions,
+    `scored_before` are scores of some of the readings, under the same kernel, less what depends on novelty. Captions,
     answers and features are left in the journal: of a night's images they would fill the memory.
     """
     build = _Building(journal, kernel, reference, scored_before or {})
@@ -67,6 +68,7 @@ def build_rows(
     return rows
 
 
+_Figures = tuple[Scores, Reason | None, float | None]  # scores, why they can save nothing, novelty
 Slot = tuple[str, int, Found | None]  # file_name, page, and what was found there; None for one whose turn never came
 
 
@@ -111,19 +113,13 @@ class _Building:
         self.first: Table[Content, str] = Table(journal.index, "first", 3, str, str)  # the name that had it first
 
     def rows(self, slots: Sequence[Slot]) -> list[Row]:
-        images = [found.image for _, _, found in slots if isinstance(found, Read | Failure)]
-        readings = _readings({content_of(image) for image in images}, self.journal)
-        strange = self._novelties(readings)
-        scored = self._scored(readings, strange)
-        return [self._row(slot, readings, strange, scored) for slot in slots]
+        contents = {content_of(found.image) for *_, found in slots if isinstance(found, Read | Failure)}
+        held = ((content, self.journal.readings.get(content)) for content in sorted(contents))
+        readings = {content: reading for content, reading in held if reading is not None}
+        figures = self._figures(readings)
+        return [self._row(slot, readings, figures) for slot in slots]
 
-    def _row(
-        self,
-        slot: Slot,
-        readings: Mapping[Content, Reading],
-        strange: Mapping[Content, float],
-        scored: Mapping[Content, Scored],
-    ) -> Row:
+    def _row(self, slot: Slot, readings: Mapping[Content, Reading], figures: Mapping[Content, _Figures]) -> Row:
         name, page, found = slot
         columns: dict[str, Any] = {"file_name": name, "page": page, "seed": self.seed}
         if found is None:
@@ -133,38 +129,34 @@ class _Building:
         content = content_of(found.image)
         original = self.first.setdefault(content, name)
         columns["duplicate_of"] = None if original == name else original
-        of_image = {column: getattr(found.image, column) for column in _OF_IMAGE}
-        reading = readings.get(content)
+        reading, failure = readings.get(content), self.failures.get(content)
+        if reading is None and failure is None:
+            return Row(Record(**columns), Reason.NOT_READ)
+        columns |= {column: getattr(found.image, column) for column in _OF_IMAGE}
         if reading is None:
-            failure = self.failures.get(content)
-            if failure is None:
-                return Row(Record(**columns), Reason.NOT_READ)
-            return Row(Record(**columns, **of_image, error=failure.error), Reason.MODEL_FAILED)
-        scores, why = scored[content]
-        columns |= (
-            of_image
-            | columns_of(scores)
-            | {
-                "num_samples": len(reading.captions) or None,
-                "caption": None if scores.medoid is None else reading.captions[scores.medoid].text,
-                "novelty": strange.get(content),
-                "seconds": found.seconds if isinstance(found, Read) else None,
-            }
-        )
-        if reading.quality is not None:
-            columns |= {column: getattr(reading.quality, column) for column in _OF_QUALITY}
+            columns["error"] = failure.error if failure else None
+            return Row(Record(**columns), Reason.MODEL_FAILED)
+        scores, why, novelty = figures[content]
+        columns |= columns_of(scores)
+        columns |= {column: getattr(reading.quality, column, None) for column in _OF_QUALITY}
+        columns["num_samples"] = len(reading.captions) or None
+        columns["caption"] = None if scores.medoid is None else reading.captions[scores.medoid].text
+        columns["novelty"] = novelty
+        columns["seconds"] = found.seconds if isinstance(found, Read) else None
         return Row(Record(**columns), why)
 
-    def _scored(self, readings: Mapping[Content, Reading], strange: Mapping[Content, float]) -> dict[Content, Scored]:
+    def _figures(self, readings: Mapping[Content, Reading]) -> dict[Content, _Figures]:
         said = {content: Said(r.captions, r.answers, r.views) for content, r in readings.items()}
         known = {content: before for content in said if (before := self.before.get(content)) is not None}
         self.scorer.prepare(one for content, one in said.items() if content not in known)
-        found = {content: known.get(content) or self.scorer.score(one) for content, one in said.items()}
-        most = self.journal.fingerprint.get("num_samples")
-        return {
-            content: (with_doubt(scores, strange.get(content), most or len(said[content].captions)), reason)
-            for content, (scores, reason) in found.items()
-        }
+        strange = self._novelties(readings)
+        found: dict[Content, _Figures] = {}
+        for content, one in said.items():
+            scores, reason = known.get(content) or self.scorer.score(one)
+            most = self.journal.fingerprint.get("num_samples") or len(one.captions)
+            novelty = strange.get(content)
+            found[content] = with_doubt(scores, novelty, most), reason, novelty
+        return found
 
     def _novelties(self, readings: Mapping[Content, Reading]) -> dict[Content, float]:
         """Return the novelty of what has features as long as the reference's; of all others nothing is known."""
@@ -172,11 +164,6 @@ class _Building:
             return {}
         values = self.reference.novelty_of([reading.features for reading in readings.values()])
         return {content: round(float(v), 6) for content, v in zip(readings, values, strict=True) if math.isfinite(v)}
-
-
-def _readings(contents: Iterable[Content], journal: Journal) -> dict[Content, Reading]:
-    found = ((content, journal.readings.get(content)) for content in sorted(contents))
-    return {content: reading for content, reading in found if reading is not None}
 
 
 def decide_rows(rows: Sequence[Row], gate: Gate) -> list[Record]:
