@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from vlmgate.errors import OutputError, StoreError, plain
-from vlmgate.store.files import new_file, temporary_beside
+from vlmgate.store.files import new_file, temporary_for
 
 
 def check(out: Path, source: Path, *, overwrite: bool) -> None:
@@ -58,7 +58,7 @@ def folder_at(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise OutputError(f"{path}: is there and not empty; give another -o, or move it away yourself.")
     target = path.resolve()
-    temporary = temporary_beside(target)
+    temporary = temporary_for(target)
     try:
         temporary.mkdir()
         try:

@@ -40,8 +40,8 @@ def _scored_of_text(text: str) -> Scored:
 class Recorder:
     """A thread that journals images and scores their readings; once it is closed, it has done all that it was given.
 
-    `scorer` is None where scoring has to wait for the end: a kernel with a model of its own would take the time of the
-    one that captions. `scored` holds what was scored, less what depends on novelty.
+    `scorer` is None where scoring has to wait for the end: a kernel that runs a model would take the time of the one
+    that captions. `scored` holds what was scored, less what depends on novelty.
     """
 
     journal: Journal

@@ -26,7 +26,7 @@ def new_file(path: Path, before: Callable[[], object] | None = None) -> Iterator
     `before` runs once all is on the disk, just before the file takes its name; it may move a former file away. Raises
     `OSError`.
     """
-    temporary = temporary_beside(path)
+    temporary = temporary_for(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -62,7 +62,7 @@ def write_gate(path: Path, gate: GateFile, about: Sequence[str] = ()) -> None:
         raise OutputError(f"{path}: cannot write the gate ({error.strerror}); give another -o.") from error
 
 
-def temporary_beside(path: Path) -> Path:
+def temporary_for(path: Path) -> Path:
     """Return a name in the same folder that no other writer has, even where all have the same process number."""
     return path.with_name(f".vlmgate.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")
 

@@ -62,10 +62,14 @@ class Index:
 
     def _move(self) -> None:
         """Go on in memory, with all that is there."""
-        db, close = _opened(":memory:"), self._closing
+        db = _opened(":memory:")
+        try:
+            self._db.backup(db)
+        except BaseException:
+            db.close()
+            raise
+        self._closing()
         self._closing = weakref.finalize(self, db.close)
-        self._db.backup(db)
-        close()
         self._db, self._in_memory = db, True
 
 

@@ -100,7 +100,7 @@ def write_result(
     """Write the result in one step: readers see the former file or the new one, never a part.
 
     The rows are taken once and a few at a time; where that is all they can be taken, `readings` says how many of them
-    have captions. What is there and would be missed is kept beside it: the result of another run, or one with more
+    have captions. What is there and would be missed is kept in its folder: the result of another run, or one with more
     readings, as `STEM.old.parquet`; a damaged file as `STEM.damaged.parquet`. Raises `StoreError`.
     """
     if readings is None:

@@ -91,8 +91,8 @@ def _by_name(walk: Walk, journal: Journal) -> Iterator[tuple[str, list[tuple[int
 
 def _expected_pages(pages: Mapping[int, Found], journal: Journal) -> Sequence[int]:
     """Return the pages that this file must have rows for: all known, and with `pages all` all it is said to have."""
-    told = [found.image.num_pages for found in pages.values() if not isinstance(found, Unreadable)]
-    every = range(1, max(told) + 1) if told and journal.fingerprint["pages"] == "all" else ()
+    counts = [found.image.num_pages for found in pages.values() if not isinstance(found, Unreadable)]
+    every = range(1, max(counts) + 1) if counts and journal.fingerprint["pages"] == "all" else ()
     return sorted({*pages, *every} or {1})
 
 
