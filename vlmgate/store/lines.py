@@ -13,7 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,21 @@ from vlmgate.data import (
 
 _MOST_PAGES = 2**31
 _WHOLE = ""  # the region that is the whole image; there is no other yet
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON holds in the place of a value that it does not know."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return os.fsdecode(value) if isinstance(value, Path) else _fields(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass with slots; `asdict` copies all that is in them, which takes much longer."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+_LINE = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain)
 _SEAL = re.compile(rb',"crc":(\d{1,10})\}\n$')
 
 
@@ -41,7 +56,7 @@ _SEAL = re.compile(rb',"crc":(\d{1,10})\}\n$')
 
 def sealed(line: Mapping[str, Any]) -> str:
     """Return the line as JSON with a checksum of itself as its last key, so that lost bytes do not go unseen."""
-    text = json.dumps(line, allow_nan=False, separators=(",", ":"), default=_as_text)
+    text = _LINE.encode(line)
     return f'{text[:-1]},"crc":{zlib.crc32(text.encode("ascii"))}}}'
 
 
@@ -79,11 +94,11 @@ class LineForm:
 
     def to_json(self, entry: Entry, seconds: float | None) -> dict[str, Any]:
         """Return an entry as a line says it; `seconds` is the wall time of a reading. What is not known is left out."""
-        line = {"kind": type(entry).__name__.lower()} | {k: v for k, v in asdict(entry).items() if v is not None}
+        line = {"kind": type(entry).__name__.lower()} | {k: v for k, v in _fields(entry).items() if v is not None}
         if isinstance(entry, Reading):
             line |= {"region": _WHOLE, "seconds": seconds}
             if entry.answers is not None:
-                line["answers"] = {self.question: line["answers"]}
+                line["answers"] = {self.question: entry.answers}
         return line
 
     def from_json(self, line: Mapping[str, Any]) -> tuple[Entry, float | None]:
@@ -138,7 +153,8 @@ def from_version_1(line: dict[str, Any], question: str) -> dict[str, Any]:
 
 def found_as_text(found: Found) -> str:
     """Return what is remembered as text, in less room than a line of a journal."""
-    return json.dumps([type(found).__name__, *astuple(found)], default=_as_text)
+    parts = [[*_fields(one).values()] if isinstance(one, ImageFile) else one for one in _fields(found).values()]
+    return _LINE.encode([type(found).__name__, *parts])
 
 
 def found_of_text(text: str) -> Found:
@@ -149,7 +165,3 @@ def found_of_text(text: str) -> Found:
     file_name, path, *facts = first
     image = ImageFile(file_name, Path(path), *facts)
     return Failure(image, *more) if kind == "Failure" else Read(image, *more)
-
-
-def _as_text(value: Path | bytes) -> str:
-    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else os.fsdecode(value)
