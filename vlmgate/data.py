@@ -174,7 +174,7 @@ class Scores:
 # --- what comes of an image ---
 
 Key = tuple[str, int]  # (file_name, page)
-Content = tuple[str, int]  # (sha256, page): what a reading belongs to
+Content = tuple[str, int, str]  # (sha256, page, region): what a reading belongs to; region "" = the whole image
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +204,9 @@ Entry = Reading | Failure | Duplicate | Unreadable  # as they are written
 Found = Read | Failure | Unreadable  # as they are remembered
 
 
-def content_of(image: ImageFile) -> Content:
-    """Return what two files share when one reading serves both: the hash of their bytes, and the page."""
-    return image.sha256, image.page
+def content_of(image: ImageFile | Record) -> Content:
+    """Return what two files share when one reading serves both: the hash of their bytes, the page and the region."""
+    return image.sha256 or "", image.page, ""
 
 
 def key_of(entry: Entry) -> Key:
@@ -243,6 +243,15 @@ class Reason(StrEnum):
     LEAST_UNCERTAIN = "least_uncertain"  # less uncertain than those that fill the review budget
 
 
+# Why there is no reading that a score could judge; all other reasons are decisions of a gate.
+NO_READING = frozenset(
+    (
+        *(Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED, Reason.NON_FINITE, Reason.EMPTY_CAPTION),
+        *(Reason.REFUSED, Reason.CUT_OFF, Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER),
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Where one image goes and why; `threshold` is the limit it was compared with, null where none was."""
@@ -253,54 +262,56 @@ class Decision:
     column: str | None = None  # the column whose limit decided; null where none was compared
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One row of the result: one page of one image, or a folder that could not be listed."""
+    """One row of the result: one page of one image, or a folder that could not be listed; unknown is None."""
 
     file_name: str
     page: int
-    num_pages: int | None
-    sha256: str | None
-    width: int | None
-    height: int | None
-    mode: str | None
-    conversion: str | None
-    captions: tuple[str, ...] | None
-    caption_finishes: tuple[str, ...] | None
-    caption_logprobs: tuple[float | None, ...] | None
-    num_samples: int | None  # captions that were drawn
-    caption_views: tuple[int, ...] | None  # the noised view that each caption and answer is of; null = one view
-    caption: str | None  # the medoid
-    answers: tuple[str, ...] | None
-    answer_finishes: tuple[str, ...] | None
-    answer_logprobs: tuple[float | None, ...] | None
-    answer: str | None
-    vendi_score: float | None
-    agreement: float | None
-    mean_dissimilarity: float | None
-    mean_logprob: float | None
-    semantic_entropy: float | None
-    predictive_entropy: float | None
-    cocoa: float | None
-    view_contrast: float | None
-    answer_share: float | None
-    answer_entropy: float | None
-    abstain_rate: float | None
-    unparsable_rate: float | None
-    doubt: float | None
-    novelty: float | None  # distance from the reference, ≥ 0; 1 = as far out as its own strangest hundredth
-    sharpness: float | None  # this and the next five as in `Quality`
-    exposure: float | None
-    contrast: float | None
-    noise: float | None
-    clipped_dark: float | None
-    clipped_bright: float | None
-    route: str
-    reason: str
-    decided_by: str | None  # the column whose limit decided
-    threshold: float | None  # that limit
+    num_pages: int | None = None
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+    mode: str | None = None
+    conversion: str | None = None
+    captions: tuple[str, ...] | None = None
+    caption_finishes: tuple[str, ...] | None = None
+    caption_logprobs: tuple[float | None, ...] | None = None
+    caption_tokens: tuple[int | None, ...] | None = None  # generated tokens of each; None = the engine cannot say
+    num_samples: int | None = None  # captions that were drawn
+    caption_views: tuple[int, ...] | None = None  # the noised view that each caption and answer is of; null = one view
+    caption: str | None = None  # the medoid
+    answers: tuple[str, ...] | None = None
+    answer_finishes: tuple[str, ...] | None = None
+    answer_logprobs: tuple[float | None, ...] | None = None
+    answer_tokens: tuple[int | None, ...] | None = None
+    answer: str | None = None
+    vendi_score: float | None = None
+    agreement: float | None = None
+    mean_dissimilarity: float | None = None
+    mean_logprob: float | None = None
+    semantic_entropy: float | None = None
+    predictive_entropy: float | None = None
+    cocoa: float | None = None
+    view_contrast: float | None = None
+    answer_share: float | None = None
+    answer_entropy: float | None = None
+    abstain_rate: float | None = None
+    unparsable_rate: float | None = None
+    doubt: float | None = None
+    novelty: float | None = None  # distance from the reference, ≥ 0; 1 = as far out as its own strangest hundredth
+    sharpness: float | None = None  # this and the next five as in `Quality`
+    exposure: float | None = None
+    contrast: float | None = None
+    noise: float | None = None
+    clipped_dark: float | None = None
+    clipped_bright: float | None = None
+    route: str = Route.HUMAN_REVIEW  # until it is decided, the safe one
+    reason: str = Reason.NOT_READ
+    decided_by: str | None = None  # the column whose limit decided
+    threshold: float | None = None  # that limit
     seed: int
-    error: str | None
-    duplicate_of: str | None
-    seconds: float | None  # share of its batch's wall time; null for what no model read
-    vision_features: bytes | None  # as in `Reading`; a list of floats in the file
+    error: str | None = None
+    duplicate_of: str | None = None
+    seconds: float | None = None  # share of its batch's wall time; null for what no model read
+    vision_features: bytes | None = None  # as in `Reading`; a list of floats in the file

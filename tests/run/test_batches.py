@@ -193,7 +193,7 @@ def test_what_was_handed_over_is_on_the_disk_once_it_is_closed(journal: Journal)
     recorder.close()
     told = [line for line in journal.path.read_text().splitlines() if '"reading"' in line]
     assert len(told) == 3 and len(recorder.scored) == 3
-    assert recorder.scored["a".ljust(64, "0"), 1] == Scorer("").score(
+    assert recorder.scored["a".ljust(64, "0"), 1, ""] == Scorer("").score(
         type("S", (), {"captions": reading("a").captions, "answers": None, "views": None})()
     )
 
@@ -201,7 +201,7 @@ def test_what_was_handed_over_is_on_the_disk_once_it_is_closed(journal: Journal)
 def test_after_a_failure_nothing_is_written_and_it_is_raised_once(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StoreError("no space")
 
     recorder = Recorder(journal, None)
@@ -217,9 +217,57 @@ def test_after_a_failure_nothing_is_written_and_it_is_raised_once(
     assert not recorder.scored
 
 
+def test_images_that_become_whole_within_half_a_second_share_a_forced_write(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[int] = []
+    force = Journal.force
+
+    def note(self: Journal) -> None:
+        forced.append(self.path.read_bytes().count(b'"kind"'))
+        force(self)
+
+    monkeypatch.setattr(Journal, "force", note)
+    monkeypatch.setattr("vlmgate.run.writer.FORCE_EVERY", 3600.0)
+    recorder = Recorder(journal, Scorer(""))
+    for i in range(20):
+        recorder.submit([reading(f"{i:02}")])
+    recorder.drain()
+    assert forced == [1, 20], "the first at once, for nothing was forced for a while; the others together"
+    recorder.submit([reading("20")])
+    recorder.close()
+    assert forced == [1, 20, 21] and len(recorder.scored) == 21
+
+
+def test_what_was_written_is_forced_soon_though_nothing_follows(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced = threading.Semaphore(0)
+    force = Journal.force
+    monkeypatch.setattr(Journal, "force", lambda self: (force(self), forced.release()))
+    monkeypatch.setattr("vlmgate.run.writer.FORCE_EVERY", 0.05)
+    recorder = Recorder(journal, None)
+    for name in "ab":
+        recorder.submit([reading(name)])
+    assert forced.acquire(timeout=30) and forced.acquire(timeout=30)
+    recorder.close()
+
+
+def test_a_disk_that_fails_while_it_is_forced_is_told(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Journal) -> None:
+        raise StoreError("no space")
+
+    recorder = Recorder(journal, None)
+    monkeypatch.setattr(Journal, "force", full)
+    recorder.submit([reading("a")])
+    with pytest.raises(StoreError, match="no space"):
+        recorder.drain()
+    recorder.close()
+
+
 def test_a_full_disk_at_the_last_batch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path / "in", "a.png")
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(StoreError("no space")))
+        patched.setattr(Journal, "append", lambda *_, **__: (_ for _ in ()).throw(StoreError("no space")))
         result = scan(config_for(folder, tmp_path / "r.parquet"), SilentProgress(), load=FakeCaptioner().load)
     assert "no space" in str(result.error) and [r.reason for r in result.records] == [Reason.NOT_READ]

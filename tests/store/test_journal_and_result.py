@@ -18,8 +18,10 @@ from vlmgate.data import Caption, Duplicate, Failure, Found, ImageFile, Quality,
 from vlmgate.errors import OutputError, ResumeError, StoreError
 from vlmgate.run.log import logging_to
 from vlmgate.scores.novelty import pack
+from vlmgate.store.files import sync_folder
 from vlmgate.store.journal import Journal
-from vlmgate.store.result import Outputs, opened, read_provenance, read_result, read_table, sync_folder, write_result
+from vlmgate.store.lines import question_id, sealed
+from vlmgate.store.result import Outputs, opened, read_provenance, read_result, read_table, write_result
 
 FINGERPRINT = {"prompt": "Describe.", "num_samples": 2, "pages": "first"}
 
@@ -90,7 +92,7 @@ def entries(journal: Journal) -> dict[tuple[str, int], Found | Reading]:
     for name in journal.file_names():
         for entry in journal.entries_of(name):
             page = entry.page if isinstance(entry, Unreadable) else entry.image.page
-            own = None if isinstance(entry, Unreadable) else journal.readings.get((entry.image.sha256, page))
+            own = None if isinstance(entry, Unreadable) else journal.readings.get((entry.image.sha256, page, ""))
             found[name, page] = own if own is not None and own.image.file_name == name else entry
     return found
 
@@ -114,20 +116,44 @@ def test_what_was_appended_comes_back(tmp_path: Path) -> None:
         ("f", 1): Failure(image("f"), "boom"),
     }
     assert again.entries_of("a") == [Read(image("a", "a" * 8), 0.5)]
-    assert again.failures() == {("0" * 64, 1): Failure(image("f"), "boom")}
+    assert again.failures() == {("0" * 64, 1, ""): Failure(image("f"), "boom")}
     assert again.run_id == journal.run_id
     again.close()
 
 
-def test_cut_at_any_byte_the_journal_opens_with_whole_batches_only(tmp_path: Path) -> None:
+def test_cut_at_any_byte_the_journal_opens_with_the_images_before_the_cut(tmp_path: Path) -> None:
     path = tmp_path / "r.journal.jsonl"
     written(path)
     whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        names = {name for name, _ in reopened(path)}
-        assert names in (set(), {"a", "b"}), length
+        names = "".join(name for name, _ in reopened(path))
+        assert names == "abcdef"[: max(0, sum(end <= length for end in ends) - 1)], length
         assert path.read_bytes().endswith(b"\n")
+
+
+def paged(name: str, page: int) -> Reading:
+    return dataclasses.replace(reading(name), image=image(name, name * 8, page))
+
+
+def test_the_pages_of_an_image_that_came_together_are_there_together_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    journal = Journal.open(path, FINGERPRINT)
+    journal.append([reading("a"), paged("b", 1), reading("c"), paged("b", 2), paged("b", 3)])
+    journal.close()
+    whole = path.read_bytes()
+    pages = {("b", 1), ("b", 2), ("b", 3)}
+    assert {*reopened(path)} == pages | {("a", 1), ("c", 1)}
+    lines = whole.splitlines(keepends=True)
+    for length in range(len(lines[0]), len(whole)):
+        path.write_bytes(whole[:length])
+        assert not pages & {*reopened(path)} or pages <= {*reopened(path)}, length
+    for number in (i for i, line in enumerate(lines) if b'"file_name":"b"' in line):
+        path.write_bytes(b"".join([*lines[:number], b"broken\n", *lines[number + 1 :]]))
+        assert {*reopened(path)} == {("a", 1), ("c", 1)}
+        path.write_bytes(b"".join([*lines[:number], *lines[number + 1 :]]))
+        assert {*reopened(path)} == {("a", 1), ("c", 1)}, "a line that is gone altogether"
 
 
 def test_a_resumed_journal_goes_on_after_what_was_torn(tmp_path: Path) -> None:
@@ -135,19 +161,38 @@ def test_a_resumed_journal_goes_on_after_what_was_torn(tmp_path: Path) -> None:
     written(path)
     path.write_bytes(path.read_bytes()[:-7])
     journal = Journal.open(path, FINGERPRINT)
-    assert journal.dropped == 4
+    assert journal.dropped == 1
     journal.append([reading("g")], 0.1)
     journal.close()
-    assert {name for name, _ in reopened(path)} == {"a", "b", "g"}
+    assert {name for name, _ in reopened(path)} == {"a", "b", "c", "d", "e", "g"}
 
 
-def test_a_damaged_line_in_the_middle_costs_its_batch_and_no_other(tmp_path: Path) -> None:
+def test_a_damaged_line_in_the_middle_costs_its_image_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "r.journal.jsonl"
     written(path)
     lines = path.read_bytes().splitlines(keepends=True)
-    for broken in (b"\x00\xff garbage\n", b"[]\n", b"{}\n", b'{"kind":"reading","batch":[0,2]}\n'):
+    for broken in (b"\x00\xff garbage\n", b"[]\n", b"{}\n", b'{"kind":"reading","item":[0,2]}\n'):
         path.write_bytes(b"".join([lines[0], broken, *lines[2:]]))
-        assert {name for name, _ in reopened(path)} == {"c", "d", "e", "f"}
+        assert {name for name, _ in reopened(path)} == {"b", "c", "d", "e", "f"}
+
+
+def test_a_line_names_the_region_and_keeps_answers_by_their_question(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal.jsonl"
+    asked = FINGERPRINT | {"question": "Which?"}
+    journal = Journal.open(path, asked)
+    journal.append([full_reading("a")], 0.5)
+    journal.close()
+    header, line = map(json.loads, path.read_bytes().splitlines())
+    assert header["vlmgate_journal"] == 2 and line["region"] == "" and "item" not in line
+    assert {key: [one["num_tokens"] for one in said] for key, said in line["answers"].items()} == {
+        question_id("Which?"): [2, 16]
+    }
+    for change in ({"region": "lid"}, {"answers": {question_id("Another?"): line["answers"][question_id("Which?")]}}):
+        told = {key: value for key, value in (line | change).items() if key != "crc"}
+        path.write_text(json.dumps(header) + "\n" + sealed(told) + "\n")
+        journal = Journal.open(path, asked)
+        assert not journal.readings and journal.dropped == 1, "what this version does not know is not mistaken"
+        journal.close()
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
@@ -216,7 +261,17 @@ def test_a_result_of_before_there_were_answers_is_read_with_nulls(tmp_path: Path
     path = tmp_path / "r.parquet"
     write_result(path, [record("a", vendi_score=1.25)], told("1"))
     table = pq.read_table(path)
-    later = ["answers", "answer", "novelty", "sharpness", "decided_by", "vision_features", "caption_views"]
+    later = [
+        "caption_tokens",
+        "answer_tokens",
+        "answers",
+        "answer",
+        "novelty",
+        "sharpness",
+        "decided_by",
+        "vision_features",
+        "caption_views",
+    ]
     pq.write_table(table.drop_columns(later), path)
     assert read_result(path)[0] == [record("a", vendi_score=1.25)]
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmgate.config import SamplingConfig
-from vlmgate.data import Caption, Content, Quality, Reading, Reason, Record, Route, Scores
+from vlmgate.data import Caption, Content, Quality, Reading, Reason, Record, Route, Scores, content_of
 from vlmgate.errors import GateError
 from vlmgate.gate.rules import Candidate, Gate, Limit, decide, safe_limit
 from vlmgate.gate.simulate import LEAST_UNSEEN, entropy, seldom_ends
@@ -99,7 +99,7 @@ def told_of_saving(
     """Return what the provenance says of samples that were not drawn; None where all were to be."""
     if sampling.first_samples is None:
         return None
-    wanted = {(record.sha256, record.page) for record in records}
+    wanted = {content_of(record) for record in records}
     kept = (reading for content, reading in readings.items() if content in wanted)
     return saving(kept, sampling.first_samples, sampling.num_samples)
 

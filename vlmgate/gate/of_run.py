@@ -15,7 +15,7 @@ import numpy as np
 
 from vlmgate.captioner.builtin import own_limits
 from vlmgate.config import BUILTIN, SERVER, ScanConfig
-from vlmgate.data import Reading, Reason, Record
+from vlmgate.data import Content, Reading, Reason, Record, content_of
 from vlmgate.errors import GateError
 from vlmgate.gate.drift import Values, shifts
 from vlmgate.gate.file import GateFile, differences, feature_file, read_gate
@@ -135,11 +135,11 @@ def _check_columns(gate: Gate, config: ScanConfig) -> None:
 
 
 def drift_of(
-    tonight: Tonight, records: Sequence[Record], readings: Mapping[tuple[str, int], Reading] | None = None
+    tonight: Tonight, records: Sequence[Record], readings: Mapping[Content, Reading] | None = None
 ) -> dict[str, Any] | None:
     """Return how tonight's images differ from those of the calibration; None without a gate file.
 
-    `readings` hold the features, by (sha256, page), where the rows do not. Copies count once, and what was not read
+    `readings` hold the features, by content, where the rows do not. Copies count once, and what was not read
     does not count.
     """
     if tonight.file is None:
@@ -155,7 +155,7 @@ def _drift(
     tonight: Tonight,
     file: GateFile,
     records: Sequence[Record],
-    readings: Mapping[tuple[str, int], Reading] | None,
+    readings: Mapping[Content, Reading] | None,
 ) -> dict[str, Any]:
     read = [
         r for r in records if (r.captions or r.num_samples) and r.duplicate_of is None and r.reason != Reason.NOT_READ
@@ -182,14 +182,14 @@ def _drift(
 def _strangeness(
     records: Sequence[Record],
     reference: Reference | None,
-    readings: Mapping[tuple[str, int], Reading] | None,
+    readings: Mapping[Content, Reading] | None,
 ) -> np.ndarray[Any, Any] | None:
     """Return (N,): distance from the calibration set, not a number where a row has no features; None without any."""
     if reference is None or not records:
         return None
 
     def features_of(record: Record) -> bytes | None:
-        reading = readings.get((str(record.sha256), record.page)) if readings is not None else None
+        reading = readings.get(content_of(record)) if readings is not None else None
         return record.vision_features if reading is None else reading.features
 
     parts = (records[i : i + _AT_ONCE] for i in range(0, len(records), _AT_ONCE))

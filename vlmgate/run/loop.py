@@ -45,7 +45,6 @@ from vlmgate.scores.reference import ReferenceFolder, checkpoint_reference, feat
 from vlmgate.scores.score import Scorer
 from vlmgate.store.result import write_result
 from vlmgate.store.rows import Row, build_rows, completed, decide_rows
-from vlmgate.store.spill import SlotSet
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +230,7 @@ class Run:
 
     def read(self, sources: Sequence[Source]) -> Generator[Batch]:
         """Read files in this process."""
-        return self.reader.read(sources, SlotSet(self.journal.readings))
+        return self.reader.read(sources, self.journal.seen())
 
     def look(self, sources: Sequence[Source]) -> tuple[list[bytes], Batch]:
         """Return the vision features of files, seen in this process."""

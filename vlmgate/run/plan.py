@@ -22,6 +22,7 @@ from vlmgate.run.progress import Progress
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.kernels import Kernel, check_kernel, load_kernel
 from vlmgate.scores.reference import ReferenceFolder
+from vlmgate.store.files import write_file
 from vlmgate.store.journal import Journal, is_journal
 from vlmgate.store.result import Outputs
 
@@ -106,7 +107,7 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
         checkpoint = model_fingerprint(config.model)
         check_same(tonight, config, checkpoint)
         wanted = fingerprint(config, checkpoint)
-        folder = ReferenceFolder(config.reference, outputs.reference, wanted) if config.reference else None
+        folder = ReferenceFolder(config.reference, outputs.reference, wanted, write_file) if config.reference else None
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:

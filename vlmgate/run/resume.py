@@ -1,6 +1,6 @@
 """Which files a run still has to open.
 
-Knows what was found and what the journal holds; knows nothing of what is inside a file.
+Call `still_to_read` with the files of the folder, then `in_turns`; the other functions say what came, went or changed.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ def with_turned(walk: Walk, journal: Journal) -> tuple[Walk, list[str]]:
 
 def noted(journal: Journal, missing: Sequence[str]) -> list[str]:
     """Return what the user should know of the journal before a run goes on with it."""
-    told = []
+    notes = []
     if journal.dropped:
-        told.append(f"{journal.dropped} journal lines were torn or damaged; what they held is read again.")
+        notes.append(f"{journal.dropped} journal lines were torn or damaged; what they held is read again.")
     if missing:
-        told.append(f"{len(missing):,} files that were read before are not in the folder any more, first: {missing[0]}")
-    return told
+        notes.append(
+            f"{len(missing):,} files that were read before are not in the folder any more, first: {missing[0]}"
+        )
+    return notes
 
 
 def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
@@ -60,7 +62,7 @@ def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
 def forget_changed(sources: Sequence[Source], journal: Journal) -> bool:
     """Forget what was read of files that have changed since, and say whether there were any.
 
-    Of a file that could not be opened nothing tells whether it is still the same, so that counts as changed.
+    A file that could not be opened counts as changed, for nothing says whether it is still the same.
     """
 
     def has_changed(source: Source, entries: Sequence[Found]) -> bool:
@@ -72,7 +74,7 @@ def forget_changed(sources: Sequence[Source], journal: Journal) -> bool:
 def forget_replaced(sources: Sequence[Source], journal: Journal, *, gone_too: bool) -> list[str]:
     """Forget what was read of files that are not what was read any more, and return their names.
 
-    A file that is gone is told apart: with `gone_too` it is forgotten, else it is what it was.
+    A file that is gone is forgotten with `gone_too`; else it stays as it was.
     """
 
     def is_replaced(source: Source, entries: Sequence[Found]) -> bool:

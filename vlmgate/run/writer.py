@@ -1,25 +1,29 @@
 """Write what was read, and score it, while the model reads on.
 
-Knows journals, scorers and one thread; knows nothing of models, pictures or limits. Batches are written in the order in
-which they come, each whole and forced to the disk before the next is taken, so that a machine that dies loses the batch
-with the model and the one that is being written, and no more. After a failure nothing more is written.
+Make a `Recorder`, `submit` images as they become whole, `drain` before the journal is used for something else, `close`
+at the end. Images are written in the order in which they come. What becomes whole within half a second shares one
+forced write: a machine that dies loses what the model is at and that half second, a process that dies less. After a
+failure nothing more is written.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 
-from vlmgate.data import Duplicate, Entry, Reading, Reason, Scores, content_of
+from vlmgate.data import Content, Duplicate, Entry, Reading, Reason, Scores, content_of
 from vlmgate.scores.score import Said, Scored, Scorer
+from vlmgate.store.index import Table
 from vlmgate.store.journal import Journal
-from vlmgate.store.spill import Shelf
 
 log = logging.getLogger(__name__)
+
+FORCE_EVERY = 0.5  # seconds
 
 
 def _scored_as_text(scored: Scored) -> str:
@@ -34,23 +38,29 @@ def _scored_of_text(text: str) -> Scored:
 
 @dataclass(slots=True)
 class Recorder:
-    """A thread that journals batches and scores their readings; `close` it, and it has done all that it was given.
+    """A thread that journals images and scores their readings; once it is closed, it has done all that it was given.
 
-    `scorer` is None where scoring has to wait for the end: a kernel with a model of its own would take the time of the
-    one that captions. `scored` holds what was scored, less what hangs on novelty.
+    `scorer` is None where scoring has to wait for the end: a kernel that runs a model would take the time of the one
+    that captions. `scored` holds what was scored, less what depends on novelty.
     """
 
     journal: Journal
     scorer: Scorer | None
-    scored: Shelf[Scored] = field(default_factory=lambda: Shelf(_scored_as_text, _scored_of_text))  # by content
+    scored: Table[Content, Scored] = field(init=False)
     writing: float = 0.0  # seconds that the thread spent
     scoring: float = 0.0
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _task: Callable[[], None] | None = None
+    _due: float | None = None  # when what was written must be forced, by the monotonic clock; None = all is forced
+    _forced: float = -math.inf  # when that was done last
+    _hurry: bool = False  # somebody waits for it
     _error: BaseException | None = None
-    _told: bool = False  # the error was raised
+    _raised: bool = False  # the error was raised
     _closed: bool = False
     _thread: threading.Thread | None = None
+
+    def __post_init__(self) -> None:
+        self.scored = Table(self.journal.index, "scored", 3, _scored_as_text, _scored_of_text)
 
     def submit(
         self,
@@ -58,12 +68,12 @@ class Recorder:
         ended: Sequence[tuple[str, frozenset[int]]] = (),
         seconds: float | None = None,
     ) -> None:
-        """Hand over a batch once the one before is on the disk; raises what went wrong with that one.
+        """Hand over what came of one or more images; waits for what was handed over before to be written and scored.
 
-        `ended` are files that were opened to their end, with the pages that they have; `seconds` is the wall time of
-        each reading.
+        Raises what went wrong with that. `ended` are files that were opened to their end, with the pages that they
+        have; `seconds` is the wall time of each reading.
         """
-        self.drain()
+        self._wait(lambda: self._task is None)
         with self._changed:
             self._task = lambda: self._record(entries, ended, seconds)
             self._changed.notify_all()
@@ -74,10 +84,9 @@ class Recorder:
     def drain(self) -> None:
         """Wait until all that was handed over is on the disk; raises what went wrong with it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._task is None)
-            if self._error is not None:
-                self._told = True
-                raise self._error
+            self._hurry = True
+            self._changed.notify_all()
+        self._wait(lambda: self._task is None and self._due is None)
 
     def close(self) -> None:
         """Finish what was handed over, and stop; raises what went wrong with it, unless that was raised before."""
@@ -88,29 +97,44 @@ class Recorder:
             self._thread.join()
             self._thread = None
         self._closed = False  # a folder that is watched is read in rounds
-        if self._error is not None and not self._told:
-            self._told = True
+        if self._error is not None and not self._raised:
+            self._raised = True
             raise self._error
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: ready() or self._error is not None)
+            if self._error is not None:
+                self._raised = True
+                raise self._error
 
     # --- in the thread ---
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._task is not None or self._closed)
-                task = self._task
-            if task is None:
-                return
-            error: BaseException | None = None
-            try:
-                task()
-            except BaseException as caught:
-                error = caught
-            with self._changed:
-                self._task, self._error = None, error
-                self._changed.notify_all()
-            if error is not None:
-                return
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            self._error = error
+        with self._changed:
+            self._task = None
+            self._changed.notify_all()
+
+    def _turn(self) -> bool:
+        """Do what there is to do, once there is something; return False when it was closed and nothing is left."""
+        with self._changed:
+            left = None if self._due is None else max(0.0, self._due - time.monotonic())
+            self._changed.wait_for(lambda: self._task is not None or self._hurry or self._closed, left)
+            task, last, hurry = self._task, self._closed and self._task is None, self._hurry
+        if task is not None:
+            task()
+        self._force(now=last or hurry)
+        with self._changed:
+            if task is not None:  # else one may have come meanwhile
+                self._task = None
+            self._hurry = self._hurry and not hurry
+            self._changed.notify_all()
+        return not last
 
     def _record(
         self, entries: Sequence[Entry], ended: Sequence[tuple[str, frozenset[int]]], seconds: float | None
@@ -120,18 +144,28 @@ class Recorder:
         for name, pages in ended:
             self.journal.end(name, pages)
         if entries:
-            self.journal.append(entries, seconds)
-        written = time.perf_counter()
-        self.writing += written - begun
-        if self.scorer is not None:
-            for entry in entries:
-                if isinstance(entry, Reading):
-                    said = Said(entry.captions, entry.answers, entry.views)
-                    self.scored[content_of(entry.image)] = self.scorer.score(said)
-            self.scoring += time.perf_counter() - written
+            self.journal.append(entries, seconds, force=False)
+            self._due = self._due or max(time.monotonic(), self._forced + FORCE_EVERY)
+        self.writing += time.perf_counter() - begun
+        for entry in entries:
+            self._force()
+            if self.scorer is not None and isinstance(entry, Reading):
+                begun = time.perf_counter()
+                said = Said(entry.captions, entry.answers, entry.views)
+                self.scored[content_of(entry.image)] = self.scorer.score(said)
+                self.scoring += time.perf_counter() - begun
 
     def _once(self, entry: Entry) -> Entry:
-        """Return what two workers of a cluster have read at the same time as a copy of what is there."""
+        """Return a second reading of the same bytes, by another worker at the same time, as a copy of the first."""
         if isinstance(entry, Reading) and content_of(entry.image) in self.journal.readings:
             return Duplicate(entry.image)
         return entry
+
+    def _force(self, *, now: bool = False) -> None:
+        """Force what was written to the disk, if it is time."""
+        if self._due is None or not (now or time.monotonic() >= self._due):
+            return
+        begun = time.perf_counter()
+        self.journal.force()
+        self.writing += time.perf_counter() - begun
+        self._due, self._forced = None, time.monotonic()

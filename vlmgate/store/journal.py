@@ -1,11 +1,11 @@
 """The journal of a run: what a model said of which bytes, written as it is said.
 
-Knows lines and files; knows nothing of models or of how a decision is reached.
+Open it with `Journal.open`, add what came of images with `append`, look it up in `readings` and `entries_of`, close it.
 
-`OUT.journal.jsonl` is the truth while a run lasts: a header line, then one line per image page, forced to the disk
-batch by batch. A line holds what the model said, not what was decided, so that another limit needs no model. Killed at
-any moment it is at worst two batches behind; what is torn at its end, or damaged anywhere, is dropped and read again.
-What was read stays in the file: in memory there is where to find it, and that lies on shelves (see `shelf`).
+`OUT.journal.jsonl` is the truth while a run lasts: a header line, then one line per image page. A line holds what the
+model said, not what was decided, so that another limit needs no model. An image is in it whole or not at all; what is
+torn at its end, or damaged anywhere, costs the images that it hits, which are read again. Readings stay in the file: in
+memory and in an index there is where to find them.
 """
 
 from __future__ import annotations
@@ -14,196 +14,64 @@ import contextlib
 import json
 import logging
 import os
-import threading
 import uuid
-import weakref
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlmgate.data import (
-    Content,
-    Duplicate,
-    Entry,
-    Failure,
-    Found,
-    Key,
-    Read,
-    Reading,
-    Unreadable,
-    content_of,
-    key_of,
-)
+from vlmgate.data import Content, Duplicate, Entry, Failure, Found, Key, Read, Reading, Unreadable, content_of, key_of
 from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.store.lines import (
-    checked,
-    counts_of,
-    found_as_text,
-    found_of_text,
-    from_json,
-    is_place,
-    parsed,
-    sealed,
-    to_json,
-)
-from vlmgate.store.result import sync_folder, unused
-from vlmgate.store.spill import Shelf
+from vlmgate.store.files import new_file, sync_folder, unused
+from vlmgate.store.index import Index, Table
+from vlmgate.store.lines import LineForm, found_as_text, found_of_text, from_version_1, parsed, sealed
+from vlmgate.store.readings import Readings, Seen
 
 log = logging.getLogger(__name__)
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 _OPENING = b'{"vlmgate_journal"'
-_MOST_PAGES = 2**31
 
 
-class Readings(Mapping[Content, Reading]):
-    """The readings of a journal, each taken from its line when it is asked for.
-
-    One whose line turns out not to be what it was is not there any more, so that nothing is decided on it. Threads may
-    share it.
-    """
-
-    def __init__(self, path: Path, counts: range | None) -> None:
-        self._path, self._counts = path, counts
-        self._places: Shelf[tuple[int, int]] = Shelf(_place_as_text, _place_of_text)  # byte, number of bytes
-        self._lock = threading.RLock()
-        self._open: int | None = None  # descriptor
-        self._closing: Any = None
-
-    def __getitem__(self, content: Content) -> Reading:
-        begin, length = self._places[content]
-        line = parsed(self._bytes(begin, length))
-        try:
-            entry, _ = from_json(line or {}, self._counts)
-        except Exception as error:
-            entry = Unreadable("", repr(error))
-        if not isinstance(entry, Reading) or content_of(entry.image) != content:
-            log.error("%s: the line at byte %d is not what was written there", self._path, begin)
-            self._places.pop(content, None)
-            raise KeyError(content)
-        return entry
-
-    def __contains__(self, content: object) -> bool:
-        return content in self._places
-
-    def __iter__(self) -> Iterator[Content]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __bool__(self) -> bool:
-        return bool(self._places)
-
-    def items(self) -> ItemsView[Content, Reading]:
-        """Return contents and readings, less those that turn out not to be there."""
-        return _There(self)
-
-    def put(self, content: Content, begin: int, length: int) -> None:
-        """Say which line holds a reading from now on."""
-        self._places[content] = begin, length
-
-    def forget(self, content: Content) -> None:
-        """Take a reading as not there; in the file it stays."""
-        del self._places[content]
-
-    def hold(self) -> None:
-        """Open the file now: from then on its name may be taken away, and what it holds is still there."""
-        with self._lock:
-            if self._open is None:
-                self._open = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-                self._closing = weakref.finalize(self, os.close, self._open)
-
-    def close(self) -> None:
-        """Let go of the file, until a reading is asked for."""
-        with self._lock:
-            if self._closing is not None:
-                self._closing()
-            self._open = self._closing = None
-
-    def _bytes(self, begin: int, length: int) -> bytes:
-        try:
-            with self._lock:
-                self.hold()
-                assert self._open is not None
-                os.lseek(self._open, begin, os.SEEK_SET)
-                parts = []
-                while length > 0 and (part := os.read(self._open, length)):
-                    parts.append(part)
-                    length -= len(part)
-                return b"".join(parts)
-        except OSError as error:
-            raise StoreError(
-                f"{self._path}: cannot be read ({error.strerror}); the same command resumes once it can."
-            ) from error
+_Line = tuple[dict[str, Any], int, int]  # what it says, empty where it is damaged; at which byte; how many bytes
 
 
-class _There(ItemsView[Content, Reading]):
-    def __init__(self, readings: Readings) -> None:
-        super().__init__(readings)
-        self._readings = readings
-
-    def __iter__(self) -> Iterator[tuple[Content, Reading]]:
-        for content in self._readings:
-            reading = self._readings.get(content)
-            if reading is not None:
-                yield content, reading
-
-
-def _place_as_text(place: tuple[int, int]) -> str:
-    return f"{place[0]} {place[1]}"
-
-
-def _place_of_text(text: str) -> tuple[int, int]:
-    begin, length = text.split()
-    return int(begin), int(length)
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A line, and where it lies."""
-
-    told: dict[str, Any]
-    begin: int  # bytes
-    length: int  # bytes
-
-
-@dataclass(slots=True)
 class Journal:
     """What has been read so far: the file, and where in it what is.
 
     `readings` are kept for good: they belong to bytes, and bytes may come back. What was found under each name is that
-    of the last time it was opened. Open with `Journal.open`, add a batch at a time with `append`, close.
+    of the last time it was opened.
     """
 
-    path: Path
-    run_id: str
-    fingerprint: dict[str, Any]
-    readings: Readings
-    model: dict[str, Any] | None = None  # ModelInfo as a dict, once a model has been loaded
-    dropped: int = 0  # lines that could not be used; what they held is read again
-    _found: Shelf[Found] = field(default_factory=lambda: Shelf(found_as_text, found_of_text))  # by (file_name, page)
-    _forgotten: dict[str, set[int]] = field(default_factory=dict)  # pages that the file still has, by their names
-    _failed: set[Key] = field(default_factory=set)  # where the model has failed, now or before
-    _then: dict[str, Any] = field(default_factory=dict)  # the fingerprint that the file was begun with
-    _file: BinaryIO | None = None
-    _length: int = 0  # bytes of the file
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
+        """Use `Journal.open`."""
+        self.path, self.run_id = path, uuid.uuid4().hex
+        self.fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
+        self.model: dict[str, Any] | None = None  # ModelInfo as a dict, once a model has been loaded
+        self.dropped = 0  # lines that could not be used; what they held is read again
+        self.index = Index()
+        self._form = LineForm.of(self.fingerprint)
+        self.readings = Readings(path, self.index, self._form)
+        self._found: Table[Key, Found] = Table(self.index, "found", 2, found_as_text, found_of_text)
+        self._rounds: Table[Content, int] = Table(self.index, "rounds", 3, str, int)  # when each was last under way
+        self._round = 0
+        self._forgotten: dict[str, set[int]] = {}  # pages that the file still has, by their names
+        self._failed: set[Key] = set()  # where the model has failed, now or before
+        self._file: BinaryIO | None = None
+        self._length = 0  # bytes of the file
 
     @classmethod
     def open(cls, path: Path, fingerprint: Mapping[str, Any], *, restart: bool = False) -> Journal:
         """Open the journal of an earlier run with the same fingerprint, or begin one.
 
-        A journal in which nothing was read yet is begun afresh. Raises `ResumeError` where the journal was made with
-        other settings, `OutputError` where the file is no journal. With `restart` the old one is kept aside.
+        A journal in which nothing was read yet is begun afresh; one of version 1 is rewritten once, in one step. Raises
+        `ResumeError` where the journal was made with other settings, `OutputError` where the file is no journal. With
+        `restart` the old one is kept aside.
         """
-        told: dict[str, Any] = json.loads(json.dumps(fingerprint))
-        journal = cls(path, uuid.uuid4().hex, told, Readings(path, counts_of(told)))
+        journal = cls(path, fingerprint)
         try:
             if restart and path.exists():
                 os.replace(path, unused(path.with_suffix(".old.jsonl")))
-            length = journal._load() if path.exists() else 0
-            journal._start(length)
+            journal._start(journal._load() if path.exists() else 0)
         except OSError as error:
             raise OutputError(f"{path}: cannot use the journal ({error.strerror}); give another -o.") from error
         return journal
@@ -212,11 +80,11 @@ class Journal:
 
     def pages_of(self, file_name: str) -> dict[int, Found]:
         """Return what is known of the pages of one file, by their number and in its order."""
-        return self._found.under(file_name)
+        return dict(self._found.under(file_name))
 
     def entries_of(self, file_name: str) -> list[Found]:
         """Return what is known of the pages of one file, in their order."""
-        return [*self.pages_of(file_name).values()]
+        return [found for _, found in self._found.under(file_name)]
 
     def failures(self) -> dict[Content, Failure]:
         """Return what the model failed on, the last time that it was opened."""
@@ -227,9 +95,14 @@ class Journal:
         """Return the files of which something is known, in order."""
         return self._found.names()
 
+    def seen(self) -> Seen:
+        """Return, for a round of reading, the contents that need none; those under way are added to it."""
+        self._round += 1
+        return Seen(self.readings, self._rounds, self._round)
+
     def forget(self, file_name: str, keep: Iterable[int] = ()) -> None:
         """Drop, in memory, what was found under a name, but for some pages; readings stay."""
-        for page in set(self._found.numbers(file_name)) - set(keep):
+        for page in self.pages_of(file_name).keys() - set(keep):
             del self._found[file_name, page]
             self._forgotten.setdefault(file_name, set()).add(page)
 
@@ -239,13 +112,14 @@ class Journal:
         self.forget(file_name, keep=kept)
         if self._forgotten.pop(file_name, set()) - kept:  # seldom: what is read anew says so by itself
             self._write([sealed({"ended": file_name, "pages": sorted(kept)})])
+            self.force()
 
     def _remember(self, entry: Entry, seconds: float | None, begin: int, length: int) -> None:
         """Remember what the `length` bytes of the file at `begin` say."""
         file_name, page = key_of(entry)
         if not isinstance(entry, Unreadable):
-            others = self._found.values_under(file_name)
-            other = next((e for e in others if not isinstance(e, Unreadable)), None)  # they are all of one file
+            others = (found for _, found in self._found.under(file_name))
+            other = next((found for found in others if not isinstance(found, Unreadable)), None)  # all are of one file
             if other is not None and other.image.sha256 != entry.image.sha256:
                 self.forget(file_name)  # the file was replaced, so its other pages are of a file that is gone
         if isinstance(entry, Reading):
@@ -255,82 +129,91 @@ class Journal:
         if isinstance(entry, Duplicate):  # the same page, opened again
             before = self._found.get((file_name, page))
             seconds = before.seconds if isinstance(before, Read) else seconds
-        known = entry if isinstance(entry, Failure | Unreadable) else Read(entry.image, seconds)
-        self._found[file_name, page] = known
+        self._found[file_name, page] = entry if isinstance(entry, Failure | Unreadable) else Read(entry.image, seconds)
 
     # --- reading the file ---
 
     def _load(self) -> int:
         """Take up what the file holds; return how many of its bytes are whole lines of a journal that goes on."""
-        length = 0
-        empty = True
-        batch: list[_Line] = []
+        header = self._header()
+        if header is None:
+            return 0
+        self.run_id, then = header["run_id"], header.get("fingerprint")
+        if header["vlmgate_journal"] == 1 and then == self.fingerprint:
+            self.dropped += self._rewrite_version_1(header)
+        empty, item = True, list[_Line]()
         with self.path.open("rb") as file:
-            if not self._is_ours(file.readline()):
-                return 0
-            length = file.tell()
+            length = len(file.readline())
             for line in file:
                 if not line.endswith(b"\n"):  # torn
                     self.dropped += 1
                     break
                 begin, length = length, length + len(line)
-                entry = parsed(line)
-                if entry is not None and isinstance(entry.get("model"), dict):
-                    self.model = entry["model"]
-                elif entry is not None and isinstance(entry.get("ended"), str):
-                    self.forget(entry["ended"], keep=entry.get("pages") or ())
-                    self._forgotten.pop(entry["ended"], None)
-                elif entry is None or not is_place(entry.get("batch")):
-                    self.dropped += 1
-                    empty = False
+                says = parsed(line) or {}
+                if isinstance(says.get("model"), dict):
+                    self.model = says["model"]
+                elif isinstance(says.get("ended"), str):
+                    self.forget(says["ended"], keep=says.get("pages") or ())
+                    self._forgotten.pop(says["ended"], None)
                 else:
-                    empty = False
-                    batch = self._gather(batch, _Line(entry, begin, len(line)))
-        self.dropped += len(batch)
-        if empty:  # no batch was ever read, so other settings are welcome
+                    item, empty = self._gather(item, (says, begin, len(line))), False
+        self.dropped += len(item)
+        if empty:  # nothing was ever read, so other settings are welcome
             self.model = None
             return 0
-        _check_same(self.path, self._then, self.fingerprint)
+        _check_same(self.path, then if isinstance(then, dict) else {}, self.fingerprint)
         return length
 
-    def _is_ours(self, header: bytes) -> bool:
-        """Read the header line; False where the file is empty or torn in it; `OutputError` for another's file."""
-        if not header.endswith(b"\n") and _OPENING.startswith(header[: len(_OPENING)]):
-            return False
-        told = parsed(header, checked=False)
-        if told is None or told.get("vlmgate_journal") != JOURNAL_VERSION or not isinstance(told.get("run_id"), str):
+    def _header(self) -> dict[str, Any] | None:
+        """Return the header line; None where the file is empty or torn in it; `OutputError` for another's file."""
+        with self.path.open("rb") as file:
+            line = file.readline()
+        if not line.endswith(b"\n") and _OPENING.startswith(line[: len(_OPENING)]):
+            return None
+        says = parsed(line, checked=False) or {}
+        if says.get("vlmgate_journal") not in (1, JOURNAL_VERSION) or not isinstance(says.get("run_id"), str):
             raise OutputError(
                 f"{self.path}: is no journal of this version of vlmgate; move it away or give another -o."
             )
-        self.run_id = told["run_id"]
-        self._then = told["fingerprint"] if isinstance(told.get("fingerprint"), dict) else {}
-        return True
+        return says
 
-    def _gather(self, batch: list[_Line], line: _Line) -> list[_Line]:
-        """Add a line to its batch; take the batch up when it is whole, and return what is still open."""
-        place, size = line.told["batch"]
+    def _rewrite_version_1(self, header: Mapping[str, Any]) -> int:
+        """Write the file anew in the form of today, in one step; return how many lines could not be used."""
+        dropped = 0
+        with new_file(self.path) as new, self.path.open("rb") as old:
+            old.readline()
+            new.write(_header_line(header["run_id"], self.fingerprint))
+            for line in old:
+                says = parsed(line)
+                if says is None:
+                    dropped += 1
+                else:
+                    new.write(f"{sealed(from_version_1(says, self._form.question))}\n".encode("ascii"))
+        return dropped
+
+    def _gather(self, item: list[_Line], line: _Line) -> list[_Line]:
+        """Add a line to those of its image; take the image up when it is whole, and return what is still open.
+
+        Whatever a line holds that should not be there, it costs its image and no more.
+        """
+        place, size = _place(line)
         if place == 0:
-            self.dropped += len(batch)
-            batch = []
-        if place != len(batch) or (batch and batch[0].told["batch"][1] != size):
-            self.dropped += len(batch) + 1
+            self.dropped += len(item)
+            item = []
+        item = [*item, line]
+        if place != len(item) - 1 or size != _place(item[0])[1]:
+            self.dropped += len(item)
             return []
-        batch.append(line)
-        if len(batch) < size:
-            return batch
-        self._take_up(batch)
-        return []
-
-    def _take_up(self, batch: Sequence[_Line]) -> None:
-        """Remember a batch whole or not at all, so that the images read again fall into the same batches as before."""
-        counts = counts_of(self.fingerprint)
+        if len(item) < size:
+            return item
         try:
-            entries = [checked(*from_json(line.told, counts)) for line in batch]
-        except Exception:  # whatever a damaged line holds, it costs its batch and no more
-            self.dropped += len(batch)
-            return
-        for (entry, seconds), line in zip(entries, batch, strict=True):
-            self._remember(entry, seconds, line.begin, line.length)
+            entries = [self._form.from_json(says) for says, *_ in item]
+        except Exception:
+            self.dropped += len(item)
+            return []
+        for (entry, seconds), (_, begin, length) in zip(entries, item, strict=True):
+            self._remember(entry, seconds, begin, length)
+        return []
 
     # --- writing the file ---
 
@@ -340,8 +223,8 @@ class Journal:
         self._file.seek(length)
         self._length = length
         if not length:
-            header = {"vlmgate_journal": JOURNAL_VERSION, "run_id": self.run_id, "fingerprint": self.fingerprint}
-            self._write([json.dumps(header, separators=(",", ":"))])
+            self._write([_header_line(self.run_id, self.fingerprint).decode("ascii").rstrip()])
+            self.force()
             sync_folder(self.path.parent)
         self.readings.hold()
 
@@ -352,34 +235,54 @@ class Journal:
             _check_same(self.path, {k: self.model.get(k) for k in keys}, {k: wanted.get(k) for k in keys})
         self.model = wanted
         self._write([sealed({"model": wanted})])
+        self.force()
 
-    def append(self, entries: Sequence[Entry], seconds: float | None = None) -> None:
-        """Add one batch and force it to the disk; `seconds` is the wall time of each of its readings."""
-        took = [seconds if isinstance(entry, Reading) else None for entry in entries]
-        lines = [
-            sealed(to_json(entry, each) | {"batch": [i, len(entries)]})
-            for i, (entry, each) in enumerate(zip(entries, took, strict=True))
-        ]
+    def append(self, entries: Sequence[Entry], seconds: float | None = None, *, force: bool = True) -> None:
+        """Add what came of images; the entries of one file are taken whole or not at all when the file is read again.
+
+        `seconds` is the wall time of each reading. With `force` all is on the disk when this returns; without, `force`
+        has to be called.
+        """
+        files: dict[str, list[Entry]] = {}
+        for entry in entries:
+            files.setdefault(key_of(entry)[0], []).append(entry)
+        lines: list[tuple[Entry, float | None, str]] = []
+        for item in files.values():
+            for i, entry in enumerate(item):
+                place = {"item": [i, len(item)]} if len(item) > 1 else {}
+                took = seconds if isinstance(entry, Reading) else None
+                lines.append((entry, took, sealed(self._form.to_json(entry, took) | place)))
         begin = self._length
-        self._write(lines)
-        for entry, each, line in zip(entries, took, lines, strict=True):
-            self._remember(entry, each, begin, len(line) + 1)
+        self._write(line for *_, line in lines)
+        if force:
+            self.force()
+        for entry, took, line in lines:
+            self._remember(entry, took, begin, len(line) + 1)
             begin += len(line) + 1
 
+    def force(self) -> None:
+        """Force all that was written to the disk."""
+        with self._writing() as file:
+            os.fsync(file.fileno())
+
     def _write(self, lines: Iterable[str]) -> None:
-        if self._file is None:
-            raise StoreError(f"{self.path}: the journal is closed.")
         data = memoryview("".join(line + "\n" for line in lines).encode("ascii"))
         length = len(data)
-        try:
+        with self._writing() as file:
             while data:
-                data = data[self._file.write(data) :]
-            os.fsync(self._file.fileno())
+                data = data[file.write(data) :]
+        self._length += length
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[BinaryIO]:
+        if self._file is None:
+            raise StoreError(f"{self.path}: the journal is closed.")
+        try:
+            yield self._file
         except OSError as error:
             raise StoreError(
                 f"{self.path}: cannot write ({error.strerror}); make room and run the same command again, it resumes."
             ) from error
-        self._length += length
 
     def close(self) -> None:
         """Let go of the file; all that counts is on the disk already.
@@ -402,6 +305,19 @@ def is_journal(path: Path) -> bool:
             return _OPENING.startswith(file.read(len(_OPENING)))
     except OSError:
         return False
+
+
+def _place(line: _Line) -> tuple[int, int]:
+    """Return the number of a line among those of its image, and how many these are."""
+    match line[0].get("item"):
+        case [int(number), int(size)]:
+            return number, size
+    return 0, 1
+
+
+def _header_line(run_id: str, fingerprint: Mapping[str, Any]) -> bytes:
+    header = {"vlmgate_journal": JOURNAL_VERSION, "run_id": run_id, "fingerprint": fingerprint}
+    return (json.dumps(header, separators=(",", ":")) + "\n").encode("ascii")
 
 
 def _check_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,17 +1,19 @@
-"""What comes of an image, and how it is written down: as a line of a journal, and as what is remembered of it.
+"""What comes of an image as text: as a line of a journal, and as what a run remembers of it.
 
-Knows entries and text; knows nothing of files, of how an entry came about, or of what is decided on it.
+Call `LineForm.of` with the fingerprint of a journal, then its `to_json` and `from_json`. `sealed` and `parsed` add and
+check the checksum of a line.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, astuple
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +32,31 @@ from vlmgate.data import (
 )
 
 _MOST_PAGES = 2**31
-_FACTS = tuple(name for name in ImageFile.__dataclass_fields__ if name != "path")
+_WHOLE = ""  # the region that is the whole image; there is no other yet
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON holds in the place of a value that it does not know."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return os.fsdecode(value) if isinstance(value, Path) else _fields(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass with slots; `asdict` copies all that is in them, which takes much longer."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+_LINE = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain)
+_SEAL = re.compile(rb',"crc":(\d{1,10})\}\n$')
 
 
 # --- a line of a journal ---
 
 
-_SEAL = re.compile(rb',"crc":(\d{1,10})\}\n$')
-
-
 def sealed(line: Mapping[str, Any]) -> str:
     """Return the line as JSON with a checksum of itself as its last key, so that lost bytes do not go unseen."""
-    text = json.dumps(line, allow_nan=False, separators=(",", ":"))
+    text = _LINE.encode(line)
     return f'{text[:-1]},"crc":{zlib.crc32(text.encode("ascii"))}}}'
 
 
@@ -58,91 +73,95 @@ def parsed(line: bytes, *, checked: bool = True) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def is_place(value: object) -> bool:
-    """Say whether this is the place of a line in its batch: [index, size]."""
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) for n in value)
+def question_id(question: str | None) -> str:
+    """Return the key of a question's answers in a line: 12 hexadecimal digits that follow from its wording."""
+    return hashlib.sha256((question or "").encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def to_json(entry: Entry, seconds: float | None) -> dict[str, Any]:
-    """Return an entry as a line says it; `seconds` is the wall time of a reading."""
-    if isinstance(entry, Unreadable):
-        return {"kind": "unreadable"} | asdict(entry)
-    image = asdict(entry.image) | {"path": os.fsdecode(entry.image.path)}
-    if isinstance(entry, Failure):
-        return {"kind": "failure", "image": image, "error": entry.error}
-    if isinstance(entry, Duplicate):
-        return {"kind": "duplicate", "image": image}
-    line = {"kind": "reading", "image": image, "captions": [asdict(caption) for caption in entry.captions]}
-    more = {
-        "answers": None if entry.answers is None else [asdict(answer) for answer in entry.answers],
-        "features": None if entry.features is None else base64.b64encode(entry.features).decode("ascii"),
-        "views": entry.views,
-        "quality": None if entry.quality is None else asdict(entry.quality),
-    }
-    return line | {key: value for key, value in more.items() if value is not None} | {"seconds": seconds}
+@dataclass(frozen=True, slots=True)
+class LineForm:
+    """What the lines of one journal have in common."""
+
+    counts: range | None  # how many samples a reading may hold; None = any number
+    question: str  # the id of the one question
+
+    @classmethod
+    def of(cls, fingerprint: Mapping[str, Any]) -> LineForm:
+        """Return the form that a run with this fingerprint writes and reads."""
+        most = fingerprint.get("num_samples")
+        counts = None if most is None else range(fingerprint.get("first_samples") or most, most + 1)
+        return cls(counts, question_id(fingerprint.get("question")))
+
+    def to_json(self, entry: Entry, seconds: float | None) -> dict[str, Any]:
+        """Return an entry as a line says it; `seconds` is the wall time of a reading. What is not known is left out."""
+        line = {"kind": type(entry).__name__.lower()} | {k: v for k, v in _fields(entry).items() if v is not None}
+        if isinstance(entry, Reading):
+            line |= {"region": _WHOLE, "seconds": seconds}
+            if entry.answers is not None:
+                line["answers"] = {self.question: entry.answers}
+        return line
+
+    def from_json(self, line: Mapping[str, Any]) -> tuple[Entry, float | None]:
+        """Return what a line says, and the seconds of a reading.
+
+        Raises whatever comes of a line that is none, and `ValueError` for a key that no image has, for a reading of
+        another region, and for one with too few or too many samples.
+        """
+        kind = line["kind"]
+        if kind == "unreadable":
+            return _checked(Unreadable(line["file_name"], line["reason"], line["page"])), None
+        image = ImageFile(**(line["image"] | {"path": Path(line["image"]["path"])}))
+        if kind != "reading":
+            return _checked(Duplicate(image) if kind == "duplicate" else Failure(image, line["error"])), None
+        if line["region"] != _WHOLE:
+            raise ValueError(f"region {line['region']}")
+        reading = Reading(
+            image,
+            captions=tuple(Caption(**one) for one in line["captions"]),
+            answers=tuple(Caption(**one) for one in line["answers"][self.question]) if "answers" in line else None,
+            features=base64.b64decode(line["features"], validate=True) if "features" in line else None,
+            views=tuple(line["views"]) if "views" in line else None,
+            quality=Quality(**line["quality"]) if "quality" in line else None,
+        )
+        sizes = {len(held) for held in (reading.captions, reading.answers, reading.views) if held is not None}
+        if len(sizes) != 1 or (self.counts and not sizes <= {*self.counts}):
+            raise ValueError(f"{sizes} samples")
+        return _checked(reading), line["seconds"]
 
 
-def counts_of(fingerprint: Mapping[str, Any]) -> range | None:
-    """Return how many samples a reading may hold; None where nothing is known."""
-    most = fingerprint.get("num_samples")
-    return None if most is None else range(fingerprint.get("first_samples") or most, most + 1)
+def _checked(entry: Entry) -> Entry:
+    """Return the entry; raises `ValueError` for a key that is none, or that would not be found again."""
+    file_name, page = key_of(entry)
+    _ = file_name.encode("utf-8"), ("" if isinstance(entry, Unreadable) else entry.image.sha256).encode("utf-8")
+    if type(page) is not int or not 0 < page < _MOST_PAGES:
+        raise ValueError(f"page {page}")
+    return entry
 
 
-def from_json(line: Mapping[str, Any], counts: range | None) -> tuple[Entry, float | None]:
-    """Return what a line says, and the seconds of a reading.
-
-    Raises whatever comes of a line that is none, and `ValueError` for a reading without as many samples as `counts`.
-    """
-    kind = line["kind"]
-    if kind == "unreadable":
-        return Unreadable(line["file_name"], line["reason"], line["page"]), None
-    image = ImageFile(**(line["image"] | {"path": Path(line["image"]["path"])}))
-    if kind == "failure":
-        return Failure(image, line["error"]), None
-    if kind == "duplicate":
-        return Duplicate(image), None
-    reading = Reading(
-        image,
-        captions=tuple(Caption(**caption) for caption in line["captions"]),
-        answers=tuple(Caption(**answer) for answer in line["answers"]) if "answers" in line else None,
-        features=base64.b64decode(line["features"], validate=True) if "features" in line else None,
-        views=tuple(line["views"]) if "views" in line else None,
-        quality=Quality(**line["quality"]) if "quality" in line else None,  # journals of before have none of the four
-    )
-    for what in ("captions", "answers", "views"):
-        told = getattr(reading, what)
-        if told is not None and (len(told) != len(reading.captions) or (counts and len(told) not in counts)):
-            raise ValueError(f"{len(told)} {what}")
-    return reading, line["seconds"]
+def from_version_1(line: dict[str, Any], question: str) -> dict[str, Any]:
+    """Return what a line of a journal of version 1 says in the form of today; `question` is the id of its question."""
+    line = {key: value for key, value in line.items() if key not in ("batch", "crc")}
+    if line.get("kind") == "reading":
+        line["region"] = _WHOLE
+        if "answers" in line:
+            line["answers"] = {question: line["answers"]}
+    return line
 
 
 # --- what is remembered of it ---
 
 
-def checked(entry: Entry, seconds: float | None) -> tuple[Entry, float | None]:
-    """Return what can be remembered; raises for a key that is none, or that would not be found again."""
-    file_name, page = key_of(entry)
-    sha256 = "" if isinstance(entry, Unreadable) else entry.image.sha256
-    _ = file_name.encode("utf-8"), sha256.encode("utf-8")
-    if type(page) is not int or not 0 < page < _MOST_PAGES:
-        raise ValueError(f"page {page}")
-    return entry, seconds
-
-
 def found_as_text(found: Found) -> str:
     """Return what is remembered as text, in less room than a line of a journal."""
-    if isinstance(found, Unreadable):
-        return json.dumps(["unreadable", *astuple(found)])
-    *image, path = [getattr(found.image, name) for name in (*_FACTS, "path")]
-    kind, more = ("failure", found.error) if isinstance(found, Failure) else ("read", found.seconds)
-    return json.dumps([kind, more, os.fsdecode(path), *image])
+    parts = [[*_fields(one).values()] if isinstance(one, ImageFile) else one for one in _fields(found).values()]
+    return _LINE.encode([type(found).__name__, *parts])
 
 
 def found_of_text(text: str) -> Found:
     """Return what such a text says."""
-    kind, *parts = json.loads(text)
-    if kind == "unreadable":
-        return Unreadable(*parts)
-    more, path, *facts = parts
-    image = ImageFile(**dict(zip(_FACTS, facts, strict=True)), path=Path(path))
-    return Failure(image, more) if kind == "failure" else Read(image, more)
+    kind, first, *more = json.loads(text)
+    if kind == "Unreadable":
+        return Unreadable(first, *more)
+    file_name, path, *facts = first
+    image = ImageFile(file_name, Path(path), *facts)
+    return Failure(image, *more) if kind == "Failure" else Read(image, *more)

@@ -1,23 +1,22 @@
 """The result: where it lies, its columns, and how it is written in one step.
 
-Knows files and rows; knows nothing of models or of how a decision is reached.
+Call `Outputs.check` before a run, `write_result` at its end, `read_result` for its rows.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import json
 import os
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, one_line
+from vlmgate.store.files import new_file, unused
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,57 +76,22 @@ class Outputs:
                 raise OutputError(f"{self.parquet}: exists and is no result of vlmgate; give another -o.") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Force names to the disk, not only contents, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network disks cannot
-                raise
-        finally:
-            os.close(descriptor)
-
-
-def temporary_beside(path: Path) -> Path:
-    """Return a name that no other writer has: in containers every process may have the same number."""
-    return path.with_name(f".vlmgate.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")
-
-
-def unused(path: Path) -> Path:
-    """Return the path, or the first `stem.N.suffix` beside it that does not exist."""
-    candidate, n = path, 1
-    while candidate.exists():
-        candidate, n = path.with_name(f"{path.stem}.{n}{path.suffix}"), n + 1
-    return candidate
-
-
 # --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
 def schema() -> pa.Schema:
-    """Return the columns of a result, in the order of `Record`; `file_name` is the key, as Hugging Face expects."""
+    """Return the columns of a result: the fields of `Record`, in their order and by their types."""
     import pyarrow as pa
 
-    types = dict.fromkeys((f.name for f in fields(Record) if "float" in str(f.type)), pa.float64()) | {
-        "page": pa.int32(),
-        "num_pages": pa.int32(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "num_samples": pa.int32(),
-        "captions": pa.list_(pa.string()),
-        "caption_finishes": pa.list_(pa.string()),
-        "caption_logprobs": pa.list_(pa.float64()),
-        "caption_views": pa.list_(pa.int32()),
-        "answers": pa.list_(pa.string()),
-        "answer_finishes": pa.list_(pa.string()),
-        "answer_logprobs": pa.list_(pa.float64()),
-        "seed": pa.int64(),
-        "vision_features": pa.list_(pa.float32()),  # kept as float16, which not every reader of Parquet knows
-    }
-    required = {"file_name", "page", "route", "reason", "seed"}
-    return pa.schema([pa.field(f.name, types.get(f.name, pa.string()), f.name not in required) for f in fields(Record)])
+    # Features are kept as float16, which not every reader of Parquet knows.
+    types = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "bytes": pa.list_(pa.float32())}
+    columns = []
+    for column in fields(Record):
+        wrapped, of, *_ = re.findall(r"tuple|str|int|float|bytes", str(column.type)) * 2
+        kind = pa.list_(types[of]) if wrapped == "tuple" else types[wrapped]
+        columns.append(pa.field(column.name, kind, nullable="None" in str(column.type)))
+    seed = [column.name for column in columns].index("seed")
+    return pa.schema(columns).set(seed, pa.field("seed", pa.int64(), nullable=False))
 
 
 def write_result(
@@ -136,18 +100,16 @@ def write_result(
     """Write the result in one step: readers see the former file or the new one, never a part.
 
     The rows are taken once and a few at a time; where that is all they can be taken, `readings` says how many of them
-    have captions. What is there and would be missed is kept beside it: the result of another run, or one with more
+    have captions. What is there and would be missed is kept in its folder: the result of another run, or one with more
     readings, as `STEM.old.parquet`; a damaged file as `STEM.damaged.parquet`. Raises `StoreError`.
     """
-    temporary = temporary_beside(path)
+    if readings is None:
+        records = [*records]
+        readings = sum(record.captions is not None for record in records)
+    held = readings
     try:
-        if readings is None:
-            records = [*records]
-            readings = sum(record.captions is not None for record in records)
-        _write_table(temporary, records, provenance, readings)
-        _put_aside(path, readings, provenance)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with new_file(path, lambda: _put_aside(path, held, provenance)) as file:
+            _write_table(file, records, provenance, held)
     except OSError as error:
         raise StoreError(
             f"{path}: cannot write the result ({error.strerror}); make room and run the same command again, it resumes."
@@ -158,26 +120,20 @@ def write_result(
         raise StoreError(
             f"{path}: cannot write the result ({one_line(error)}); the readings are in the journal."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
-def _write_table(path: Path, records: Iterable[Record], provenance: Mapping[str, Any], readings: int) -> None:
+def _write_table(file: BinaryIO, records: Iterable[Record], provenance: Mapping[str, Any], readings: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     note = json.dumps(dict(provenance) | {"schema_version": SCHEMA_VERSION, "readings": readings}, allow_nan=False)
     columns = schema().with_metadata({METADATA_KEY: note.encode("ascii")})
     rows = iter(records)
-    with path.open("wb") as file:  # pyarrow cannot open every name that the system can
-        with pq.ParquetWriter(file, columns, compression="zstd") as writer:
-            while some := [*itertools.islice(rows, _ROWS)]:
-                values = {f.name: [_plain(getattr(record, f.name)) for record in some] for f in fields(Record)}
-                values[_FEATURES] = _unpacked([record.vision_features for record in some])
-                writer.write_table(pa.table(values, schema=columns))
-        file.flush()
-        os.fsync(file.fileno())
+    with pq.ParquetWriter(file, columns, compression="zstd") as writer:
+        while some := [*itertools.islice(rows, _ROWS)]:
+            values = {f.name: [getattr(record, f.name) for record in some] for f in fields(Record)}
+            values[_FEATURES] = _unpacked([record.vision_features for record in some])
+            writer.write_table(pa.table(values, schema=columns))
 
 
 def _put_aside(path: Path, readings: int, provenance: Mapping[str, Any]) -> None:
@@ -194,35 +150,16 @@ def _put_aside(path: Path, readings: int, provenance: Mapping[str, Any]) -> None
         os.replace(path, unused(path.with_suffix(".old.parquet")))
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _unpacked(packed: Sequence[bytes | None]) -> pa.Array:
-    """Return features, kept as float16, as a column of lists."""
+def _unpacked(packed: Iterable[bytes | None]) -> list[Any]:
+    """Return features, kept as float16, as lists of numbers."""
     import numpy as np
-    import pyarrow as pa
 
-    lengths = [len(one or b"") // 2 for one in packed]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    unknown = np.array([*(one is None for one in packed), False])
-    values = np.frombuffer(b"".join(one or b"" for one in packed), "<f2").astype(np.float32)
-    return pa.ListArray.from_arrays(pa.array(offsets, mask=unknown), pa.array(values))
+    return [None if one is None else np.frombuffer(one, "<f2").astype(np.float32) for one in packed]
 
 
 def _packed(column: pa.ChunkedArray) -> list[bytes | None]:
     """Return a column of features as they are kept."""
-    import numpy as np
-
-    kept: list[bytes | None] = []
-    for chunk in column.chunks:
-        values = chunk.values.to_numpy(zero_copy_only=False).astype("<f2")
-        bounds, known = chunk.offsets.to_numpy(), chunk.is_valid().to_numpy(zero_copy_only=False)
-        kept += [
-            values[a:b].tobytes() if there else None
-            for a, b, there in zip(bounds, np.roll(bounds, -1), known, strict=False)
-        ]
-    return kept
+    return [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
 
 
 def opened(path: Path) -> pa.NativeFile:
@@ -318,11 +255,10 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
         raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
     if provenance.get("images", len(rows)) != len(rows):
         raise StoreError(f"{path}: holds {len(rows):,} of its {provenance['images']:,} rows; scan again.")
-    unknown = dict.fromkeys(names)
     known = ({route.value for route in Route}, {reason.value for reason in Reason})
     if any(row["route"] not in known[0] or row["reason"] not in known[1] for row in rows):
         raise StoreError(f"{path}: holds a route or reason that vlmgate does not know; scan again.")
-    return [
-        Record(**unknown | {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}, vision_features=one)
-        for row, one in zip(rows, kept, strict=True)
-    ], provenance
+    for row, one in zip(rows, kept, strict=True):
+        row |= {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+        row[_FEATURES] = one
+    return [Record(**row) for row in rows], provenance

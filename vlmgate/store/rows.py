@@ -1,6 +1,6 @@
 """From what the journal holds to the rows of the result.
 
-Knows entries, scores and decisions; knows nothing of models, of files on disk, or of how anything is shown.
+Call `build_rows`, then `decide_rows`, then `completed` while the rows are written.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from vlmgate.data import (
     Caption,
     Content,
     Failure,
     Found,
-    ImageFile,
+    Quality,
     Read,
     Reading,
     Reason,
     Record,
-    Route,
     Scores,
     Unreadable,
     content_of,
@@ -31,11 +31,13 @@ from vlmgate.gate.rules import Candidate, Gate, decide
 from vlmgate.images import Walk
 from vlmgate.scores.kernels import Kernel
 from vlmgate.scores.novelty import Reference
-from vlmgate.scores.score import NOTHING, Said, Scored, Scorer, columns_of, with_doubt
+from vlmgate.scores.score import Said, Scored, Scorer, columns_of, with_doubt
+from vlmgate.store.index import Table
 from vlmgate.store.journal import Journal
-from vlmgate.store.spill import Shelf
 
 _AT_ONCE = 512  # readings that are in memory together
+_OF_IMAGE = ("num_pages", "sha256", "width", "height", "mode", "conversion")
+_OF_QUALITY = tuple(field.name for field in fields(Quality))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def build_rows(
 ) -> list[Row]:
     """Return a row for every page of every image and every folder that could not be listed, by name and page.
 
-    `scored_before` are scores of some of the readings, under the same kernel, less what hangs on novelty. Captions,
+    `scored_before` are scores of some of the readings, under the same kernel, less what depends on novelty. Captions,
     answers and features are left in the journal: of a night's images they would fill the memory.
     """
     build = _Building(journal, kernel, reference, scored_before or {})
@@ -66,6 +68,7 @@ def build_rows(
     return rows
 
 
+_Figures = tuple[Scores, Reason | None, float | None]  # scores, why they can save nothing, novelty
 Slot = tuple[str, int, Found | None]  # file_name, page, and what was found there; None for one whose turn never came
 
 
@@ -88,8 +91,8 @@ def _by_name(walk: Walk, journal: Journal) -> Iterator[tuple[str, list[tuple[int
 
 def _expected_pages(pages: Mapping[int, Found], journal: Journal) -> Sequence[int]:
     """Return the pages that this file must have rows for: all known, and with `pages all` all it is said to have."""
-    told = [found.image.num_pages for found in pages.values() if not isinstance(found, Unreadable)]
-    every = range(1, max(told) + 1) if told and journal.fingerprint["pages"] == "all" else ()
+    counts = [found.image.num_pages for found in pages.values() if not isinstance(found, Unreadable)]
+    every = range(1, max(counts) + 1) if counts and journal.fingerprint["pages"] == "all" else ()
     return sorted({*pages, *every} or {1})
 
 
@@ -107,60 +110,53 @@ class _Building:
         self.seed = int(journal.fingerprint.get("seed", 0))
         self.scorer = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
         self.failures = journal.failures()
-        self.first: Shelf[str] = Shelf(str, str)  # content → the name under which these bytes came first
+        self.first: Table[Content, str] = Table(journal.index, "first", 3, str, str)  # the name that had it first
 
     def rows(self, slots: Sequence[Slot]) -> list[Row]:
-        images = [found.image for _, _, found in slots if isinstance(found, Read | Failure)]
-        readings = _readings({content_of(image) for image in images}, self.journal)
-        strange = self._novelties(readings)
-        scored = self._scored(readings, strange)
-        return [self._row(slot, readings, strange, scored) for slot in slots]
+        contents = {content_of(found.image) for *_, found in slots if isinstance(found, Read | Failure)}
+        held = ((content, self.journal.readings.get(content)) for content in sorted(contents))
+        readings = {content: reading for content, reading in held if reading is not None}
+        figures = self._figures(readings)
+        return [self._row(slot, readings, figures) for slot in slots]
 
-    def _row(
-        self,
-        slot: Slot,
-        readings: Mapping[Content, Reading],
-        strange: Mapping[Content, float],
-        scored: Mapping[Content, Scored],
-    ) -> Row:
+    def _row(self, slot: Slot, readings: Mapping[Content, Reading], figures: Mapping[Content, _Figures]) -> Row:
         name, page, found = slot
-        if found is None or isinstance(found, Unreadable):
-            bare = _record(name, page, None, self.seed, error=found.reason if found else None)
-            return Row(bare, Reason.NOT_READ if found is None else Reason.UNREADABLE)
+        columns: dict[str, Any] = {"file_name": name, "page": page, "seed": self.seed}
+        if found is None:
+            return Row(Record(**columns), Reason.NOT_READ)
+        if isinstance(found, Unreadable):
+            return Row(Record(**columns, error=found.reason), Reason.UNREADABLE)
         content = content_of(found.image)
         original = self.first.setdefault(content, name)
-        twin = None if original == name else original
-        reading = readings.get(content)
+        columns["duplicate_of"] = None if original == name else original
+        reading, failure = readings.get(content), self.failures.get(content)
+        if reading is None and failure is None:
+            return Row(Record(**columns), Reason.NOT_READ)
+        columns |= {column: getattr(found.image, column) for column in _OF_IMAGE}
         if reading is None:
-            failure = self.failures.get(content)
-            image, error = (found.image, failure.error) if failure else (None, None)
-            bare = _record(name, page, image, self.seed, error=error, duplicate_of=twin)
-            return Row(bare, Reason.MODEL_FAILED if failure else Reason.NOT_READ)
-        scores, why = scored[content]
-        seconds = found.seconds if isinstance(found, Read) else None
-        record = _record(
-            name,
-            page,
-            found.image,
-            self.seed,
-            reading=reading,
-            scores=scores,
-            novelty=strange.get(content),
-            duplicate_of=twin,
-            seconds=seconds,
-        )
-        return Row(record, why)
+            columns["error"] = failure.error if failure else None
+            return Row(Record(**columns), Reason.MODEL_FAILED)
+        scores, why, novelty = figures[content]
+        columns |= columns_of(scores)
+        columns |= {column: getattr(reading.quality, column, None) for column in _OF_QUALITY}
+        columns["num_samples"] = len(reading.captions) or None
+        columns["caption"] = None if scores.medoid is None else reading.captions[scores.medoid].text
+        columns["novelty"] = novelty
+        columns["seconds"] = found.seconds if isinstance(found, Read) else None
+        return Row(Record(**columns), why)
 
-    def _scored(self, readings: Mapping[Content, Reading], strange: Mapping[Content, float]) -> dict[Content, Scored]:
+    def _figures(self, readings: Mapping[Content, Reading]) -> dict[Content, _Figures]:
         said = {content: Said(r.captions, r.answers, r.views) for content, r in readings.items()}
         known = {content: before for content in said if (before := self.before.get(content)) is not None}
         self.scorer.prepare(one for content, one in said.items() if content not in known)
-        found = {content: known.get(content) or self.scorer.score(one) for content, one in said.items()}
-        most = self.journal.fingerprint.get("num_samples")
-        return {
-            content: (with_doubt(scores, strange.get(content), most or len(said[content].captions)), reason)
-            for content, (scores, reason) in found.items()
-        }
+        strange = self._novelties(readings)
+        found: dict[Content, _Figures] = {}
+        for content, one in said.items():
+            scores, reason = known.get(content) or self.scorer.score(one)
+            most = self.journal.fingerprint.get("num_samples") or len(one.captions)
+            novelty = strange.get(content)
+            found[content] = with_doubt(scores, novelty, most), reason, novelty
+        return found
 
     def _novelties(self, readings: Mapping[Content, Reading]) -> dict[Content, float]:
         """Return the novelty of what has features as long as the reference's; of all others nothing is known."""
@@ -168,11 +164,6 @@ class _Building:
             return {}
         values = self.reference.novelty_of([reading.features for reading in readings.values()])
         return {content: round(float(v), 6) for content, v in zip(readings, values, strict=True) if math.isfinite(v)}
-
-
-def _readings(contents: Iterable[Content], journal: Journal) -> dict[Content, Reading]:
-    found = ((content, journal.readings.get(content)) for content in sorted(contents))
-    return {content: reading for content, reading in found if reading is not None}
 
 
 def decide_rows(rows: Sequence[Row], gate: Gate) -> list[Record]:
@@ -209,86 +200,23 @@ def completed(
         if record.num_samples is None or record.sha256 is None:
             yield record
             continue
-        reading = readings.get((record.sha256, record.page))
+        reading = readings.get(content_of(record))
         if reading is None and whole:
             raise LostReadingError(f"{record.file_name}: its reading is lost; the same command reads it again.")
         if reading is None:
-            yield _record(record.file_name, record.page, None, record.seed)
+            yield Record(file_name=record.file_name, page=record.page, seed=record.seed)
             continue
-        yield replace(
-            record,
-            captions=_texts(reading.captions),
-            caption_finishes=_finishes(reading.captions),
-            caption_logprobs=_logprobs(reading.captions),
-            caption_views=reading.views,
-            answers=_texts(reading.answers),
-            answer_finishes=_finishes(reading.answers),
-            answer_logprobs=_logprobs(reading.answers),
-            vision_features=reading.features,
-        )
+        said = _said("caption", reading.captions) | _said("answer", reading.answers)
+        yield replace(record, **said, caption_views=reading.views, vision_features=reading.features)
 
 
-def _record(
-    file_name: str,
-    page: int,
-    image: ImageFile | None,
-    seed: int,
-    *,
-    reading: Reading | None = None,
-    scores: Scores = NOTHING,
-    novelty: float | None = None,
-    error: str | None = None,
-    duplicate_of: str | None = None,
-    seconds: float | None = None,
-) -> Record:
-    """Return a row before its decision, which until then is the safe one."""
-    captions = reading.captions if reading else None
-    quality = reading.quality if reading else None
-    return Record(
-        file_name=file_name,
-        page=page,
-        num_pages=image.num_pages if image else None,
-        sha256=image.sha256 if image else None,
-        width=image.width if image else None,
-        height=image.height if image else None,
-        mode=image.mode if image else None,
-        conversion=image.conversion if image else None,
-        captions=None,
-        caption_finishes=None,
-        caption_logprobs=None,
-        num_samples=len(captions) if captions else None,
-        caption_views=None,
-        caption=captions[scores.medoid].text if captions and scores.medoid is not None else None,
-        answers=None,
-        answer_finishes=None,
-        answer_logprobs=None,
-        **columns_of(scores),
-        novelty=novelty,
-        sharpness=quality.sharpness if quality else None,
-        exposure=quality.exposure if quality else None,
-        contrast=quality.contrast if quality else None,
-        noise=quality.noise if quality else None,
-        clipped_dark=quality.clipped_dark if quality else None,
-        clipped_bright=quality.clipped_bright if quality else None,
-        route=Route.HUMAN_REVIEW,
-        reason=Reason.NOT_READ,
-        decided_by=None,
-        threshold=None,
-        seed=seed,
-        error=error,
-        duplicate_of=duplicate_of,
-        seconds=seconds,
-        vision_features=None,
-    )
-
-
-def _texts(said: Sequence[Caption] | None) -> tuple[str, ...] | None:
-    return tuple(caption.text for caption in said) if said else None
-
-
-def _finishes(said: Sequence[Caption] | None) -> tuple[str, ...] | None:
-    return tuple(caption.finish for caption in said) if said else None
-
-
-def _logprobs(said: Sequence[Caption] | None) -> tuple[float | None, ...] | None:
-    return tuple(caption.mean_logprob for caption in said) if said else None
+def _said(what: str, said: Sequence[Caption] | None) -> dict[str, Any]:
+    """Return the columns that hold captions or answers: their texts, and what is known of each."""
+    if not said:
+        return {}
+    return {
+        f"{what}s": tuple(one.text for one in said),
+        f"{what}_finishes": tuple(one.finish for one in said),
+        f"{what}_logprobs": tuple(one.mean_logprob for one in said),
+        f"{what}_tokens": tuple(one.num_tokens or None for one in said),
+    }

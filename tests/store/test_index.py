@@ -1,13 +1,13 @@
-"""What lies on a shelf is what was put there, in order, and takes no memory of the run."""
+"""What an index holds is what was put there, in order, and takes no memory of the run."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import os
 import sqlite3
-import tempfile
 import threading
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,32 +15,49 @@ import pytest
 
 from tests.store.test_journal_and_result import FINGERPRINT, told
 from tests.support.fakes import DISAGREE
-from vlmgate.data import Caption, Failure, Found, ImageFile, Read, Reading, Reason, Record, Route, Unreadable
+from vlmgate.data import (
+    Caption,
+    Failure,
+    Found,
+    ImageFile,
+    Read,
+    Reading,
+    Reason,
+    Record,
+    Route,
+    Unreadable,
+    content_of,
+)
 from vlmgate.errors import StoreError
 from vlmgate.images import find_images
+from vlmgate.run.writer import Recorder
 from vlmgate.scores.novelty import pack
+from vlmgate.store import index
+from vlmgate.store.index import Index, Table
 from vlmgate.store.journal import Journal
 from vlmgate.store.lines import found_as_text, found_of_text
 from vlmgate.store.result import read_result, write_result
 from vlmgate.store.rows import build_rows, completed, decide_rows
-from vlmgate.store.spill import Shelf, SlotSet
 
 PROMPTED = FINGERPRINT | {"choices": [], "num_samples": 4, "seed": 5}
 
 
-def shelf() -> Shelf[int]:
-    return Shelf(str, int)
+Kept = Table[tuple[str, int], int]
 
 
-def test_a_shelf_is_a_mapping_in_the_order_of_its_keys() -> None:
-    kept = shelf()
-    assert not kept and len(kept) == 0 and [*kept] == [] and kept.under("a") == {}
-    slots = [("b", 1), ("a/b", 1), ("a", 10), ("a", 2), ("ä\n'; DROP TABLE shelf", 1), ("😀", 1), ("\uffff", 1)]
+def table(decode: Callable[[str], int] = int) -> Kept:
+    return Table(Index(), "kept", 2, str, decode)
+
+
+def test_a_table_is_a_mapping_in_the_order_of_its_keys() -> None:
+    kept = table()
+    assert not kept and len(kept) == 0 and [*kept] == [] and not [*kept.under("a")]
+    slots = [("b", 1), ("a/b", 1), ("a", 10), ("a", 2), ("ä\n'; DROP TABLE kept", 1), ("😀", 1), ("\uffff", 1)]
     for value, slot in enumerate(slots):
         kept[slot] = value
     assert [*kept] == sorted(slots) and len(kept) == 7 and kept
     assert kept["a", 10] == 2 and ("a", 3) not in kept and "a" not in kept
-    assert kept.under("a") == {2: 3, 10: 2} and [*kept.names()] == sorted({name for name, _ in slots})
+    assert [*kept.under("a")] == [(2, 3), (10, 2)] and [*kept.names()] == sorted({name for name, _ in slots})
     kept["a", 2] = 7
     assert kept.pop(("a", 2)) == 7 and kept.get(("a", 2)) is None
     for missing in (lambda: kept["a", 2], lambda: kept.pop(("a", 2))):
@@ -50,15 +67,15 @@ def test_a_shelf_is_a_mapping_in_the_order_of_its_keys() -> None:
 
 def test_what_is_under_a_name_comes_one_by_one() -> None:
     decoded = []
-    kept: Shelf[int] = Shelf(str, lambda text: (decoded.append(text), int(text))[1])
+    kept = table(lambda text: (decoded.append(text), int(text))[1])
     for i in range(2500):  # more than are fetched at once
         kept["x", i - 1] = i
-    assert next(kept.values_under("x")) == 0 and decoded == ["0"]
-    assert [*kept.values_under("x")] == [*range(2500)] and [*kept.values_under("y")] == []
+    assert next(kept.under("x")) == (-1, 0) and decoded == ["0"]
+    assert [v for _, v in kept.under("x")] == [*range(2500)] and [*kept.under("y")] == []
 
 
-def test_a_shelf_may_be_written_to_while_it_is_read() -> None:
-    kept = shelf()
+def test_a_table_may_be_written_to_while_it_is_read() -> None:
+    kept = table()
     for i in range(2500):  # more than are fetched at once
         kept["x", i] = i
     seen = []
@@ -68,8 +85,8 @@ def test_a_shelf_may_be_written_to_while_it_is_read() -> None:
     assert seen == [("x", i) for i in range(2500)] and not kept
 
 
-def test_threads_share_a_shelf() -> None:
-    kept, names = shelf(), "abcd"
+def test_threads_share_a_table() -> None:
+    kept, names = table(), "abcd"
 
     def put(name: str) -> None:
         for i in range(300):
@@ -81,33 +98,33 @@ def test_threads_share_a_shelf() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(kept) == 1200 and all(kept.under(name) == {i: i for i in range(300)} for name in names)
+    assert len(kept) == 1200 and all(dict(kept.under(name)) == {i: i for i in range(300)} for name in names)
 
 
-def fill(kept: Shelf[int], first: int, last: int) -> None:
+def fill(kept: Kept, first: int, last: int) -> None:
     for i in range(first, last):
         kept["name " * 20, i] = i
 
 
-def test_where_the_room_ends_a_shelf_goes_on_in_memory() -> None:
+def test_where_the_room_ends_a_table_goes_on_in_memory() -> None:
     """The folder for temporary files fills up in the middle of a night: nothing that was kept is lost."""
-    kept = shelf()
+    kept = table()
     fill(kept, 0, 5000)
-    pages = kept._run("PRAGMA page_count")[0][0]
-    kept._run(f"PRAGMA max_page_count = {pages}")
+    pages = kept.index.run("PRAGMA page_count")[0][0]
+    kept.index.run(f"PRAGMA max_page_count = {pages}")
     fill(kept, 5000, 10_000)
-    assert kept.under("name " * 20) == {i: i for i in range(10_000)}
-    assert [row[2] for row in kept._db.execute("PRAGMA database_list")] == [""]
+    assert dict(kept.under("name " * 20)) == {i: i for i in range(10_000)}
+    assert kept.index._in_memory
 
 
-def test_a_shelf_whose_file_is_lost_never_passes_for_one_that_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(_: object) -> sqlite3.Connection:
+def test_a_table_whose_file_is_lost_never_passes_for_one_that_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Index) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("vlmgate.store.spill._in_memory", fails)
-    kept = shelf()
+    monkeypatch.setattr(Index, "_move", fails)
+    kept = table()
     fill(kept, 0, 100)
-    kept._run("PRAGMA max_page_count = 3")
+    kept.index.run("PRAGMA max_page_count = 3")
     told = r"folder for temporary files cannot be used.*disk I/O error.*the same command resumes"
     with pytest.raises(StoreError, match=told):
         fill(kept, 100, 10_000)
@@ -116,43 +133,56 @@ def test_a_shelf_whose_file_is_lost_never_passes_for_one_that_holds_less(monkeyp
             use()
 
 
-def test_a_folder_for_temporary_files_that_cannot_hold_a_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network disk without locks, say: the shelf is in memory."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("vlmgate.store.spill._new_file", lambda: str(tmp_path / "no such folder" / "x"))
-    kept = shelf()
-    kept["a", 1] = 1
-    assert kept.under("a") == {1: 1}
+def open_files() -> set[str]:
+    found = set()
+    for one in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the folder itself is closed by now
+            found.add(str(one.readlink()))
+    return found
 
 
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere an open file keeps its name")
-def test_the_file_of_a_shelf_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    kept = shelf()
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux says which files are open")
+def test_the_file_of_an_index_has_no_name() -> None:
+    before = open_files()
+    kept = table()
     for i in range(40_000):  # more than are kept in memory
         kept["name " * 20, i] = i
-    assert not [*tmp_path.iterdir()] and kept["name " * 20, 39_999] == 39_999
-    (path,) = [row[2] for row in kept._db.execute("PRAGMA database_list")]
-    assert path.startswith(str(tmp_path))
+    (file,) = {name for name in open_files() - before if "etilqs_" in name}
+    assert file.endswith(" (deleted)") and kept["name " * 20, 39_999] == 39_999 and not kept.index._in_memory
 
 
-@pytest.mark.parametrize("trouble", ["no room", "no folder"])
-def test_without_room_a_shelf_is_in_memory(trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if trouble == "no room":
-        monkeypatch.setattr("vlmgate.store.spill.ROOM", 2**80)
-    else:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    kept = shelf()
-    kept["a", 1] = 1
-    assert [row[2] for row in kept._db.execute("PRAGMA database_list")] == [""] and kept.under("a") == {1: 1}
+def test_a_round_knows_what_was_read_and_what_is_under_way_and_copies_neither(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "r.journal.jsonl", PROMPTED)
+    for i in range(3):
+        journal.append([reading(i)], 0.1)
+    contents = [content_of(reading(i).image) for i in range(5)]
+    seen = journal.seen()
+    for content in contents[2:4]:
+        seen.add(content)
+        seen.add(content)
+    assert [content in seen for content in contents] == [True, True, True, True, False]
+    assert len(seen) == 4 and [*seen] == contents[:4] and ("a", 1) not in seen
+    journal.append([reading(4)], 0.1)
+    assert contents[4] in seen and not journal.index.run("SELECT * FROM rounds WHERE k0 = ?", (contents[4][0],))
+    later = journal.seen()
+    assert [content in later for content in contents] == [True, True, True, False, True], "what failed is tried again"
+    later.add(contents[3])
+    later.discard(contents[3])
+    later.discard(contents[3])
+    assert contents[3] not in later
+    journal.close()
 
 
-def test_a_set_of_slots() -> None:
-    some = SlotSet([("a", 1), ("a", 1), ("b", 2)])
-    some.add(("c", 3))
-    some.discard(("b", 2))
-    some.discard(("b", 2))
-    assert len(some) == 2 and [*some] == [("a", 1), ("c", 3)] and ("b", 2) not in some
+def test_one_file_holds_all_that_a_run_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    opened = index._opened
+    monkeypatch.setattr(index, "_opened", lambda name: (made.append(name), opened(name))[1])
+    journal = Journal.open(tmp_path / "r.journal.jsonl", PROMPTED)
+    recorder = Recorder(journal, None)
+    build_rows(find_images(folder_of(tmp_path, ["a.png"])), journal, scored_before=recorder.scored)
+    journal.seen().add(("a", 1, ""))
+    journal.close()
+    assert made == [""]
 
 
 def picture(name: str, sha: str = "0" * 64) -> ImageFile:
@@ -204,9 +234,9 @@ def test_what_was_read_stays_in_the_file(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert grown / 500 < 50  # bytes
-    assert journal.readings[f"{333:064x}", 1] == reading(333) and len(journal.readings) == 600
+    assert journal.readings[f"{333:064x}", 1, ""] == reading(333) and len(journal.readings) == 600
     journal.close()
-    assert journal.readings[f"{334:064x}", 1] == reading(334), "even after it was closed"
+    assert journal.readings[f"{334:064x}", 1, ""] == reading(334), "even after it was closed"
 
 
 def folder_of(tmp_path: Path, names: list[str]) -> Path:
