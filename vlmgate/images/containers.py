@@ -5,6 +5,7 @@ Knows formats and Pillow's plugins; knows nothing of folders or threads, and nev
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,13 +34,13 @@ from PIL import (
 from vlmgate.images.damage import (
     PngFrames,
     check_integrity,
+    check_jpeg,
     check_webp,
     count_tiff_pages,
     ends_with_gif_trailer,
 )
 from vlmgate.images.decode import decode, decode_16_bit_colour, decode_pnm, is_16_bit_colour
 from vlmgate.images.formats import BY_EXTENSION, HEAD_BYTES, NOT_OPENABLE, RefusedError, one_line, sniff
-from vlmgate.images.jpeg import load_whole_jpeg
 
 MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
 
@@ -218,7 +219,25 @@ class Container:
             check_webp(self._stream.read())
         self._stream.seek(position)  # Pillow goes on from there
         if self.kind == "JPEG":
-            load_whole_jpeg(self._image, self._least_side if self.num_pages == 1 else 0)
+            self._check_jpeg()
+
+    def _check_jpeg(self) -> None:
+        """Refuse a JPEG with pixels missing; have a large one decoded smaller.
+
+        With `least_side`, at a half, a quarter or an eighth of its size, as long as neither side comes out shorter.
+        """
+        image = self._image
+        assert isinstance(image, JpegImagePlugin.JpegImageFile) and image.fp is not None
+        if len(image.tile) != 1:  # no scan begins
+            raise RefusedError("truncated")
+        image.fp.seek(image.tile[0].offset)
+        data = image.fp.read()  # one frame, or with MPO all from this one on
+        jpeg = check_jpeg(data)
+        side = self._least_side if self.num_pages == 1 and jpeg.reads_once else 0
+        if side and min(image.size) >= 2 * side:
+            image.draft(None, (side, side))
+        image.tile = [image.tile[0]._replace(offset=0)]
+        image.fp = io.BytesIO(data[: jpeg.end])
 
     def _open_twin(self, page: int) -> ImageFile.ImageFile:
         """Return the same page in a second reader, which goes forwards beside the first."""
