@@ -10,9 +10,16 @@ with one file is a value about that file, never an exception and never a Python 
 """
 
 from vlmgate.images.ahead import Opened, read_ahead
-from vlmgate.images.find import Walk, find_images, turned_of
+from vlmgate.images.find import (
+    Walk,
+    find_images,
+    find_listed,
+    folders_of,
+    read_list,
+    sources_of,
+    turned_of,
+)
 from vlmgate.images.formats import is_of_the_disk
-from vlmgate.images.listing import find_listed, folders_of, read_list, sources_of
 from vlmgate.images.pages import open_pages
 from vlmgate.images.quality import STANDARD
 from vlmgate.images.sources import chosen
