@@ -113,6 +113,6 @@ class _Contents:
 
     def check_unchanged(self) -> None:
         if self.stream is self._file:
-            now = os.fstat(self._file.fileno())
+            now = os.fstat(self._file.fileno())  # not the time of status change: a new link to the file moves it
             if (now.st_size, now.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns):
                 raise RefusedError("changed while it was being read")
