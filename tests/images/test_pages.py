@@ -553,7 +553,6 @@ def test_a_tiff_whose_pages_lead_in_a_circle_ends(tmp_path: Path) -> None:
 
 def test_pages_without_end_are_cut_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmgate.images.pages.MAX_PAGES", 5)
-    monkeypatch.setattr("vlmgate.images.containers.MAX_PAGES", 5)
     page = Image.new("L", (2, 2))
     for name in ("a.tif", "a.gif"):
         page.save(tmp_path / name, save_all=True, append_images=[Image.new("L", (2, 2), 20 * i) for i in range(1, 10)])

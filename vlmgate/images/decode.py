@@ -8,7 +8,7 @@ converted (say, white) picture K times the same way and it would be accepted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -38,22 +38,23 @@ Array = npt.NDArray[Any]
 
 
 def decode(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Image, str, list[str]]:
+    """Return upright 8-bit RGB, the mode as stored, and what was done in words; raises `RefusedError`, or as Pillow."""
     mode = image.mode
     notes: list[str] = []
     _refuse_what_pillow_gets_wrong(image)
     declared = _declared_maximum(image, stream)
-    tiff_tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
-    tiff_orientation = tiff_tags.get(ExifTags.Base.Orientation) if tiff_tags is not None else None
+    tags = _tiff_tags(image)
+    tiff_orientation = tags.get(ExifTags.Base.Orientation)
     image.load()
     if mode.startswith("I") or mode == "F":
-        if tiff_tags is not None and mode == "I" and tiff_tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
+        if tags and mode == "I" and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
             values = np.asarray(image).view(np.uint32)  # Pillow has no unsigned 32-bit mode
         else:
             values = np.asarray(image)
         declared = declared or _significant_maximum(values, _png_significant_bits(image, stream))
         grey, words = scale_to_8_bits(values, declared)
         notes.append(words)
-        if tiff_tags is not None and tiff_tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
             np.subtract(255, grey, out=grey)
             notes.append("inverted (stored with white as zero)")
         flat = Image.fromarray(grey)
@@ -61,16 +62,20 @@ def decode(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Image, s
             flat.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
         rgb = _flatten(flat, notes)
     else:
-        if tiff_tags is not None and mode in ("P", "PA"):
-            _repair_8_bit_palette(image, tiff_tags.get(TiffImagePlugin.COLORMAP, ()), notes)
+        if mode in ("P", "PA"):
+            _repair_8_bit_palette(image, tags.get(TiffImagePlugin.COLORMAP, ()), notes)
         rgb = _flatten(image, notes)
     rgb = _upright(image, rgb, tiff_orientation, notes)
-    if tiff_tags is not None and tiff_tags.get(_SUBFILE_TYPE, 0) & 1:
+    if tags.get(_SUBFILE_TYPE, 0) & 1:
         notes.append("marked as a small copy of another page")
     if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile) and mode[0] != "I" and (_jpeg2000_bits(stream) or 8) > 8:
         notes.append("upper 8 bits taken")
     _note_profile(image, notes)
     return rgb, mode, notes
+
+
+def _tiff_tags(image: ImageFile.ImageFile) -> Mapping[int, Any]:
+    return image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
 
 
 def _flatten(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -144,12 +149,11 @@ def _repair_8_bit_palette(image: Image.Image, color_map: tuple[int, ...], notes:
 
 
 def _refuse_what_pillow_gets_wrong(image: ImageFile.ImageFile) -> None:
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return
-    if _DNG_VERSION in image.tag_v2:
+    tags = _tiff_tags(image)
+    if _DNG_VERSION in tags:
         raise RefusedError("camera raw files (DNG) cannot be opened; convert them to TIFF or PNG")
-    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-    planar = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
     if max(bits) > 8 and len(bits) > 1 and planar:
         raise RefusedError(
             "TIFF with separate 16-bit colour planes cannot be opened; save it with interleaved channels"
@@ -188,8 +192,7 @@ def decode_16_bit_colour(
     _refuse_what_pillow_gets_wrong(image)
     notes: list[str] = []
     declared = _declared_maximum(image, stream)
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
-    orientation = tags.get(ExifTags.Base.Orientation) if tags is not None else None
+    orientation = _tiff_tags(image).get(ExifTags.Base.Orientation)
     key = image.info.get("transparency")
     if rawmode == "LA;16B":  # four bytes a pixel: the upper and lower byte of grey, then of alpha
         _with_rawmode(image, "RGBA").load()
