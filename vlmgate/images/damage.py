@@ -92,29 +92,31 @@ def check_jpeg(data: bytes) -> Jpeg:
         raise RefusedError("truncated")
     bare = b"".join(header + coded for header, coded in jpeg.scans)
     zeros = len(bare) - len(bare.rstrip(b"\0"))
-    warning = _jpeg_warning(bare + _EOI)
-    if left_over := _LEFT_OVER.match(warning):
+    warning = _jpeg_warning(bare)
+    if _LEFT_OVER.match(warning):
         # A copy that broke off may be padded with zeros, which decode as flat: some are needed, and some left over.
-        # Some writers pad a whole image, and none is needed.
-        padded = zeros and not _jpeg_warning(bare[:-zeros] + _EOI)
-        if int(left_over[1]) > _JPEG_SPARE and not padded:
-            raise RefusedError("truncated: ends in zeros" if zeros >= _ZEROS else f"corrupt image data ({warning})")
-    elif warning.startswith(("Corrupt JPEG data", "Premature end")):
+        # Some writers pad a whole image: none is needed, but for one that ends the data itself.
+        if zeros and not _jpeg_warning(bare[: 1 - zeros or None]):
+            return jpeg
+        raise RefusedError("truncated: ends in zeros" if zeros >= _ZEROS else f"corrupt image data ({warning})")
+    if warning.startswith(("Corrupt JPEG data", "Premature end")):
         broke_off = "premature" in warning or "marker 0xd9" in warning
         raise RefusedError("truncated" if broke_off else f"corrupt image data ({warning})")
-    elif warning and jpeg.frame not in _ARITHMETIC:  # simplejpeg cannot decode it, mostly for rare chroma subsampling
+    if warning and jpeg.frame not in _ARITHMETIC:  # simplejpeg cannot decode it, mostly for rare chroma subsampling
         if _runs_dry(jpeg, 0):
             raise RefusedError("truncated")
-        if zeros >= _ZEROS and not _runs_dry(jpeg, _ZEROS) and _runs_dry(jpeg, zeros):
+        if zeros >= _ZEROS and not _runs_dry(jpeg, _ZEROS) and _runs_dry(jpeg, zeros - 1):
             raise RefusedError("truncated: ends in zeros")
     return jpeg
 
 
 def _jpeg_warning(data: bytes) -> str:
+    """Return the first warning or error about a JPEG, which has no end marker yet; empty = all is well."""
     try:
-        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
+        simplejpeg.decode_jpeg(data + _EOI, "GRAY", min_height=1, min_width=1)
     except ValueError as error:
-        return str(error)
+        left_over = _LEFT_OVER.match(str(error))
+        return "" if left_over and int(left_over[1]) <= _JPEG_SPARE else str(error)
     return ""
 
 
