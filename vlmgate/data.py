@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 VERDICTS = ("correct", "wrong", "unusable")  # what a person may say of a reading; unusable = the image shows nothing
+Stamp = tuple[int, int, int]  # bytes, time of change, time of status change (both in ns): alike = the file is unchanged
 Finish = Literal["stop", "length", "non-finite", "refused", "unknown"]
 
 
@@ -37,6 +38,14 @@ class Source:
         """Return the path that opens the file."""
         return Path(self.where)
 
+    def stamp(self) -> Stamp | None:
+        """Ask the disk for the file's stamp as it is now; None where it cannot be asked."""
+        try:
+            status = self.path.stat()
+        except (OSError, ValueError):
+            return None
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
@@ -54,6 +63,11 @@ class ImageFile:
     size_bytes: int
     mtime_ns: int
     ctime_ns: int = 0  # tells apart what was put in the place of a file with its size and time
+
+    @property
+    def stamp(self) -> Stamp:
+        """Return the stamp of the file when it was read."""
+        return self.size_bytes, self.mtime_ns, self.ctime_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,52 @@ def test_a_jpeg_may_be_padded_before_its_end(tmp_path: Path) -> None:
         accepted(tmp_path, data[:-2] + bytes(512) + END)
         accepted(tmp_path, data[:-2] + b"\xff" * 512 + END)
         accepted(tmp_path, data + bytes(512))
+    ends_in_a_zero = next(
+        data for width in range(200, 320) if (data := encoded(photo(width), "JPEG")).endswith(b"\0" + END)
+    )
+    for zeros in (16, 512):
+        accepted(tmp_path, ends_in_a_zero[:-2] + bytes(zeros) + END)
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_a_jpeg_with_a_block_of_zeros_or_without_a_piece(tmp_path: Path, options: dict[str, Any]) -> None:
+    data = encoded(photo(), "JPEG", **options)
+    at = len(data) * 2 // 3
+    for broken in (data[:at] + bytes(512) + data[at + 512 :], data[: at - 700] + data[at:]):
+        assert reason(tmp_path, broken).startswith(("truncated", "corrupt image data"))
+
+
+def test_a_progressive_jpeg_that_broke_off_between_scans(tmp_path: Path) -> None:
+    data = encoded(photo(), "JPEG", progressive=True)
+    scans = [at for at in range(len(data)) if data.startswith(b"\xff\xda", at)]
+    assert len(scans) > 5
+    for start in scans:
+        assert reason(tmp_path, data[:start] + END) == "truncated"
+
+
+def test_headers_that_only_a_strict_decoder_minds(tmp_path: Path) -> None:
+    for data in (encoded(photo(), "JPEG"), encoded(photo(), "JPEG", progressive=True)):
+        accepted(tmp_path, data.replace(b"JFIF\0\x01", b"JFIF\0\x02", 1))  # a version that nobody knows
+        table = data.index(b"\xff\xdb")
+        accepted(tmp_path, data[:table] + b"\0\x01\x02" + data[table:])
+        accepted(tmp_path, data[:-2] + b"\x12\x34\x56\x78" + END)  # some cameras leave bytes behind the scan
+    data = encoded(photo(), "JPEG")
+    assert data.count(b"\x00\x3f\x00") == 1  # from the first coefficient to the last: what a baseline scan has to say
+    accepted(tmp_path, data.replace(b"\x00\x3f\x00", b"\x00\x00\x00"))
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_a_jpeg_that_the_strict_decoder_does_not_take(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmgate.images.damage._jpeg_warning", lambda data: "Could not determine subsampling level")
+    data = encoded(photo(), "JPEG", **options)
+    accepted(tmp_path, data)
+    accepted(tmp_path, data[:-2] + bytes(512) + END)
+    for kept in (0.2, 0.5, 0.9):
+        cut = data[: int(len(data) * kept)].rstrip(b"\xff")
+        for tail in (END, b"\xff" * 9 + END, bytes(len(data) - len(cut)) + END):
+            assert reason(tmp_path, cut + tail).startswith("truncated")
 
 
 def test_a_flat_jpeg_that_rightly_ends_in_zeros(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.images import open_pages
 from vlmgate.images import pages as opening
-from vlmgate.images.depth import scale_to_8_bits
+from vlmgate.images.decode import scale_to_8_bits
 
 ALL = ImageConfig(pages="all")
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]]], np.uint8)
@@ -417,7 +417,7 @@ def test_a_float_image_without_a_number_is_refused(tmp_path: Path) -> None:
 def test_scaling_by_rows_equals_scaling_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
     at_once, _ = scale_to_8_bits(values)
-    monkeypatch.setattr("vlmgate.images.depth._ROWS_AT_ONCE", 20)
+    monkeypatch.setattr("vlmgate.images.decode._ROWS_AT_ONCE", 20)
     assert np.array_equal(scale_to_8_bits(values)[0], at_once)
     assert scale_to_8_bits(np.zeros((2, 2), np.uint16))[0].max() == 0
 
@@ -553,7 +553,6 @@ def test_a_tiff_whose_pages_lead_in_a_circle_ends(tmp_path: Path) -> None:
 
 def test_pages_without_end_are_cut_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmgate.images.pages.MAX_PAGES", 5)
-    monkeypatch.setattr("vlmgate.images.containers.MAX_PAGES", 5)
     page = Image.new("L", (2, 2))
     for name in ("a.tif", "a.gif"):
         page.save(tmp_path / name, save_all=True, append_images=[Image.new("L", (2, 2), 20 * i) for i in range(1, 10)])

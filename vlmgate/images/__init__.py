@@ -1,18 +1,27 @@
 """Find image files; open each as upright 8-bit RGB, or say why not.
 
-Two promises: whatever might be an image is in the result, as a `Source` or as an `Unreadable`; and whatever is wrong
-with one file is a value about that file, never an exception and never a Python warning. Knows nothing of models.
+    find_images (a folder), find_listed (a list)     find, with sources: many names in little memory
+      → read_ahead: in threads, in order             ahead
+        → open_pages: the pages of one file          pages, with formats: what kind of file it is
+          → is all of it there?                      damage
+          → pixels: modes, bit depth, orientation    decode
+          → how well it was taken                    quality
 
-    walk ──► ahead ──► opening ──► containers ──► decoding ──► depth
-    folder   threads   pages       one file       one page     10 bits and more
-    listing          └─ quality       └─ damage, jpeg: is all of it there?
-    list  ──► sources: many names in little memory
+Two promises: whatever might be an image is in the result, as a `Source` or as an `Unreadable`; and whatever is wrong
+with one file is a value about that file, never an exception and never a Python warning.
 """
 
 from vlmgate.images.ahead import Opened, read_ahead
-from vlmgate.images.find import Walk, find_images, turned_of
+from vlmgate.images.find import (
+    Walk,
+    find_images,
+    find_listed,
+    folders_of,
+    read_list,
+    sources_of,
+    turned_of,
+)
 from vlmgate.images.formats import is_of_the_disk
-from vlmgate.images.listing import find_listed, folders_of, read_list, sources_of
 from vlmgate.images.pages import open_pages
 from vlmgate.images.quality import STANDARD
 from vlmgate.images.sources import chosen

@@ -1,7 +1,4 @@
-"""Decode ahead of the model, in threads, within a budget of pixels.
-
-Knows threads and order; knows nothing of what is inside a file.
-"""
+"""`read_ahead` decodes files in threads ahead of the model, in their order, within a budget of pixels."""
 
 from __future__ import annotations
 
@@ -13,6 +10,8 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
+from queue import SimpleQueue
 
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
@@ -45,18 +44,15 @@ def read_ahead(
     """
     workers = config.workers or min(16, max(2, _usable_cores()))
     line = _Line(config, workers, max_pixels_ahead)
-    waiting: deque[_Job] = deque()
     supply = iter(sources)
     try:
         while True:
-            while len(waiting) < 4 * workers and (source := next(supply, None)) is not None:
-                waiting.append(line.submit(source))
-            if not waiting:
+            while len(line.jobs) < 4 * workers and (source := next(supply, None)) is not None:
+                line.submit(source)
+            if not line.jobs:
                 return
-            opened, cost = line.collect(waiting[0])
+            opened, cost = line.collect()
             yield opened
-            if opened.last:
-                waiting.popleft()
             line.release(cost, done=opened.last)
             del opened  # or the picture would stay in memory while the next is waited for
     finally:
@@ -76,14 +72,14 @@ class _Job:
     """One source under way."""
 
     source: Source
-    index: int  # in the order of the sources
     results: deque[tuple[Opened, int]] = field(default_factory=deque)  # with the pixels each counts for
     admitted: int = 0  # pixels of the page being decoded
+    begun: bool = False  # a page was admitted, or none will be
     given_up: bool = False  # it took too long; what comes of it now is too late
 
 
 class _Line:
-    """Worker threads, what they wait for, and the pixels in flight; every field is guarded by one condition.
+    """Worker threads, what they wait for, and the pixels in flight; fields are changed under one condition.
 
     Pages are admitted in the order of the sources, so that the source the consumer waits for is never the one that
     finds the budget spent. Threads are daemons: one that hangs in a network read must not keep the program from ending.
@@ -93,32 +89,29 @@ class _Line:
         self._config, self._max_workers, self._max_pixels = config, max_workers, max_pixels
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
-        self._queue: deque[_Job] = deque()
-        self._submitted = 0
-        self._head = 0  # index of the source that the consumer takes results of
-        self._turn = 0  # index of the first source that has had no page admitted yet
-        self._begun: set[int] = set()  # indices after `_turn` that are through already
+        self._to_do: SimpleQueue[_Job | None] = SimpleQueue()  # None = there is no more
+        self.jobs: deque[_Job] = deque()  # in the order of the sources; the consumer takes results of the first
         self._in_flight = 0  # pixels
         self._stopped = False
 
     # in the consumer's thread
 
-    def submit(self, source: Source) -> _Job:
+    def submit(self, source: Source) -> None:
+        job = _Job(source)
         with self._changed:
-            job = _Job(source, self._submitted)
-            self._submitted += 1
-            self._queue.append(job)
-            self._changed.notify_all()
+            self.jobs.append(job)
+        self._to_do.put(job)
         if len(self._threads) < self._max_workers:
             self._start_thread()
-        return job
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._work, name=f"vlmgate-decode-{len(self._threads)}", daemon=True)
         thread.start()
         self._threads.append(thread)
 
-    def collect(self, job: _Job) -> tuple[Opened, int]:
+    def collect(self) -> tuple[Opened, int]:
+        """Wait for the next result of the first job."""
+        job = self.jobs[0]
         with self._changed:
             if not self._changed.wait_for(lambda: job.results, _PATIENCE):
                 self._give_up(job)
@@ -128,23 +121,25 @@ class _Line:
         """Go on without a file whose reading does not come to an end; its thread is left to it, and has a successor."""
         reason = f"gave no picture within {_PATIENCE / 60:.0f} minutes"
         self._in_flight -= job.admitted
-        job.admitted, job.given_up = 0, True
+        job.admitted, job.begun, job.given_up = 0, True, True
         job.results.append((Opened(job.source, Unreadable(job.source.file_name, reason), True), 0))
-        self._pass_turn(job)
+        self._changed.notify_all()
         self._max_workers += 1
         self._start_thread()
 
     def release(self, cost: int, *, done: bool) -> None:
         with self._changed:
             self._in_flight -= cost
-            self._head += done
+            if done:
+                self.jobs.popleft()
             self._changed.notify_all()
 
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
-            self._queue.clear()
             self._changed.notify_all()
+        for _ in self._threads:
+            self._to_do.put(None)
         deadline = time.monotonic() + 0.5  # seconds; tidy if it can be had, prompt in any case
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -153,12 +148,7 @@ class _Line:
 
     def _work(self) -> None:
         try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopped or self._queue)
-                    if self._stopped:
-                        return
-                    job = self._queue.popleft()
+            while (job := self._to_do.get()) and not self._stopped:
                 try:
                     self._read(job)
                 except Exception as error:  # not even telling of it went well: without an end the consumer would wait
@@ -185,23 +175,17 @@ class _Line:
                 raise _Stopped
             if job.given_up:
                 raise RefusedError("took too long")
-            job.admitted = cost
+            job.admitted, job.begun = cost, True
             self._in_flight += cost
-            self._pass_turn(job)
+            self._changed.notify_all()
 
     def _may_decode(self, job: _Job, cost: int) -> bool:
-        if job.index > self._turn:
+        if job.given_up:
+            return True
+        if not all(other.begun for other in takewhile(lambda other: other is not job, self.jobs)):
             return False
         fits = self._in_flight == 0 or self._in_flight + cost <= self._max_pixels
-        return fits or (job.index == self._head and not job.results)  # the consumer waits for this very page
-
-    def _pass_turn(self, job: _Job) -> None:
-        if job.index >= self._turn:  # at its end, most often, a file has had its turn; kept, it would stay for ever
-            self._begun.add(job.index)
-        while self._turn in self._begun:
-            self._begun.remove(self._turn)
-            self._turn += 1
-        self._changed.notify_all()
+        return fits or (job is self.jobs[0] and not job.results)  # the consumer waits for this very page
 
     def _deliver(self, job: _Job, result: Picture | Unreadable, last: bool) -> None:
         with self._changed:
@@ -214,6 +198,5 @@ class _Line:
                 self._in_flight -= cost
                 cost = 0
             job.results.append((Opened(job.source, result, last), cost))
-            if last:
-                self._pass_turn(job)
+            job.begun = job.begun or last
             self._changed.notify_all()

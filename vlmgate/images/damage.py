@@ -1,18 +1,22 @@
-"""Tell a damaged file from a whole one where Pillow's decoders pass over the damage in silence.
+"""Refuse damaged files where Pillow's decoders pass over the damage in silence.
 
-Knows how the formats lay out their bytes; knows nothing of pixels, modes or threads. What cannot be told: bytes that
-were changed within compressed data without a checksum, and any zeros in formats that are not compressed, where they are
-black pixels.
+`check_integrity` looks at a whole file before it is opened; `PngFrames`, `check_webp` and `check_jpeg` look at the
+pixel data of one page. Not found: bytes that were changed within compressed data so that they still mean something, and
+zeros in formats that are not compressed, where they are black pixels.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from PIL import PngImagePlugin, WebPImagePlugin
+import numpy as np
+import simplejpeg
+from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from vlmgate.images.formats import RefusedError
 
@@ -23,10 +27,7 @@ _BLOCK = 1 << 20  # bytes inflated at a time
 
 
 def check_integrity(stream: BinaryIO, kind: str) -> None:
-    """Refuse a file that broke off, or fails its own checksums; nothing is decoded for it.
-
-    Of a JPEG the decoder tells, see `vlmgate.images.jpeg`.
-    """
+    """Refuse a file that broke off or fails its own checksums; nothing is decoded for it."""
     stream.seek(0)
     broke_off = False
     if kind == "PNG":  # checksums of the pixel data are compared by `verify` only
@@ -42,6 +43,133 @@ def check_integrity(stream: BinaryIO, kind: str) -> None:
             raise RefusedError("truncated: ends in zeros")
     if broke_off:
         raise RefusedError("truncated")
+
+
+# --- JPEG ------------------------------------------------------------------------------------------------------------
+
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # FF 00 is data, D0 to D7 are restarts within it
+_EOI = b"\xff\xd9"
+_START_OF_SCAN, _END, _WITHOUT_BODY = 0xDA, 0xD9, (0x01, 0xD8)
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_NEEDED = frozenset(range(0xC0, 0xD0)) | {0xDB, 0xDD, 0xEE}  # frame, tables, restart interval, Adobe's colour model
+_PROGRESSIVE, _ARITHMETIC = (0xC2, 0xC6, 0xCA, 0xCE), range(0xC9, 0xD0)
+_COEFFICIENTS = 64  # of a block
+_LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+_ZEROS = 32  # bytes at the end of a scan from which on they are looked into
+_JPEG_SPARE = 4  # bytes; some cameras leave that many behind the last scan
+_ANYTHING = bytes((73 * i + 29) % 251 for i in range(_COEFFICIENTS))  # codes that change coefficients
+
+
+@dataclass(slots=True)
+class Jpeg:
+    """What decoding one JPEG needs, front to back; what else its header holds may be odd in a whole file."""
+
+    scans: list[tuple[bytes, bytes]] = field(default_factory=list)  # header segments before the data, and the data
+    frame: int = 0  # the marker that names the coding
+    end: int = -1  # offset behind the end-of-image marker; -1 = there is none
+    missing: set[tuple[int, int]] = field(default_factory=set)  # components and their coefficients that lack bits
+
+    @property
+    def complete(self) -> bool:
+        """Every coefficient has come to its last bit: a file that broke off between scans has not."""
+        return self.end > 0 and bool(self.scans) and not self.missing
+
+    @property
+    def reads_once(self) -> bool:
+        """The decoder reads the data once, front to back, and turns them into pixels as it goes."""
+        return len(self.scans) == 1 and self.frame not in (*_PROGRESSIVE, *_ARITHMETIC)
+
+
+def check_jpeg(data: bytes) -> Jpeg:
+    """Refuse a JPEG whose scans are missing, end early, hold broken codes, or more data than the image needs.
+
+    libjpeg paints what is missing grey, and Pillow drops its warnings. `simplejpeg` reports them: it decodes in grey at
+    an eighth of the size, which reads every code and costs less than the decoding that follows. Only the first warning
+    is reported, so everything is left out that gives a harmless one.
+    """
+    jpeg = _parse_jpeg(data)
+    if not jpeg.complete:
+        raise RefusedError("truncated")
+    bare = b"".join(header + coded for header, coded in jpeg.scans)
+    zeros = len(bare) - len(bare.rstrip(b"\0"))
+    warning = _jpeg_warning(bare)
+    if _LEFT_OVER.match(warning):
+        # A copy that broke off may be padded with zeros, which decode as flat: some are needed, and some left over.
+        # Some writers pad a whole image: none is needed, but for one that ends the data itself.
+        if zeros and not _jpeg_warning(bare[: 1 - zeros or None]):
+            return jpeg
+        raise RefusedError("truncated: ends in zeros" if zeros >= _ZEROS else f"corrupt image data ({warning})")
+    if warning.startswith(("Corrupt JPEG data", "Premature end")):
+        broke_off = "premature" in warning or "marker 0xd9" in warning
+        raise RefusedError("truncated" if broke_off else f"corrupt image data ({warning})")
+    if warning and jpeg.frame not in _ARITHMETIC:  # simplejpeg cannot decode it, mostly for rare chroma subsampling
+        if _runs_dry(jpeg, 0):
+            raise RefusedError("truncated")
+        if zeros >= _ZEROS and not _runs_dry(jpeg, _ZEROS) and _runs_dry(jpeg, zeros - 1):
+            raise RefusedError("truncated: ends in zeros")
+    return jpeg
+
+
+def _jpeg_warning(data: bytes) -> str:
+    """Return the first warning or error about a JPEG, which has no end marker yet; empty = all is well."""
+    try:
+        simplejpeg.decode_jpeg(data + _EOI, "GRAY", min_height=1, min_width=1)
+    except ValueError as error:
+        left_over = _LEFT_OVER.match(str(error))
+        return "" if left_over and int(left_over[1]) <= _JPEG_SPARE else str(error)
+    return ""
+
+
+def _runs_dry(jpeg: Jpeg, shorter: int) -> bool:
+    """Tell whether a scan (the last one `shorter` by so many bytes) reads on into codes that are put behind it."""
+    header, coded = jpeg.scans[-1]
+    scans = [*jpeg.scans[:-1], (header, coded[: len(coded) - shorter])]
+    probe = b"".join(header + coded + _ANYTHING for header, coded in scans) + (b"" if jpeg.reads_once else _EOI)
+    whole = b"".join(header + coded for header, coded in jpeg.scans) + _EOI
+    try:
+        pixels, wanted = (np.asarray(JpegImagePlugin.JpegImageFile(io.BytesIO(data))) for data in (probe, whole))
+    except Exception:
+        return True
+    return not np.array_equal(pixels, wanted)
+
+
+def _parse_jpeg(data: bytes) -> Jpeg:
+    """Follow the markers to the end of the image."""
+    jpeg, header, at = Jpeg(), b"\xff\xd8", 2
+    while match := _MARKER.search(data, at):
+        code, at = match[1][0], match.end()
+        if code == _END:
+            jpeg.end = at
+            break
+        if code in _WITHOUT_BODY:
+            continue
+        start = match.start()
+        at += max(2, int.from_bytes(data[at : at + 2], "big"))
+        body = data[start + 4 : at]
+        if code == _START_OF_SCAN and body:
+            header += data[start : start + 4] + _note_scan(jpeg, body)
+            end = following.start() if (following := _MARKER.search(data, at)) else len(data)
+            jpeg.scans.append((header, data[at:end].rstrip(b"\xff")))  # fill bytes may stand before a marker
+            header, at = b"", end
+        elif code in _NEEDED:
+            header += data[start:at]
+            if code in _FRAMES and len(body) > 5:
+                jpeg.frame = code
+                jpeg.missing = {(number, k) for number in body[6 : 6 + 3 * body[5] : 3] for k in range(_COEFFICIENTS)}
+    return jpeg
+
+
+def _note_scan(jpeg: Jpeg, body: bytes) -> bytes:
+    """Note which bits a scan brings; return its header, corrected where some writers put what decoders ignore."""
+    components = 1 + 2 * body[0]  # ends here; then first and last coefficient, bits before and after
+    coefficients = body[components:].ljust(3, b"\0") if jpeg.frame in _PROGRESSIVE else b"\x00\x3f\x00"
+    first, last, bits = coefficients[:3]
+    brought = {(number, k) for number in body[1:components:2] for k in range(first, last + 1)}
+    if bits & 15:  # lower bits follow in later scans
+        jpeg.missing |= brought
+    else:
+        jpeg.missing -= brought
+    return body[:components] + coefficients
 
 
 # --- TIFF ------------------------------------------------------------------------------------------------------------

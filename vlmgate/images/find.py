@@ -1,21 +1,25 @@
-"""Find the images of a folder; hide nothing.
+"""Find images: `find_images` walks a folder, `find_listed` takes the paths of a list (`read_list`).
 
-Knows folders and names; knows nothing of pixels. Whatever might be an image is a `Source` or an `Unreadable`.
+Nothing is hidden: whatever might be an image, and whatever a list names, is a `Source` or an `Unreadable`.
+A name in the result never leads out of a folder: it is relative to what was walked or to the base of the list, or, for
+what a list names elsewhere, the whole path without its root.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from vlmgate.data import Source, Unreadable
-from vlmgate.errors import NoImagesError
+from vlmgate.errors import NoImagesError, UsageError
 from vlmgate.images.formats import HEAD_BYTES, NOT_OPENABLE, OPENABLE, RefusedError, explain, extension_of, sniff
 from vlmgate.images.sources import Sources, path_in
 
@@ -37,7 +41,7 @@ class Walk:
 
 
 @dataclass(slots=True)
-class Found:
+class _Found:
     """The walk so far; names are still as the file system gave them."""
 
     root: str  # where what is found lies under its name
@@ -46,11 +50,21 @@ class Found:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
+    def take(self, name: str, path: str, mode: int) -> None:
+        """Note what was named by hand: a file is an image then, whatever it is called."""
+        if stat.S_ISREG(mode):
+            self.add(name, path)
+        else:
+            self.unreadable.append((name, _special(mode)))
+
     def add(self, name: str, path: str) -> None:
         """Note an image, by its name and its path."""
         self.images.append(name)
         if path != path_in(self.root, name) or not _is_utf8(name):
             self.elsewhere[name] = path
+
+
+# --- a folder --------------------------------------------------------------------------------------------------------
 
 
 def find_images(folder: Path) -> Walk:
@@ -60,23 +74,21 @@ def find_images(folder: Path) -> Walk:
     to is walked under one of them; the others are among `ignored`, ending in a slash. Raises NoImagesError if the
     folder itself is missing or cannot be listed.
     """
-    found = Found(os.fspath(folder))
+    found = _Found(os.fspath(folder))
     try:
         status = folder.stat()
         if stat.S_ISDIR(status.st_mode):
             with os.scandir(folder):  # a root that cannot be listed is a wrong command, not a broken image
                 pass
             _walk(folder, found)
-        elif stat.S_ISREG(status.st_mode):  # named by hand: an image, whatever it is called
-            found.add(folder.name, os.fspath(folder))
         else:
-            found.unreadable.append((folder.name, special(status.st_mode)))
+            found.take(folder.name, os.fspath(folder), status.st_mode)
     except OSError as error:
-        raise NoImagesError(f"{folder}: {os_reason(error)}. Give a folder of images, or an image file.") from error
-    return named(found)
+        raise NoImagesError(f"{folder}: {_reason(error)}. Give a folder of images, or an image file.") from error
+    return _named(found)
 
 
-def _walk(root: Path, found: Found) -> None:
+def _walk(root: Path, found: _Found) -> None:
     """Walk every folder once, however many links lead to it: first all that no link leads to, under their own names.
 
     Then links, those nearest to the root first and by name, so that the listing order of the file system decides
@@ -91,7 +103,7 @@ def _walk(root: Path, found: Found) -> None:
         links = found_links
 
 
-def _walk_tree(path: str, prefix: str, entered: set[str], found: Found, links: list[tuple[str, str]]) -> None:
+def _walk_tree(path: str, prefix: str, entered: set[str], found: _Found, links: list[tuple[str, str]]) -> None:
     """Walk a folder and the folders in it; linked ones are put on the list."""
     folders = [(path, prefix, os.path.realpath(path))]
     while folders:
@@ -105,13 +117,13 @@ def _walk_tree(path: str, prefix: str, entered: set[str], found: Found, links: l
                 for entry in entries:
                     name = prefix + entry.name
                     if not _is_folder(entry):
-                        _look_at(entry, name, found)
+                        _look_at_entry(entry, name, found)
                     elif _is_link(entry):
                         links.append((entry.path, name + "/"))
                     else:
                         folders.append((entry.path, name + "/", os.path.join(real, entry.name)))  # noqa: PTH118 - as it is
         except OSError as error:  # what was listed before is kept
-            found.unreadable.append((prefix.rstrip("/") or ".", f"folder cannot be listed: {os_reason(error)}"))
+            found.unreadable.append((prefix.rstrip("/") or ".", f"folder cannot be listed: {_reason(error)}"))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -128,7 +140,7 @@ def _is_link(entry: os.DirEntry[str]) -> bool:
         return True  # then its path is resolved, which is never wrong
 
 
-def _look_at(entry: os.DirEntry[str], name: str, found: Found) -> None:
+def _look_at_entry(entry: os.DirEntry[str], name: str, found: _Found) -> None:
     """Put a file where it belongs; whatever is odd about it is told, and ends nothing."""
     extension = extension_of(entry.name)
     by_name = extension in OPENABLE or extension in NOT_OPENABLE
@@ -144,7 +156,7 @@ def _look_at(entry: os.DirEntry[str], name: str, found: Found) -> None:
             found.ignored.append(name)
     except Exception as error:
         if by_name or not extension:  # might be an image, or a folder of images on a disk that is not mounted
-            found.unreadable.append((name, os_reason(error) if isinstance(error, OSError) else explain(error)))
+            found.unreadable.append((name, _reason(error)))
         else:
             found.ignored.append(name)
 
@@ -154,7 +166,7 @@ def _is_image(entry: os.DirEntry[str], by_name: bool) -> bool:
     if not entry.is_file(follow_symlinks=False):
         mode = os.stat(entry.path).st_mode  # noqa: PTH116 - a Path per entry is slow in large folders
         if not stat.S_ISREG(mode):
-            raise _SpecialError(special(mode))
+            raise _SpecialError(_special(mode))
     if by_name and not entry.name.startswith("._"):
         return True
     with opened(Path(entry.path)) as file:
@@ -164,7 +176,117 @@ def _is_image(entry: os.DirEntry[str], by_name: bool) -> bool:
     return not head.startswith(_APPLE_DOUBLE) if by_name else sniff(head) is not None
 
 
-def named(found: Found, repeated: tuple[str, ...] = ()) -> Walk:
+# --- a list ----------------------------------------------------------------------------------------------------------
+
+
+def read_list(data: bytes, *, null: bool = False) -> tuple[Path, ...]:
+    """Return the paths of a list: a line each, or with `null` ended by NUL, so that a name may hold a line break.
+
+    Blank lines, a byte order mark and the carriage returns of Windows are no part of a name; UTF-16, which Windows
+    PowerShell writes into a pipe, is read by its mark. Raises `UsageError` for what is ended the other way.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            data = data.decode("utf-16").encode("utf-8", "surrogateescape")
+        except UnicodeError as error:
+            raise UsageError("the list is UTF-16 and damaged; write it as UTF-8, a file name a line.") from error
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if null:
+        if b"\n" in data and b"\0" not in data:
+            raise UsageError("the list has lines and no NUL; leave out --null, or make it with find -print0.")
+        names = [name for name in data.split(b"\0") if name]
+    else:
+        if b"\0" in data:
+            raise UsageError("the list has NUL between its names; add --null (-0).")
+        names = [line.removesuffix(b"\r") for line in data.split(b"\n") if line.strip()]
+    return tuple(Path(os.fsdecode(name)) for name in names)
+
+
+def find_listed(paths: Iterable[Path], base: Path) -> Walk:
+    """Return what a list of paths, relative to `base` where they are relative, names: every path once.
+
+    A path that is named again is among `repeated`. Raises `NoImagesError` for a list that is empty.
+    """
+    places = [_absolute(path, base) for path in paths]
+    if not places:
+        raise NoImagesError("the list names no file; give one image file a line.")
+    here = os.path.abspath(base)  # noqa: PTH100 - lexical: links in it are the user's own name for the place
+    found = _Found(here)
+    taken: set[str] = set()
+    once = dict.fromkeys(places)
+    # What lies under the base goes first, so that no path from elsewhere takes its name away.
+    for place in sorted(once, key=lambda place: (_name_under(here, place) is None, place)):
+        stem = name = _name_under(here, place) or _name_elsewhere(place)
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{stem}~{number}"
+        taken.add(name)
+        try:
+            found.take(name, place, os.stat(place).st_mode)  # noqa: PTH116 - a text is at hand
+        except Exception as error:  # a name that no file can have raises `ValueError`
+            found.unreadable.append((name, _reason(error)))
+    seen: set[str] = set()
+    again = [place for place in places if place in seen or seen.add(place)]  # type: ignore[func-returns-value]
+    return _named(found, repeated=tuple(os.fsencode(place).decode("utf-8", "backslashreplace") for place in again))
+
+
+def folders_of(walk: Walk) -> list[str]:
+    """Return the folders that hold what a list named, so that the images can be found again for people to look at."""
+    folders = {os.fspath(source.path.parent) for source in walk.sources}
+    return sorted(os.fsencode(folder).decode("utf-8", "backslashreplace") for folder in folders)
+
+
+def sources_of(provenance: Mapping[str, Any], folder: Path | None = None) -> Sequence[Source]:
+    """Return the images that a result was made from, found by listing folders, never by a name in the result.
+
+    They are those of `folder`, or of where the result says that they were. Raises `NoImagesError` where that is gone.
+    """
+    listed = provenance.get("listed")
+    if folder is not None or not isinstance(listed, Mapping):
+        return find_images(folder or Path(provenance.get("folder") or ".")).sources
+    paths: list[Path] = []
+    for place in listed.get("folders") or ():
+        try:
+            with os.scandir(place) as entries:
+                paths += [Path(entry.path) for entry in entries if entry.is_file()]
+        except (OSError, TypeError, ValueError):  # its images are missing, those of others are not
+            continue
+    return find_listed(paths, Path(provenance["folder"])).sources if paths else ()
+
+
+def _absolute(path: Path, base: Path) -> str:
+    """Return a path from the root, without "..": what that leads to is asked of the disk, for links change it."""
+    whole = os.path.join(base, path)  # noqa: PTH118 - a Path would not keep what follows
+    if ".." in path.parts:
+        head, tail = os.path.split(whole)
+        whole = os.path.realpath(whole) if tail == ".." else os.path.join(os.path.realpath(head), tail)  # noqa: PTH118
+    return os.path.abspath(whole)  # noqa: PTH100 - lexical
+
+
+def _name_under(here: str, place: str) -> str | None:
+    """Return the name of what lies under the base; None for all else."""
+    if place == here:
+        return "."
+    prefix = here if here.endswith(os.sep) else here + os.sep
+    return _posix(place[len(prefix) :]) if place.startswith(prefix) else None
+
+
+def _name_elsewhere(place: str) -> str:
+    """Return a path without its root: "/data/a.png" → "data/a.png", "C:\\\\a.png" → "C/a.png"."""
+    drive, rest = os.path.splitdrive(place)
+    parts = [part for part in _posix(drive).replace(":", "").split("/") if part]
+    return "/".join([*parts, *(part for part in _posix(rest).split("/") if part)]) or "."
+
+
+def _posix(path: str) -> str:
+    return path.replace(os.sep, "/") if os.sep != "/" else path
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def _named(found: _Found, repeated: tuple[str, ...] = ()) -> Walk:
     """Give every finding a valid UTF-8 name of its own; a name that is valid already is kept as it is."""
     names = _printable([*found.images, *(name for name, _ in found.unreadable)])
     elsewhere = {names.get(name, name): path for name, path in found.elsewhere.items()}
@@ -207,7 +329,7 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def special(mode: int) -> str:
+def _special(mode: int) -> str:
     if stat.S_ISFIFO(mode):
         return "a named pipe, not a file"
     if stat.S_ISSOCK(mode):
@@ -217,22 +339,22 @@ def special(mode: int) -> str:
     return "a device, not a file"
 
 
-def os_reason(error: OSError) -> str:
-    if error.errno == errno.ELOOP:
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return "a link that leads in circles"
-    if error.errno == errno.ENOENT:
+    if isinstance(error, OSError) and error.errno == errno.ENOENT:
         name = error.filename
         return "a link to nothing" if isinstance(name, str | os.PathLike) and Path(name).is_symlink() else "not found"
     return explain(error)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file for reading; never waits, not even for a pipe that has taken the file's place."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(path, flags)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no Path
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            raise RefusedError(special(mode))
+            raise RefusedError(_special(mode))
         yield file

@@ -1,7 +1,4 @@
-"""Which files are images, by extension and by signature; and what is wrong with those that cannot be read.
-
-Knows names and first bytes; knows nothing of pixels, folders or threads.
-"""
+"""Which files are images, by extension or signature (`sniff`); why one cannot be read, in plain words (`explain`)."""
 
 from __future__ import annotations
 
@@ -9,10 +6,7 @@ import errno
 import os
 import re
 
-from PIL import (
-    Image,
-    UnidentifiedImageError,
-)
+from PIL import Image, UnidentifiedImageError
 
 HEAD_BYTES = 512  # enough for every signature below
 _JUNK = re.compile(r"[^\x20-\x7e]+")
@@ -109,7 +103,7 @@ _OF_THE_DISK = frozenset({"vanished", *(os.strerror(code).lower() for code in _C
 
 
 def is_of_the_disk(reason: str) -> bool:
-    """Say whether what `explain` told is of the disk, and may be another tale in a minute."""
+    """Say whether a reason that `explain` gave lies with the disk, so that a second try may succeed."""
     return reason in _OF_THE_DISK
 
 
@@ -120,7 +114,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, Image.DecompressionBombError):
-        return f"larger than Pillow's own limit ({one_line(str(error))})"
+        return f"larger than Pillow's own limit ({printable(str(error))})"
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     if isinstance(error, PermissionError):
@@ -128,13 +122,14 @@ def explain(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "vanished"
     if isinstance(error, OSError) and error.strerror:
-        return one_line(error.strerror).lower()
-    text = one_line(str(error))
+        return printable(error.strerror).lower()
+    text = printable(str(error))
     if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
         return "truncated"
     what = "corrupt image data" if isinstance(error, OSError) else "corrupt, or of a kind that cannot be opened"
     return f"{what} ({text or type(error).__name__})"
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
+    """Return what a decoder said as printable ASCII of at most 160 characters; it may quote bytes of the file."""
     return _JUNK.sub(" ", text).strip()[:160]

@@ -1,6 +1,6 @@
-"""From a file that the walk found to its pages, each a `Picture` or an `Unreadable`.
+"""From a file that the walk found to its pages, each a `Picture` or an `Unreadable`; call `open_pages`.
 
-Knows files and their bytes; knows nothing of formats. Whatever is wrong with one file is a value about that file.
+Whatever is wrong with one file is a value about that file, and no warning of a decoder gets out.
 """
 
 from __future__ import annotations
@@ -8,17 +8,57 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from typing import BinaryIO
+from contextlib import closing, contextmanager
+from functools import partial
+from io import BufferedReader
+from typing import Any, BinaryIO, cast
+
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PcxImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    QoiImagePlugin,
+    SgiImagePlugin,
+    TgaImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from PIL.ImageFile import ImageFile as PillowImage
 
 from vlmgate.config import ImageConfig
 from vlmgate.data import ImageFile, Picture, Source, Unreadable
-from vlmgate.images.containers import MAX_PAGES, Container
+from vlmgate.images.damage import (
+    PngFrames,
+    check_integrity,
+    check_jpeg,
+    check_webp,
+    count_tiff_pages,
+    ends_with_gif_trailer,
+)
+from vlmgate.images.decode import decode, decode_16_bit_colour, decode_pnm, is_16_bit_colour
 from vlmgate.images.find import opened
-from vlmgate.images.formats import RefusedError, explain, extension_of
+from vlmgate.images.formats import (
+    BY_EXTENSION,
+    HEAD_BYTES,
+    NOT_OPENABLE,
+    RefusedError,
+    explain,
+    extension_of,
+    printable,
+    sniff,
+)
 from vlmgate.images.quality import measure
 
+MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
 _IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
 
 
@@ -94,7 +134,7 @@ class _Contents:
     compared after decoding, so that a file written to meanwhile is refused.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BufferedReader) -> None:
         self._file = file
         self.status = os.fstat(file.fileno())
         if self.status.st_size <= _IN_MEMORY:
@@ -104,15 +144,217 @@ class _Contents:
             self.sha256 = hashlib.sha256(data).hexdigest()
             self.stream: BinaryIO = io.BytesIO(data)
         else:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-            self.sha256 = digest.hexdigest()
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             self.stream = file
 
     def check_unchanged(self) -> None:
         if self.stream is self._file:
-            now = os.fstat(self._file.fileno())
+            now = os.fstat(self._file.fileno())  # not the time of status change: a new link to the file moves it
             if (now.st_size, now.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns):
                 raise RefusedError("changed while it was being read")
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """A TIFF page that is held against our own pixel limit only.
+
+    Pillow checks its process-wide limit (179 megapixels) in `load_prepare` when it allocates; allocating first keeps
+    that check out of the way without touching the limit for other users of Pillow.
+    """
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.new(self.mode, self._tile_size, None).im
+        super().load_prepare()
+
+
+# Plugin classes are called directly: `Image.open` would hold the file against Pillow's process-wide pixel limit, and
+# would try decoders that run other programs (EPS) or accept nearly anything (TGA).
+_OPENERS: dict[str, Callable[[BinaryIO], PillowImage]] = {
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": _Tiff,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "DIB": BmpImagePlugin.DibImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
+    "QOI": QoiImagePlugin.QoiImageFile,
+    "SGI": SgiImagePlugin.SgiImageFile,
+    "TGA": TgaImagePlugin.TgaImageFile,
+    "PCX": PcxImagePlugin.PcxImageFile,
+}
+
+
+def _kind_of(head: bytes, extension: str) -> str:
+    kind = sniff(head)
+    unopenable = NOT_OPENABLE.get(extension)
+    if unopenable == "camera raw" and kind in (None, "TIFF"):
+        # Many raw formats are TIFF files whose first page is a thumbnail: it would be read instead of the image.
+        raise RefusedError(f"camera raw files (.{extension}) cannot be opened; convert them to TIFF or PNG")
+    kind = kind or unopenable or BY_EXTENSION.get(extension)
+    if kind is None:
+        raise RefusedError("not an image")
+    if kind not in _OPENERS:
+        raise RefusedError(f"{kind} files cannot be opened; convert them to PNG or TIFF")
+    return kind
+
+
+# --- warnings --------------------------------------------------------------------------------------------------------
+
+
+class _Hush(threading.local):
+    """A message matcher for `warnings.filters` that matches in the threads that asked for it only, and takes notes.
+
+    `warnings.catch_warnings` swaps the filters of the whole process and is not safe in threads. One entry that is asked
+    per warning, and that answers per thread, leaves the warnings of everybody else alone.
+    """
+
+    notes: list[str] | None = None
+
+    def match(self, message: str) -> bool:
+        if self.notes is None:
+            return False
+        self.notes.append(message)
+        return True
+
+
+_hush = _Hush()
+_hush_entry = ("ignore", _hush, Warning, None, 0)
+_hush_lock = threading.Lock()
+
+
+@contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Collect the warnings that this thread raises instead of showing them."""
+    filters = cast("list[Any]", warnings.filters)  # typed as read-only, though it is documented as a list
+    with _hush_lock:
+        if not filters or filters[0] is not _hush_entry:
+            filters[:] = [_hush_entry, *(entry for entry in filters if entry is not _hush_entry)]
+    outer, _hush.notes = _hush.notes, []
+    try:
+        yield _hush.notes
+    finally:
+        _hush.notes = outer
+
+
+# --- containers ------------------------------------------------------------------------------------------------------
+
+
+class Container:
+    """An image file opened for reading, its pages one after the other; not safe in several threads at a time."""
+
+    def __init__(self, stream: BinaryIO, extension: str, max_pixels: int, least_side: int = 0) -> None:
+        """Read the header; raises `RefusedError`, or whatever Pillow makes of a hostile file.
+
+        With `least_side`, large JPEGs are decoded smaller, down to sides of that many pixels.
+        """
+        head = stream.read(HEAD_BYTES)
+        if not head:
+            raise RefusedError("empty file")
+        self._stream, self._max_pixels, self._least_side = stream, max_pixels, least_side
+        self.kind = _kind_of(head, extension)
+        self.independent_pages = self.kind == "TIFF"  # others are frames that build on the one before
+        with quiet() as complaints:
+            check_integrity(stream, self.kind)
+            self._image = self._open()
+            self.num_pages, self.cut_off = self._count_pages()
+        self._complaints = complaints
+        self._twin: PillowImage | None = None
+        self._png_frames: PngFrames | None = None
+
+    def _open(self) -> PillowImage:
+        self._stream.seek(0)
+        return _OPENERS[self.kind](self._stream)
+
+    def _count_pages(self) -> tuple[int, bool]:
+        """Count pages, one that is announced but cut off included; True with the count when the last one is that."""
+        if self.kind == "TIFF":  # not Pillow's n_frames, which gives up at the first page of a kind it does not know
+            return count_tiff_pages(self._stream, MAX_PAGES + 1)
+        try:
+            num_pages = int(getattr(self._image, "n_frames", 1))
+            cut_off = self.kind == "GIF" and not ends_with_gif_trailer(self._stream)
+            return min(num_pages + cut_off, MAX_PAGES + 1), cut_off
+        except Exception:  # whatever is broken behind the first page must not take the first page with it
+            num_pages = self._count_sound_frames()
+            self._image = self._open()
+            return num_pages + 1, True
+
+    def _count_sound_frames(self) -> int:
+        image = self._open()
+        for frame in range(1, MAX_PAGES + 1):
+            try:
+                image.seek(frame)
+            except Exception:
+                return frame
+        return MAX_PAGES
+
+    def seek(self, page: int) -> tuple[int, int]:
+        """Go to a page (counted from 1; forwards only) and return its width and height as stored."""
+        if page > 1:
+            with quiet() as self._complaints:
+                self._image.seek(page - 1)
+        width, height = self._image.size
+        if width * height > self._max_pixels:
+            limit = f"{self._max_pixels / 1e6:g} megapixels"
+            raise RefusedError(f"larger than the limit of {limit} ({width} x {height} pixels); see max_pixels")
+        return width, height
+
+    def decode(self, page: int) -> tuple[Image.Image, str, list[str]]:
+        """Decode the page that `seek` went to: upright 8-bit RGB, the stored mode, and what was done, in words."""
+        with quiet() as complaints:
+            self._check_page(page)
+            if is_16_bit_colour(self._image) and (self.kind == "TIFF" or self.num_pages == 1):
+                rgb, mode, notes = decode_16_bit_colour(self._image, self._stream, partial(self._open_twin, page))
+            elif self.kind == "PNM" and self._image.tile[0].codec_name == "ppm":
+                rgb, mode, notes = decode_pnm(self._image, self._stream)
+            else:
+                rgb, mode, notes = decode(self._image, self._stream)
+        notes += [f"Pillow: {printable(text)}" for text in dict.fromkeys(self._complaints + complaints)]
+        if self.cut_off and page < self.num_pages:
+            notes.append(f"file is damaged after page {self.num_pages - 1}")
+        rgb.info = {}  # an orientation left in here would turn the picture again in the next library
+        return rgb, mode, notes
+
+    def _check_page(self, page: int) -> None:
+        """Refuse a page with pixels missing that the decoder would fill in; within the pixel limit by now."""
+        position = self._stream.tell()
+        if self.kind == "PNG":
+            self._png_frames = self._png_frames or PngFrames(self._stream)
+            self._png_frames.check(page)
+        elif self.kind == "WEBP" and page == 1:
+            self._stream.seek(0)
+            check_webp(self._stream.read())
+        self._stream.seek(position)  # Pillow goes on from there
+        if self.kind == "JPEG":
+            self._check_jpeg()
+
+    def _check_jpeg(self) -> None:
+        """Refuse a JPEG with pixels missing; have a large one decoded smaller.
+
+        With `least_side`, at a half, a quarter or an eighth of its size, as long as neither side comes out shorter.
+        """
+        image = self._image
+        assert isinstance(image, JpegImagePlugin.JpegImageFile) and image.fp is not None
+        if len(image.tile) != 1:  # no scan begins
+            raise RefusedError("truncated")
+        image.fp.seek(image.tile[0].offset)
+        data = image.fp.read()  # one frame, or with MPO all from this one on
+        jpeg = check_jpeg(data)
+        side = self._least_side if self.num_pages == 1 and jpeg.reads_once else 0
+        if side and min(image.size) >= 2 * side:
+            image.draft(None, (side, side))
+        image.tile = [image.tile[0]._replace(offset=0)]
+        image.fp = io.BytesIO(data[: jpeg.end])
+
+    def _open_twin(self, page: int) -> PillowImage:
+        """Return the same page in a second reader, which goes forwards beside the first."""
+        self._twin = self._twin or self._open()
+        if page > 1:
+            self._twin.seek(page - 1)
+        return self._twin

@@ -1,6 +1,6 @@
-"""How well a picture was taken: sharpness, exposure, contrast, noise, clipping.
+"""How well a picture was taken: `measure` returns sharpness, exposure, contrast, noise and clipping.
 
-Knows pixels; knows nothing of parts, models or limits. A defect that blur or darkness hides is read as "no defect" with
+A defect that blur or darkness hides is read as "no defect" with
 no more diversity than a clean part shows; these figures are for such escapes. They compare pictures of one camera and
 one kind of part, not cameras or parts with each other. A JPEG that was decoded smaller is measured as it then is, which
 takes away noise.

@@ -1,12 +1,11 @@
-"""Many files, each a `Source` only while it is looked at.
+"""Sequences of many files, each made into a `Source` only while it is looked at.
 
-Knows names and where they lie; knows nothing of how they were found, or what is in them.
+`Sources` are the files of a folder; `chosen` returns some of them.
 """
 
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import overload
@@ -15,18 +14,16 @@ from vlmgate.data import Source
 
 
 class _Files(Sequence[Source]):
-    """What both kinds do alike; each says how many there are and which one a number stands for.
+    """The files that numbers stand for. Two sequences are equal only where they are the same one."""
 
-    Two of them are equal only where they are the same one.
-    """
+    def __init__(self, at: Callable[[int], Source], numbers: Sequence[int]) -> None:
+        self._at, self._numbers = at, numbers
 
-    @abstractmethod
-    def _at(self, number: int) -> Source:
-        """Return a file by its number, from 0 on."""
+    def __len__(self) -> int:
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[Source]:
-        # What a sequence has otherwise would take an IndexError for the end, and tell nobody.
-        return map(self._at, range(len(self)))
+        return map(self._at, self._numbers)  # what a sequence has otherwise takes an IndexError for the end
 
     @overload
     def __getitem__(self, index: int) -> Source: ...
@@ -35,17 +32,14 @@ class _Files(Sequence[Source]):
     def __getitem__(self, index: slice) -> Sequence[Source]: ...
 
     def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
-        numbers = range(len(self))[index]  # counts from the end where it is negative, and raises IndexError
-        return self._at(numbers) if isinstance(numbers, int) else self._some(numbers)
-
-    def _some(self, numbers: range) -> Sequence[Source]:
-        return Chosen(self, numbers)
+        numbers = self._numbers[index]
+        return self._at(numbers) if isinstance(numbers, int) else _Files(self._at, numbers)
 
 
 class Sources(_Files):
     """The files of a folder: one text of all names, and where each of them ends.
 
-    A name takes its letters and 8 bytes, where a list of `Source` has 300 for each; one that lies elsewhere more.
+    A name takes its letters and 8 bytes, where a list of `Source` takes 300 for each; one that lies elsewhere more.
     """
 
     def __init__(self, root: str, names: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> None:
@@ -56,11 +50,9 @@ class Sources(_Files):
             text += name.encode()
             self._ends.append(len(text))
         self._text = bytes(text)
+        super().__init__(self._named, range(len(self._ends) - 1))
 
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def _at(self, number: int) -> Source:
+    def _named(self, number: int) -> Source:
         name = self._text[self._ends[number] : self._ends[number + 1]].decode()
         return Source(name, self._elsewhere.get(name) or path_in(self._root, name))
 
@@ -69,16 +61,7 @@ class Chosen(_Files):
     """Some of the files of another sequence, by their numbers in it; all of that one stays in memory."""
 
     def __init__(self, among: Sequence[Source], numbers: Iterable[int]) -> None:
-        self._among, self._numbers = among, array("Q", numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def _at(self, number: int) -> Source:
-        return self._among[self._numbers[number]]
-
-    def _some(self, numbers: range) -> Sequence[Source]:
-        return Chosen(self._among, map(self._numbers.__getitem__, numbers))
+        super().__init__(among.__getitem__, array("Q", numbers))
 
 
 def chosen(sources: Sequence[Source], wanted: Callable[[Source], bool]) -> Sequence[Source]:

@@ -136,13 +136,9 @@ def _was_lost(source: Source, journal: Journal) -> bool:
 
 
 def _is_unchanged(source: Source, entries: Sequence[Found]) -> bool:
-    try:
-        stat = source.path.stat()
-    except OSError:
-        return False
-    now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    now = source.stamp()
     images = [entry.image for entry in entries if not isinstance(entry, Unreadable)]
-    return all((image.size_bytes, image.mtime_ns, image.ctime_ns) == now for image in images)
+    return now is not None and all(image.stamp == now for image in images)
 
 
 def _is_done(entries: Sequence[Found], journal: Journal, all_pages: bool) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from vlmgate.config import WatchConfig
-from vlmgate.data import Source
+from vlmgate.data import Source, Stamp
 from vlmgate.errors import NoImagesError
 from vlmgate.images import Walk, turned_of
 
@@ -22,16 +22,13 @@ _LONGEST_PAUSE = 60.0  # seconds, however long a look takes
 _DUTY = 4  # pauses are so many times as long as a look takes, so that a slow share is not kept busy
 _RECHECK = 600.0  # seconds, where nothing is published
 
-Signature = tuple[int, int, int]  # (bytes, mtime, ctime), both in ns; _UNKNOWN for a file that cannot be asked
-_UNKNOWN: Signature = (-1, -1, -1)
-
 
 @dataclass(slots=True)
 class _Seen:
     """A file of the folder, and since when it is as it is."""
 
     source: Source
-    signature: Signature
+    stamp: Stamp | None
     since: float
     settled: bool = False
 
@@ -63,7 +60,7 @@ class Watch:
         """`kept` are files that were read before and are gone; they stay in the walk."""
         self._config, self._look, self._tell, self._limit = config, look, tell, limit
         self._clock, self._now, self._sleep = clock, now, sleep
-        self._seen: dict[str, _Seen] = {s.file_name: _Seen(s, _UNKNOWN, 0.0, settled=True) for s in kept}
+        self._seen: dict[str, _Seen] = {s.file_name: _Seen(s, None, 0.0, settled=True) for s in kept}
         self._there: set[str] = set()  # in the folder at the last look
         self._rows = set(self._seen)  # names that have been handed out
         self._walk = Walk((), (), ())
@@ -123,8 +120,8 @@ class Watch:
         waiting = {source.file_name for source in self._backlog}
         for name in self._there - waiting:
             seen = self._seen[name]
-            if seen.settled and (signature := _signature(seen.source)) not in (seen.signature, _UNKNOWN):
-                self._seen[name] = _Seen(seen.source, signature, self._clock())
+            if seen.settled and (stamp := seen.source.stamp()) not in (seen.stamp, None):
+                self._seen[name] = _Seen(seen.source, stamp, self._clock())
 
     def hand_out_again(self, names: Collection[str]) -> None:
         """Have files settle anew that turned out not to be what was read under their names."""
@@ -170,11 +167,11 @@ class Watch:
         self._took = self._clock() - begun
 
     def _look_at(self, source: Source, seen: _Seen | None) -> None:
-        now, signature = self._clock(), _signature(source)
+        now, stamp = self._clock(), source.stamp()
         if seen is None:
             self._last_name = now
-        if seen is None or seen.signature != signature or seen.source != source:
-            self._seen[source.file_name] = _Seen(source, signature, now)
+        if seen is None or seen.stamp != stamp or seen.source != source:
+            self._seen[source.file_name] = _Seen(source, stamp, now)
         elif now - seen.since >= self._config.settle:
             seen.settled = True
             self._backlog.append(source)
@@ -212,11 +209,3 @@ def next_time(clock_time: str, now: datetime) -> datetime:
     hour, minute = map(int, clock_time.split(":"))
     moment = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
     return moment if moment > now else moment + timedelta(days=1)
-
-
-def _signature(source: Source) -> Signature:
-    try:
-        status = source.path.stat()
-    except (OSError, ValueError):
-        return _UNKNOWN
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
