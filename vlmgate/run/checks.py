@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vlmgate.captioner.local.resolution import picture_side
+from vlmgate.captioner.location import picture_side
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import OutputError
 from vlmgate.images import STANDARD

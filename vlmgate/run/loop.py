@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vlmgate.captioner import Captioner, KnowsItsBatch, load_captioner
-from vlmgate.captioner.fingerprint import model_fingerprint
-from vlmgate.captioner.trial import trial_picture
+from vlmgate.captioner.location import model_fingerprint
+from vlmgate.captioner.pictures import trial_picture
 from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.data import Entry, Failure, ModelInfo, Picture, Reading, Reason, Record, Route, Source
 from vlmgate.errors import EndpointError, FatalError, LostReadingError, ModelError, OutputError, VlmgateError, one_line

@@ -10,10 +10,9 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.bench import shapes
-from vlmgate.captioner.local import blocks
-from vlmgate.captioner.local.blocks import attention_in_blocks, blocked_attention
-from vlmgate.captioner.local.packed import Teacher
-from vlmgate.captioner.local.shared_prefill import alike
+from vlmgate.captioner.local import layers
+from vlmgate.captioner.local.layers import attention_in_blocks, blocked_attention
+from vlmgate.captioner.local.trials import Teacher, alike
 
 ROWS = 300  # a block and a bit
 CPU = torch.device("cpu")
@@ -45,7 +44,7 @@ def test_blocks_attend_as_torch_does(kind: str) -> None:
 
 def test_other_numbers_and_few_rows_go_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(blocks, "sdpa_attention_forward", lambda module, query, *_, **__: calls.append(query.shape[2]))
+    monkeypatch.setattr(layers, "sdpa_attention_forward", lambda module, query, *_, **__: calls.append(query.shape[2]))
     module: Any = SimpleNamespace(is_causal=True)
     blocked_attention(module, *tensors(torch.float32), None)
     query, key, value = tensors()
@@ -63,8 +62,8 @@ def test_a_prompt_read_in_blocks_has_the_same_logits(family: str, monkeypatch: p
     real = torch.baddbmm
     monkeypatch.setattr(torch, "baddbmm", lambda *a, **more: (rows.append(a[1].shape[1]), real(*a, **more))[1])
     seen = []
-    for least in (blocks.LEAST, 10**9):
-        monkeypatch.setattr(blocks, "LEAST", least)
+    for least in (layers.LEAST_ROWS, 10**9):
+        monkeypatch.setattr(layers, "LEAST_ROWS", least)
         teacher = Teacher(range(20))
         decoder = shapes.ForkDecoder(num_samples=2, max_new_tokens=2, end_ids=frozenset(), pick=teacher)
         with torch.inference_mode():
@@ -79,6 +78,6 @@ def test_attention_is_as_before_when_reading_fails() -> None:
     shape = shapes.Shape("llava", "llava", 64, 64, 1, 4, 2, 100, vision=(32, 64, 1, 2))
     model = shapes.build(shape, 16, CPU, torch.bfloat16)
     with pytest.raises(ValueError, match="broken"), attention_in_blocks(model):
-        assert model.config.get_text_config()._attn_implementation == blocks.ATTENTION
+        assert model.config.get_text_config()._attn_implementation == layers.BLOCKED
         raise ValueError("broken")
     assert model.config.get_text_config()._attn_implementation == "sdpa"

@@ -10,16 +10,17 @@ import torch
 
 from tests.support import tiny_models
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.local import prepack
+from vlmgate.captioner.local import layers
 from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.captioner.local.fork import ForkDecoder
-from vlmgate.captioner.local.packed import Teacher
-from vlmgate.captioner.local.prepack import PrepackedLinear
+from vlmgate.captioner.local.layers import PrepackedLinear
 from vlmgate.captioner.local.prompts import trial_images
-from vlmgate.captioner.local.shared_prefill import alike
+from vlmgate.captioner.local.trials import Teacher, alike
 from vlmgate.config import ModelConfig, SamplingConfig
 
-needs_onednn = pytest.mark.skipif(not prepack._possible(), reason="this processor or torch has no bfloat16 products")
+needs_onednn = pytest.mark.skipif(
+    not layers._onednn_has_bfloat16(), reason="this processor or torch has no bfloat16 products"
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,13 +50,13 @@ def test_products_are_the_same_and_the_way_back_leads_to_the_same_weights() -> N
     weight = model.middle.weight.clone()
     with torch.inference_mode():
         before = model(ids)
-        assert prepack.prepack(model) == 2
+        assert layers.prepack(model) == 2
         assert type(model.middle) is PrepackedLinear
         assert type(model.small) is torch.nn.Linear  # too small to gain
         assert model.head.weight is model.embed.weight
         assert torch.equal(model(ids), before)
         assert torch.equal(model(ids[:0]), before[:0])
-    prepack.undo(model)
+    layers.undo_prepack(model)
     assert type(model.middle) is torch.nn.Linear
     assert torch.equal(model.middle.weight, weight)
     assert torch.equal(model(ids), before)
@@ -63,10 +64,10 @@ def test_products_are_the_same_and_the_way_back_leads_to_the_same_weights() -> N
 
 @needs_onednn
 def test_other_dtypes_and_layers_that_are_watched_keep_their_layout() -> None:
-    assert prepack.prepack(Tied()) == 0
+    assert layers.prepack(Tied()) == 0
     model = Tied().to(torch.bfloat16)
     model.middle.register_forward_hook(lambda *_: None)
-    assert prepack.prepack(model) == 1
+    assert layers.prepack(model) == 1
 
 
 @needs_onednn
@@ -74,7 +75,7 @@ def test_an_operator_that_is_gone_or_wrong_leaves_the_layers_as_they_are(monkeyp
     model = Tied().to(torch.bfloat16)
     real = torch.ops.mkldnn._reorder_linear_weight
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: real(weight * 2, rows))
-    assert prepack.prepack(model) == 0
+    assert layers.prepack(model) == 0
     assert not any(type(module) is PrepackedLinear for module in model.modules())
 
 
@@ -91,34 +92,34 @@ def load(root: Path, dtype: str) -> TransformersCaptioner:
 def test_an_engine_says_the_same_with_either_layout(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepack, "LEAST", 1)  # the model is tiny
+    monkeypatch.setattr(layers, "LEAST_WEIGHT", 1)  # the model is tiny
     root = tmp_path_factory.getbasetemp() / "tiny"
     engine = load(root, "bfloat16")
-    model: Any = engine._checkpoint.model
+    model: Any = engine._runner.checkpoint.model
     assert any(type(module) is PrepackedLinear for module in model.modules())
     seen = []
     for _ in range(2):
         teacher = Teacher(range(20, 40))
-        inputs = engine._inputs(engine._encode, trial_images())
-        engine._generate(inputs, engine._decoder(teacher, 4, ForkDecoder))
+        inputs = engine._runner.inputs(engine._runner.encode, trial_images())
+        engine._runner.generate(inputs, engine._runner.decoder(teacher, 4, ForkDecoder))
         seen.append(teacher.seen)
-        prepack.undo(model)
+        layers.undo_prepack(model)
     assert alike(*seen, torch.bfloat16)
-    assert seen[0][0].shape == (2 * 3, engine._checkpoint.model.config.text_config.vocab_size)
+    assert seen[0][0].shape == (2 * 3, engine._runner.checkpoint.model.config.text_config.vocab_size)
 
 
 @needs_onednn
 def test_a_model_that_comes_out_differently_gets_its_layout_back(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(prepack, "LEAST", 1)
+    monkeypatch.setattr(layers, "LEAST_WEIGHT", 1)
     real = PrepackedLinear.forward
     monkeypatch.setattr(PrepackedLinear, "forward", lambda layer, input: 2 * real(layer, input))
     engine = load(tmp_path_factory.getbasetemp() / "tiny", "bfloat16")
-    assert not any(type(module) is PrepackedLinear for module in engine._checkpoint.model.modules())
+    assert not any(type(module) is PrepackedLinear for module in engine._runner.checkpoint.model.modules())
     assert "would come out differently" in caplog.text
 
 
 def test_float32_keeps_its_layout(tmp_path_factory: pytest.TempPathFactory) -> None:
     engine = load(tmp_path_factory.getbasetemp() / "tiny", "float32")
-    assert not any(type(module) is PrepackedLinear for module in engine._checkpoint.model.modules())
+    assert not any(type(module) is PrepackedLinear for module in engine._runner.checkpoint.model.modules())

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vlmgate.captioner.local.streams import fixed_normal
+from vlmgate.captioner.streams import fixed_normal
 
 DEPTHS = 3  # first, middle, last
 WIDTH = 256  # numbers per depth at most; more are reduced by a random projection

@@ -1,8 +1,7 @@
 """Caption with a model behind an OpenAI-compatible chat server.
 
-Knows how pictures become requests and answers become readings; knows nothing of folders, scores or results. A reading
-is K texts or none: what a server leaves out is asked for again, and where it cannot be had the picture fails and goes
-to a person.
+Start with `EndpointCaptioner`. A reading is K texts or none: what a server leaves out is asked for again, and where it
+cannot be had the picture fails and goes to a person.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlmgate.captioner.local.streams import Use, seeds
-from vlmgate.captioner.local.views import views_of
+from vlmgate.captioner.pictures import trial_picture, views_of
 from vlmgate.captioner.server.client import RefusedError, Server, UnansweredError
-from vlmgate.captioner.server.messages import captions_of
-from vlmgate.captioner.server.payload import data_url, describe
+from vlmgate.captioner.server.messages import captions_of, data_url, describe_pictures
 from vlmgate.captioner.server.probe import FEW_RETRIES, TRIAL_TOKENS, Abilities, Interview, request_of
-from vlmgate.captioner.trial import trial_picture
+from vlmgate.captioner.streams import Stream, seeds
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ModelInfo, Picture, Sampled
 from vlmgate.errors import EndpointError, ModelError
@@ -142,7 +139,7 @@ class EndpointCaptioner:
         views = views_of(picture, sampling.views, sampling.view_noise, sampling.seed)
         return [data_url(view, self._max_side) for view in views]
 
-    async def _texts(self, picture: Picture, urls: Sequence[str], prompt: str, use: Use) -> tuple[Caption, ...]:
+    async def _texts(self, picture: Picture, urls: Sequence[str], prompt: str, use: Stream) -> tuple[Caption, ...]:
         """Return K texts, those of one view after those of another."""
         sampling, file = self._sampling, picture.file
         numbers = seeds(sampling.seed, file.sha256, file.page, sampling.num_samples, use)
@@ -198,7 +195,7 @@ class EndpointCaptioner:
             image_processor="of the server",
             route="n samples a request" if self._can.n else "a request a sample",
             versions=self._server.versions,
-            server={"url": self._url, "images": describe(self._max_side)} | self._can.told(samples),
+            server={"url": self._url, "images": describe_pictures(self._max_side)} | self._can.told(samples),
         )
 
 

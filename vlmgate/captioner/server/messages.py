@@ -1,20 +1,25 @@
-"""Read what a model server answers, of which nothing is to be trusted.
+"""What goes to a model server and comes back: pictures as data URLs, and OpenAI's chat completions.
 
-Knows the form of OpenAI's chat completions and how far servers stray from it; knows nothing of how an answer came here.
-Whatever is missing, malformed or new ends as a text that goes to a person, or as no text at all: never as one that is
-whole.
+Start with `data_url` and `captions_of`. Nothing in an answer is trusted: whatever is missing, malformed or new ends as
+a text that goes to a person, or as no text at all, never as one that is whole.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image
+
 from vlmgate.data import Caption, Finish
 
+MOST_PNG = 4 * 1024**2  # bytes; above it JPEG is sent, for many servers and proxies refuse large bodies
+JPEG_QUALITY = 95
 LONGEST = 65_536  # characters of a text that are kept; a longer one counts as cut off
 # What a server may say of the end of a text. Anything else, and silence, is "unknown".
 _FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "refused"}
@@ -106,3 +111,45 @@ def _logprobs(told: object) -> list[float] | None:
 
 def _count(spent: object) -> int:
     return spent if isinstance(spent, int) and not isinstance(spent, bool) and 0 <= spent < 2**31 else 0
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def describe_pictures(max_side: int) -> str:
+    """Say in words how pictures are sent."""
+    return (
+        f"upright 8-bit RGB, at most {max_side:,} pixels a side; PNG, or JPEG of quality {JPEG_QUALITY} where a PNG "
+        f"exceeds {MOST_PNG // 1024**2} MiB"
+    )
+
+
+def data_url(rgb: Image.Image, max_side: int) -> str:
+    """Return an RGB picture as a data URL, shrunk to `max_side` pixels where it is larger.
+
+    Nothing but pixels is sent: no EXIF, no colour profile, no file name.
+    """
+    bare = _shrunk(rgb, max_side)
+    bare.info = {}
+    png = _saved(bare, "PNG", compress_level=6)
+    if len(png) <= MOST_PNG:
+        return _url("png", png)
+    return _url("jpeg", _saved(bare, "JPEG", quality=JPEG_QUALITY, subsampling=0))
+
+
+def _shrunk(rgb: Image.Image, max_side: int) -> Image.Image:
+    longer = max(rgb.size)
+    if longer <= max_side:
+        return rgb.copy()
+    width, height = (max(1, round(side * max_side / longer)) for side in rgb.size)
+    return rgb.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _saved(picture: Image.Image, form: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def _url(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

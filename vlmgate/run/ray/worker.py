@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from vlmgate.captioner import Captioner
-from vlmgate.captioner.fingerprint import model_fingerprint
-from vlmgate.captioner.trial import trial_picture
+from vlmgate.captioner.location import model_fingerprint
+from vlmgate.captioner.pictures import trial_picture
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Content, Entry, Failure, ModelInfo, Picture, Source, Unreadable, content_of
 from vlmgate.errors import VlmgateError, one_line
