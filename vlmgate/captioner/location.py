@@ -27,12 +27,9 @@ SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".py", ".safetensors"
 # What a processor of one fixed size says of itself. Any other key may mean tiles, crops at full resolution, or as many
 # pixels as there are, so a processor with one wants its pictures whole.
 _PLAIN = frozenset(
-    {
-        *("crop_size", "data_format", "default_to_square", "device", "disable_grouping", "do_center_crop"),
-        *("do_convert_rgb", "do_normalize", "do_pad", "do_rescale", "do_resize", "feature_extractor_type"),
-        *("image_mean", "image_processor_type", "image_seq_length", "image_std", "input_data_format", "pad_size"),
-        *("processor_class", "resample", "rescale_factor", "return_tensors", "size", "size_divisor"),
-    }
+    "crop_size data_format default_to_square device disable_grouping do_center_crop do_convert_rgb do_normalize do_pad "
+    "do_rescale do_resize feature_extractor_type image_mean image_processor_type image_seq_length image_std "
+    "input_data_format pad_size processor_class resample rescale_factor return_tensors size size_divisor".split()
 )
 _OFTEN_OFF = frozenset({"do_image_splitting", "do_pan_and_scan"})  # off, they mean nothing
 MOST = 4096  # pixels; a processor that wants more, or says so by mistake, wants its pictures whole
@@ -73,17 +70,15 @@ def _find(model: ModelConfig) -> Local | Hub:
         if not (folder / "config.json").is_file():
             raise ModelError(f"The built-in weights are missing from {folder}. Reinstall vlmgate, or use --model.")
         return Local(folder, builtin=True)
-    folder = Path(model.model).expanduser()
+    name, folder = model.model, Path(model.model).expanduser()
     if folder.is_dir():
         _check_folder(folder)
         return Local(folder)
     if folder.exists():
-        raise ModelError(f"{model.model} is a file. Name the folder that holds config.json and the weights.")
-    if _looks_like_path(model.model):
-        raise ModelError(
-            f"There is no folder {model.model}. Give the path of a model folder, or a hub id (owner/name)."
-        )
-    return Hub(model.model, model.revision)
+        raise ModelError(f"{name} is a file. Name the folder that holds config.json and the weights.")
+    if name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1:
+        raise ModelError(f"There is no folder {name}. Give the path of a model folder, or a hub id (owner/name).")
+    return Hub(name, model.revision)
 
 
 def _check_folder(folder: Path) -> None:
@@ -105,10 +100,6 @@ def _refuse_code_from_elsewhere(folder: Path) -> None:
             f"{folder} asks for code from {named[1]}. Take that line out of its config.json, or allow it with "
             "--trust-remote-code."
         )
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1
 
 
 # --- which model it is ------------------------------------------------------------------------------------------------
@@ -160,20 +151,20 @@ def picture_side(model: ModelConfig) -> int | None:
     """Return the longest side, in pixels, that the processor shrinks every picture to; None where that is not known.
 
     It is known of checkpoints in a folder whose processor has one size for all pictures. Of a hub model it would be
-    known only once it is downloaded, and how pictures are read must not hang on that.
+    known only once it is downloaded, and how pictures are read must not depend on that.
     """
     place = locate(model)
     if not isinstance(place, Local):
         return None
     for name in ("processor_config.json", "preprocessor_config.json"):
         try:
-            told = json.loads((place.folder / name).read_text(encoding="utf-8"))
+            config = json.loads((place.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(told, dict):
-            told = told.get("image_processor", told if name.startswith("pre") else None)
-        if isinstance(told, dict):
-            return _side(told)
+        if isinstance(config, dict):
+            config = config.get("image_processor", config if name.startswith("pre") else None)
+        if isinstance(config, dict):
+            return _side(config)
     return None
 
 

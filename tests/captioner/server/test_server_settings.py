@@ -19,9 +19,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vlmgate.captioner.location import model_fingerprint
-from vlmgate.captioner.server.client import MOST_PATIENCE, Server, _retry_after, find_key, is_loopback, without
+from vlmgate.captioner.server.client import (
+    MOST_PATIENCE,
+    Server,
+    _retry_after,
+    find_key,
+    is_loopback,
+    request_of,
+    without,
+)
 from vlmgate.captioner.server.messages import BadReplyError, captions_of, data_url, parse, thoughts_of
-from vlmgate.captioner.server.probe import extras, request_of
+from vlmgate.captioner.server.probe import extras
 from vlmgate.captioner.streams import seeds
 from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig

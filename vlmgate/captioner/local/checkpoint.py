@@ -209,7 +209,7 @@ def describe(name: str, checkpoint: Checkpoint, route: str) -> ModelInfo:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     try:
         versions["torchvision"] = importlib.import_module("torchvision").__version__
-    except Exception as error:  # beside another torch its import can fail with RuntimeError
+    except Exception as error:  # next to another torch its import can fail with RuntimeError
         logger.debug("torchvision is not used: %s", error)
     return ModelInfo(
         model=name,
@@ -272,56 +272,31 @@ def _without_video(base: Any) -> Any:
 # --- why a model cannot be loaded -------------------------------------------------------------------------------------
 
 # A pattern in the original message → what to say of the model. The first that matches speaks.
-_CAUSES: tuple[tuple[str, str], ...] = (
-    (
-        r"trust_remote_code|custom code",
-        "needs Python code from its own repository. Read that code, then allow it with --trust-remote-code.",
-    ),
-    (
-        r"unrecognized configuration class|is not supported for|no processor",
-        "is no vision-language model that transformers can run (image and text in, text out). Name another.",
-    ),
-    (
-        r"does not recognize this architecture|unrecognized model|unrecognized processing class",
-        "is of an architecture that the installed transformers does not know. Update it, or name another model.",
-    ),
-    (
-        r"ignore_mismatched_sizes",
-        "has weights of other shapes than its config.json says. The checkpoint is damaged or mixed from two.",
-    ),
-    (
-        r"deserializing header",
-        "has a damaged weights file. Copy or download the model again.",
-    ),
-    (
-        r"instantiate the backend tokenizer",
-        "has no tokenizer that can be read here. Copy the whole model folder, tokenizer.json included.",
-    ),
-    (
-        r"safetensors",
-        "has no readable .safetensors weights; pickled ones are refused because loading them runs code. "
-        "Use a revision that has them, or convert it with save_pretrained.",
-    ),
-)
-_HUB_CAUSES: tuple[tuple[str, str], ...] = (
-    (
-        r"gated|401 client|403 client|access to model",
-        "is gated or private on the hub. Ask for access on its page, then log in with `hf auth login`.",
-    ),
-    (
-        r"not a valid git identifier|revision not found|invalid rev",
-        "has no such revision on the hub. Check --revision.",
-    ),
-    (
-        r"couldn't connect|offline|connection|cannot find the requested files|resolve host|timed? ?out",
-        "was found neither on this machine nor on the hub, which cannot be reached. "
-        "Give the path of a downloaded model folder, or connect once to fetch it.",
-    ),
-    (
-        r"not a valid model identifier|repository not found|404 client|repo id must",
-        "is neither a folder here nor a model on the hub. Check the spelling (owner/name).",
-    ),
-)
+_CAUSES = {
+    r"trust_remote_code|custom code": "needs Python code from its own repository. Read that code, then allow it with "
+    "--trust-remote-code.",
+    r"unrecognized configuration class|is not supported for|no processor": "is no vision-language model that "
+    "transformers can run (image and text in, text out). Name another.",
+    r"does not recognize this architecture|unrecognized model|unrecognized processing class": "is of an architecture "
+    "that the installed transformers does not know. Update it, or name another model.",
+    r"ignore_mismatched_sizes": "has weights of other shapes than its config.json says. The checkpoint is damaged or "
+    "mixed from two.",
+    r"deserializing header": "has a damaged weights file. Copy or download the model again.",
+    r"instantiate the backend tokenizer": "has no tokenizer that can be read here. Copy the whole model folder, "
+    "tokenizer.json included.",
+    r"safetensors": "has no readable .safetensors weights; pickled ones are refused because loading them runs code. "
+    "Use a revision that has them, or convert it with save_pretrained.",
+}
+_HUB_CAUSES = {
+    r"gated|401 client|403 client|access to model": "is gated or private on the hub. Ask for access on its page, then "
+    "log in with `hf auth login`.",
+    r"not a valid git identifier|revision not found|invalid rev": "has no such revision on the hub. Check --revision.",
+    r"couldn't connect|offline|connection|cannot find the requested files|resolve host|timed? ?out": "was found "
+    "neither on this machine nor on the hub, which cannot be reached. Give the path of a downloaded model folder, or "
+    "connect once to fetch it.",
+    r"not a valid model identifier|repository not found|404 client|repo id must": "is neither a folder here nor a "
+    "model on the hub. Check the spelling (owner/name).",
+}
 
 
 def explain(config: ModelConfig, place: Local | Hub, error: BaseException) -> str:
@@ -329,13 +304,13 @@ def explain(config: ModelConfig, place: Local | Hub, error: BaseException) -> st
     where = str(place.folder) if isinstance(place, Local) else place.name
     if out_of_memory(error):
         return f"{where} does not fit into the memory of {config.device}. Use a smaller model, or --dtype bfloat16."
-    told = " ".join(str(part) for part in _chain(error))
+    text = " ".join(str(part) for part in _chain(error))
     if isinstance(error, ImportError):
         return f"{where} needs a package that is not installed: {shorten(error)}"
-    for pattern, says in _CAUSES if isinstance(place, Local) else _HUB_CAUSES + _CAUSES:
-        if re.search(pattern, told, re.IGNORECASE):
+    for pattern, says in (_CAUSES if isinstance(place, Local) else _HUB_CAUSES | _CAUSES).items():
+        if re.search(pattern, text, re.IGNORECASE):
             return f"{where} {says}"
-    if missing := re.search(r"can't load (?:the )?([\w ]+?) for ", told, re.IGNORECASE):
+    if missing := re.search(r"can't load (?:the )?([\w ]+?) for ", text, re.IGNORECASE):
         return f"{where} lacks the files of its {missing[1]}. Copy the whole model folder."
     return f"{where} cannot be loaded: {shorten(error)} ({type(error).__name__})"
 

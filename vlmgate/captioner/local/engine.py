@@ -88,13 +88,9 @@ class TransformersCaptioner:
 
     def prepare(self, pictures: Sequence[Picture]) -> Prepared | None:
         """Return a batch as the processor leaves it; None where that must wait for the batch's turn."""
-        runner = self._runner
-        if len(pictures) > self._limit or not runner.encodes_ahead:
+        if len(pictures) > self._limit or not self._runner.encodes_ahead:
             return None
-        images = self._images(pictures)
-        ask = runner.ask if self._tails is None else None
-        question = None if ask is None else runner.inputs(ask, images)
-        return Prepared(images, runner.inputs(runner.encode, images), question)
+        return self._prepared(pictures)
 
     def read_prepared(self, pictures: Sequence[Picture], prepared: Prepared | None) -> list[Sampled]:
         """Return what `read` returns; a batch that does not fit into memory is prepared anew in smaller ones."""
@@ -149,38 +145,29 @@ class TransformersCaptioner:
         runner.generate(inputs, runner.decoder(runner.sampler(batch, "captions"), 1), watch=True)
         return runner.tap.take(len(batch))
 
-    def _images(self, batch: Sequence[Picture]) -> list[Image.Image]:
-        """Return B·V images, those of one picture together."""
-        sampling = self._runner.sampling
-        return [view for p in batch for view in views_of(p, sampling.views, sampling.view_noise, sampling.seed)]
+    def _prepared(self, batch: Sequence[Picture]) -> Prepared:
+        runner, sampling = self._runner, self._runner.sampling
+        images = [view for p in batch for view in views_of(p, sampling.views, sampling.view_noise, sampling.seed)]
+        question = runner.inputs(runner.ask, images) if runner.ask is not None and self._tails is None else None
+        return Prepared(images, runner.inputs(runner.encode, images), question)
 
     def _read_batch(self, batch: Sequence[Picture], prepared: Prepared | None = None) -> list[Sampled]:
-        sampling = self._runner.sampling
-        images = prepared.images if prepared else self._images(batch)
-        captions, answers = self._sample(batch, images, prepared)
-        features = self._runner.tap.take(len(images))[:: sampling.views]
+        """Return K captions, and K answers where there is a question, of each picture in a batch."""
+        runner, sampling = self._runner, self._runner.sampling
+        ready = prepared or self._prepared(batch)
+        pick, answering = runner.sampler(batch, "captions"), None
+        if runner.ask is not None:
+            answering = runner.decoder(runner.sampler(batch, "answers"), sampling.max_answer_tokens)
+        captioning = self._decode(ready.images, pick, answers=answering, inputs=ready.inputs)
+        if runner.ask is not None and answering is not None and not answering.tokens:
+            # They could not go on from the captions' prefill.
+            runner.generate(ready.question or runner.inputs(runner.ask, ready.images), answering)
+        captions = runner.captions(captioning, len(batch))
+        answers = [None] * len(batch) if answering is None else runner.captions(answering, len(batch))
+        features = runner.tap.take(len(ready.images))[:: sampling.views]
         samples = range(sampling.num_samples)
         views = tuple(k * sampling.views // sampling.num_samples for k in samples) if sampling.views > 1 else None
-        return [
-            Sampled(captions[b], answers[b] if answers is not None else None, features[b], views)
-            for b in range(len(batch))
-        ]
-
-    def _sample(
-        self, batch: Sequence[Picture], images: Sequence[Image.Image], prepared: Prepared | None = None
-    ) -> tuple[list[tuple[Caption, ...]], list[tuple[Caption, ...]] | None]:
-        """Return K captions, and K answers where there is a question, of each picture in a batch."""
-        runner = self._runner
-        captioning = runner.sampler(batch, "captions")
-        inputs = prepared.inputs if prepared else None
-        if runner.ask is None:
-            return runner.captions(self._decode(images, captioning, inputs=inputs), len(batch)), None
-        answers = runner.decoder(runner.sampler(batch, "answers"), runner.sampling.max_answer_tokens)
-        captions = self._decode(images, captioning, answers, inputs)
-        if not answers.tokens:  # they could not go on from the captions' prefill
-            asked = prepared.question if prepared else None
-            runner.generate(asked or runner.inputs(runner.ask, images), answers)
-        return runner.captions(captions, len(batch)), runner.captions(answers, len(batch))
+        return [Sampled(*one, views) for one in zip(captions, answers, features, strict=True)]
 
     def _decode(
         self,
@@ -209,24 +196,23 @@ class TransformersCaptioner:
         been. None where the prompts of the batch do not end as they should.
         """
         runner = self._runner
-        inputs = prepared.inputs if prepared else runner.inputs(runner.encode, self._images(batch))
-        prefills = self._prefill(inputs)
+        prefills = self._prefill((prepared or self._prepared(batch)).inputs)
         if prefills is None:
             return None
         features = runner.tap.take(len(batch))
-        said: dict[Stream, list[list[Caption]]] = {use: [[] for _ in batch] for use in prefills}
+        texts: dict[Stream, list[list[Caption]]] = {use: [[] for _ in batch] for use in prefills}
 
         def sampled(image: int) -> Sampled:
-            answers = tuple(said["answers"][image]) if "answers" in said else None
-            return Sampled(tuple(said["captions"][image]), answers, features[image])
+            answers = tuple(texts["answers"][image]) if "answers" in texts else None
+            return Sampled(tuple(texts["captions"][image]), answers, features[image])
 
         left, drawn = list(range(len(batch))), 0
         for look in looks:
             for use, prefill in prefills.items():
                 going = left if prefill.can_drop(runner.checkpoint.model) else list(range(len(batch)))
-                texts = self._draw(prefill, batch, going, use, slice(drawn, look))
+                more = self._draw(prefill, batch, going, use, slice(drawn, look))
                 for image in left:
-                    said[use][image] += texts[image]
+                    texts[use][image] += more[image]
             drawn = look
             left = [image for image in left if not enough(batch[image], sampled(image))]
             if not left:
@@ -250,7 +236,7 @@ class TransformersCaptioner:
     ) -> dict[int, tuple[Caption, ...]]:
         """Return a part of the samples of some images of a batch."""
         runner, count = self._runner, part.stop - part.start
-        # Recorded steps hold a prefill of their own; outside of a recording a GPU forks faster than it packs.
+        # Recorded steps copy the prefill; outside of a recording a GPU forks faster than it packs.
         kind = ForkDecoder if runner.checkpoint.device.type == "cuda" else None
         most = runner.sampling.max_answer_tokens if use == "answers" else runner.sampling.max_new_tokens
         decoder = runner.decoder(runner.sampler([batch[i] for i in images], use, part), most, kind, branches=count)

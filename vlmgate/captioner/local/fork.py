@@ -27,10 +27,8 @@ DROP_AT = 0.75
 # What only the prefill reads. Rows of these are images, tiles or patches, not sequences, so they must not be repeated
 # K times. `image_keys` adds what a checkpoint's processor makes.
 PREFILL_ONLY = frozenset(
-    {
-        *("aspect_ratio_ids", "aspect_ratio_mask", "image_grid_thw", "image_sizes", "mm_encoder_outputs"),
-        *("pixel_attention_mask", "pixel_mask", "pixel_values", "spatial_shapes"),
-    }
+    "aspect_ratio_ids aspect_ratio_mask image_grid_thw image_sizes mm_encoder_outputs "
+    "pixel_attention_mask pixel_mask pixel_values spatial_shapes".split()
 )
 
 
@@ -39,19 +37,6 @@ class Then(Protocol):
 
     def begin(self, input_ids: torch.Tensor, state: Mapping[str, Any]) -> None: ...
     def run(self, model: Any) -> None: ...
-
-
-class Branches(Protocol):
-    """K' branches of each of B' prompts, and their cache."""
-
-    def step(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed a token (B', K') to each branch and return the (B', K', V) logits that follow."""
-
-    def can_drop(self, model: Any) -> bool:
-        """Tell whether some may go on without the others."""
-
-    def keep(self, prompts: torch.Tensor, branches: torch.Tensor) -> None:
-        """Go on with these prompts (B'',) and these branches (B'', K'') of theirs."""
 
 
 @dataclass(slots=True)
@@ -104,7 +89,7 @@ class ForkDecoder:
 
     def go_on(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> None:
         """Draw K rows for each of B prompts that have been run: their last logits, their tokens, what they left."""
-        self._loop(model, logits, Forked(model, input_ids, state, self.num_samples), 1, input_ids.device)
+        self._loop(model, logits, Branches(model, input_ids, state, self.num_samples), 1, input_ids.device)
 
     def _prefill(
         self, model: Any, input_ids: torch.Tensor, state: dict[str, Any]
@@ -155,7 +140,7 @@ def _kept(unended: torch.Tensor, left: list[int], most: int) -> tuple[torch.Tens
     return prompts, first.sort(dim=1).values
 
 
-class Forked:
+class Branches:
     """B·K rows, each with a copy of its prompt's cache; every row counts as a prompt with one branch."""
 
     def __init__(self, model: Any, input_ids: torch.Tensor, state: dict[str, Any], samples: int) -> None:
@@ -166,7 +151,7 @@ class Forked:
             raise NotImplementedError(f"{type(model).__name__} keeps no cache that can be forked.")
         state[key].reorder_cache(torch.arange(batch, device=input_ids.device).repeat_interleave(samples))
         _one_row_each(state, batch)
-        self._said, self._state = model._expand_inputs_for_generation(
+        self._input_ids, self._state = model._expand_inputs_for_generation(
             input_ids=input_ids,
             expand_size=samples,
             is_encoder_decoder=bool(model.config.is_encoder_decoder),
@@ -174,19 +159,22 @@ class Forked:
         )
 
     def step(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
-        self._said = torch.cat([self._said, tokens], dim=-1)
-        inputs = model.prepare_inputs_for_generation(self._said, next_sequence_length=1, **self._state)
+        """Feed a token (B', K') to each branch and return the (B', K', V) logits that follow."""
+        self._input_ids = torch.cat([self._input_ids, tokens], dim=-1)
+        inputs = model.prepare_inputs_for_generation(self._input_ids, next_sequence_length=1, **self._state)
         outputs = model(**inputs, return_dict=True)
         self._state = updated(model, outputs, self._state)
         logits: torch.Tensor = outputs.logits[:, -1:]
         return logits
 
     def can_drop(self, model: Any) -> bool:
+        """Tell whether some may go on without the others."""
         return can_drop_rows(model, self._state)
 
     def keep(self, prompts: torch.Tensor, branches: torch.Tensor) -> None:
-        keep_rows(self._state, prompts, len(self._said))
-        self._said = self._said[prompts]
+        """Go on with these prompts (B'',) and these branches (B'', K'') of theirs."""
+        keep_rows(self._state, prompts, len(self._input_ids))
+        self._input_ids = self._input_ids[prompts]
 
 
 class Log:
@@ -223,10 +211,7 @@ class Log:
 def updated(model: Any, outputs: Any, state: dict[str, Any]) -> dict[str, Any]:
     """Return the state after a forward, as transformers keeps it."""
     encoder_decoder = bool(model.config.is_encoder_decoder)
-    after: dict[str, Any] = model._update_model_kwargs_for_generation(
-        outputs, state, is_encoder_decoder=encoder_decoder
-    )
-    return after
+    return dict(model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=encoder_decoder))
 
 
 def last_logits(outputs: Any) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Footprint:
         """Return the bytes of an image with K samples of T tokens; `route` is fork or packed.
 
         The fork has K copies of prompt and tokens besides the prompt's own cache. Packed has one copy of the prompt,
-        at addresses of its own, and the tokens of each branch.
+        at other addresses, and the tokens of each branch.
         """
         kept = samples * (self.prompt + tokens) if route == "fork" else self.prompt + samples * tokens
         return self.prefill + kept * self.token + samples * self.vocabulary * 4 * LOGIT_COPIES

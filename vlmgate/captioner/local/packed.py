@@ -2,7 +2,7 @@
 
 Start with `PackedDecoder`. Where the fork copies the cache of a prompt to K rows, here all branches share one, so that
 the prompt is stored and read once: each step feeds K tokens, one for each branch, all at the same position, under a
-mask that lets a branch see the prompt and what itself has said. That is right only for decoders whose every layer keeps
+mask that lets a branch see the prompt and its own tokens. That is right only for decoders whose every layer keeps
 every token it has seen, and attends where the mask says. `check_structure` looks at the structure, and a trial compares
 with the fork before the route is taken.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from vlmgate.captioner.local.fork import ForkDecoder, cache_key, select_rows, updated
+from vlmgate.captioner.local.fork import Branches, ForkDecoder, cache_key, select_rows, updated
 from vlmgate.captioner.local.layers import UnsuitableError, attention_folded
 
 # What a step's inputs hold for each token, and what does not depend on their number; anything else is not known here.
@@ -49,8 +49,8 @@ class PackedDecoder(ForkDecoder):
             self._loop(model, logits.to(input_ids.device), sequences, self.num_samples, input_ids.device)
 
 
-class Sequences:
-    """B prompts with K branches each: their cache, what each branch may see, and the rest of the model's inputs."""
+class Sequences(Branches):
+    """B prompts with K branches each in one sequence: the cache, what each may see, and the model's other inputs."""
 
     def __init__(self, input_ids: torch.Tensor, state: dict[str, Any], branches: int, steps: int) -> None:
         key = cache_key(state)
@@ -67,7 +67,7 @@ class Sequences:
             mask = torch.ones_like(input_ids)
         if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
             raise UnsuitableError("the mask of the prompt is of an unknown kind")
-        self._said = input_ids  # (B', P + step), of the first branch; only its length and its last column matter
+        self._input_ids = input_ids  # (B', P + step), of the first branch; only its length and its last column matter
         self._state, self._prompt = state, prompt
         self._branches = branches
         self.layers = [_Layer(layer, branches * steps) for layer in cache.layers]
@@ -83,10 +83,10 @@ class Sequences:
 
     def inputs(self, model: Any, tokens: torch.Tensor) -> dict[str, Any]:
         """Append a token (B', K') to each branch and return what the model is to be given."""
-        self._said = torch.cat([self._said, tokens[:, :1]], dim=1)
+        self._input_ids = torch.cat([self._input_ids, tokens[:, :1]], dim=1)
         own = torch.eye(self._branches, dtype=torch.bool, device=tokens.device).expand(len(tokens), -1, -1)
         self._visible = torch.cat([self._visible, own], dim=2)
-        inputs = model.prepare_inputs_for_generation(self._said, next_sequence_length=1, **self._state)
+        inputs = model.prepare_inputs_for_generation(self._input_ids, next_sequence_length=1, **self._state)
         return self._widened(inputs, tokens)
 
     def _widened(self, inputs: Mapping[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Sequences:
         return wide | {"input_ids": tokens, "attention_mask": self._visible[:, None]}
 
     def can_drop(self, model: Any) -> bool:
-        """Tell whether some branches may go on without the others: always."""
+        """Tell whether some may go on without the others: always."""
         return True
 
     def keep(self, prompts: torch.Tensor, branches: torch.Tensor) -> None:
@@ -125,8 +125,8 @@ class Sequences:
             self._visible = self._visible[prompts]
         for layer in self.layers:
             layer.keep(prompts, columns, now / before)
-        select_rows(self._state, prompts, len(self._said))
-        self._said, self._branches = self._said[prompts], now
+        select_rows(self._state, prompts, len(self._input_ids))
+        self._input_ids, self._branches = self._input_ids[prompts], now
 
 
 def checked_logits(outputs: Any, tokens: torch.Tensor) -> torch.Tensor:

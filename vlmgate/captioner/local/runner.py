@@ -88,7 +88,10 @@ class Runner:
         return RecordedDecoder if self.checkpoint.device.type == "cuda" else PackedDecoder
 
     def generate(self, inputs: dict[str, Any], decoder: ForkDecoder, *, watch: bool = False) -> None:
-        """Run the model over a batch's inputs, with `decoder` in the place of its own loop; `watch` its features."""
+        """Run the model over a batch's inputs, with `decoder` in the place of its own loop.
+
+        With `watch`, the vision features are there to take afterwards.
+        """
         model = self.checkpoint.model
         watching = self.tap.watching(self._image_tokens(inputs)) if watch else nullcontext()
         begun = time.perf_counter()
@@ -145,7 +148,7 @@ class Runner:
 
 
 def own_generation_config(checkpoint: Checkpoint, max_new_tokens: int) -> Any:
-    """Put a generation config of our own in the place of the checkpoint's, in the model and its parts, and return it.
+    """Replace the checkpoint's generation config, in the model and its parts, and return the new one.
 
     `generate` fills every setting that is left open from the model's own config, so that one is replaced as well. Only
     the ids of structural tokens are kept: they say how a sequence begins and ends, not how it is sampled.

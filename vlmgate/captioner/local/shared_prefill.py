@@ -180,7 +180,7 @@ class Prefill(ForkDecoder):
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state with a cache of its own, over the same memory where that is never written to in place."""
+    """Return the state with another cache, over the same memory where that is never written to in place."""
     other = {name: copy.copy(value) if isinstance(value, dict) else value for name, value in state.items()}
     key = cache_key(state)
     if key is not None:
@@ -191,7 +191,7 @@ def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copied_cache(cache: Any) -> Any:
-    """Return a cache with layers of its own over the same keys and values."""
+    """Return a cache with other layers over the same keys and values."""
     short = copy.copy(cache)
     short.layers = [copy.copy(layer) for layer in cache.layers]
     return short

@@ -36,6 +36,7 @@ MOST_PATIENCE = 600.0  # seconds that a server may ask us to wait
 TIMEOUT_COUNTS = 3  # tries: who does not answer within minutes is not asked as often as who answers "busy"
 NONSENSE_COUNTS = 3
 _PASSES = frozenset({408, 409, 425, 429})  # and everything from 500 up
+_OPENAI_KNOWS = "model messages temperature top_p seed n logprobs max_tokens max_completion_tokens".split()
 OWN_KEY, USUAL_KEY = "VLMGATE_API_KEY", "OPENAI_API_KEY"  # environment variables
 SHORTEST_KEY = 8  # characters; a shorter "key" such as EMPTY is a word that a caption may hold, and no secret
 
@@ -99,11 +100,12 @@ class Server:
         """Return the client's version."""
         return {"openai": str(self._openai.__version__)}
 
-    async def complete(self, request: Mapping[str, Any], *, retries: int | None = None) -> dict[str, Any]:
-        """Return a chat completion as plain data, its `choices` a list; everything in it is still to be doubted.
+    async def complete(self, options: Mapping[str, Any], *, retries: int | None = None) -> dict[str, Any]:
+        """Return a chat completion as plain data, its `choices` a list; nothing else in it has been checked.
 
         Raises `RefusedError` at once, and `UnansweredError` after as many tries as were agreed.
         """
+        request = request_of(options)
         left = self.config.retries if retries is None else retries
         tried = 0
         while True:
@@ -162,7 +164,7 @@ class Server:
 
     def _status(self, error: Any) -> Exception:
         status, headers = int(error.status_code), error.response.headers
-        detail = self._line(_said(error.body))
+        detail = self._line(_own_words(error.body))
         if 300 <= status < 400:
             return RefusedError(status, "it sends us elsewhere; name that URL if you trust it")
         if status in (401, 403) and self._key is None:
@@ -178,6 +180,12 @@ class Server:
 
     def _line(self, text: str) -> str:
         return shorten(self.hide(text), LONGEST_DETAIL)
+
+
+def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as the client's arguments: what OpenAI does not know travels as `extra_body`."""
+    more = {name: value for name, value in options.items() if name not in _OPENAI_KNOWS}
+    return {name: options[name] for name in options if name in _OPENAI_KNOWS} | ({"extra_body": more} if more else {})
 
 
 def _make_client(config: EndpointConfig, key: str | None) -> Any:
@@ -226,7 +234,7 @@ def _bounded_stream() -> Any:
     return Bounded
 
 
-def _said(body: object) -> str:
+def _own_words(body: object) -> str:
     """Return a server's own words for an error, wherever it puts them."""
     found: object = body
     for key in ("error", "message", "detail"):
@@ -251,7 +259,7 @@ def _retry_after(header: str | None) -> float | None:
 
 
 class _LoopThread:
-    """An event loop in a thread of its own, with a client in it."""
+    """An event loop in a thread, with a client in it."""
 
     def __init__(self, make_client: Any) -> None:
         ready: concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, Any]]

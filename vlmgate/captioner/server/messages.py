@@ -33,14 +33,14 @@ class BadReplyError(Exception):
 def parse(body: bytes) -> dict[str, Any]:
     """Return the object that a body holds; raises `BadReplyError` for anything else, in words that quote none of it."""
     try:
-        told = json.loads(body)
+        reply = json.loads(body)
     except (ValueError, RecursionError):
         begins = body.lstrip()[:1]
         kind = "a web page" if begins == b"<" else "no JSON" if begins else "nothing"
         raise BadReplyError(f"it answered with {kind}; a URL usually ends in /v1") from None
-    if not isinstance(told, dict) or not isinstance(told.get("choices"), list):
+    if not isinstance(reply, dict) or not isinstance(reply.get("choices"), list):
         raise BadReplyError("it answered with JSON that is no chat completion")
-    return told
+    return reply
 
 
 def captions_of(reply: Mapping[str, Any], most: int) -> list[Caption]:
@@ -58,12 +58,12 @@ def captions_of(reply: Mapping[str, Any], most: int) -> list[Caption]:
 
 def thoughts_of(reply: Mapping[str, Any]) -> list[str]:
     """Return everything that each choice says, reasoning included, to tell one answer from another."""
-    return [_thoughts(choice["message"]) for choice in reply["choices"] if _has_message(choice)]
-
-
-def _thoughts(message: Mapping[str, Any]) -> str:
-    said = [message.get(key) for key in ("reasoning_content", "reasoning", "refusal")]
-    return "\n".join([_text(message.get("content")), *(text for text in said if isinstance(text, str))]).strip()
+    messages = [choice["message"] for choice in reply["choices"] if _has_message(choice)]
+    also = ("reasoning_content", "reasoning", "refusal")
+    parts = [
+        [_text(one.get("content")), *(one[key] for key in also if isinstance(one.get(key), str))] for one in messages
+    ]
+    return ["\n".join(part).strip() for part in parts]
 
 
 def _has_message(choice: object) -> bool:
@@ -73,8 +73,8 @@ def _has_message(choice: object) -> bool:
 def _caption(choice: Mapping[str, Any], spent: object) -> Caption:
     message = choice["message"]
     text = _THOUGHT.sub("", _text(message.get("content")), count=1).strip()
-    told = choice.get("finish_reason")
-    finish: Finish = _FINISHES.get(told, "unknown") if isinstance(told, str) else "unknown"
+    reason = choice.get("finish_reason")
+    finish: Finish = _FINISHES.get(reason, "unknown") if isinstance(reason, str) else "unknown"
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal.strip():
         text, finish = text or refusal.strip(), "refused"
@@ -95,9 +95,9 @@ def _text(content: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _logprobs(told: object) -> list[float] | None:
+def _logprobs(logprobs: object) -> list[float] | None:
     """Return the log-probability of every token, nats; None where one of them is none."""
-    content = told.get("content") if isinstance(told, dict) else None
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(content, list):
         return None
     found: list[float] = []
