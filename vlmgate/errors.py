@@ -36,10 +36,17 @@ def _is_harmless(character: str) -> bool:
     return character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
+def shorten(what: str | BaseException, limit: int = 240) -> str:
+    """Return a text, or the message of an exception, on one line of at most `limit` characters, storable as UTF-8."""
+    text = " ".join(str(what).encode("utf-8", "replace").decode().split())
+    if not text and isinstance(what, BaseException):
+        text = type(what).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the name and message of an exception on one line of at most `limit` characters, storable as UTF-8."""
-    text = " ".join(f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode().split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return shorten(f"{type(error).__name__}: {error}", limit)
 
 
 class VlmgateError(Exception):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vlmgate.captioner.builtin import weights_folder
-from vlmgate.captioner.fingerprint import model_fingerprint
+from vlmgate.captioner.location import model_fingerprint
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Quality, Sampled
 from vlmgate.factory import measure

@@ -44,9 +44,9 @@ from vlmgate.captioner import load_captioner
 from vlmgate.captioner.local.checkpoint import DTYPES
 from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.captioner.local.fork import ForkDecoder
-from vlmgate.captioner.local.generation import moved
-from vlmgate.captioner.local.packed import CannotPackError, PackedDecoder, check_structure
-from vlmgate.captioner.local.prepack import prepack
+from vlmgate.captioner.local.layers import UnsuitableError, prepack
+from vlmgate.captioner.local.packed import PackedDecoder, check_structure
+from vlmgate.captioner.local.runner import moved
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import ImageFile, Picture
 
@@ -109,11 +109,16 @@ def picture(index: int) -> Picture:
 
 def ways_of(engine: TransformersCaptioner, batch: Sequence[Picture], samples: int, tokens: int) -> dict[str, Any]:
     """Return what is timed, by name; each returns the number of tokens that it drew."""
-    model = engine._checkpoint.model
+    runner = engine._runner
+    model = runner.checkpoint.model
     images = [one.rgb for one in batch]
 
     def generate(count: int) -> int:
-        inputs = moved(engine._inputs(engine._encode, images), engine._checkpoint.device, engine._checkpoint.dtype)
+        inputs = moved(
+            runner.inputs(runner.encode, images),
+            runner.checkpoint.device,
+            runner.checkpoint.dtype,
+        )
         settings = tf.GenerationConfig(
             do_sample=True, top_k=0, max_new_tokens=tokens, num_return_sequences=count, pad_token_id=0
         )
@@ -122,9 +127,9 @@ def ways_of(engine: TransformersCaptioner, batch: Sequence[Picture], samples: in
         return (said.shape[1] - inputs["input_ids"].shape[1]) * len(said)
 
     def decode(kind: type[ForkDecoder]) -> int:
-        decoder = engine._decoder(engine._sampler(batch, "captions"), tokens, kind)
+        decoder = runner.decoder(runner.sampler(batch, "captions"), tokens, kind)
         decoder.end_ids = frozenset()
-        engine._generate(engine._inputs(engine._encode, images), decoder)
+        runner.generate(runner.inputs(runner.encode, images), decoder)
         return sum(map(len, decoder.tokens))
 
     return {
@@ -184,7 +189,7 @@ def measure_case(
         names.remove("loop")
     try:
         check_structure(model)
-    except CannotPackError:
+    except UnsuitableError:
         names.remove("packed")
     ways = {name: (lambda act=known[name]: sum(map(len, act()))) for name in names}
     drawn = batch * options.samples

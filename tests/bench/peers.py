@@ -197,17 +197,17 @@ def compare(options: argparse.Namespace, names: Sequence[str]) -> int:
         one = trial_images()[:1]
 
         def count(prompt: str) -> int:
-            ids = engine._inputs(engine._encoder(prompt), one)["input_ids"]
+            ids = engine._runner.inputs(engine._runner.encoder(prompt), one)["input_ids"]
             return int(ids.shape[1]) - options.image_tokens
 
         prompt = prompt_of(count, WORDS)
-        engine._encode = engine._encoder(prompt)
+        engine._runner.encode = engine._runner.encoder(prompt)
         pictures = [bench.picture(i) for i in range(options.batch)]
         ways: dict[str, Any] = bench.ways_of(engine, pictures, options.samples, options.tokens)
         vllm = None
         if "vllm" in names:
-            ids = engine._inputs(engine._encode, [p.rgb for p in pictures])["input_ids"].tolist()
-            image = engine._checkpoint.model.config.image_token_id
+            ids = engine._runner.inputs(engine._runner.encode, [p.rgb for p in pictures])["input_ids"].tolist()
+            image = engine._runner.checkpoint.model.config.image_token_id
             requests = [
                 {
                     "ids": [

@@ -28,10 +28,9 @@ import transformers as tf
 from tests.bench import shapes
 from tests.bench._timing import interleaved, spread, table, write
 from tests.bench.shapes import Shape
-from vlmgate.captioner.local.blocks import attention_in_blocks
 from vlmgate.captioner.local.checkpoint import DTYPES
+from vlmgate.captioner.local.layers import attention_in_blocks, prepack
 from vlmgate.captioner.local.packed import PackedDecoder
-from vlmgate.captioner.local.prepack import prepack
 from vlmgate.captioner.local.sampling import Draw, Sampler, Warp
 
 END = 2  # the token at which a row ends; any will do

@@ -19,13 +19,11 @@ from safetensors.torch import load_file, save_file
 from tests.support import tiny_models
 from tests.support.paths import ROOT
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.failures import explain, one_line
-from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.local import checkpoint
-from vlmgate.captioner.local.checkpoint import choose_device, choose_dtype
-from vlmgate.captioner.location import Hub, Local, locate
+from vlmgate.captioner.local.checkpoint import choose_device, choose_dtype, explain
+from vlmgate.captioner.location import Hub, Local, locate, model_fingerprint
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.errors import ConfigError, ModelError
+from vlmgate.errors import ConfigError, ModelError, shorten
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +69,11 @@ class TestFolders:
         assert "no revisions" in str(failure(copy, revision="main"))
 
     def test_a_missing_builtin_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vlmgate.captioner.builtin.weights_folder", lambda: tmp_path)
+        monkeypatch.setattr("vlmgate.captioner.location.weights_folder", lambda: tmp_path)
         assert "built-in weights are missing" in str(failure("builtin"))
 
     def test_the_builtin_model_is_a_folder_like_any_other(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vlmgate.captioner.builtin.weights_folder", lambda: copy)
+        monkeypatch.setattr("vlmgate.captioner.location.weights_folder", lambda: copy)
         assert load_captioner(ModelConfig(device="cpu"), SamplingConfig()).info.model == "builtin"
         assert model_fingerprint(ModelConfig())["model"] == "builtin"
 
@@ -195,8 +193,8 @@ class TestHub:
         assert (info.model, info.revision) == ("owner/x", commit)
 
     def test_long_messages_are_cut(self) -> None:
-        assert len(one_line(ValueError("word " * 500))) == 240
-        assert one_line(ValueError()) == "ValueError"
+        assert len(shorten(ValueError("word " * 500))) == 240
+        assert shorten(ValueError()) == "ValueError"
 
 
 class TestDeviceAndDtype:
@@ -282,8 +280,8 @@ class TestFingerprint:
         assert model_fingerprint(ModelConfig(model=str(copy))) != before
 
     def test_large_weights_are_sampled(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vlmgate.captioner.fingerprint.WHOLE", 1000)
-        monkeypatch.setattr("vlmgate.captioner.fingerprint.CHUNK_BYTES", 16)
+        monkeypatch.setattr("vlmgate.captioner.location.WHOLE", 1000)
+        monkeypatch.setattr("vlmgate.captioner.location.CHUNK_BYTES", 16)
         before = model_fingerprint(ModelConfig(model=str(copy)))
         path = copy / "model.safetensors"
         content = bytearray(path.read_bytes())
@@ -301,7 +299,7 @@ class TestFingerprint:
 
     def test_it_needs_neither_torch_nor_numpy(self, llava: Path) -> None:
         code = (
-            "import sys; from vlmgate.captioner.fingerprint import model_fingerprint as f; import vlmgate.captioner;"
+            "import sys; from vlmgate.captioner.location import model_fingerprint as f; import vlmgate.captioner;"
             f"from vlmgate.config import ModelConfig; f(ModelConfig(model={str(llava)!r}));"
             "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
         )

@@ -21,7 +21,7 @@ from tests.story.test_resume import Stopping, stack
 from tests.support.documents import only
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 from tests.support.paths import ROOT
-from vlmgate.captioner.fingerprint import model_fingerprint
+from vlmgate.captioner.location import model_fingerprint
 from vlmgate.cli import app
 from vlmgate.config import ImageConfig, ScanConfig, Shard
 from vlmgate.data import Reason, Record

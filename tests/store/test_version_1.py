@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.support.fakes import FakeCaptioner, SilentProgress, config_for
-from vlmgate.captioner.fingerprint import model_fingerprint
+from vlmgate.captioner.location import model_fingerprint
 from vlmgate.config import ScanConfig
 from vlmgate.data import Record
 from vlmgate.errors import OutputError, ResumeError

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from vlmgate.captioner.local.engine import TransformersCaptioner
-from vlmgate.captioner.local.generation import moved
 from vlmgate.captioner.local.prompts import PromptEncoder
+from vlmgate.captioner.local.runner import moved
 from vlmgate.captioner.local.sampling import Draw
 from vlmgate.data import Picture
 
@@ -45,8 +45,10 @@ def naive_logits(
     captioner: TransformersCaptioner, picture: Picture, forced: torch.Tensor, encode: PromptEncoder | None = None
 ) -> torch.Tensor:
     """Return the (T, V) logits that follow the prompt and each of T - 1 forced tokens."""
-    model: Any = captioner._checkpoint.model
-    inputs = moved((encode or captioner._encode)([picture.rgb]), torch.device("cpu"), captioner._checkpoint.dtype)
+    model: Any = captioner._runner.checkpoint.model
+    inputs = moved(
+        (encode or captioner._runner.encode)([picture.rgb]), torch.device("cpu"), captioner._runner.checkpoint.dtype
+    )
     inputs.pop("labels", None)
     said = forced[None, :-1]  # (1, T - 1)
     with torch.inference_mode():
@@ -67,5 +69,5 @@ def naive_logits(
 def random_tokens(captioner: TransformersCaptioner, rows: int, steps: int) -> torch.Tensor:
     """Return (rows, steps) tokens that are neither special nor the end."""
     generator = torch.Generator().manual_seed(4)
-    vocabulary = len(captioner._checkpoint.processor.tokenizer)
+    vocabulary = len(captioner._runner.checkpoint.processor.tokenizer)
     return torch.randint(60, min(vocabulary, 150), (rows, steps), generator=generator)

@@ -6,6 +6,7 @@ which the tests load through the engine like any other. The weights are scaled s
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -372,6 +373,13 @@ def images(pictures: Sequence[Picture]) -> list[Image.Image]:
     return [one.rgb for one in pictures]
 
 
+def copied(engine: Any) -> Any:
+    """Return an engine over the same model that can be changed without changing this one."""
+    other = copy.copy(engine)
+    other._runner = copy.copy(engine._runner)
+    return other
+
+
 def in_float64(engine: Any) -> Any:
     """Make an engine compute in float64, so that the batch cannot change a token.
 
@@ -379,6 +387,6 @@ def in_float64(engine: Any) -> Any:
     1e-6 of the border between two tokens then picks the one or the other: one draw in some ten thousand on weights as
     random as these, and another one on another CPU.
     """
-    checkpoint = engine._checkpoint
-    engine._checkpoint = dataclasses.replace(checkpoint, model=checkpoint.model.double(), dtype=torch.float64)
+    checkpoint = engine._runner.checkpoint
+    engine._runner.checkpoint = dataclasses.replace(checkpoint, model=checkpoint.model.double(), dtype=torch.float64)
     return engine

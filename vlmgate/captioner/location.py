@@ -1,16 +1,38 @@
-"""Decide where a model's files are: the package, a folder or the hub.
+"""Where a model's files are, and what they say before it is loaded; nothing here needs torch or the network.
 
-Knows names and folders; knows nothing of torch, and never touches the network.
+Start with `locate` (the package, a folder or the hub), `model_fingerprint` (is this the same model?) and
+`picture_side` (how large does it want its pictures?).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vlmgate.config import BUILTIN, ModelConfig
+from vlmgate.captioner.builtin import weights_folder
+from vlmgate.config import BUILTIN, SERVER, ModelConfig
 from vlmgate.errors import ModelError
+
+PIPELINE = "1"  # raised when the way from a picture to a server's text changes
+WHOLE = 32 * 1024**2  # bytes; up to here a file is hashed in full
+CHUNKS = 512  # evenly spaced samples of a larger file: a changed output layer alone is still hit many times
+CHUNK_BYTES = 4096
+SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".py", ".safetensors"})
+
+# What a processor of one fixed size says of itself. Any other key may mean tiles, crops at full resolution, or as many
+# pixels as there are, so a processor with one wants its pictures whole.
+_PLAIN = frozenset(
+    "crop_size data_format default_to_square device disable_grouping do_center_crop do_convert_rgb do_normalize do_pad "
+    "do_rescale do_resize feature_extractor_type image_mean image_processor_type image_seq_length image_std "
+    "input_data_format pad_size processor_class resample rescale_factor return_tensors size size_divisor".split()
+)
+_OFTEN_OFF = frozenset({"do_image_splitting", "do_pan_and_scan"})  # off, they mean nothing
+MOST = 4096  # pixels; a processor that wants more, or says so by mistake, wants its pictures whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +66,19 @@ def locate(model: ModelConfig) -> Local | Hub:
 
 def _find(model: ModelConfig) -> Local | Hub:
     if model.model == BUILTIN:
-        from vlmgate.captioner.builtin import weights_folder
-
-        folder = Path(weights_folder())
+        folder = weights_folder()
         if not (folder / "config.json").is_file():
             raise ModelError(f"The built-in weights are missing from {folder}. Reinstall vlmgate, or use --model.")
         return Local(folder, builtin=True)
-    folder = Path(model.model).expanduser()
+    name, folder = model.model, Path(model.model).expanduser()
     if folder.is_dir():
         _check_folder(folder)
         return Local(folder)
     if folder.exists():
-        raise ModelError(f"{model.model} is a file. Name the folder that holds config.json and the weights.")
-    if _looks_like_path(model.model):
-        raise ModelError(
-            f"There is no folder {model.model}. Give the path of a model folder, or a hub id (owner/name)."
-        )
-    return Hub(model.model, model.revision)
+        raise ModelError(f"{name} is a file. Name the folder that holds config.json and the weights.")
+    if name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1:
+        raise ModelError(f"There is no folder {name}. Give the path of a model folder, or a hub id (owner/name).")
+    return Hub(name, model.revision)
 
 
 def _check_folder(folder: Path) -> None:
@@ -84,5 +102,79 @@ def _refuse_code_from_elsewhere(folder: Path) -> None:
         )
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1
+# --- which model it is ------------------------------------------------------------------------------------------------
+
+
+def model_fingerprint(model: ModelConfig) -> dict[str, str]:
+    """Return what identifies the checkpoint: its content for a folder or the built-in model, its name for a hub model.
+
+    A folder's path is no part of it: the same files elsewhere are the same model. A hub name does not say which commit
+    a branch points to today; `ModelInfo.revision` does once the model is loaded. Of a model server it is the name that
+    it knows the model by, and how images are sent; where it stands is no part of it, so that it may move. Raises
+    `ModelError` if there is no such folder.
+    """
+    if model.endpoint is not None:
+        return {"model": SERVER, "name": model.model, "max_side": str(model.endpoint.max_side), "pipeline": PIPELINE}
+    place = locate(model)
+    if isinstance(place, Local):
+        return {"model": "builtin" if place.builtin else "folder", "content": _folder_hash(place.folder)}
+    return {"model": place.name, "revision": place.revision or "main"}
+
+
+def _folder_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith((".", "__")) for part in relative.parts)
+        if hidden or path.suffix not in SUFFIXES or not path.is_file():
+            continue
+        digest.update(f"{relative.as_posix()}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        _add_file(digest, path)
+    return digest.hexdigest()
+
+
+def _add_file(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            digest.update(file.read())
+            return
+        for i in range(CHUNKS):
+            file.seek(i * (size - CHUNK_BYTES) // (CHUNKS - 1))
+            digest.update(file.read(CHUNK_BYTES))
+
+
+# --- how large it wants its pictures ----------------------------------------------------------------------------------
+
+
+def picture_side(model: ModelConfig) -> int | None:
+    """Return the longest side, in pixels, that the processor shrinks every picture to; None where that is not known.
+
+    It is known of checkpoints in a folder whose processor has one size for all pictures. Of a hub model it would be
+    known only once it is downloaded, and how pictures are read must not depend on that.
+    """
+    place = locate(model)
+    if not isinstance(place, Local):
+        return None
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        try:
+            config = json.loads((place.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(config, dict):
+            config = config.get("image_processor", config if name.startswith("pre") else None)
+        if isinstance(config, dict):
+            return _side(config)
+    return None
+
+
+def _side(processor: Mapping[str, Any]) -> int | None:
+    unknown = {key for key, value in processor.items() if not (key in _OFTEN_OFF and not value)} - _PLAIN
+    if unknown or not processor.get("do_resize", True):
+        return None
+    size: Any = processor.get("size")
+    named = isinstance(size, dict) and set(size) in ({"height", "width"}, {"shortest_edge"})
+    sides: list[Any] = list(size.values()) if named else [size]
+    if not all(type(side) is int and 0 < side <= MOST for side in sides):
+        return None
+    return int(max(sides))

@@ -1,6 +1,6 @@
-"""Say what this machine offers to a model: devices, memory, library versions.
+"""Say what this machine offers to a model: devices, memory, library versions; and try a model.
 
-Knows torch and the operating system; knows nothing of any checkpoint.
+Start with `describe_machine` and `try_model`; `begin_peak` and `end_peak` measure memory.
 """
 
 from __future__ import annotations
@@ -18,23 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vlmgate.captioner.load import load_captioner
-from vlmgate.captioner.trial import trial_picture
+from vlmgate.captioner import load_captioner
+from vlmgate.captioner.pictures import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import EndpointError, ModelError, one_line
 
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "torchvision",
-    "tokenizers",
-    "safetensors",
-    "pillow",
-    "numpy",
-    "pyarrow",
-    "rich",
-    "typer",
-)
+LIBRARIES = "torch transformers torchvision tokenizers safetensors pillow numpy pyarrow rich typer".split()
 
 
 def describe_machine() -> dict[str, str]:

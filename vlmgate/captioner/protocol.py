@@ -20,22 +20,18 @@ class Captioner(Protocol):
     @property
     def info(self) -> ModelInfo:
         """What it is and where it runs."""
-        ...
 
     def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         """Return K captions, and K answers where a question is asked, for each of B pictures, in the order given.
 
         Raises whatever the engine raises for a batch that it cannot read; the caller then tries smaller ones.
         """
-        ...
 
     def with_samples(self, num_samples: int) -> Captioner:
         """Return a captioner that draws another number of samples with the same model; loads nothing."""
-        ...
 
     def look(self, pictures: Sequence[Picture]) -> list[tuple[float, ...] | None]:
         """Return the vision features of B pictures as `read` does, without a caption; None where it shows none."""
-        ...
 
 
 @runtime_checkable
@@ -44,15 +40,12 @@ class Prepares(Captioner, Protocol):
 
     def prompt_key(self, picture: Picture) -> Hashable:
         """Return what pictures with prompts of one length have in common; cheap, and safe in any thread."""
-        ...
 
     def prepare(self, pictures: Sequence[Picture]) -> Any:
         """Return all that can be made of pictures without the model; safe in another thread than `read`."""
-        ...
 
     def read_prepared(self, pictures: Sequence[Picture], prepared: Any) -> list[Sampled]:
         """Return what `read` returns of these pictures, of which `prepared` was made."""
-        ...
 
 
 Enough = Callable[[Picture, Sampled], bool]  # says of what was drawn of a picture so far whether it will do
@@ -70,24 +63,21 @@ class DrawsInRounds(Captioner, Protocol):
         What it returns of a picture is the beginning of what `read` returns. `prepared` is what `Prepares.prepare` made
         of these pictures, if it did.
         """
-        ...
 
 
 @runtime_checkable
 class KnowsItsBatch(Captioner, Protocol):
-    """A captioner that tells how many pictures at once suit it; an engine need not be one."""
+    """A captioner that says how many pictures at once suit it; an engine need not be one."""
 
     @property
     def at_once(self) -> int:
         """Return how many, where `SamplingConfig.batch_size` does not say."""
-        ...
 
 
 @runtime_checkable
 class Timed(Protocol):
-    """A captioner that tells where its time went; an engine need not be one."""
+    """A captioner that says where its time went; an engine need not be one."""
 
     @property
     def times(self) -> Times:
         """Return the sum over all that was read so far."""
-        ...

@@ -1,7 +1,4 @@
-"""Keep the libraries below off the terminal while a model is loaded.
-
-Knows how transformers and the hub's client log and draw; knows nothing of what they load.
-"""
+"""Keep transformers and the hub's client off the terminal while a model is loaded; start with `quiet`."""
 
 from __future__ import annotations
 

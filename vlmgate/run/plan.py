@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlmgate.captioner.fingerprint import model_fingerprint
-from vlmgate.captioner.local.resolution import picture_side
+from vlmgate.captioner.location import model_fingerprint, picture_side
 from vlmgate.config import ModelConfig, ScanConfig, fingerprint
 from vlmgate.data import ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError

@@ -19,6 +19,7 @@ from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.local.checkpoint import end_ids
 from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.runner import Runner
 from vlmgate.captioner.local.sampling import Draw
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption
@@ -172,8 +173,8 @@ class TestEnds:
             plain, tmp_path / "ends", "generation_config.json", eos_token_id=ends, _from_model_config=False
         )
         engine = load(folder)
-        free = load(plain)._decode(images(PICTURES), load(plain)._sampler(PICTURES, "captions")).tokens
-        stopped = engine._decode(images(PICTURES), engine._sampler(PICTURES, "captions")).tokens
+        free = load(plain)._decode(images(PICTURES), load(plain)._runner.sampler(PICTURES, "captions")).tokens
+        stopped = engine._decode(images(PICTURES), engine._runner.sampler(PICTURES, "captions")).tokens
         for long, short in zip(free, stopped, strict=True):
             first = next((i for i, token in enumerate(long) if token in {2, *ends}), T - 1)
             assert short == long[: first + 1]
@@ -279,7 +280,7 @@ class TestBrokenLogits:
     def test_rows_that_break_are_told_and_the_others_stay_as_they_were(
         self, captioner: TransformersCaptioner, packs: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(captioner, "_packs", packs)
+        monkeypatch.setattr(captioner._runner, "packs", packs)
         good = captioner.read(PICTURES)
         calls = 0
 
@@ -294,7 +295,7 @@ class TestBrokenLogits:
                 row[7] = torch.inf  # caption 1 of image 2, before its fourth token
             return logits
 
-        hook = captioner._checkpoint.model.lm_head.register_forward_hook(spoil)
+        hook = captioner._runner.checkpoint.model.lm_head.register_forward_hook(spoil)
         try:
             spoilt = captioner.read(PICTURES)
         finally:
@@ -309,16 +310,16 @@ class TestBrokenLogits:
 
 class TestForms:
     def test_a_chat_template_is_used_and_starts_the_sequence_once(self, captioner: TransformersCaptioner) -> None:
-        assert captioner._encode.form.text.startswith("<s>user: <image>\nDescribe")
-        assert captioner._encode.form.text.endswith("assistant: ")
-        assert (captioner._encode([PICTURES[0].rgb])["input_ids"] == 1).sum() == 1
+        assert captioner._runner.encode.form.text.startswith("<s>user: <image>\nDescribe")
+        assert captioner._runner.encode.form.text.endswith("assistant: ")
+        assert (captioner._runner.encode([PICTURES[0].rgb])["input_ids"] == 1).sum() == 1
 
     def test_a_plain_prompt_where_there_is_no_template(self, root: Path, tmp_path: Path) -> None:
         source = tiny_models.build("llava", root)
         folder = tmp_path / "plain"
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("chat_template*"))
         engine = load(folder, prompt="What is it?")
-        assert engine._encode.form.text == "<image>What is it?"
+        assert engine._runner.encode.form.text == "<image>What is it?"
         assert len(engine.read(PICTURES)) == len(PICTURES)
 
     def test_a_template_that_cannot_show_an_image_is_left_out(self, root: Path, tmp_path: Path) -> None:
@@ -326,21 +327,21 @@ class TestForms:
         shutil.copytree(tiny_models.build("llava", root), folder)
         for template in ("{{ raise_exception('no') }}", "{% for m in messages %}{{ m['role'] }}{% endfor %}"):
             (folder / "chat_template.jinja").write_text(template)
-            assert load(folder, prompt="What is it?")._encode.form.text == "<image>What is it?"
+            assert load(folder, prompt="What is it?")._runner.encode.form.text == "<image>What is it?"
 
     def test_a_template_for_plain_text_gets_the_image_as_text(self, root: Path, tmp_path: Path) -> None:
         folder = tmp_path / "textual"
         shutil.copytree(tiny_models.build("llava", root), folder)
         template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %} [answer] "
         (folder / "chat_template.jinja").write_text(template)
-        assert load(folder, prompt="What is it?")._encode.form.text == "[user] <image>\nWhat is it? [answer] "
+        assert load(folder, prompt="What is it?")._runner.encode.form.text == "[user] <image>\nWhat is it? [answer] "
 
     def test_models_that_think_are_told_not_to(self, root: Path, tmp_path: Path) -> None:
         folder = tmp_path / "thinking"
         shutil.copytree(tiny_models.build("llava", root), folder)
         switch = "{% if enable_thinking is defined and enable_thinking is false %}no thoughts{% endif %}"
         (folder / "chat_template.jinja").write_text(tiny_models.chat_template("<image>") + switch)
-        assert load(folder)._encode.form.text.endswith("no thoughts")
+        assert load(folder)._runner.encode.form.text.endswith("no thoughts")
 
 
 class TestInfo:
@@ -351,7 +352,7 @@ class TestInfo:
         assert (info.model, info.revision, info.device, info.dtype) == (str(folder), None, "cpu", "float32")
         assert info.architecture == "LlavaForConditionalGeneration"
         assert info.image_processor.startswith("SiglipImageProcessor")
-        assert info.num_parameters == sum(p.numel() for p in engine._checkpoint.model.parameters())
+        assert info.num_parameters == sum(p.numel() for p in engine._runner.checkpoint.model.parameters())
         assert info.route in ("packed", "fork")
         assert info.versions["torch"] == torch.__version__
         assert "transformers" in info.versions
@@ -387,14 +388,14 @@ class TestPrepared:
         self, captioner: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected, prepared = captioner.read(PICTURES), captioner.prepare(PICTURES)
-        generate = TransformersCaptioner._generate
+        generate = Runner.generate
 
-        def small(self: TransformersCaptioner, inputs: dict[str, Any], decoder: ForkDecoder) -> None:
+        def small(self: Runner, inputs: dict[str, Any], decoder: ForkDecoder, **more: bool) -> None:
             if len(inputs["input_ids"]) > 1:
                 raise torch.cuda.OutOfMemoryError("out of memory")
-            generate(self, inputs, decoder)
+            generate(self, inputs, decoder, **more)
 
-        monkeypatch.setattr(TransformersCaptioner, "_generate", small)
+        monkeypatch.setattr(Runner, "generate", small)
         assert captioner.read_prepared(PICTURES, prepared) == expected
         assert captioner.prepare(PICTURES) is None
 

@@ -72,13 +72,13 @@ def test_they_belong_to_the_picture_whatever_the_batch_and_the_order(
 def test_a_look_shows_the_same_without_a_caption(
     captioner: TransformersCaptioner, together: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(captioner, "_caption", None)
+    monkeypatch.setattr(captioner._runner, "_caption", None)
     assert np.array(captioner.look(PICTURES)) == pytest.approx(together, abs=1e-4)
 
 
 def test_they_come_from_layers_of_the_vision_tower_in_its_only_run(captioner: TransformersCaptioner) -> None:
-    names = {module: name for name, module in captioner._checkpoint.model.named_modules()}
-    tower = captioner._tap._towers[0]
+    names = {module: name for name, module in captioner._runner.checkpoint.model.named_modules()}
+    tower = captioner._runner.tap._towers[0]
     assert all("vision" in names[layer] or "visual" in names[layer] for layer in tower)
     calls: list[nn.Module] = []
     hooks = [layer.register_forward_hook(lambda layer, *_: calls.append(layer)) for layer in tower]
@@ -93,7 +93,7 @@ def test_they_are_means_and_deviations_over_the_tokens_of_a_layer(
 ) -> None:
     """Computed again by hand, of one picture alone, tile by tile."""
     seen: list[torch.Tensor] = []
-    layer = captioner._tap._towers[0][-1]
+    layer = captioner._runner.tap._towers[0][-1]
     hook = layer.register_forward_hook(
         lambda _module, _args, out: seen.append(out[0] if isinstance(out, tuple) else out)
     )

@@ -12,13 +12,15 @@ import torch
 
 from tests.support import tiny_models
 from tests.support.naive import TOLERANCE, Forced, naive_logits, random_tokens, tolerance
-from tests.support.tiny_models import SIZES, images, in_float64, picture
+from tests.support.tiny_models import SIZES, copied, images, in_float64, picture
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.local.engine import TransformersCaptioner
-from vlmgate.captioner.local.generation import image_token_ids_of
-from vlmgate.captioner.local.packed import PackedDecoder, _Layer, folded_attention
+from vlmgate.captioner.local.layers import folded_attention
+from vlmgate.captioner.local.packed import PackedDecoder, _Layer
+from vlmgate.captioner.local.runner import image_token_ids_of
 from vlmgate.captioner.local.sampling import Warp, draw
-from vlmgate.captioner.local.streams import uniforms
+from vlmgate.captioner.local.trials import can_pack
+from vlmgate.captioner.streams import uniforms
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Sampled
 
@@ -45,7 +47,7 @@ def captioner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     )
     assert isinstance(engine, TransformersCaptioner)
     assert engine.info.route == ("packed" if family in PACKS else "fork")
-    engine._packs = route == "packed"
+    engine._runner.packs = route == "packed"
     return engine
 
 
@@ -54,8 +56,10 @@ def exact(captioner: TransformersCaptioner) -> TransformersCaptioner:
     """Return the same in float64, for the tests that compare tokens."""
     if "Qwen3_5" in captioner.info.architecture:
         pytest.skip("computes its linear attention in float32, in chunks that shift with padding")
-    other = copy.copy(captioner)
-    other._checkpoint = replace(captioner._checkpoint, model=copy.deepcopy(captioner._checkpoint.model))
+    other = copied(captioner)
+    other._runner.checkpoint = replace(
+        captioner._runner.checkpoint, model=copy.deepcopy(captioner._runner.checkpoint.model)
+    )
     in_float64(other)
     return other
 
@@ -69,7 +73,7 @@ def forked_logits(captioner: TransformersCaptioner, batch: list[Picture], forced
     """Return the (B·K, T, V) logits of the fork route when it is made to say `forced` (B·K, T); NaN: not computed."""
     pick = Forced(forced)
     decoder = captioner._decode(images(batch), pick)
-    assert isinstance(decoder, PackedDecoder) == captioner._packs
+    assert isinstance(decoder, PackedDecoder) == captioner._runner.packs
     return pick.logits
 
 
@@ -96,7 +100,7 @@ def test_rows_that_ended_are_dropped_and_the_others_go_on_as_before(
     close = tolerance(captioner)
     forced = random_tokens(captioner, len(pictures) * K, T)
     lengths = torch.tensor([(3 * row) % T + 1 for row in range(len(forced))])  # 1 to T, in no order
-    forced[torch.arange(len(forced)), lengths - 1] = min(captioner._checkpoint.end_ids)
+    forced[torch.arange(len(forced)), lengths - 1] = min(captioner._runner.checkpoint.end_ids)
     forked = forked_logits(captioner, pictures, forced)
     computed = forked.isfinite().all(-1).sum(0)  # (T,), rows computed at each step
     assert computed[-1] < len(forced) / 2 and computed.tolist() == sorted(computed.tolist(), reverse=True)
@@ -116,7 +120,7 @@ def test_pictures_matter(captioner: TransformersCaptioner, pictures: list[Pictur
 def test_same_tokens_as_the_naive_route_under_the_same_uniforms(
     exact: TransformersCaptioner, pictures: list[Picture]
 ) -> None:
-    forked = exact._decode(images(pictures), exact._sampler(pictures, "captions"))
+    forked = exact._decode(images(pictures), exact._runner.sampler(pictures, "captions"))
     compared = 0
     for b, one in enumerate(pictures[:3]):
         stream = torch.from_numpy(uniforms(0, one.file.sha256, 1, K, T))
@@ -135,7 +139,7 @@ def naive_tokens(
     """Sample token by token until the end, or an image token: a plain forward takes no further ones."""
     tokens: list[int] = []
     logprobs: list[float] = []
-    last = captioner._checkpoint.end_ids | image_token_ids_of(captioner._checkpoint)
+    last = captioner._runner.checkpoint.end_ids | image_token_ids_of(captioner._runner.checkpoint)
     while len(tokens) < T and not (tokens and tokens[-1] in last):
         logits = naive_logits(captioner, one, torch.tensor([*tokens, 0]))[-1:]
         drawn = draw(logits, uniform[len(tokens)][None], Warp())
@@ -145,11 +149,11 @@ def naive_tokens(
 
 
 def test_captions_are_the_tokens_in_words(exact: TransformersCaptioner, pictures: list[Picture]) -> None:
-    decoded = exact._decode(images(pictures), exact._sampler(pictures, "captions"))
-    ends = exact._checkpoint.end_ids
+    decoded = exact._decode(images(pictures), exact._runner.sampler(pictures, "captions"))
+    ends = exact._runner.checkpoint.end_ids
     captions = [caption for reading in exact.read(pictures) for caption in reading.captions]
     for caption, tokens, logprobs in zip(captions, decoded.tokens, decoded.logprobs, strict=True):
-        words = exact._checkpoint.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        words = exact._runner.checkpoint.processor.tokenizer.decode(tokens, skip_special_tokens=True)
         assert (caption.text, caption.num_tokens) == (words.strip(), len(tokens))
         assert caption.finish == ("stop" if tokens[-1] in ends else "length")
         assert len(tokens) == T or caption.finish == "stop"
@@ -204,12 +208,12 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> TransformersCaptioner:
 
 
 def test_packed_draws_what_fork_draws(llava: TransformersCaptioner, pictures: list[Picture]) -> None:
-    exact = copy.copy(llava)
-    exact._checkpoint = replace(llava._checkpoint, model=copy.deepcopy(llava._checkpoint.model))
+    exact = copied(llava)
+    exact._runner.checkpoint = replace(llava._runner.checkpoint, model=copy.deepcopy(llava._runner.checkpoint.model))
     in_float64(exact)
     both = []
-    for exact._packs in (False, True):
-        done = exact._decode(images(pictures), exact._sampler(pictures, "captions"))
+    for exact._runner.packs in (False, True):
+        done = exact._decode(images(pictures), exact._runner.sampler(pictures, "captions"))
         both.append((done.tokens, done.finite, [round(sum(row), 6) for row in done.logprobs]))
     assert both[0] == both[1]
 
@@ -225,7 +229,7 @@ def test_packed_keeps_one_cache_for_all_branches(
         made.append(layer)
 
     monkeypatch.setattr(_Layer, "__init__", spy)
-    prompt = llava._encode(images(pictures))["input_ids"].shape[1]
+    prompt = llava._runner.encode(images(pictures))["input_ids"].shape[1]
     forced = random_tokens(llava, len(pictures) * 8, T)
     llava._decode(images(pictures), Forced(forced))
     assert {tuple(layer.keys.shape) for layer in made} == {(len(pictures), 2, prompt + 8 * (T - 1), 12)}
@@ -262,7 +266,7 @@ def test_a_model_that_packs_wrongly_falls_back_to_fork(
 ) -> None:
     monkeypatch.setattr(torch, "eye", lambda n, **more: torch.ones(n, n, **more))  # branches see one another
     with caplog.at_level("INFO"):
-        assert not llava._can_pack()
+        assert not can_pack(llava._runner)
     assert "the captions would come out differently" in caplog.text
 
 
@@ -270,4 +274,4 @@ def test_attention_is_as_before_once_the_captions_are_drawn(
     llava: TransformersCaptioner, pictures: list[Picture]
 ) -> None:
     llava.read(pictures[:1])
-    assert llava._checkpoint.model.config.get_text_config()._attn_implementation == "sdpa"
+    assert llava._runner.checkpoint.model.config.get_text_config()._attn_implementation == "sdpa"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import replace
 from typing import Any
@@ -13,12 +12,14 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from tests.support import tiny_models
 from tests.support.naive import TOLERANCE, Forced, naive_logits, random_tokens, tolerance
-from tests.support.tiny_models import SIZES, images, in_float64, picture
+from tests.support.tiny_models import SIZES, copied, images, in_float64, picture
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.local import engine as transformers_engine
+from vlmgate.captioner.local import trials
 from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.captioner.local.fork import ForkDecoder
-from vlmgate.captioner.local.shared_prefill import CannotShareError, Continuation, Tails, alike, find_tails
+from vlmgate.captioner.local.layers import UnsuitableError
+from vlmgate.captioner.local.shared_prefill import Continuation, Tails, find_tails
+from vlmgate.captioner.local.trials import alike
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Picture, Sampled
 
@@ -74,7 +75,7 @@ def pictures() -> list[Picture]:
 
 def apart(captioner: TransformersCaptioner) -> TransformersCaptioner:
     """Return the same engine, made to prefill the question by itself."""
-    other = copy.copy(captioner)
+    other = copied(captioner)
     other._tails = None
     return other
 
@@ -87,10 +88,10 @@ def words(texts: tuple[Caption, ...] | None) -> list[tuple[str, str, int]]:
 def answer_logits(captioner: TransformersCaptioner, batch: list[Picture], forced: torch.Tensor) -> torch.Tensor:
     """Return the (B·K, T, V) logits of the answers when they are made to say `forced`, captions being sampled."""
     pick = Forced(forced)
-    answers = captioner._decoder(pick, T)
-    captioner._decode(images(batch), captioner._sampler(batch, "captions"), answers)
+    answers = captioner._runner.decoder(pick, T)
+    captioner._decode(images(batch), captioner._runner.sampler(batch, "captions"), answers)
     if not answers.tokens:
-        captioner._generate(captioner._inputs(captioner._ask, images(batch)), answers)
+        captioner._runner.generate(captioner._runner.inputs(captioner._runner.ask, images(batch)), answers)
     return pick.logits
 
 
@@ -99,7 +100,7 @@ class Calls:
 
     def __init__(self, captioner: TransformersCaptioner) -> None:
         self.count = 0
-        self._hook = captioner._tap._towers[0][0].register_forward_hook(self._seen)
+        self._hook = captioner._runner.tap._towers[0][0].register_forward_hook(self._seen)
 
     def _seen(self, *_: Any) -> None:
         self.count += 1
@@ -127,7 +128,7 @@ def test_same_logits_as_the_naive_route_with_the_question_alone(
     logits = answer_logits(captioner, batch, forced)
     close = tolerance(captioner)
     for row, tokens in enumerate(forced):
-        naive = naive_logits(captioner, batch[row // K], tokens, captioner._ask)
+        naive = naive_logits(captioner, batch[row // K], tokens, captioner._runner.ask)
         assert torch.allclose(logits[row], naive, atol=close, rtol=close), row
 
 
@@ -136,11 +137,11 @@ def test_answers_that_ended_are_dropped_and_the_others_go_on_as_before(
 ) -> None:
     forced = random_tokens(captioner, len(pictures) * K, T)
     lengths = torch.tensor([(5 * row) % T + 1 for row in range(len(forced))])  # 1 to T, in no order
-    forced[torch.arange(len(forced)), lengths - 1] = min(captioner._checkpoint.end_ids)
+    forced[torch.arange(len(forced)), lengths - 1] = min(captioner._runner.checkpoint.end_ids)
     logits = answer_logits(captioner, pictures, forced)
     close = tolerance(captioner)
     for row, length in enumerate(lengths.tolist()):
-        naive = naive_logits(captioner, pictures[row // K], forced[row, :length], captioner._ask)
+        naive = naive_logits(captioner, pictures[row // K], forced[row, :length], captioner._runner.ask)
         assert torch.allclose(logits[row, :length], naive, atol=close, rtol=close), row
 
 
@@ -198,10 +199,10 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> TransformersCaptioner:
 def test_the_prompt_names_the_choices_and_offers_to_be_unsure(
     llava: TransformersCaptioner, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    assert llava._ask is not None and "no defect, scratch, dent, or unsure" in llava._ask.form.text
+    assert llava._runner.ask is not None and "no defect, scratch, dent, or unsure" in llava._runner.ask.form.text
     forced = load("llava", tmp_path_factory, abstain=False)
-    assert forced._ask is not None and "unsure" not in forced._ask.form.text
-    assert forced._ask.form.text.endswith("no defect, scratch, dent.</s>assistant: ")
+    assert forced._runner.ask is not None and "unsure" not in forced._runner.ask.form.text
+    assert forced._runner.ask.form.text.endswith("no defect, scratch, dent.</s>assistant: ")
 
 
 def test_an_answer_that_is_cut_off_says_so(pictures: list[Picture], tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -236,7 +237,7 @@ def test_broken_answers_are_told_and_captions_stay_as_they_were(
         return logits
 
     first_of_answers = 1 + max(c.num_tokens for one in good for c in one.captions)  # a forward per caption token
-    hook = llava._checkpoint.model.lm_head.register_forward_hook(spoil)
+    hook = llava._runner.checkpoint.model.lm_head.register_forward_hook(spoil)
     try:
         spoilt = llava.read(pictures)
     finally:
@@ -260,7 +261,7 @@ def test_memory_that_runs_out_in_the_answers_halves_the_batch(
         run(self, model)
 
     monkeypatch.setattr(Continuation, "run", too_much)
-    other = copy.copy(llava)
+    other = copied(llava)
     read = other.read(pictures)
     assert sizes == [5, 2, 2, 1]
     assert [words(one.answers) for one in read] == [words(one.answers) for one in expected]
@@ -269,7 +270,7 @@ def test_memory_that_runs_out_in_the_answers_halves_the_batch(
 def test_a_prompt_that_does_not_end_as_it_should_is_prefilled_apart(
     llava: TransformersCaptioner, pictures: list[Picture]
 ) -> None:
-    other = copy.copy(llava)
+    other = copied(llava)
     assert llava._tails is not None
     other._tails = Tails((*llava._tails.first[:-1], 99), llava._tails.second)
     with Calls(other) as calls:
@@ -299,7 +300,7 @@ def test_the_trial_finds_what_the_structure_does_not_tell(
             inputs.pop("labels", None)
         return find_tails(Ordinary(model), first, second, image_ids)
 
-    monkeypatch.setattr(transformers_engine, "find_tails", gullible)
+    monkeypatch.setattr(trials, "find_tails", gullible)
     with caplog.at_level(logging.INFO, "vlmgate"):
         engine = load(family_, tmp_path_factory)
     assert engine._tails is None
@@ -343,7 +344,7 @@ class TestTails:
     def test_inputs_that_do_not_share_are_refused(
         self, first: dict[str, Any], second: dict[str, Any], says: str
     ) -> None:
-        with pytest.raises(CannotShareError, match=says):
+        with pytest.raises(UnsuitableError, match=says):
             find_tails(Decoder, first, second, frozenset({9}))
 
 
@@ -371,15 +372,15 @@ class TestContinuation:
 
     @pytest.mark.parametrize("state", [{"cross_attention_mask": torch.ones(1, 5)}, {"encoder_outputs": {}}])
     def test_state_of_unknown_kind_is_refused(self, state: dict[str, Any]) -> None:
-        with pytest.raises(CannotShareError, match="may depend on the prompt"):
+        with pytest.raises(UnsuitableError, match="may depend on the prompt"):
             self.begin(self.cache(), **state)
 
     def test_layers_that_forget_or_hold_something_else_are_refused(self) -> None:
         sliding = self.cache()
         sliding.layers[0] = DynamicSlidingWindowLayer(sliding_window=4)
-        with pytest.raises(CannotShareError, match="DynamicSlidingWindowLayer"):
+        with pytest.raises(UnsuitableError, match="DynamicSlidingWindowLayer"):
             self.begin(sliding)
-        with pytest.raises(CannotShareError, match="cannot be cut back"):
+        with pytest.raises(UnsuitableError, match="cannot be cut back"):
             self.begin(self.cache(length=17))  # cross-attention: as long as the image, not as the prompt
 
 

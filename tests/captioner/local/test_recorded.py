@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +11,16 @@ import pytest
 import torch
 
 from tests.support import tiny_models
-from tests.support.tiny_models import SIZES, images, in_float64, picture
+from tests.support.tiny_models import SIZES, copied, images, in_float64, picture
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.local import memory
 from vlmgate.captioner.local import recorded as graphs
 from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.captioner.local.fork import ForkDecoder
-from vlmgate.captioner.local.packed import CannotPackError, PackedDecoder
+from vlmgate.captioner.local.layers import UnsuitableError
+from vlmgate.captioner.local.packed import PackedDecoder
 from vlmgate.captioner.local.recorded import RecordedDecoder, RecordedStep, Recordings
+from vlmgate.captioner.local.trials import draws_alike, fitting
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Picture
 
@@ -56,18 +57,18 @@ def pictures() -> list[Picture]:
 def drawn(
     engine: TransformersCaptioner, batch: list[Picture], kind: type[ForkDecoder], ends: frozenset[int] | None = None
 ) -> tuple[list[list[int]], list[float], list[bool]]:
-    decoder = engine._decoder(engine._sampler(batch, "captions"), T, kind)
+    decoder = engine._runner.decoder(engine._runner.sampler(batch, "captions"), T, kind)
     decoder.end_ids = decoder.end_ids if ends is None else ends
-    engine._generate(engine._inputs(engine._encode, images(batch)), decoder)
+    engine._runner.generate(engine._runner.inputs(engine._runner.encode, images(batch)), decoder)
     return decoder.tokens, [round(sum(row), 6) for row in decoder.logprobs], decoder.finite
 
 
 def test_fixed_shapes_draw_what_the_fork_draws(engine: TransformersCaptioner, pictures: list[Picture]) -> None:
     """Uneven prompts in one batch; then others through the same steps, which must have forgotten the first."""
-    engine._recordings.clear()
+    engine._runner.recordings.clear()
     for batch in (pictures, pictures[::-1], pictures):
         assert drawn(engine, batch, RecordedDecoder) == drawn(engine, batch, ForkDecoder)
-    assert len(engine._recordings._kept) == 1
+    assert len(engine._runner.recordings._kept) == 1
 
 
 def test_rows_end_where_they_end_in_the_fork(llava: TransformersCaptioner, pictures: list[Picture]) -> None:
@@ -82,7 +83,7 @@ def test_what_a_broken_batch_left_does_not_spoil_the_next(
 ) -> None:
     want = drawn(llava, pictures, RecordedDecoder)
     with torch.inference_mode():
-        for step in llava._recordings._kept.values():
+        for step in llava._runner.recordings._kept.values():
             for layer in step._layers:
                 layer.keys.fill_(torch.nan)
                 layer.values.fill_(torch.nan)
@@ -96,8 +97,8 @@ def test_tokens_can_be_drawn_outside(
     inside: list[int] = []
     real = RecordedStep.draw
     monkeypatch.setattr(RecordedStep, "draw", lambda step: (inside.append(1), real(step))[1])
-    other = copy.copy(llava)
-    other._sampling = dataclasses.replace(llava._sampling, top_p=0.7)
+    other = copied(llava)
+    other._runner.sampling = dataclasses.replace(llava._runner.sampling, top_p=0.7)
     assert drawn(other, pictures, RecordedDecoder) == drawn(other, pictures, ForkDecoder)
     assert not inside
     assert drawn(llava, pictures, RecordedDecoder) == drawn(llava, pictures, ForkDecoder)
@@ -114,21 +115,21 @@ def test_drawing_that_cannot_be_recorded_is_done_outside(
 
     def refuse(self: Recordings, model: Any, wide: Any, sequences: Any, rule: graphs.Rule) -> RecordedStep:
         if rule.warp is not None:
-            raise CannotPackError("the stream is capturing")
+            raise UnsuitableError("the stream is capturing")
         return real(self, model, wide, sequences, rule)
 
     monkeypatch.setattr(Recordings, "get", refuse)
-    other = copy.copy(llava)
-    other._recordings = Recordings()
+    other = copied(llava)
+    other._runner.recordings = Recordings()
     assert drawn(other, pictures, RecordedDecoder) == drawn(other, pictures, ForkDecoder)
-    assert not other._recordings.draws_inside
+    assert not other._runner.recordings.draws_inside
     assert "the stream is capturing" in caplog.text
 
 
 def test_what_is_drawn_inside_is_tried_against_outside(
     llava: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert llava._draws_alike()
+    assert draws_alike(llava._runner)
     real = RecordedStep.draw
 
     def wrong(step: RecordedStep) -> None:
@@ -136,39 +137,39 @@ def test_what_is_drawn_inside_is_tried_against_outside(
         real(step)
 
     monkeypatch.setattr(RecordedStep, "draw", wrong)
-    assert not llava._draws_alike()
+    assert not draws_alike(llava._runner)
 
 
 def test_few_recordings_are_kept_and_lengths_are_rounded(llava: TransformersCaptioner, pictures: list[Picture]) -> None:
-    other = copy.copy(llava)
-    other._recordings = Recordings(most=2)
+    other = copied(llava)
+    other._runner.recordings = Recordings(most=2)
     for count in (1, 2, 3, 3):
         drawn(other, pictures[:count], RecordedDecoder)
-    assert [key[1] for key in other._recordings._kept] == [2, 3]
-    assert all(key[3] % graphs.ROUND_TO == 0 for key in other._recordings._kept)
+    assert [key[1] for key in other._runner.recordings._kept] == [2, 3]
+    assert all(key[3] % graphs.ROUND_TO == 0 for key in other._runner.recordings._kept)
 
 
 def test_one_token_needs_no_recording(llava: TransformersCaptioner, pictures: list[Picture]) -> None:
-    other = copy.copy(llava)
-    other._recordings = Recordings()
-    decoder = other._decoder(other._sampler(pictures, "captions"), 1, RecordedDecoder)
-    other._generate(other._inputs(other._encode, images(pictures)), decoder)
+    other = copied(llava)
+    other._runner.recordings = Recordings()
+    decoder = other._runner.decoder(other._runner.sampler(pictures, "captions"), 1, RecordedDecoder)
+    other._runner.generate(other._runner.inputs(other._runner.encode, images(pictures)), decoder)
     assert {len(row) for row in decoder.tokens} == {1}
-    assert not other._recordings._kept
+    assert not other._runner.recordings._kept
 
 
 def test_a_gpu_packs_in_recorded_steps_and_a_cpu_does_not(llava: TransformersCaptioner) -> None:
-    assert llava._fast_kind() is PackedDecoder
-    other = copy.copy(llava)
-    other._checkpoint = dataclasses.replace(llava._checkpoint, device=torch.device("cuda"))
-    assert other._fast_kind() is RecordedDecoder
+    assert llava._runner.fast_kind() is PackedDecoder
+    other = copied(llava)
+    other._runner.checkpoint = dataclasses.replace(llava._runner.checkpoint, device=torch.device("cuda"))
+    assert other._runner.fast_kind() is RecordedDecoder
 
 
 def test_out_of_memory_lets_the_recordings_go(
     llava: TransformersCaptioner, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = copy.copy(llava)
-    other._recordings = Recordings()
+    other = copied(llava)
+    other._runner.recordings = Recordings()
     drawn(other, pictures[:2], RecordedDecoder)
 
     def act(batch: Any) -> list[Any]:
@@ -177,7 +178,7 @@ def test_out_of_memory_lets_the_recordings_go(
         return list(batch)
 
     assert other._in_batches(act, pictures[:2]) == pictures[:2]
-    assert not other._recordings._kept
+    assert not other._runner.recordings._kept
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA: recording needs a GPU")
@@ -190,7 +191,7 @@ def test_a_recording_replays_what_the_fork_draws_on_a_gpu(tmp_path: Path, pictur
     assert engine.info.route == "packed"
     for batch in (pictures, pictures[::-1]):
         assert drawn(engine, batch, RecordedDecoder)[0] == drawn(engine, batch, ForkDecoder)[0]
-    assert engine._recordings.draws_inside
+    assert engine._runner.recordings.draws_inside
 
 
 def test_what_an_image_takes() -> None:
@@ -211,28 +212,28 @@ def test_what_fits(free: int, want: int) -> None:
 
 
 def test_the_batch_is_as_asked_for_where_memory_is_not_counted(llava: TransformersCaptioner) -> None:
-    assert llava._fitting() == llava._sampling.batch
+    assert fitting(llava._runner, "packed", 99) == llava._runner.sampling.batch
 
 
 def test_a_batch_that_would_not_fit_is_made_smaller(
     llava: TransformersCaptioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A card of 10 MiB; its memory is made up, for there is none."""
-    other = copy.copy(llava)
-    other._checkpoint = dataclasses.replace(llava._checkpoint, device=torch.device("cuda"))
-    monkeypatch.setattr(other, "_generate", lambda inputs, decoder: None)
+    other = copied(llava)
+    other._runner.checkpoint = dataclasses.replace(llava._runner.checkpoint, device=torch.device("cuda"))
+    monkeypatch.setattr(other._runner, "generate", lambda inputs, decoder: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 20)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 20)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1 << 20)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 20, 80 << 30))
-    assert other._fitting() == 3  # of 10 MiB four fifths, for a little more than 2 MiB each
+    assert fitting(other._runner, "packed", 99) == 3  # of 10 MiB four fifths, for a little more than 2 MiB each
     for asked, rounds, most in ((None, None, 32), (None, 2, 64), (5, None, 5), (100, None, 100)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 << 30, 80 << 30))
-        sampling = dataclasses.replace(llava._sampling, batch_size=asked, num_samples=4, first_samples=rounds)
-        other._sampling, other._limit = sampling, 8
-        assert other._fitting() == most
+        sampling = dataclasses.replace(llava._runner.sampling, batch_size=asked, num_samples=4, first_samples=rounds)
+        other._runner.sampling = sampling
+        assert fitting(other._runner, "packed", 8) == most
 
 
 def test_freed_memory_is_kept_or_that_is_said() -> None:

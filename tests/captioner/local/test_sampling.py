@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vlmgate.captioner.local.sampling import Warp, draw
-from vlmgate.captioner.local.streams import fixed_normal, uniforms, view_noise
+from vlmgate.captioner.streams import fixed_normal, uniforms, view_noise
 
 SHA = hashlib.sha256(b"a picture").hexdigest()
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))

@@ -19,11 +19,11 @@ from PIL import Image
 from tests.support.fakes import SilentProgress, folder_of, picture_file
 from tests.support.faulty_server import AGREE, Asked, FaultyServer, Reply, choice, completion, refusal
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.local.streams import seeds
+from vlmgate.captioner.pictures import trial_picture
 from vlmgate.captioner.server import client as server
 from vlmgate.captioner.server import engine as endpoint
 from vlmgate.captioner.server.engine import EndpointCaptioner
-from vlmgate.captioner.trial import trial_picture
+from vlmgate.captioner.streams import seeds
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import ImageFile, Picture, Reason, Route
 from vlmgate.errors import EndpointError, ModelError, ResumeError
@@ -261,7 +261,7 @@ class TestReading:
 
     def test_images_are_sent_small_enough(self, faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         noisy = picture("noisy", (400, 300))
-        monkeypatch.setattr("vlmgate.captioner.server.payload.MOST_PNG", 50_000)
+        monkeypatch.setattr("vlmgate.captioner.server.messages.MOST_PNG", 50_000)
         for max_side in (100, 400):
             captioner(faulty, max_side=max_side).read([noisy])
         sent = [(asked.picture.size, asked.kind) for asked in faulty.images]

@@ -18,13 +18,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlmgate.captioner.fingerprint import model_fingerprint
-from vlmgate.captioner.local.streams import seeds
-from vlmgate.captioner.server.client import MOST_PATIENCE, Server, _retry_after
-from vlmgate.captioner.server.keys import find_key, is_loopback, without
-from vlmgate.captioner.server.messages import BadReplyError, captions_of, parse, thoughts_of
-from vlmgate.captioner.server.payload import data_url
-from vlmgate.captioner.server.probe import extras, request_of
+from vlmgate.captioner.location import model_fingerprint
+from vlmgate.captioner.server.client import (
+    MOST_PATIENCE,
+    Server,
+    _retry_after,
+    find_key,
+    is_loopback,
+    request_of,
+    without,
+)
+from vlmgate.captioner.server.messages import BadReplyError, captions_of, data_url, parse, thoughts_of
+from vlmgate.captioner.server.probe import extras
+from vlmgate.captioner.streams import seeds
 from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import ConfigError, GateError

@@ -21,7 +21,7 @@ from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, 
 from tests.support.inbox import INBOX
 from tests.support.paths import ROOT
 from vlmgate.captioner.builtin import weights_folder
-from vlmgate.captioner.trial import trial_picture
+from vlmgate.captioner.pictures import trial_picture
 from vlmgate.config import ClusterConfig, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Duplicate, Failure, Picture, Reading, Reason, Record, Sampled, Unreadable
 from vlmgate.errors import ConfigError, FatalError, ModelError, UsageError

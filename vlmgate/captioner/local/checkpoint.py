@@ -1,6 +1,6 @@
 """Load a checkpoint: where it runs, in what precision, which tokens end a caption; or say in one line why not.
 
-Knows what transformers' auto classes need and what they raise; knows nothing of prompts, pictures or sampling.
+Start with `load_checkpoint`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
-from vlmgate.captioner.failures import explain
-from vlmgate.captioner.local.processor import load_processor
+from vlmgate.captioner.local.memory import out_of_memory
 from vlmgate.captioner.location import Hub, Local, locate
 from vlmgate.captioner.quiet import quiet
 from vlmgate.config import ModelConfig
 from vlmgate.data import ModelInfo
-from vlmgate.errors import ModelError
+from vlmgate.errors import ModelError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +209,7 @@ def describe(name: str, checkpoint: Checkpoint, route: str) -> ModelInfo:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     try:
         versions["torchvision"] = importlib.import_module("torchvision").__version__
-    except Exception as error:  # beside another torch its import can fail with RuntimeError
+    except Exception as error:  # next to another torch its import can fail with RuntimeError
         logger.debug("torchvision is not used: %s", error)
     return ModelInfo(
         model=name,
@@ -223,3 +222,103 @@ def describe(name: str, checkpoint: Checkpoint, route: str) -> ModelInfo:
         route=route,
         versions=versions,
     )
+
+
+# --- the processor ----------------------------------------------------------------------------------------------------
+
+
+def load_processor(source: str, config: Any, options: Mapping[str, Any]) -> Any:
+    """Return the processor of a checkpoint; raises what transformers raises.
+
+    Many families (Qwen-VL, InternVL, SmolVLM) read video as well as images, and their video half needs torchvision,
+    which is optional here and often clashes with the installed torch. Without it that half is left out.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(source, **options)
+    except (ImportError, ValueError, AttributeError) as error:  # what it is depends on the version and the family
+        base = None if _has_torchvision() else _class_with_video(config)
+        if base is None:
+            raise
+        logger.info("%s is loaded without its video half: %s", base.__name__, error)
+    return _without_video(base).from_pretrained(source, **options)
+
+
+def _class_with_video(config: Any) -> Any:
+    """Return the processor class of an architecture if it takes a video processor."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+
+    names: Mapping[str, str] = PROCESSOR_MAPPING_NAMES
+    base = processor_class_from_name(names[config.model_type]) if config.model_type in names else None
+    return base if base is not None and "video_processor" in base.get_attributes() else None
+
+
+def _has_torchvision() -> bool:
+    from transformers.utils.import_utils import is_torchvision_available
+
+    return bool(is_torchvision_available())
+
+
+def _without_video(base: Any) -> Any:
+    """Return the class less its video part; under the same name, because transformers looks at names."""
+
+    def get_attributes(cls: Any) -> list[str]:
+        return [name for name in base.get_attributes() if name != "video_processor"]
+
+    return type(base.__name__, (base,), {"get_attributes": classmethod(get_attributes)})
+
+
+# --- why a model cannot be loaded -------------------------------------------------------------------------------------
+
+# A pattern in the original message → what to say of the model. The first that matches speaks.
+_CAUSES = {
+    r"trust_remote_code|custom code": "needs Python code from its own repository. Read that code, then allow it with "
+    "--trust-remote-code.",
+    r"unrecognized configuration class|is not supported for|no processor": "is no vision-language model that "
+    "transformers can run (image and text in, text out). Name another.",
+    r"does not recognize this architecture|unrecognized model|unrecognized processing class": "is of an architecture "
+    "that the installed transformers does not know. Update it, or name another model.",
+    r"ignore_mismatched_sizes": "has weights of other shapes than its config.json says. The checkpoint is damaged or "
+    "mixed from two.",
+    r"deserializing header": "has a damaged weights file. Copy or download the model again.",
+    r"instantiate the backend tokenizer": "has no tokenizer that can be read here. Copy the whole model folder, "
+    "tokenizer.json included.",
+    r"safetensors": "has no readable .safetensors weights; pickled ones are refused because loading them runs code. "
+    "Use a revision that has them, or convert it with save_pretrained.",
+}
+_HUB_CAUSES = {
+    r"gated|401 client|403 client|access to model": "is gated or private on the hub. Ask for access on its page, then "
+    "log in with `hf auth login`.",
+    r"not a valid git identifier|revision not found|invalid rev": "has no such revision on the hub. Check --revision.",
+    r"couldn't connect|offline|connection|cannot find the requested files|resolve host|timed? ?out": "was found "
+    "neither on this machine nor on the hub, which cannot be reached. Give the path of a downloaded model folder, or "
+    "connect once to fetch it.",
+    r"not a valid model identifier|repository not found|404 client|repo id must": "is neither a folder here nor a "
+    "model on the hub. Check the spelling (owner/name).",
+}
+
+
+def explain(config: ModelConfig, place: Local | Hub, error: BaseException) -> str:
+    """Return one line: what failed, where, what to do next."""
+    where = str(place.folder) if isinstance(place, Local) else place.name
+    if out_of_memory(error):
+        return f"{where} does not fit into the memory of {config.device}. Use a smaller model, or --dtype bfloat16."
+    text = " ".join(str(part) for part in _chain(error))
+    if isinstance(error, ImportError):
+        return f"{where} needs a package that is not installed: {shorten(error)}"
+    for pattern, says in (_CAUSES if isinstance(place, Local) else _HUB_CAUSES | _CAUSES).items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return f"{where} {says}"
+    if missing := re.search(r"can't load (?:the )?([\w ]+?) for ", text, re.IGNORECASE):
+        return f"{where} lacks the files of its {missing[1]}. Copy the whole model folder."
+    return f"{where} cannot be loaded: {shorten(error)} ({type(error).__name__})"
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """Return the exception and what caused it, outermost first."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain

@@ -1,13 +1,11 @@
 """Pool what the vision tower sees into a few hundred numbers, in the same forward pass that captions.
 
-Knows modules and their outputs; knows nothing of families by name, of captions or of what the numbers are used for. A
-caption can be sure of nonsense; how far a picture lies from those that a model is used on shows in here.
+Start with `FeatureTap`. A caption can be sure of nonsense; these numbers show how far a picture lies from others.
 
 The tower is found by structure: its layers are the `ModuleList` with the most weights that no other list holds and
-that runs once for a batch, not counting the lists beside a token embedding, which are text. From its first, its middle
-and its last layer come the mean and the standard deviation over tokens, per image. Where anything about this is
-unclear (a layer that runs twice, rows that cannot be told apart by image) there are no features, rather than wrong
-ones.
+that runs once for a batch, leaving out lists next to a token embedding, which are text. From its first, its middle and
+its last layer come the mean and the standard deviation over tokens, per image. Where anything about this is unclear (a
+layer that runs twice, rows that cannot be assigned to images) there are no features, rather than wrong ones.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vlmgate.captioner.local.streams import fixed_normal
+from vlmgate.captioner.streams import fixed_normal
 
 DEPTHS = 3  # first, middle, last
 WIDTH = 256  # numbers per depth at most; more are reduced by a random projection
@@ -77,31 +75,27 @@ def _lists_of_layers(model: Any) -> list[list[nn.Module]]:
     """Return the lists of layers that may be a vision tower's, the one with the most weights first."""
     embedding = model.get_input_embeddings()
     vocabulary = None if embedding is None else embedding.weight.shape
-    lists = [_flat(found) for found in _outermost(model) if not _embeds(found[0], vocabulary)]
-    lists = [layers for layers in lists if layers]
+    lists = [layers for found in _outermost(model, vocabulary) if (layers := list(_flat(found)))]
     return sorted(lists, key=lambda layers: -sum(p.numel() for layer in layers for p in layer.parameters()))
 
 
-def _outermost(module: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
-    """Yield every ModuleList that no other one holds, after its parent."""
+def _outermost(module: nn.Module, vocabulary: torch.Size | None) -> Iterator[nn.ModuleList]:
+    """Yield every ModuleList that no other one holds, but those of a module that embeds tokens itself: a text model."""
+    text = any(isinstance(child, nn.Embedding) and child.weight.shape == vocabulary for child in module.children())
     for child in module.children():
+        if not isinstance(child, nn.ModuleList):
+            yield from _outermost(child, vocabulary)
+        elif not text:
+            yield child
+
+
+def _flat(layers: nn.ModuleList) -> Iterator[nn.Module]:
+    """Yield the layers of a list, or of the lists in it (stages); a list itself is never run."""
+    for child in layers:
         if isinstance(child, nn.ModuleList):
-            yield module, child
+            yield from _flat(child)
         else:
-            yield from _outermost(child)
-
-
-def _embeds(module: nn.Module, vocabulary: torch.Size | None) -> bool:
-    """Tell whether a module turns tokens into vectors itself, as a text model does."""
-    return any(isinstance(child, nn.Embedding) and child.weight.shape == vocabulary for child in module.children())
-
-
-def _flat(found: tuple[nn.Module, nn.ModuleList]) -> list[nn.Module]:
-    """Return the layers of a list, or of the lists in it (stages); a list itself is never run."""
-    layers: list[nn.Module] = []
-    for child in found[1]:
-        layers += _flat((found[1], child)) if isinstance(child, nn.ModuleList) else [child]
-    return layers
+            yield child
 
 
 def _depths(layers: Sequence[nn.Module]) -> list[nn.Module]:
@@ -178,7 +172,7 @@ def _reduced(pooled: torch.Tensor) -> NDArray[np.float64]:
     values = pooled.cpu().double().numpy()
     if values.shape[1] <= WIDTH:
         return values
-    with np.errstate(all="ignore"):  # values that are not finite are told by the row they end up in
+    with np.errstate(all="ignore"):  # a row with values that are not finite is dropped later
         projected: NDArray[np.float64] = values @ _projection(values.shape[1])
     return projected
 

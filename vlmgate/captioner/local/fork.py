@@ -1,7 +1,7 @@
-"""Decode K captions, or K answers, of each of B images from one prefill.
+"""Decode K captions, or K answers, of each of B images from one prefill, on the route *fork*.
 
-Knows the decoding hook and the cache of transformers; knows nothing of files, prompts or text. The vision tower and the
-prompt are run once per image, the cache is then copied to K rows, and one short loop draws the tokens.
+Start with `ForkDecoder`, which `generate` runs in place of its own loop. The vision tower and the prompt are run once
+per image, the cache is then copied to K rows, and one short loop draws the tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vlmgate.captioner.local.blocks import attention_in_blocks
+from vlmgate.captioner.local.layers import attention_in_blocks
 from vlmgate.captioner.local.sampling import Draw
 
 # Draws one token for each row that is still computed: (R, V) logits, the step counted from 0, and the rows' numbers
@@ -24,20 +24,11 @@ Pick = Callable[[torch.Tensor, int, torch.Tensor], Draw]
 # costs at most a few steps in all.
 DROP_AT = 0.75
 
-# What only the prefill reads. Rows of these are images, tiles or patches, not sequences, so repeating them K times
-# would at best waste memory; they are dropped before the fork. `image_keys` adds what a checkpoint's processor makes.
+# What only the prefill reads. Rows of these are images, tiles or patches, not sequences, so they must not be repeated
+# K times. `image_keys` adds what a checkpoint's processor makes.
 PREFILL_ONLY = frozenset(
-    {
-        "aspect_ratio_ids",
-        "aspect_ratio_mask",
-        "image_grid_thw",
-        "image_sizes",
-        "mm_encoder_outputs",
-        "pixel_attention_mask",
-        "pixel_mask",
-        "pixel_values",
-        "spatial_shapes",
-    }
+    "aspect_ratio_ids aspect_ratio_mask image_grid_thw image_sizes mm_encoder_outputs "
+    "pixel_attention_mask pixel_mask pixel_values spatial_shapes".split()
 )
 
 
@@ -75,7 +66,7 @@ class ForkDecoder:
         generation_config: Any = None,
         **state: Any,
     ) -> torch.Tensor:
-        """Fill `tokens`, `logprobs` and `finite`; return the sequences as `generate` expects it of a decoding loop.
+        """Fill `tokens`, `logprobs` and `finite`; return the prompts, for `generate` expects some sequences.
 
         The processors, criteria and generation settings that `generate` prepared are ignored on purpose: sampling is
         `pick`, stopping is `end_ids` and `max_new_tokens`, and nothing else may have a say.
@@ -83,23 +74,22 @@ class ForkDecoder:
         logits, state = self._prefill(model, input_ids, state)
         if self.then is not None:
             self.then.begin(input_ids, state)
-        said = self.timed(model, logits, input_ids, state)
+        self.timed(model, logits, input_ids, state)
         if self.then is not None:
             self.then.run(model)
-        return said
+        return input_ids
 
-    def timed(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+    def timed(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> None:
         """Do what `go_on` does, and add to `seconds` what it took."""
         if logits.device.type == "cuda":  # else the prefill, which may still be running there, would count
             torch.cuda.synchronize(logits.device)
         begun = time.perf_counter()
-        said = self.go_on(model, logits, input_ids, state)
+        self.go_on(model, logits, input_ids, state)
         self.seconds += time.perf_counter() - begun
-        return said
 
-    def go_on(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
+    def go_on(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> None:
         """Draw K rows for each of B prompts that have been run: their last logits, their tokens, what they left."""
-        return self._loop(model, *self._fork(model, logits, input_ids, state))
+        self._loop(model, logits, Branches(model, input_ids, state, self.num_samples), 1, input_ids.device)
 
     def _prefill(
         self, model: Any, input_ids: torch.Tensor, state: dict[str, Any]
@@ -108,61 +98,83 @@ class ForkDecoder:
         inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **state)
         with attention_in_blocks(model):
             outputs = model(**inputs, return_dict=True)
-        encoder_decoder = bool(model.config.is_encoder_decoder)
-        state = model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=encoder_decoder)
+        state = updated(model, outputs, state)
         state = {k: v for k, v in state.items() if k not in PREFILL_ONLY and k not in self.image_keys}
         return last_logits(outputs), state
 
-    def _fork(
-        self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Copy the rows of B images to B·K rows."""
-        batch = input_ids.shape[0]
-        rows = torch.arange(batch, device=input_ids.device).repeat_interleave(self.num_samples)  # (B·K,)
+    def _loop(self, model: Any, logits: torch.Tensor, branches: Branches, together: int, device: torch.device) -> None:
+        """Sample, append, stop, forward, until every row has ended.
+
+        `logits` are (B, V), those of the prompts; `together` is K where branches share a sequence, else 1.
+        """
+        logits = logits.repeat_interleave(self.num_samples, dim=0)  # (B·K, V)
+        ends = torch.tensor(sorted(self.end_ids), dtype=torch.long, device=device)
+        log = Log(len(logits), self.max_new_tokens, device)
+        alive = torch.arange(len(logits), device=device).view(-1, together)  # (B', K'), rows that are still computed
+        unended = torch.ones_like(alive, dtype=torch.bool)  # (B', K')
+        for step in range(self.max_new_tokens):
+            rows = alive.flatten()
+            drawn = Draw(*(part.to(device) for part in self.pick(logits, step, rows)))
+            log.add(step, rows, unended.flatten(), drawn)
+            unended = unended & (drawn.finite & ~torch.isin(drawn.tokens, ends)).view_as(unended)
+            tokens = drawn.tokens.view_as(alive)  # (B', K')
+            counts = unended.sum(dim=1).tolist()  # the one time in a step that a GPU is waited for
+            if step + 1 == self.max_new_tokens or not any(counts):
+                break
+            left = [i for i, count in enumerate(counts) if count]
+            if len(left) * max(counts) <= DROP_AT * unended.numel() and branches.can_drop(model):
+                kept = _kept(unended, left, max(counts))
+                branches.keep(*kept)
+                alive, unended, tokens = (part[kept[0]].gather(1, kept[1]) for part in (alive, unended, tokens))
+            logits = branches.step(model, tokens).flatten(0, 1)
+        self.tokens, self.logprobs, self.finite = log.rows()
+
+
+def _kept(unended: torch.Tensor, left: list[int], most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the prompts (B'',) and their branches (B'', K'') to go on with.
+
+    Where a prompt has fewer branches left than another, ended ones fill up; they are computed in vain.
+    """
+    prompts = torch.tensor(left, device=unended.device)
+    first = torch.argsort((~unended[prompts]).int(), dim=1, stable=True)[:, :most]  # those that go on
+    return prompts, first.sort(dim=1).values
+
+
+class Branches:
+    """B·K rows, each with a copy of its prompt's cache; every row counts as a prompt with one branch."""
+
+    def __init__(self, model: Any, input_ids: torch.Tensor, state: dict[str, Any], samples: int) -> None:
+        """Copy the rows of B prompts to B·K rows."""
+        batch = len(input_ids)
         key = cache_key(state)
         if key is None:
             raise NotImplementedError(f"{type(model).__name__} keeps no cache that can be forked.")
-        state[key].reorder_cache(rows)
+        state[key].reorder_cache(torch.arange(batch, device=input_ids.device).repeat_interleave(samples))
         _one_row_each(state, batch)
-        input_ids, state = model._expand_inputs_for_generation(
+        self._input_ids, self._state = model._expand_inputs_for_generation(
             input_ids=input_ids,
-            expand_size=self.num_samples,
+            expand_size=samples,
             is_encoder_decoder=bool(model.config.is_encoder_decoder),
             **state,
         )
-        return logits[rows.to(logits.device)], input_ids, state
 
-    def _loop(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-        """Sample, append, stop, forward, until every row has ended."""
-        encoder_decoder = bool(model.config.is_encoder_decoder)
-        ends = torch.tensor(sorted(self.end_ids), dtype=torch.long, device=input_ids.device)
-        log = Log(len(input_ids), self.max_new_tokens, input_ids.device)
-        alive = torch.arange(len(input_ids), device=input_ids.device)  # (R,), the rows that are still computed
-        unended = torch.ones_like(alive, dtype=torch.bool)  # (R,)
-        for step in range(self.max_new_tokens):
-            drawn = Draw(*(part.to(input_ids.device) for part in self.pick(logits, step, alive)))
-            log.add(step, alive, unended, drawn)
-            unended = unended & drawn.finite & ~torch.isin(drawn.tokens, ends)
-            input_ids = torch.cat([input_ids, drawn.tokens[:, None]], dim=-1)
-            left = int(unended.sum())
-            if left == 0 or step + 1 == self.max_new_tokens:
-                break
-            if left <= DROP_AT * len(alive) and can_drop_rows(model, state):
-                kept = unended.nonzero()[:, 0]
-                keep_rows(state, kept, len(alive))
-                input_ids, alive, unended = input_ids[kept], alive[kept], unended[kept]
-            inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state)
-            outputs = model(**inputs, return_dict=True)
-            logits = outputs.logits[:, -1]  # (R, V)
-            state = model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=encoder_decoder)
-        self.tokens, self.logprobs, self.finite = log.rows()
-        return input_ids
+    def step(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        """Feed a token (B', K') to each branch and return the (B', K', V) logits that follow."""
+        self._input_ids = torch.cat([self._input_ids, tokens], dim=-1)
+        inputs = model.prepare_inputs_for_generation(self._input_ids, next_sequence_length=1, **self._state)
+        outputs = model(**inputs, return_dict=True)
+        self._state = updated(model, outputs, self._state)
+        logits: torch.Tensor = outputs.logits[:, -1:]
+        return logits
 
+    def can_drop(self, model: Any) -> bool:
+        """Tell whether some may go on without the others."""
+        return can_drop_rows(model, self._state)
 
-def last_logits(outputs: Any) -> torch.Tensor:
-    """Return the (B, V) logits of the last position, without holding on to those of the others."""
-    logits: torch.Tensor = outputs.logits[:, -1].clone()
-    return logits
+    def keep(self, prompts: torch.Tensor, branches: torch.Tensor) -> None:
+        """Go on with these prompts (B'',) and these branches (B'', K'') of theirs."""
+        keep_rows(self._state, prompts, len(self._input_ids))
+        self._input_ids = self._input_ids[prompts]
 
 
 class Log:
@@ -193,6 +205,21 @@ class Log:
         return tokens, logprobs, self._finite.tolist()
 
 
+# --- the state between two forwards -----------------------------------------------------------------------------------
+
+
+def updated(model: Any, outputs: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state after a forward, as transformers keeps it."""
+    encoder_decoder = bool(model.config.is_encoder_decoder)
+    return dict(model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=encoder_decoder))
+
+
+def last_logits(outputs: Any) -> torch.Tensor:
+    """Return the (B, V) logits of the last position, without holding on to those of the others."""
+    logits: torch.Tensor = outputs.logits[:, -1].clone()
+    return logits
+
+
 def cache_key(state: Mapping[str, Any]) -> str | None:
     """Return the name under which the state holds a cache whose rows can be chosen; None where it holds none.
 
@@ -201,11 +228,11 @@ def cache_key(state: Mapping[str, Any]) -> str | None:
     return next((key for key, value in state.items() if hasattr(value, "reorder_cache")), None)
 
 
-def can_drop_rows(model: Any, state: dict[str, Any]) -> bool:
+def can_drop_rows(model: Any, state: Mapping[str, Any]) -> bool:
     """Tell whether every part of the state is of a kind whose rows `keep_rows` knows how to select.
 
-    Decoders without positions of their own in the state may derive them from numbers that the model keeps per image
-    (Qwen-VL), which would no longer fit.
+    A decoder with no positions in the state may derive them from numbers that the model keeps per image (Qwen-VL),
+    which would no longer fit.
     """
     if not model.config.is_encoder_decoder and state.get("position_ids") is None:
         return False

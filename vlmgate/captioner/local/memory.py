@@ -1,12 +1,13 @@
-"""How many images fit into a GPU's memory at once, and how this process asks for memory on the CPU.
+"""How many images fit into a GPU's memory at once, what to do when they do not, and how the CPU's memory is used.
 
-Knows sizes of caches and what was measured for one image; knows nothing of what is computed. The answer is an estimate
-from one picture: larger ones may make longer prompts, so running out of memory still halves the batch.
+Start with `Footprint` and `fitting`. The answer is an estimate from one picture: larger ones may make longer prompts,
+so running out of memory still halves the batch.
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class Footprint:
     def image(self, route: str, samples: int, tokens: int) -> int:
         """Return the bytes of an image with K samples of T tokens; `route` is fork or packed.
 
-        The fork has K copies of prompt and tokens beside the prompt's own cache. Packed has one copy of the prompt, at
-        addresses of its own, and the tokens of each branch.
+        The fork has K copies of prompt and tokens besides the prompt's own cache. Packed has one copy of the prompt,
+        at other addresses, and the tokens of each branch.
         """
         kept = samples * (self.prompt + tokens) if route == "fork" else self.prompt + samples * tokens
         return self.prefill + kept * self.token + samples * self.vocabulary * 4 * LOGIT_COPIES
@@ -74,12 +75,20 @@ def release(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def keep_freed_memory() -> bool:
-    """Have the C library keep large blocks that are freed, rather than give them back and ask anew; False if it cannot.
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether the device, or the machine, ran out of memory."""
+    signs = r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED"
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and re.search(signs, str(error)) is not None
+    )
 
-    A model's layers free and ask for the same few megabytes thousands of times a second, and glibc asks the kernel each
-    time, which then hands out zeroed pages one fault at a time. A prefill of 1,024 image tokens had a fifth of the page
-    faults and took a tenth less time; the process holds on to up to its peak.
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep large blocks that are freed; False if it cannot.
+
+    A model's layers free and ask for the same few megabytes thousands of times a second. glibc would ask the kernel
+    each time, which hands out zeroed pages one fault at a time. With it a prefill of 1,024 image tokens had a fifth of
+    the page faults and took a tenth less time; the process holds on to up to its peak.
     """
     if not sys.platform.startswith("linux"):
         return False

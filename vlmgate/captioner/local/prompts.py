@@ -1,7 +1,7 @@
-"""Put a prompt and pictures into the form a checkpoint's processor wants.
+"""Put a prompt and pictures into the form a checkpoint's processor wants; start with `PromptEncoder`.
 
-Knows chat templates and processors; knows nothing of models, sampling or captions. How a processor wants its image
-marked differs by family and is written down nowhere, so the forms are tried once on two blank pictures.
+How a processor wants its image marked differs by family and is written down nowhere, so the forms are tried once on two
+blank pictures.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vlmgate.captioner.failures import one_line
-from vlmgate.errors import ModelError
+from vlmgate.errors import ModelError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +74,13 @@ class PromptEncoder:
             try:
                 ids = self._ids(form, blanks)
             except Exception as error:
-                logger.debug("prompt form %r was refused: %s", form, one_line(error))
+                logger.debug("prompt form %r was refused: %s", form, shorten(error))
                 failures.append(error)
             else:
                 form = self._spelt_out(form, ids, prompt, blanks)
                 logger.info("prompt form: %r", form)
                 return form
-        reason = one_line(failures[0]) if failures else "it has no tokenizer"
+        reason = shorten(failures[0]) if failures else "it has no tokenizer"
         raise ModelError(
             f"{type(self._processor).__name__} takes an image with this prompt in no known form ({reason}). "
             "Check that the processor's files belong to this model."
@@ -96,7 +95,7 @@ class PromptEncoder:
                     if torch.equal(self._ids(marked, blanks), ids):
                         return marked
                 except Exception as error:
-                    logger.debug("prompt form %r was refused: %s", marked, one_line(error))
+                    logger.debug("prompt form %r was refused: %s", marked, shorten(error))
         return form
 
     def _ids(self, form: Form, blanks: list[Image.Image]) -> torch.Tensor:
@@ -132,8 +131,8 @@ def length_varies(encode: PromptEncoder) -> bool:
     return len(lengths) > 1
 
 
-def apart(tokenizer: Any) -> Any:
-    """Return a tokenizer that can put tokens into words while the other one encodes in another thread."""
+def copied_tokenizer(tokenizer: Any) -> Any:
+    """Return a copy that can decode while the original encodes in another thread; the original if it has no copy."""
     try:
         return copy.deepcopy(tokenizer)
     except Exception as error:  # a tokenizer of the checkpoint's own
@@ -176,7 +175,7 @@ def _render(apply: Callable[..., Any], template: str, content: object) -> str | 
     try:
         return str(apply(turn, add_generation_prompt=True, tokenize=False, **switches))
     except Exception as error:  # templates raise what they like
-        logger.debug("the chat template refused %r: %s", content, one_line(error))
+        logger.debug("the chat template refused %r: %s", content, shorten(error))
         return None
 
 

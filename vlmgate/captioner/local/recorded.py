@@ -1,10 +1,9 @@
-"""Decode packed branches in shapes that never change, so that a GPU can replay a step instead of being told it anew.
+"""Decode packed branches in steps of one fixed shape, so that a GPU replays a recorded step (a CUDA graph).
 
-Knows CUDA graphs, and the packed route whose steps it repeats; knows nothing of files, prompts or text. A decoding step
-is some hundreds of small kernels, and on a fast GPU launching them takes several times as long as running them. A
-recorded graph is launched at once, but only with the same tensors at the same addresses: the cache has its full length
-from the first step, the mask tells what of it is filled, and where the next tokens go is told by a tensor. Without CUDA
-the same steps are run one by one, which is of use to tests only.
+Start with `RecordedDecoder`. A decoding step is some hundreds of small kernels, and on a fast GPU launching them takes
+several times as long as running them. A recorded graph is launched at once, but only with the same tensors at the same
+addresses: the cache has its full length from the first step, the mask says what of it is filled, and a tensor says
+where the next tokens go. Without CUDA the same steps are run one by one, which is of use to tests only.
 """
 
 from __future__ import annotations
@@ -18,10 +17,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from vlmgate.captioner.failures import one_line, out_of_memory
 from vlmgate.captioner.local.fork import ForkDecoder, Log, cache_key
-from vlmgate.captioner.local.packed import CannotPackError, PackedDecoder, Sequences, attention_folded
+from vlmgate.captioner.local.layers import UnsuitableError, attention_folded
+from vlmgate.captioner.local.memory import out_of_memory
+from vlmgate.captioner.local.packed import PackedDecoder, Sequences, checked_logits
 from vlmgate.captioner.local.sampling import Draw, Sampler, Warp
+from vlmgate.errors import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Recordings:
     def get(self, model: Any, wide: Mapping[str, Any], sequences: Sequences, rule: Rule) -> RecordedStep:
         """Return the step for such shapes, recorded now if it has not been.
 
-        Raises `CannotPackError` where it cannot be recorded, and what torch raises where memory runs out.
+        Raises `UnsuitableError` where it cannot be recorded, and what torch raises where memory runs out.
         """
         batch, branches = wide["input_ids"].shape
         prompt = sequences.layers[0].keys.shape[-2]
@@ -84,7 +85,7 @@ class Recordings:
                 torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
                 if out_of_memory(error):
                     raise
-                raise CannotPackError(f"a step cannot be recorded: {one_line(error)}") from error
+                raise UnsuitableError(f"a step cannot be recorded: {shorten(error)}") from error
         return step
 
 
@@ -94,21 +95,21 @@ class RecordedDecoder(PackedDecoder):
 
     recordings: Recordings = field(default_factory=Recordings)
 
-    def go_on(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-        """Draw K rows for each of B prompts that have been run; raises `CannotPackError` before the first step."""
+    def go_on(self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any]) -> None:
+        """Draw K rows for each of B prompts that have been run; raises `UnsuitableError` before the first step."""
         if self.max_new_tokens == 1:  # nothing to replay
             return ForkDecoder.go_on(self, model, logits, input_ids, state)
         if isinstance(self.pick, Sampler) and self.pick.warp.top_p >= 1.0 and self.recordings.draws_inside:
             try:
-                return self._go_on(model, logits, input_ids, state, self.pick)
-            except CannotPackError as error:
+                return self._replay(model, logits, input_ids, state, self.pick)
+            except UnsuitableError as error:
                 logger.warning("tokens are drawn outside of the recorded steps: %s", error)
                 self.recordings.draws_inside = False
-        return self._go_on(model, logits, input_ids, state, None)
+        return self._replay(model, logits, input_ids, state, None)
 
-    def _go_on(
+    def _replay(
         self, model: Any, logits: torch.Tensor, input_ids: torch.Tensor, state: dict[str, Any], inside: Sampler | None
-    ) -> torch.Tensor:
+    ) -> None:
         batch, k = len(input_ids), self.num_samples
         rule = Rule(self.max_new_tokens, tuple(sorted(self.end_ids)), inside.warp if inside else None)
         key = cache_key(state)
@@ -130,7 +131,6 @@ class RecordedDecoder(PackedDecoder):
                 if number % LOOK_EVERY == LOOK_EVERY - 1 and not step.goes_on():
                     break
         self.tokens, self.logprobs, self.finite = step.log.rows()
-        return input_ids
 
 
 def _constant(wide: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,12 +155,8 @@ class RecordedStep:
         cache = copy.copy(wide[name])
         cache.layers = list(self._layers)
         self._inputs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in _constant(wide).items()}
-        self._inputs |= {
-            name: cache,
-            "input_ids": self._tokens,
-            "position_ids": self._positions,
-            "attention_mask": self._mask,
-        }
+        own = {"input_ids": self._tokens, "position_ids": self._positions, "attention_mask": self._mask}
+        self._inputs |= {name: cache, **own}
         self.rows = torch.arange(batch * branches, device=device)
         self.log = Log(batch * branches, rule.steps, device)
         self._unended = torch.ones_like(self.rows, dtype=torch.bool)
@@ -241,10 +237,7 @@ class RecordedStep:
     def _run(self) -> None:
         if self._rule.warp is not None:
             self.draw()
-        logits = self._forward()
-        if logits.shape[:2] != self._tokens.shape:
-            raise CannotPackError(f"logits of shape {tuple(logits.shape)} came for {tuple(self._tokens.shape)} tokens")
-        self.logits.copy_(logits.flatten(0, 1))
+        self.logits.copy_(self._forward().flatten(0, 1))
 
     def _forward(self) -> torch.Tensor:
         columns = self._columns[None, None, :, None].expand(len(self._tokens), 1, -1, -1)
@@ -252,8 +245,7 @@ class RecordedStep:
         outputs = self._model(**self._inputs, return_dict=True)
         self._columns.add_(self._branches)
         self._positions.add_(1)
-        logits: torch.Tensor = outputs.logits
-        return logits
+        return checked_logits(outputs, self._tokens)
 
 
 class _FixedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
@@ -270,7 +262,7 @@ class _FixedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untype
     def load(self, other: Any) -> None:
         """Copy a prompt to the beginning, and zeros behind it.
 
-        What is masked is still multiplied by nought, and what a broken branch of the last batch left may be no number.
+        What is masked is still multiplied by zero, and a broken branch of the last batch may have left a NaN.
         """
         prompt = other.keys.shape[-2]
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):

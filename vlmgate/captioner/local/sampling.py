@@ -1,7 +1,6 @@
-"""Turn one uniform number and one row of logits into one token, reproducibly.
+"""Turn one uniform number and one row of logits into one token, reproducibly; start with `draw`.
 
-Knows distributions over a vocabulary; knows nothing of models, images or text. There is no random state here: whoever
-samples brings the uniforms.
+There is no random state here: the caller brings the uniforms.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Ask a model server over HTTP: bounded, patient, and silent about the key.
+"""Ask a model server over HTTP: answers are bounded, what passes is tried again, and the key is shown to nobody.
 
-Knows requests, errors that pass and errors that stay; knows nothing of pictures or of what is asked. All traffic is in
-one event loop in a thread of its own, so that whoever waits can be interrupted at any moment.
+Start with `Server`. All traffic is in one event loop in a thread, so that whoever waits can be interrupted at any
+moment.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import email.utils
 import importlib
+import ipaddress
 import logging
 import os
 import random
@@ -19,11 +20,11 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from vlmgate.captioner.server.keys import USUAL, find_key, is_loopback, without
 from vlmgate.captioner.server.messages import BadReplyError, parse
 from vlmgate.config import EndpointConfig
-from vlmgate.errors import EndpointError
+from vlmgate.errors import ConfigError, EndpointError, shorten
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,6 +36,9 @@ MOST_PATIENCE = 600.0  # seconds that a server may ask us to wait
 TIMEOUT_COUNTS = 3  # tries: who does not answer within minutes is not asked as often as who answers "busy"
 NONSENSE_COUNTS = 3
 _PASSES = frozenset({408, 409, 425, 429})  # and everything from 500 up
+_OPENAI_KNOWS = "model messages temperature top_p seed n logprobs max_tokens max_completion_tokens".split()
+OWN_KEY, USUAL_KEY = "VLMGATE_API_KEY", "OPENAI_API_KEY"  # environment variables
+SHORTEST_KEY = 8  # characters; a shorter "key" such as EMPTY is a word that a caption may hold, and no secret
 
 
 class RefusedError(Exception):
@@ -96,11 +100,12 @@ class Server:
         """Return the client's version."""
         return {"openai": str(self._openai.__version__)}
 
-    async def complete(self, request: Mapping[str, Any], *, retries: int | None = None) -> dict[str, Any]:
-        """Return a chat completion as plain data, its `choices` a list; everything in it is still to be doubted.
+    async def complete(self, options: Mapping[str, Any], *, retries: int | None = None) -> dict[str, Any]:
+        """Return a chat completion as plain data, its `choices` a list; nothing else in it has been checked.
 
         Raises `RefusedError` at once, and `UnansweredError` after as many tries as were agreed.
         """
+        request = request_of(options)
         left = self.config.retries if retries is None else retries
         tried = 0
         while True:
@@ -159,12 +164,12 @@ class Server:
 
     def _status(self, error: Any) -> Exception:
         status, headers = int(error.status_code), error.response.headers
-        detail = self._line(_said(error.body))
+        detail = self._line(_own_words(error.body))
         if 300 <= status < 400:
             return RefusedError(status, "it sends us elsewhere; name that URL if you trust it")
         if status in (401, 403) and self._key is None:
             detail = f"{detail}; set VLMGATE_API_KEY" + (
-                f" ({USUAL} is not sent over plain http)" if os.environ.get(USUAL) else ""
+                f" ({USUAL_KEY} is not sent over plain http)" if os.environ.get(USUAL_KEY) else ""
             )
         if status == 413:
             detail = f"{detail}; lower --max-side"
@@ -174,8 +179,13 @@ class Server:
         return _PassingError(f"HTTP {status}: {detail}", wait=_retry_after(headers.get("retry-after")))
 
     def _line(self, text: str) -> str:
-        line = " ".join(self.hide(text).encode("utf-8", "replace").decode().split())
-        return line if len(line) <= LONGEST_DETAIL else line[: LONGEST_DETAIL - 1] + "…"
+        return shorten(self.hide(text), LONGEST_DETAIL)
+
+
+def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as the client's arguments: what OpenAI does not know travels as `extra_body`."""
+    more = {name: value for name, value in options.items() if name not in _OPENAI_KNOWS}
+    return {name: options[name] for name in options if name in _OPENAI_KNOWS} | ({"extra_body": more} if more else {})
 
 
 def _make_client(config: EndpointConfig, key: str | None) -> Any:
@@ -224,7 +234,7 @@ def _bounded_stream() -> Any:
     return Bounded
 
 
-def _said(body: object) -> str:
+def _own_words(body: object) -> str:
     """Return a server's own words for an error, wherever it puts them."""
     found: object = body
     for key in ("error", "message", "detail"):
@@ -249,7 +259,7 @@ def _retry_after(header: str | None) -> float | None:
 
 
 class _LoopThread:
-    """An event loop in a thread of its own, with a client in it."""
+    """An event loop in a thread, with a client in it."""
 
     def __init__(self, make_client: Any) -> None:
         ready: concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, Any]]
@@ -292,3 +302,37 @@ def _live(make_client: Any, ready: concurrent.futures.Future[Any]) -> None:
             await client.close()
 
     asyncio.run(main())
+
+
+# --- the key ----------------------------------------------------------------------------------------------------------
+
+
+def find_key(environment: Mapping[str, str], url: str) -> str | None:
+    """Return the key for a server; None = none is sent. Raises `ConfigError` for one that no header can hold.
+
+    `OPENAI_API_KEY` is often there for another service's sake, so it does not go over an open line to another machine.
+    """
+    for name in (OWN_KEY, USUAL_KEY):
+        key = environment.get(name, "").strip()
+        if not key or (name == USUAL_KEY and not url.startswith("https:") and not is_loopback(url)):
+            continue
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(f"{name} holds a character that no key has; set it again.")
+        return key
+    return None
+
+
+def is_loopback(url: str) -> bool:
+    """Say whether a URL leads to this very machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def without(key: str | None, text: str) -> str:
+    """Return a text in which the key does not stand."""
+    return text if key is None or len(key) < SHORTEST_KEY else text.replace(key, "[key]")

@@ -1,8 +1,7 @@
 """Caption with a model behind an OpenAI-compatible chat server.
 
-Knows how pictures become requests and answers become readings; knows nothing of folders, scores or results. A reading
-is K texts or none: what a server leaves out is asked for again, and where it cannot be had the picture fails and goes
-to a person.
+Start with `EndpointCaptioner`. A reading is K texts or none: what a server leaves out is asked for again, and where it
+cannot be had the picture fails and goes to a person.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlmgate.captioner.local.streams import Use, seeds
-from vlmgate.captioner.local.views import views_of
+from vlmgate.captioner.pictures import trial_picture, views_of
 from vlmgate.captioner.server.client import RefusedError, Server, UnansweredError
-from vlmgate.captioner.server.messages import captions_of
-from vlmgate.captioner.server.payload import data_url, describe
-from vlmgate.captioner.server.probe import FEW_RETRIES, TRIAL_TOKENS, Abilities, Interview, request_of
-from vlmgate.captioner.trial import trial_picture
+from vlmgate.captioner.server.messages import captions_of, data_url, describe_pictures
+from vlmgate.captioner.server.probe import FEW_RETRIES, TRIAL_TOKENS, Probe
+from vlmgate.captioner.streams import Stream, seeds
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ModelInfo, Picture, Sampled
 from vlmgate.errors import EndpointError, ModelError
@@ -42,7 +39,7 @@ class EndpointCaptioner:
         self._max_side = model.endpoint.max_side
         self._trial = self._asked(data_url(trial_picture().rgb, self._max_side), sampling.prompt)
         most = sampling.num_samples // sampling.views
-        self._can: Abilities = self._server.run(Interview(self._server, self._trial, sampling, most).hold())
+        self._can = self._server.run(Probe(self._server, self._trial, sampling, most).run())
         self._kept: dict[tuple[str, int], Sampled | Exception] = {}
         self._info = self._describe(most)
         logger.info("the server can: %s", self._can)
@@ -63,14 +60,14 @@ class EndpointCaptioner:
         if new:  # another batch, so what was kept of the former one is done with
             self._kept = {key: one for key, one in self._kept.items() if key in {_key(p) for p in pictures}}
         self._kept |= {_key(picture): outcome for picture, outcome in zip(new, outcomes, strict=True)}
-        told = [self._kept[_key(picture)] for picture in pictures]
-        failed = [one for one in told if not isinstance(one, Sampled)]
+        found = [self._kept[_key(picture)] for picture in pictures]
+        failed = [one for one in found if not isinstance(one, Sampled)]
         if not failed or len(pictures) == 1:
             for picture in pictures:
                 self._kept.pop(_key(picture), None)
         if failed:
             raise failed[0]
-        return [one for one in told if isinstance(one, Sampled)]
+        return [one for one in found if isinstance(one, Sampled)]
 
     @property
     def at_once(self) -> int:
@@ -91,31 +88,31 @@ class EndpointCaptioner:
     # --- pictures ---
 
     async def _read_all(self, pictures: Sequence[Picture]) -> list[Sampled | Exception]:
-        """Return a reading, or why there is none, of each picture; the server is asked whether it lives if need be."""
+        """Return a reading, or why there is none, of each picture; where in doubt, check that the server is there."""
         at_once = asyncio.Semaphore(self._server.config.concurrency)  # no more pictures in memory than under way
         works = [self._read_one(picture, at_once) for picture in pictures]
         outcomes = await asyncio.gather(*works, return_exceptions=True)
-        told: list[Sampled | Exception] = []
+        found: list[Sampled | Exception] = []
         doubtful: Exception | None = None
         for picture, outcome in zip(pictures, outcomes, strict=True):
             if isinstance(outcome, Sampled):
-                told.append(outcome)
+                found.append(outcome)
             elif isinstance(outcome, RefusedError | UnansweredError):
                 logger.warning("%s was not read: %s", picture.file.file_name, outcome)
-                told.append(ModelError(f"the server gave no reading: {outcome}"))
+                found.append(ModelError(f"the server gave no reading: {outcome}"))
                 of_the_image = isinstance(outcome, RefusedError) and outcome.status in _OF_THE_IMAGE
                 doubtful = doubtful if of_the_image else outcome
             elif isinstance(outcome, Exception):
-                told.append(outcome)
+                found.append(outcome)
             else:  # cancelled
                 raise outcome
         if doubtful is not None:
-            await self._check_that_it_lives(doubtful)
-        return told
+            await self._check_server(doubtful)
+        return found
 
-    async def _check_that_it_lives(self, doubtful: Exception) -> None:
+    async def _check_server(self, doubtful: Exception) -> None:
         """Raise `EndpointError` where a test image is not read either, for then no image is to blame."""
-        request = request_of({**self._trial, **self._options(TRIAL_TOKENS), **self._seeded(0)})
+        request = {**self._trial, **self._options(TRIAL_TOKENS), **self._seeded(0)}
         try:
             await self._server.complete(request, retries=FEW_RETRIES)
         except (RefusedError, UnansweredError) as error:
@@ -142,7 +139,7 @@ class EndpointCaptioner:
         views = views_of(picture, sampling.views, sampling.view_noise, sampling.seed)
         return [data_url(view, self._max_side) for view in views]
 
-    async def _texts(self, picture: Picture, urls: Sequence[str], prompt: str, use: Use) -> tuple[Caption, ...]:
+    async def _texts(self, picture: Picture, urls: Sequence[str], prompt: str, use: Stream) -> tuple[Caption, ...]:
         """Return K texts, those of one view after those of another."""
         sampling, file = self._sampling, picture.file
         numbers = seeds(sampling.seed, file.sha256, file.page, sampling.num_samples, use)
@@ -158,9 +155,7 @@ class EndpointCaptioner:
         """Return one text for each seed; what one request for all leaves out is asked for one by one."""
         found: list[Caption] = []
         if self._can.n and len(numbers) > 1:
-            reply = await self._server.complete(
-                request_of({**options, **self._seeded(numbers[0]), "n": len(numbers)}),
-            )
+            reply = await self._server.complete({**options, **self._seeded(numbers[0]), "n": len(numbers)})
             found = captions_of(reply, len(numbers))
             if len(found) < len(numbers):
                 logger.warning("%d of %d samples came; the others are asked for singly", len(found), len(numbers))
@@ -169,7 +164,7 @@ class EndpointCaptioner:
 
     async def _sample(self, options: dict[str, Any], number: int) -> Caption:
         for _ in range(EMPTY_ANSWERS):
-            found = captions_of(await self._server.complete(request_of({**options, **self._seeded(number)})), 1)
+            found = captions_of(await self._server.complete({**options, **self._seeded(number)}), 1)
             if found:
                 return found[0]
         raise UnansweredError("it answers without a text, so that the samples stay incomplete")
@@ -198,7 +193,7 @@ class EndpointCaptioner:
             image_processor="of the server",
             route="n samples a request" if self._can.n else "a request a sample",
             versions=self._server.versions,
-            server={"url": self._url, "images": describe(self._max_side)} | self._can.told(samples),
+            server={"url": self._url, "images": describe_pictures(self._max_side)} | self._can.in_words(samples),
         )
 
 

@@ -1,20 +1,25 @@
-"""Read what a model server answers, of which nothing is to be trusted.
+"""What goes to a model server and comes back: pictures as data URLs, and OpenAI's chat completions.
 
-Knows the form of OpenAI's chat completions and how far servers stray from it; knows nothing of how an answer came here.
-Whatever is missing, malformed or new ends as a text that goes to a person, or as no text at all: never as one that is
-whole.
+Start with `data_url` and `captions_of`. Nothing in an answer is trusted: whatever is missing, malformed or new ends as
+a text that goes to a person, or as no text at all, never as one that is whole.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image
+
 from vlmgate.data import Caption, Finish
 
+MOST_PNG = 4 * 1024**2  # bytes; above it JPEG is sent, for many servers and proxies refuse large bodies
+JPEG_QUALITY = 95
 LONGEST = 65_536  # characters of a text that are kept; a longer one counts as cut off
 # What a server may say of the end of a text. Anything else, and silence, is "unknown".
 _FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "refused"}
@@ -28,14 +33,14 @@ class BadReplyError(Exception):
 def parse(body: bytes) -> dict[str, Any]:
     """Return the object that a body holds; raises `BadReplyError` for anything else, in words that quote none of it."""
     try:
-        told = json.loads(body)
+        reply = json.loads(body)
     except (ValueError, RecursionError):
         begins = body.lstrip()[:1]
         kind = "a web page" if begins == b"<" else "no JSON" if begins else "nothing"
         raise BadReplyError(f"it answered with {kind}; a URL usually ends in /v1") from None
-    if not isinstance(told, dict) or not isinstance(told.get("choices"), list):
+    if not isinstance(reply, dict) or not isinstance(reply.get("choices"), list):
         raise BadReplyError("it answered with JSON that is no chat completion")
-    return told
+    return reply
 
 
 def captions_of(reply: Mapping[str, Any], most: int) -> list[Caption]:
@@ -53,12 +58,12 @@ def captions_of(reply: Mapping[str, Any], most: int) -> list[Caption]:
 
 def thoughts_of(reply: Mapping[str, Any]) -> list[str]:
     """Return everything that each choice says, reasoning included, to tell one answer from another."""
-    return [_thoughts(choice["message"]) for choice in reply["choices"] if _has_message(choice)]
-
-
-def _thoughts(message: Mapping[str, Any]) -> str:
-    said = [message.get(key) for key in ("reasoning_content", "reasoning", "refusal")]
-    return "\n".join([_text(message.get("content")), *(text for text in said if isinstance(text, str))]).strip()
+    messages = [choice["message"] for choice in reply["choices"] if _has_message(choice)]
+    also = ("reasoning_content", "reasoning", "refusal")
+    parts = [
+        [_text(one.get("content")), *(one[key] for key in also if isinstance(one.get(key), str))] for one in messages
+    ]
+    return ["\n".join(part).strip() for part in parts]
 
 
 def _has_message(choice: object) -> bool:
@@ -68,8 +73,8 @@ def _has_message(choice: object) -> bool:
 def _caption(choice: Mapping[str, Any], spent: object) -> Caption:
     message = choice["message"]
     text = _THOUGHT.sub("", _text(message.get("content")), count=1).strip()
-    told = choice.get("finish_reason")
-    finish: Finish = _FINISHES.get(told, "unknown") if isinstance(told, str) else "unknown"
+    reason = choice.get("finish_reason")
+    finish: Finish = _FINISHES.get(reason, "unknown") if isinstance(reason, str) else "unknown"
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal.strip():
         text, finish = text or refusal.strip(), "refused"
@@ -90,9 +95,9 @@ def _text(content: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _logprobs(told: object) -> list[float] | None:
+def _logprobs(logprobs: object) -> list[float] | None:
     """Return the log-probability of every token, nats; None where one of them is none."""
-    content = told.get("content") if isinstance(told, dict) else None
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(content, list):
         return None
     found: list[float] = []
@@ -106,3 +111,45 @@ def _logprobs(told: object) -> list[float] | None:
 
 def _count(spent: object) -> int:
     return spent if isinstance(spent, int) and not isinstance(spent, bool) and 0 <= spent < 2**31 else 0
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def describe_pictures(max_side: int) -> str:
+    """Say in words how pictures are sent."""
+    return (
+        f"upright 8-bit RGB, at most {max_side:,} pixels a side; PNG, or JPEG of quality {JPEG_QUALITY} where a PNG "
+        f"exceeds {MOST_PNG // 1024**2} MiB"
+    )
+
+
+def data_url(rgb: Image.Image, max_side: int) -> str:
+    """Return an RGB picture as a data URL, shrunk to `max_side` pixels where it is larger.
+
+    Nothing but pixels is sent: no EXIF, no colour profile, no file name.
+    """
+    bare = _shrunk(rgb, max_side)
+    bare.info = {}
+    png = _saved(bare, "PNG", compress_level=6)
+    if len(png) <= MOST_PNG:
+        return _url("png", png)
+    return _url("jpeg", _saved(bare, "JPEG", quality=JPEG_QUALITY, subsampling=0))
+
+
+def _shrunk(rgb: Image.Image, max_side: int) -> Image.Image:
+    longer = max(rgb.size)
+    if longer <= max_side:
+        return rgb.copy()
+    width, height = (max(1, round(side * max_side / longer)) for side in rgb.size)
+    return rgb.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _saved(picture: Image.Image, form: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def _url(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,8 +1,7 @@
-"""Find out what a model server can do by asking it, with one test image.
+"""Find out what a model server can do by asking it, with one test image; start with `Probe`.
 
-Knows the options of a chat request and how to tell that one was obeyed; knows no server by name. A server may refuse an
-option, or take it and ignore it; what matters most is that K samples are K draws, for K copies of one text agree
-perfectly.
+A server may refuse an option, or take it and ignore it. What matters most is that K samples are K draws, for K copies
+of one text agree perfectly.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Options = Mapping[str, Any]
 
 TRIAL_TOKENS = 16  # that a test may cost
 HOT = 2.0  # temperature at which two draws of so many tokens are equal where nothing is drawn, and else hardly ever
-FEW_RETRIES = 2  # a wrong URL should be told within seconds
+FEW_RETRIES = 2  # a wrong URL should be reported within seconds
 SEEDS = (11, 12, 13, 14)
 UNTESTED = (
     "It could not be tested whether this server samples. If it does not, all readings of an image agree, and all "
@@ -33,40 +32,37 @@ UNTESTED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class ServerFeatures:
     """What a server does, as far as it showed."""
 
     tokens: str  # the name of the option that limits tokens
-    extra: Mapping[str, Any]  # options beyond OpenAI's, by which nothing but temperature and top_p shapes the draw
+    extra: Options  # options beyond OpenAI's, by which nothing but temperature and top_p shapes the draw
     n: bool  # K independent samples come in one request
     seed: bool  # a seed is taken
     repeats: bool | None  # the same seed gives the same text; None = no seed is taken
     logprobs: bool  # log-probabilities come with the text
-    drawn: bool  # it was seen that samples differ; False = the test was not conclusive
+    drawn: bool  # samples were seen to differ; False = the test was not conclusive
 
-    def told(self, samples: int) -> dict[str, str]:
-        """Return it in words, for people and the provenance."""
-        seeds = "none is taken" if not self.seed else "one per image and sample"
-        if self.seed:
-            same = "the same" if self.repeats else "another"
-            seeds += f"; asked alone, the same seed gave {same} text"
-        told = {
+    def in_words(self, samples: int) -> dict[str, str]:
+        """Return it for people and the provenance."""
+        same = "the same" if self.repeats else "another"
+        seeds = f"one per image and sample; asked alone, the same seed gave {same} text"
+        words = {
             "samples": f"{samples} in one request" if self.n else "one a request",
             "independent": "seen to differ" if self.drawn else "could not be tested",
-            "seeds": seeds,
+            "seeds": seeds if self.seed else "none is taken",
             "log_probabilities": "given" if self.logprobs else "not given",
             "other_sampling": _EXTRA_IN_WORDS[frozenset(self.extra)],
             "lacks": "random numbers of each image's own, vision features (novelty)",
         }
-        return told if self.drawn else told | {"warning": UNTESTED}
+        return words if self.drawn else words | {"warning": UNTESTED}
 
 
 def extras(top_k: int) -> list[Options]:
     """Return the ways to say that temperature, top_p and top_k are all there is, the likeliest first.
 
-    Left alone, servers fall back on a checkpoint's generation_config or on defaults of their own (llama.cpp: top_k 40
-    and min_p 0.05; transformers: top_k 50, or no sampling at all). Models that think aloud would spend every token on
-    that.
+    Left alone, servers fall back on a checkpoint's generation_config or on their own defaults (llama.cpp: top_k 40 and
+    min_p 0.05; transformers: top_k 50, or no sampling at all). Models that think aloud would spend every token on that.
     """
     plain = {"top_k": top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
     config = {"do_sample": True, "top_k": top_k, "repetition_penalty": 1.0}
@@ -79,66 +75,70 @@ _EXTRA_IN_WORDS = {
 } | {frozenset(): "the server's own: it takes neither top_k nor a generation_config"}
 
 
-class Interview:
-    """The questions, in the order in which they are asked."""
+class Probe:
+    """The questions to a server, in the order in which they are asked; `run` asks them."""
 
     def __init__(self, server: Server, base: Options, sampling: SamplingConfig, most: int) -> None:
         """`base` holds model and messages; `most` is the number of samples of one picture, at least 1."""
         self.server, self.base, self.sampling, self.most = server, base, sampling, most
         self.plain: Options = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        self.url = server.config.url
 
-    async def hold(self) -> Abilities:
+    async def run(self) -> ServerFeatures:
         """Ask all of it; raises `EndpointError` where the server cannot be used at all."""
-        ways = extras(self.sampling.top_k)
-        everything = {"seed": SEEDS[0], "logprobs": True} | ({"n": self.most} if self.most > 1 else {})
-        tokens, extra = "max_tokens", ways[0]
-        reply = await self._taken({tokens: TRIAL_TOKENS, **extra, **everything})
-        taken = dict(everything) if reply is not None else {}
-        if reply is None:
-            tokens, reply = await self._tokens()
-            extra = {}
-            for way in ways:
-                if (await self._taken({tokens: TRIAL_TOKENS, **way})) is not None:
-                    extra = way
-                    break
-            for name, value in everything.items():
-                answer = await self._taken({tokens: TRIAL_TOKENS, **extra, **taken, name: value})
-                if answer is not None:
-                    reply, taken[name] = answer, value
+        tokens, extra, taken, reply = await self._options_taken()
         if self.sampling.top_k and not extra:
-            raise EndpointError(f"{self._where} takes no top_k; leave out --top-k.")
+            raise EndpointError(f"{self.url} takes no top_k; leave out --top-k.")
         captions = captions_of(reply, self.most)
         logprobs = "logprobs" in taken and bool(captions) and all(one.mean_logprob is not None for one in captions)
         several = "n" in taken and len(captions) == self.most
         seed = "seed" in taken
         shape = await self._shape_that_differs(tokens, extra, seed=seed)
         if several:
-            several = await self._independent(shape or {**self._heat(tokens), **extra}, seed=seed)
+            several = await self._independent(shape or {**_hot(tokens), **extra}, seed=seed)
             if not several:
-                logger.warning("%s: n samples were not seen to differ; each gets its own request", self._where)
+                logger.warning("%s: n samples were not seen to differ; each gets its own request", self.url)
         repeats = None if not seed else shape is not None and await self._repeats(shape)
-        return Abilities(tokens, extra, several, seed, repeats, logprobs, shape is not None or several)
+        return ServerFeatures(tokens, extra, several, seed, repeats, logprobs, shape is not None or several)
 
-    @property
-    def _where(self) -> str:
-        return self.server.config.url
+    async def _options_taken(self) -> tuple[str, Options, Options, dict[str, Any]]:
+        """Return the option that limits tokens, what is beyond OpenAI's, which others are taken, and an answer."""
+        ways = extras(self.sampling.top_k)
+        everything = {"seed": SEEDS[0], "logprobs": True} | ({"n": self.most} if self.most > 1 else {})
+        answer = await self._answer({"max_tokens": TRIAL_TOKENS, **ways[0], **everything})
+        if answer is not None:
+            return "max_tokens", ways[0], everything, answer
+        tokens, reply = await self._token_limit()
+        extra: Options = {}
+        for way in ways:
+            if await self._answer({tokens: TRIAL_TOKENS, **way}) is not None:
+                extra = way
+                break
+        taken: dict[str, Any] = {}
+        for name, value in everything.items():
+            answer = await self._answer({tokens: TRIAL_TOKENS, **extra, **taken, name: value})
+            if answer is not None:
+                reply, taken[name] = answer, value
+        return tokens, extra, taken, reply
 
-    async def _taken(self, options: Options) -> dict[str, Any] | None:
+    async def _ask(self, options: Options) -> dict[str, Any]:
+        # Asked again where it is busy, or a passing trouble would be taken for an inability.
+        return await self.server.complete({**self.base, **self.plain, **options}, retries=FEW_RETRIES)
+
+    async def _answer(self, options: Options) -> dict[str, Any] | None:
         """Return the answer to a request with these options; None where it is refused or breaks the server."""
         try:
-            # Asked again where it is busy, or a passing trouble would be taken for an inability.
-            return await self.server.complete(request_of({**self.base, **self.plain, **options}), retries=FEW_RETRIES)
+            return await self._ask(options)
         except (RefusedError, UnansweredError) as error:
             logger.info("not taken: %s (%s)", ", ".join(options), error)
             return None
 
-    async def _tokens(self) -> tuple[str, dict[str, Any]]:
-        """Return the option by which the server lets itself be limited; raises `EndpointError` where there is none."""
+    async def _token_limit(self) -> tuple[str, dict[str, Any]]:
+        """Return the option that limits tokens, and an answer; raises `EndpointError` where there is none."""
         problem: Exception | None = None
         for name in ("max_tokens", "max_completion_tokens"):
             try:
-                request = request_of({**self.base, **self.plain, name: TRIAL_TOKENS})
-                return name, await self.server.complete(request, retries=FEW_RETRIES)
+                return name, await self._ask({name: TRIAL_TOKENS})
             except (RefusedError, UnansweredError) as error:
                 problem = problem or error
                 if isinstance(error, UnansweredError):
@@ -146,18 +146,15 @@ class Interview:
         raise EndpointError(await self._why_not(problem))
 
     async def _why_not(self, problem: Exception | None) -> str:
-        told = f"{self._where}: the server gives no reading of a test image: {problem}."
+        text = f"{self.url}: the server gives no reading of a test image: {problem}."
         if isinstance(problem, UnansweredError):
-            told += " See whether it runs, and whether the URL is right."
+            text += " See whether it runs, and whether the URL is right."
         unknown = isinstance(problem, RefusedError) and problem.status in (400, 404, 422)
         names = await self.server.models() if unknown else []
         if names and self.base["model"] not in names:
             more = ", …" if len(names) > 5 else ""
-            told += f" It says that it has: {', '.join(names[:5])}{more}; name one with --model."
-        return told
-
-    def _heat(self, tokens: str, temperature: float = HOT, most: int = TRIAL_TOKENS) -> dict[str, Any]:
-        return {"temperature": temperature, "top_p": 1.0, tokens: most}
+            text += f" It says that it has: {', '.join(names[:5])}{more}; name one with --model."
+        return text
 
     async def _shape_that_differs(self, tokens: str, extra: Options, *, seed: bool) -> Options | None:
         """Return the options with which two samples were seen to differ; None where there was nothing to compare.
@@ -166,44 +163,39 @@ class Interview:
         some servers refuse so high a temperature; at a lower one equal texts prove nothing.
         """
         for temperature, most in ((HOT, TRIAL_TOKENS), (HOT, self.sampling.max_new_tokens), (1.0, TRIAL_TOKENS)):
-            shape = {**self._heat(tokens, temperature, most), **extra}
-            said: list[str] = []
+            shape = {**_hot(tokens, temperature, most), **extra}
+            texts: list[str] = []
             for number in SEEDS:
-                said.append(_first_of(await self._taken(shape | ({"seed": number} if seed else {}))))
-                if said[-1] == "" or len(set(said)) > 1:
+                texts.append(await self._text(shape | ({"seed": number} if seed else {})))
+                if texts[-1] == "" or len(set(texts)) > 1:
                     break
-            if "" in said:
+            if "" in texts:
                 continue
-            if len(set(said)) > 1:
+            if len(set(texts)) > 1:
                 return shape
             if temperature == HOT:
                 raise EndpointError(
-                    f"{self._where}: the server does not sample: {len(SEEDS)} readings of a test image at temperature "
+                    f"{self.url}: the server does not sample: {len(SEEDS)} readings of a test image at temperature "
                     f"{HOT:g} are one and the same, so that all images would agree. Switch sampling on there."
                 )
         return None
 
     async def _repeats(self, shape: Options) -> bool:
         """Say whether the same seed gives the same text, asked alone."""
-        said = [_first_of(await self._taken({**shape, "seed": SEEDS[0]})) for _ in range(2)]
-        return said[0] == said[1] != ""
+        first, second = [await self._text({**shape, "seed": SEEDS[0]}) for _ in range(2)]
+        return first == second != ""
 
     async def _independent(self, shape: Options, *, seed: bool) -> bool:
         """Say whether the samples of one request are draws, too."""
-        reply = await self._taken({**shape, "n": self.most} | ({"seed": SEEDS[0]} if seed else {}))
-        said = thoughts_of(reply) if reply is not None else []
-        return len(said) >= self.most and len(set(said)) > 1
+        reply = await self._answer({**shape, "n": self.most} | ({"seed": SEEDS[0]} if seed else {}))
+        texts = thoughts_of(reply) if reply is not None else []
+        return len(texts) >= self.most and len(set(texts)) > 1
+
+    async def _text(self, options: Options) -> str:
+        """Return all that the first choice says, reasoning included; empty where there is none."""
+        reply = await self._answer(options)
+        return next(iter(thoughts_of(reply)), "") if reply is not None else ""
 
 
-def _first_of(reply: Mapping[str, Any] | None) -> str:
-    return next(iter(thoughts_of(reply)), "") if reply is not None else ""
-
-
-def request_of(options: Options) -> dict[str, Any]:
-    """Return a request in the client's own words: what OpenAI does not know travels as `extra_body`."""
-    known = (
-        *("model", "messages", "temperature", "top_p", "seed", "n", "logprobs"),
-        *("max_tokens", "max_completion_tokens"),
-    )
-    more = {name: value for name, value in options.items() if name not in known}
-    return {name: options[name] for name in known if name in options} | ({"extra_body": more} if more else {})
+def _hot(tokens: str, temperature: float = HOT, most: int = TRIAL_TOKENS) -> Options:
+    return {"temperature": temperature, "top_p": 1.0, tokens: most}

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from vlmgate.captioner import Captioner
-from vlmgate.captioner.fingerprint import model_fingerprint
-from vlmgate.captioner.trial import trial_picture
+from vlmgate.captioner.location import model_fingerprint
+from vlmgate.captioner.pictures import trial_picture
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Content, ModelInfo, Source
 from vlmgate.errors import ModelError, VlmgateError, one_line

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support.fakes import FakeCaptioner, SilentProgress, config_for
-from vlmgate.captioner.local.resolution import picture_side
+from vlmgate.captioner.location import picture_side
 from vlmgate.config import ImageConfig, ModelConfig
 from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.factory.world import VIEW_SIZE

@@ -1,0 +1,183 @@
+"""What is tried once on a loaded checkpoint: which faster ways are right for it, and how many images fit.
+
+Start with `lay_out_weights`, `can_pack`, `shared_tails` and `fitting`, in this order. Whatever the structure of a model
+promises, a few steps are computed both ways and their logits compared. Both ways give the same captions, so a trial
+decides about time and memory only; one that fails, in whatever way, leaves the slower way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from vlmgate.captioner.local import memory
+from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.layers import UnsuitableError, prepack, undo_prepack
+from vlmgate.captioner.local.packed import check_structure
+from vlmgate.captioner.local.prompts import trial_images
+from vlmgate.captioner.local.recorded import RecordedDecoder, Recordings
+from vlmgate.captioner.local.runner import Runner
+from vlmgate.captioner.local.sampling import Draw, Sampler, Warp
+from vlmgate.captioner.local.shared_prefill import Continuation, Tails, find_tails
+from vlmgate.captioner.quiet import quiet
+from vlmgate.errors import shorten
+
+logger = logging.getLogger(__name__)
+
+STEPS = 3  # tokens that are drawn both ways
+# How far the logits of the two ways may lie apart, as a share of their spread.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def lay_out_weights(runner: Runner) -> None:
+    """Lay the weights out for this CPU where the model is in bfloat16."""
+    checkpoint = runner.checkpoint
+    if checkpoint.device.type != "cpu" or checkpoint.dtype != torch.bfloat16:
+        return
+    seen: list[list[torch.Tensor]] = []
+    done = 0
+    with _or_else("linear layers keep their layout"):
+        inputs = _inputs(runner)
+        for _ in range(2):
+            teacher = _teacher(runner)
+            runner.generate(inputs, runner.decoder(teacher, 2, ForkDecoder, branches=1))
+            seen.append(teacher.seen)
+            done = done or prepack(checkpoint.model)
+        if alike(seen[1], seen[0], checkpoint.dtype):
+            logger.info("%d linear layers are laid out for this processor", done)
+            return
+        logger.warning("linear layers keep their layout: the captions would come out differently")
+    undo_prepack(checkpoint.model)
+
+
+def can_pack(runner: Runner) -> bool:
+    """Say whether all branches may share one sequence; tried with other tokens for each branch."""
+    with _or_else("every sample has a cache of its own"):
+        check_structure(runner.checkpoint.model)
+        packed, inputs = runner.fast_kind(), _inputs(runner)
+        forked, shared = _teacher(runner), _teacher(runner)
+        runner.generate(inputs, runner.decoder(forked, STEPS, ForkDecoder, branches=3))
+        runner.generate(inputs, runner.decoder(shared, STEPS, packed, branches=3))
+        if not alike(shared.seen, forked.seen, runner.checkpoint.dtype):
+            raise UnsuitableError("the captions would come out differently")
+        if packed is RecordedDecoder and not draws_alike(runner):
+            logger.warning("tokens are drawn outside of the recorded steps: they would come out differently")
+            runner.recordings.draws_inside = False
+        return True
+    return False
+
+
+def draws_alike(runner: Runner) -> bool:
+    """Tell whether recorded steps draw, inside, what is drawn outside from the same numbers."""
+    rows, steps = len(trial_images()) * 3, STEPS + 1
+    table = torch.linspace(0.05, 0.95, rows * steps, dtype=torch.float64).view(rows, steps)
+    sampler, inputs = Sampler(table.to(runner.checkpoint.device), Warp()), _inputs(runner)
+    found = []
+    for inside in (True, False):
+        decoder = runner.decoder(sampler, steps, RecordedDecoder, branches=3)
+        assert isinstance(decoder, RecordedDecoder)
+        decoder.recordings = Recordings(draws_inside=inside)
+        runner.generate(inputs, decoder)
+        found.append((decoder.tokens, decoder.finite))
+    return found[0] == found[1]
+
+
+def shared_tails(runner: Runner) -> Tails | None:
+    """Return how the two prompts end where answers may go on from the captions' prefill.
+
+    None where they may not, or where no question is asked.
+    """
+    if runner.ask is None:
+        return None
+    with _or_else("captions and answers are prefilled apart"):
+        first, second = _inputs(runner), runner.inputs(runner.ask, trial_images())
+        tails = find_tails(runner.checkpoint.model, first, second, runner.image_ids)
+        shared, apart = Teacher(tails.second), Teacher(tails.second)
+        captions = runner.decoder(Teacher(tails.second), 1)
+        captions.then = Continuation(tails, runner.decoder(shared, STEPS))
+        runner.generate(first, captions)
+        runner.generate(second, runner.decoder(apart, STEPS))
+        if not alike(shared.seen, apart.seen, runner.checkpoint.dtype):
+            raise UnsuitableError("the answers would come out differently")
+        logger.info("answers go on from the captions' prefill; %d tokens of their own", len(tails.second))
+        return tails
+    return None
+
+
+def fitting(runner: Runner, route: str, limit: int) -> int:
+    """Return how many images at once a GPU's free memory is likely to hold; no less than 1, no more than asked for.
+
+    Estimated from the prefill of one small picture: larger ones may take more, and then the batch is halved. `limit`
+    is what fitted so far.
+    """
+    checkpoint, sampling = runner.checkpoint, runner.sampling
+    device = checkpoint.device
+    if device.type != "cuda":
+        return min(limit, sampling.at_once)
+    try:
+        text = checkpoint.model.config.get_text_config(decoder=True)
+        inputs = runner.inputs(runner.encode, trial_images()[:1])
+        once = runner.decoder(Teacher([0]), 1, ForkDecoder, branches=1)
+        taken = memory.peak(lambda: runner.generate(inputs, once), device)
+        token, prompt = memory.token_bytes(text, checkpoint.dtype), inputs["input_ids"].shape[1]
+        footprint = memory.Footprint(token, taken, text.vocab_size, prompt)
+    except Exception as error:  # an estimate is no reason to fail
+        logger.warning("how many images fit into memory is not known: %s", shorten(error))
+        return min(limit, sampling.at_once)
+    image = footprint.image(route, sampling.num_samples, sampling.max_new_tokens) * sampling.views
+    memory.release(device)
+    most = sampling.at_once * (1 if sampling.batch_size else memory.MOST_BATCH // sampling.batch)
+    fits = memory.fitting(memory.free_bytes(device), image, most)
+    logger.info("an image takes about %d MiB; %d of %d at once", image >> 20, fits, most)
+    return fits
+
+
+class Teacher:
+    """A `Pick` that draws given tokens, others for each branch, and keeps the logits that it is shown."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = torch.tensor(tokens)
+        self.seen: list[torch.Tensor] = []  # per step (R, V)
+
+    def __call__(self, logits: torch.Tensor, step: int, rows: torch.Tensor) -> Draw:
+        self.seen.append(logits.double().cpu())
+        tokens = self._tokens[(rows.cpu() + step * (step + 1)) % len(self._tokens)].to(rows.device)
+        return Draw(tokens, torch.zeros(len(rows)), torch.ones_like(rows, dtype=torch.bool))
+
+
+def alike(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Tell whether two ways of computing the same logits agree, row by row, as well as the dtype allows."""
+    if not other or [step.shape for step in one] != [step.shape for step in other]:
+        return False
+    a, b = torch.cat(list(one)), torch.cat(list(other))  # (steps · R, V)
+    kept = b != -torch.inf  # some models mask tokens that are never said
+    if not torch.equal(kept, a != -torch.inf):
+        return False
+    a, b = torch.where(kept, a, 0.0), torch.where(kept, b, 0.0)
+    distance = (a - b).square().mean(-1).sqrt()
+    return bool((distance <= TOLERANCE[dtype] * b.std(-1)).all())
+
+
+def _teacher(runner: Runner) -> Teacher:
+    """Return a teacher of ordinary tokens."""
+    return Teacher([i for i in range(100) if i not in runner.checkpoint.end_ids | runner.image_ids][-20:])
+
+
+def _inputs(runner: Runner) -> dict[str, Any]:
+    return runner.inputs(runner.encode, trial_images())
+
+
+@contextmanager
+def _or_else(consequence: str) -> Iterator[None]:
+    """Try something in silence; where it fails, say what follows from that, and go on."""
+    try:
+        with quiet():
+            yield
+    except UnsuitableError as error:
+        logger.info("%s: %s", consequence, error)
+    except Exception as error:  # what a model that was not made for this raises, or too little memory
+        logger.warning("%s: %s", consequence, shorten(error))
