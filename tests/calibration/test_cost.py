@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vlmgate.calibration.agreement import agreement, kappa
 from vlmgate.calibration.cost import Costs, Outcomes, bill, break_even, compare_policies
+from vlmgate.calibration.figures import agreement, kappa
 from vlmgate.errors import ConfigError
 
 COSTS = Costs(escape=200, overkill=20, review=1.5, reviewer_miss=0.1, reviewer_false_alarm=0.02, overhead=7)

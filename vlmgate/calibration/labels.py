@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from vlmgate.data import VERDICTS, Content, Key
+from vlmgate.data import VERDICTS, Key
 from vlmgate.errors import LabelError
 from vlmgate.export.cells import undefused
 from vlmgate.export.sheet import TABLES, Cells, read_rows
@@ -34,7 +34,7 @@ class Labels:
     source: Path
     folder: Path | None  # the file names below are relative to it; None for a table that lies apart from images
     by_name: Mapping[Key, str] = field(default_factory=dict)
-    by_content: Mapping[Content, str] = field(default_factory=dict)  # goes before the name
+    by_content: Mapping[Key, str] = field(default_factory=dict)  # by (sha256, page); goes before the name
     readings: Mapping[Key, str] = field(default_factory=dict)  # by name, what a person says it should have read
     ignored: tuple[str, ...] = ()  # what was left out, in words
     written: Mapping[Key, Key] = field(default_factory=dict)  # a name with \\, as a row has it → its key in by_name
@@ -200,7 +200,7 @@ class _Table:
 
     def read(self, rows: Sequence[tuple[int, Cells]]) -> Labels:
         names: dict[Key, set[str]] = {}
-        contents: dict[Content, set[str]] = {}
+        contents: dict[Key, set[str]] = {}
         readings: dict[Key, str] = {}
         blank = 0
         for number, row in rows:

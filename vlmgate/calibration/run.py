@@ -1,6 +1,6 @@
 """Run a calibration: read the labelled images or take a result, study it, write the gate and the page.
 
-Knows files and the order of work; knows nothing of how a gate is chosen or of how anything is shown.
+Call `calibrate`. A comparison of models uses `completed` and `read_labelled` as well.
 """
 
 from __future__ import annotations
@@ -96,6 +96,38 @@ def calibrate(
     `reading` says how the labelled images are read where `config.source` is a folder; its folder is filled in from the
     labels, and so are the choices where it has none, with `question` in the place of the usual one.
     """
+    _check(config, costs)
+    label_map = config.mapped()
+    path = config.source
+    if path.is_file():
+        provenance = read_provenance(path)
+        if not provenance.get("complete", True):
+            raise UsageError(
+                f"{path}: that run was not finished, and half of a folder stands for nothing; finish it first."
+            )
+        labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column)
+    else:
+        labels = read_labels(config.labels or path, config.label_column)
+        wanted = completed(reading, labels, path, label_map, question)
+        done = read_labelled(wanted, labels, progress, load)
+        if done.interrupted is not None or done.error is not None:
+            return Stopped(done)
+        path = done.outputs.parquet
+    records, provenance = read_result(path)
+    labelled = join(records, provenance, labels, label_map=label_map, good=config.good)
+    progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
+    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs)
+    seconds = seconds_of(provenance)
+    gate = _write(found, config, labels, provenance)
+    page = None
+    if config.page:
+        progress.message("Drawing the page …")
+        page = write_page(found, labels, seconds, provenance, gate, config.out)
+    return Calibrated(found, labels, seconds, gate, path, page)
+
+
+def _check(config: CalibrateConfig, costs: Costs | None) -> None:
+    """Raise `UsageError` for what is wrong before anything is read."""
     if config.out.suffix != ".toml":
         raise OutputError(f"{config.out}: a gate file must end in .toml; give another -o.")
     if not config.out.parent.is_dir():
@@ -108,33 +140,11 @@ def calibrate(
         )
     for name in config.kernels:
         check_kernel(name)
-    label_map = config.mapped()
-    if config.source.is_file():
-        path = config.source
-        records, provenance = read_result(path)
-        if not provenance.get("complete", True):
-            raise UsageError(
-                f"{path}: that run was not finished, and half of a folder stands for nothing; finish it first."
-            )
-        labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column)
-    else:
-        labels = read_labels(config.labels or config.source, config.label_column)
-        wanted = completed(reading, labels, config.source, label_map, question)
-        done = read_labelled(wanted, labels, progress, load)
-        if done.interrupted is not None or done.error is not None:
-            return Stopped(done)
-        path = done.outputs.parquet
-        records, provenance = read_result(path)
-    labelled = join(records, provenance, labels, label_map=label_map, good=config.good)
-    progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
-    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs)
-    seconds = {int(k): float(v) for k, v in (provenance.get(TIMED) or {}).items()}
-    gate = _write(found, config, labels, provenance)
-    page = None
-    if config.page:
-        progress.message("Drawing the page …")
-        page = write_page(found, labels, seconds, provenance, gate, config.out)
-    return Calibrated(found, labels, seconds, gate, path, page)
+
+
+def seconds_of(provenance: Mapping[str, Any]) -> dict[int, float]:
+    """Return the seconds that an image takes, by number of samples, as far as a result knows."""
+    return {int(k): float(v) for k, v in (provenance.get(TIMED) or {}).items()}
 
 
 def labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:

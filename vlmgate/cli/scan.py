@@ -284,7 +284,8 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
 
 def code_of(records: Sequence[Record], limit: tuple[float | None, int | None], *, complete: bool = True) -> int:
     """Return the exit code of a result: 4 beyond --max-routed, 3 where images are missing or could not be read."""
-    from vlmgate.data import UNREAD, Route
+    from vlmgate.data import Route
+    from vlmgate.gate.reasons import UNREAD
 
     routed = sum(r.route == Route.HUMAN_REVIEW for r in records)
     share, count = limit

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, cast
 
-from vlmgate.data import UNSCORABLE, Caption, Decision, Finish, Quality, Reason, Record, Scores
+from vlmgate.data import NO_READING, Caption, Decision, Finish, Quality, Reason, Record, Scores
 from vlmgate.gate.file import GateFile
 from vlmgate.gate.rules import Candidate, decide
 from vlmgate.scores.novelty import Reference, pack
@@ -39,7 +39,7 @@ def judge(row: Record | Mapping[str, Any], gate: GateFile, reference: Reference 
 def _no_reading(told: Mapping[str, Any], scores: Scores, gate: GateFile) -> Reason | None:
     """Return why a row is no reading; None for one that scores may judge."""
     reason = told.get("reason")
-    if reason in UNSCORABLE:
+    if reason in NO_READING:
         return Reason(reason)
     if not _missing(reason) and reason not in _REASONS:  # of another program, or a slip
         return Reason.NO_SCORE

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from vlmgate.data import Reason
 
+UNREAD = frozenset((Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED))  # the model has said nothing
+
 
 class ReasonWords(NamedTuple):
     """One reason in words."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from vlmgate.data import Content, Decision, Quality, Reason, Record, Route, Scores
+from vlmgate.data import Decision, Quality, Reason, Record, Route, Scores
 from vlmgate.errors import GateError
 
 Side = Literal["<=", ">="]
@@ -256,7 +256,7 @@ _OF_SCORES, _OF_QUALITY = ({field.name for field in fields(kind)} for kind in (S
 class Candidate:
     """What is known of one row when its route is chosen; `reason` is set where no score can save it."""
 
-    key: Content  # what shares it shares a decision; breaks ties in a budget
+    key: tuple[str, int]  # (sha256, page): what shares it shares a decision; breaks ties in a budget
     scores: Scores | Record | None  # a row has the columns of all three
     reason: Reason | None
     quality: Quality | Record | None = None

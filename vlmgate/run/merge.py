@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlmgate.data import UNSCORABLE, Reason, Record, Route
+from vlmgate.data import NO_READING, Reason, Record, Route
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.of_run import Tonight, drift_of, from_file
@@ -269,7 +269,7 @@ def _shared(rows: Sequence[Record]) -> list[Record]:
     for row in rows:
         if row.sha256 is not None:
             names.setdefault((row.sha256, row.page), row.file_name)
-    for row in sorted(rows, key=lambda one: Reason(one.reason) not in UNSCORABLE):
+    for row in sorted(rows, key=lambda one: Reason(one.reason) not in NO_READING):
         if row.sha256 is not None and row.captions is not None:
             readings.setdefault((row.sha256, row.page), row)
     return [_as_copy(row, names, readings) for row in rows]
@@ -302,7 +302,7 @@ def _candidate(row: Record) -> Candidate:
     """Return what the gate looks at, as it was when the row was decided the first time."""
     reason = Reason(row.reason)
     unscored = reason is Reason.NO_SCORE and row.decided_by is None  # whatever the limits are
-    return Candidate.of(row, reason if unscored or reason in UNSCORABLE else None)
+    return Candidate.of(row, reason if unscored or reason in NO_READING else None)
 
 
 # --- provenance -------------------------------------------------------------------------------------------------------

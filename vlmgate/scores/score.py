@@ -64,9 +64,13 @@ class Scorer:
                 reason = Reason.NO_SCORE
         if said.answers is None:
             return scores, reason
-        told = tally([self._parsed(answer) for answer in said.answers])
+        told = self.tally(said.answers)
         reason = reason or degenerate_answers(said.answers)
         return _with(scores, told), reason or (Reason.NO_ANSWER if told.answer is None else None)
+
+    def tally(self, answers: Sequence[Caption]) -> Tally:
+        """Return what some answers come to."""
+        return tally([self._parsed(answer) for answer in answers])
 
     def counts(self, said: Said) -> dict[str, int]:
         """Return how often each choice was named among the answers; what names none is left out."""
