@@ -150,7 +150,8 @@ def compare(
             raise UsageError(
                 "--defect-rate weighs costs, and none is given; add --cost-escape, --cost-review and the like."
             )
-        from vlmgate.calibration.compare.run import CompareConfig, Stopped, run_comparison
+        from vlmgate.calibration.compare.run import CompareConfig, run_comparison
+        from vlmgate.calibration.run import Stopped
         from vlmgate.calibration.text import CalibrationProgress
 
         settings = CompareConfig(
