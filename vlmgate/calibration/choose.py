@@ -25,7 +25,7 @@ FOLDS = 5
 SUBSETS = (2, 3, 4, 6, 8, 12, 16)
 _RESAMPLES = 400
 _ENOUGH = 10_000_000  # images; nobody labels more
-_FEW = 20  # accepted images; of fewer no rate can be told
+_FEW = 20  # accepted images; fewer show no rate
 
 Target = Literal["risk", "escapes"]
 

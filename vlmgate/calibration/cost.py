@@ -39,20 +39,6 @@ class Costs:
                 allowed = "0 to 1" if most == 1.0 else "0 or more"
                 raise ConfigError(f"{field.name.replace('_', '-')} is {value}; allowed: {allowed}.")
 
-    def worst_trusted(self, says_good: bool) -> float:
-        """Return the chance of being wrong from which on a reading is better looked at; infinite if never.
-
-        Who accepts "good" pays p C_escape; who routes it pays C_review + p m C_escape + (1 − p) f C_overkill; they are
-        equal at p = (C_review + f C_overkill) / ((1 − m) C_escape + f C_overkill). For a reading that rejects the part
-        the two errors change places: p = (C_review + m C_escape) / ((1 − f) C_overkill + m C_escape).
-        """
-        missed, alarmed = self.reviewer_miss * self.escape, self.reviewer_false_alarm * self.overkill
-        if says_good:
-            kept, gained = self.review + alarmed, self.escape - missed + alarmed
-        else:
-            kept, gained = self.review + missed, self.overkill - alarmed + missed
-        return kept / gained if gained > 0 else math.inf
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
@@ -88,8 +74,6 @@ class Bill:
     thresholds: Vector  # (T,) rising; −inf, then every score there is
     gated: Vector  # (R, T)
     random: Vector  # (R, T) as many images routed, whichever they are
-    review_all: Vector  # (R,) without the model
-    review_none: Vector  # (R,)
     routed: Vector  # (R, T) share of images that a person looks at
 
     @property
@@ -129,8 +113,6 @@ def bill(score: ArrayLike, outcomes: Outcomes, costs: Costs, weights: ArrayLike 
         thresholds=np.concatenate([[-np.inf], levels]),
         gated=thousand * (upto(trusted) + by_person - upto(reviewed)) + costs.overhead,
         random=thousand * (share * by_person + (1 - share) * by_model) + costs.overhead,
-        review_all=(thousand * by_person)[:, 0],
-        review_none=(thousand * by_model)[:, 0] + costs.overhead,
         routed=share,
     )
 

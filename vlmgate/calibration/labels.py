@@ -1,7 +1,4 @@
-"""Read what people say of images: classes by folder or by table, or verdicts on readings.
-
-Knows folder layouts, tables and words; knows nothing of readings, scores or models.
-"""
+"""Read what people say of images: classes by folder or by table, or verdicts on readings. Call `read_labels`."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ class Labels:
         """Return the classes or verdicts with their numbers, the most frequent first."""
         return dict(Counter((self.by_name or self.by_content).values()).most_common())
 
-    def beside(self, names: Container[str]) -> Labels:
+    def for_images(self, names: Container[str]) -> Labels:
         """Return the labels for images of these names: where one is called as a row was written, that row is its own.
 
         A \\ parts folders on Windows; elsewhere it may be a character of a name, which only the images can tell.
@@ -129,7 +126,7 @@ def _splits(source: Path, names: Iterable[str]) -> list[str]:
         return []
     others = set[str]().union(*(found for top, found in classes.items() if top != "test"))
     if (source / "test" / "good").is_dir() and others <= {"good"}:
-        return []  # MVTec AD, which has nothing but good parts beside test/
+        return []  # MVTec AD, which has nothing but good parts outside of test/
     return sorted(classes)
 
 
@@ -149,7 +146,7 @@ def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> La
     for path, part in zip(tables, parts, strict=True):
         prefix = path.parent.relative_to(source).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
-        part = part.beside({name.removeprefix(prefix) for name in names if name.startswith(prefix)})
+        part = part.for_images({name.removeprefix(prefix) for name in names if name.startswith(prefix)})
         by_name |= {(prefix + name, page): label for (name, page), label in part.by_name.items()}
         readings |= {(prefix + name, page): text for (name, page), text in part.readings.items()}
     listed = {name for name, _ in by_name}

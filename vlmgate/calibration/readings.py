@@ -130,7 +130,7 @@ def _matched(
     records: Sequence[Record], provenance: Mapping[str, Any], labels: Labels
 ) -> tuple[list[tuple[Record, str]], list[str]]:
     """Return rows with their labels, each content once, and what was left out in words."""
-    by_name = _names_in_result(labels.beside({record.file_name for record in records}), provenance)
+    by_name = _names_in_result(labels.for_images({record.file_name for record in records}), provenance)
     found: dict[Key, tuple[Record, set[str]]] = {}
     unread = matched = 0
     for record in records:

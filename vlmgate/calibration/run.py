@@ -6,16 +6,18 @@ Call `calibrate`. A comparison of models uses `completed` and `read_labelled` as
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmgate.calibration.choose import SUBSETS
+from vlmgate.calibration.choose import SUBSETS, Promise
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import write_page
@@ -152,7 +154,7 @@ def labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:
     folder = Path(provenance["folder"])
     if not folder.is_dir():
         raise UsageError(f"{path}: says nothing of labels; give --labels FOLDER or TABLE.")
-    # `test` of MVTec AD was read alone; its labels are told by the folder above.
+    # `test` of MVTec AD was read alone; the folder above says what its labels are.
     return folder.parent if folder.name == "test" and (folder / "good").is_dir() else folder
 
 
@@ -168,8 +170,8 @@ def completed(
     if apart and labels.folder is not None and not labels.folder.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"--labels {labels.folder} is another folder of images; calibrate that one, or give a table.")
     if labels.kind == "class" and not sampling.choices:
-        told = {folded(name): to for name, to in label_map.items()}
-        names = {told.get(folded(label), label) for label in labels.counts()} - {""}
+        renamed = {folded(name): to for name, to in label_map.items()}
+        names = {renamed.get(folded(label), label) for label in labels.counts()} - {""}
         if odd := next((name for name in sorted(names) if "," in name), None):
             raise LabelError(
                 f"the class '{odd}' has a comma, which parts choices; --label-map '{odd}=NAME' renames it."
@@ -243,26 +245,32 @@ def measure_seconds(captioner: Captioner, reading: ScanConfig) -> dict[str, floa
 
 
 def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Mapping[str, Any]) -> Path | None:
+    """Write the gate, and the features that novelty is measured from, next to it; None where there is no gate."""
     gate = found.gate()
     if gate is None:
         return None
-    features, digest = None, None
+    features = digest = None
     if found.reference is not None:
-        features, digest = _keep_features(found, config.out)
-    fingerprint, model = provenance["fingerprint"], provenance["model"] or {}
-    prefix = "checkpoint."
-    checkpoint = {key.removeprefix(prefix): value for key, value in fingerprint.items() if key.startswith(prefix)}
-    revision = model.get("revision")
-    if revision and "revision" in checkpoint:
-        checkpoint["revision"] = revision  # the commit, for a branch moves
-    sampling = sampling_of(provenance["sampling"] | {"num_samples": found.proposed})
+        content = found.reference.to_npz()
+        digest = hashlib.sha256(content).hexdigest()  # in the name, so that a former gate keeps its own
+        features = config.out.with_name(f"{config.out.stem}.{digest[:8]}.features.npz")
+        try:
+            write_file(features, content)
+        except OSError as error:
+            what = f"cannot write the features beside it ({error.strerror})"
+            raise OutputError(f"{config.out}: {what}; make room.") from error
+    model, prefix = provenance["model"] or {}, "checkpoint."
+    identity = {key: value for key, value in provenance["fingerprint"].items() if key.startswith(prefix)}
+    checkpoint = {key.removeprefix(prefix): value for key, value in identity.items()}
+    if model.get("revision") and "revision" in checkpoint:
+        checkpoint["revision"] = model["revision"]  # the commit, for a branch moves
     file = GateFile(
         gate=gate,
         kernel=found.final.kernel,
         model=model.get("model", "builtin"),
-        revision=revision,
+        revision=model.get("revision"),
         checkpoint=checkpoint,
-        sampling=sampling,
+        sampling=sampling_of(provenance["sampling"] | {"num_samples": found.proposed}),
         pages=provenance["image_config"]["pages"],
         data=_data(found, labels, provenance),
         promise=_promise(found),
@@ -271,58 +279,37 @@ def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Ma
         features_sha256=digest,
         measures_novelty=features is not None,
     )
-    write_gate(config.out, file, _about(found))
+    write_gate(config.out, file, [_about(found.promise)])
     return config.out
 
 
-def _keep_features(found: Study, out: Path) -> tuple[Path, str]:
-    """Write the reference under a name that follows from its content, so that a former gate keeps its own."""
-    import hashlib
-
-    assert found.reference is not None
-    content = found.reference.to_npz()
-    digest = hashlib.sha256(content).hexdigest()
-    path = out.with_name(f"{out.stem}.{digest[:8]}.features.npz")
-    try:
-        write_file(path, content)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot write the features beside it ({error.strerror}); make room.") from error
-    return path, digest
-
-
 def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    import hashlib
-    from collections import Counter
-
-    held = found.labelled
-    server = (provenance["model"] or {}).get("server")
-    mixed = held.good is not None and bool(held.known.all())
-    told = sorted(f"{r.sha256}:{r.page}:{label}" for r, label in zip(held.records, held.labels, strict=True))
-    return (
-        {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "vlmgate_version": __version__,
-            "labels": _storable(labels.source),
-            "form": labels.form,
-            "images": len(held.records),
-            "wrong": int(found.final.wrong.sum()),
-            "classes": dict(Counter(held.labels).most_common()),
-            "good": held.good or "",
-            "sha256": hashlib.sha256("\n".join(told).encode()).hexdigest(),
-            "seed": provenance["sampling"]["seed"],
-            "device": (provenance["model"] or {}).get("device", ""),
-            "dtype": (provenance["model"] or {}).get("dtype", ""),
-        }
-        | ({"endpoint": server["url"]} if server else {})
-        | ({"share_defective": float(held.bad.mean())} if mixed else {})
-    )
-
-
-def _storable(path: Path) -> str:
-    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+    """Return what the gate file says of the images that it was calibrated on."""
+    held, model = found.labelled, provenance["model"] or {}
+    contents = sorted(f"{r.sha256}:{r.page}:{label}" for r, label in zip(held.records, held.labels, strict=True))
+    data = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "vlmgate_version": __version__,
+        "labels": labels.source.as_posix().encode("utf-8", "backslashreplace").decode(),
+        "form": labels.form,
+        "images": len(held.records),
+        "wrong": int(found.final.wrong.sum()),
+        "classes": dict(Counter(held.labels).most_common()),
+        "good": held.good or "",
+        "sha256": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
+        "seed": provenance["sampling"]["seed"],
+        "device": model.get("device", ""),
+        "dtype": model.get("dtype", ""),
+    }
+    if server := model.get("server"):
+        data["endpoint"] = server["url"]
+    if held.good is not None and held.known.all():
+        data["share_defective"] = float(held.bad.mean())
+    return data
 
 
 def _promise(found: Study) -> dict[str, Any]:
+    """Return what the gate file says of its promise; nothing where there is none."""
     made = found.promise
     if made is None or not made.holds:
         return {}
@@ -339,11 +326,9 @@ def _promise(found: Study) -> dict[str, Any]:
     }
 
 
-def _about(found: Study) -> list[str]:
-    made = found.promise
+def _about(made: Promise | None) -> str:
+    """Return the comment at the head of a gate file."""
     if made is None:
-        return ["The gate of least expected cost. It promises nothing of its risk."]
+        return "The gate of least expected cost. It promises nothing of its risk."
     of = "accepted readings are wrong" if made.target_kind == "risk" else "defective parts pass as good"
-    return [
-        f"With {made.confidence:.6g} confidence at most {made.target:.6g} of {of}, on images drawn like those below."
-    ]
+    return f"With {made.confidence:.6g} confidence at most {made.target:.6g} of {of}, on images drawn like those below."

@@ -22,7 +22,7 @@ from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfi
 from vlmgate.data import Entry, Failure, ModelInfo, Picture, Reading, Reason, Record, Route, Source
 from vlmgate.errors import EndpointError, FatalError, LostReadingError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.gate.early_stop import Foresight, check_gate, told_of_saving
-from vlmgate.gate.of_run import Tonight, check_same, drift_of, gate_of
+from vlmgate.gate.run_gate import RunGate, check_same, drift_of, gate_of
 from vlmgate.images import Walk
 from vlmgate.run.ask import ask
 from vlmgate.run.batches import Batch, ModelWanted, Supply
@@ -117,7 +117,7 @@ class _Run:
     def __init__(
         self,
         config: ScanConfig,
-        tonight: Tonight,
+        tonight: RunGate,
         outputs: Outputs,
         walk: Walk,
         journal: Journal,

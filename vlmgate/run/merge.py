@@ -22,8 +22,8 @@ from typing import Any
 from vlmgate.data import NO_READING, Reason, Record, Route
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
 from vlmgate.gate.early_stop import joined
-from vlmgate.gate.of_run import Tonight, drift_of, from_file
 from vlmgate.gate.rules import Candidate, Gate, decide
+from vlmgate.gate.run_gate import RunGate, drift_of, from_file
 from vlmgate.images import find_images
 from vlmgate.run.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store.result import read_provenance, read_result
@@ -308,13 +308,13 @@ def _candidate(row: Record) -> Candidate:
 # --- provenance -------------------------------------------------------------------------------------------------------
 
 
-def _tonight(part: Part, gate_file: Path | None) -> Tonight:
+def _tonight(part: Part, gate_file: Path | None) -> RunGate:
     """Return the gate of the parts, with what its file says besides where it came from one."""
     gate = Gate.of(part.provenance["gate"])
     if part.provenance.get("gate_edited") is None:  # no file
         if gate_file is not None:
             raise GateError("--gate: the parts were not made with a gate; `vlmgate rescore` decides anew by limits.")
-        return Tonight(gate)
+        return RunGate(gate)
     path = gate_file or Path(part.listing.gate_file or "gate.toml")
     try:
         tonight = from_file(path)
@@ -328,7 +328,7 @@ def _tonight(part: Part, gate_file: Path | None) -> Tonight:
 
 
 def _provenance(
-    parts: Sequence[Part], lacking: _Lacking, tonight: Tonight, records: Sequence[Record]
+    parts: Sequence[Part], lacking: _Lacking, tonight: RunGate, records: Sequence[Record]
 ) -> dict[str, Any]:
     runs = [part.provenance for part in parts]
     latest = next(part for part in parts if part.listing is lacking.latest).provenance

@@ -21,8 +21,8 @@ from vlmgate.calibration.readings import Evidence, Labelled, columns_there, evid
 from vlmgate.calibration.study import outcomes_of
 from vlmgate.errors import LabelError
 
-POWER = 1.96 + 0.84  # standard errors that a difference must measure to be seen in four trials of five
-_FEWEST = 20  # images; of fewer nothing is told
+POWER = 1.96 + 0.84  # standard errors that a difference needs to be seen in four trials of five
+_FEWEST = 20  # images; fewer show nothing
 _ENOUGH = 1_000_000  # images; who needs more needs no difference
 
 
@@ -120,7 +120,7 @@ def compare(
     """Measure every model on the images that all have read; raises `LabelError` where that says nothing.
 
     The score that images are ordered by is the same for every model, or chance in choosing it would pass for a
-    difference: that of least mean AURC on a third of the images, told by their hashes; the others grade it. One that is
+    difference: that of least mean AURC on a third of the images, picked by their hashes; the others grade it. One that is
     given is graded on all. `costs` has one for each model.
     """
     contestants, notes = _in_common(contestants)
@@ -209,7 +209,7 @@ def _only(labelled: Labelled, kept: Sequence[int]) -> Labelled:
 
 
 def _other_settings(contestants: Sequence[Contestant]) -> list[str]:
-    """Say what was not the same for all, beside the model."""
+    """Say which settings differed between models."""
     notes = []
     first = contestants[0].provenance["sampling"]
     for one in contestants[1:]:

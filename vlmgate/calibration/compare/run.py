@@ -29,7 +29,7 @@ class CompareConfig:
 
     sources: tuple[Path, ...]  # one labelled folder, results, or both
     models: tuple[str, ...]  # that read the folder
-    out: Path  # the page; readings lie beside it
+    out: Path  # the page; readings lie in the same folder
     labels: Path | None = None
     label_column: str | None = None
     label_map: Mapping[str, str] = field(default_factory=dict)
