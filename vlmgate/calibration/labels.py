@@ -171,20 +171,15 @@ def _of_table(path: Path, column: str | None) -> Labels:
         raise LabelError(f"{path}: needs {known}, and has {there}; see --label-column.")
     if "file_name" not in header and "sha256" not in header:
         raise LabelError(f"{path}: needs a column file_name (or sha256) that says which image a label is of.")
-    _check_cells(path, rows, name)
+    for number, row in rows:
+        for column in (name, "file_name", "page", "sha256", "reading"):
+            if isinstance(row.get(column), list | dict):
+                raise LabelError(f"{path}: row {number} has a list or an object as {column}; it takes one text there.")
     verdicts = {_text(row.get(name)).casefold() for _, row in rows} - {""}
     kind: Kind = "verdict" if name == "verdict" or (verdicts and verdicts <= set(VERDICTS)) else "class"
     if kind == "class" and verdicts and verdicts <= set(AMBIGUITY):
         kind = "ambiguity"
     return _Table(path, name, kind).read(rows)
-
-
-def _check_cells(path: Path, rows: Sequence[tuple[int, Cells]], column: str) -> None:
-    """Raise `LabelError` where a list or an object stands for one of the texts that are looked at."""
-    for number, row in rows:
-        for name in (column, "file_name", "page", "sha256", "reading"):
-            if isinstance(row.get(name), list | dict):
-                raise LabelError(f"{path}: row {number} has a list or an object as {name}; it takes one text there.")
 
 
 @dataclass

@@ -12,7 +12,8 @@ That is for models of few words: the built-in one words a reading in so many way
 readings drawn by their log-probabilities too, not by their counts alone, were foreseen no better.
 
 In the space of the kernel a new reading lies half way between two captions drawn from those at hand, but for a part
-that is like nothing else: as much as the readings at hand differ from the one most like them, and as readings usually do.
+that is like nothing else: as much as the readings at hand differ from the one most like them, and as readings do in
+general.
 
 `URNS` and `SIMILARITIES` were fitted to 3,300 renders of the built-in model (seeds 51 and 61 to 64): the urns by
 likelihood, with little weight left to two that those do not need, one for wordy models, of which every caption is new,

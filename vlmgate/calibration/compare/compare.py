@@ -120,8 +120,8 @@ def compare(
     """Measure every model on the images that all have read; raises `LabelError` where that says nothing.
 
     The score that images are ordered by is the same for every model, or chance in choosing it would pass for a
-    difference: that of least mean AURC on a third of the images, picked by their hashes; the others grade it. One that is
-    given is graded on all. `costs` has one for each model.
+    difference. It is that of least mean AURC on a third of the images, picked by their hashes; the others grade it. A
+    given `score` is graded on all. `costs` has one for each model.
     """
     contestants, notes = _in_common(contestants)
     samples = min(one.labelled.num_samples for one in contestants)
