@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from vlmgate.calibration.agreement import agreement, kappa
 from vlmgate.calibration.cost import Costs, Outcomes, bill, break_even, compare_policies
+from vlmgate.calibration.figures import agreement, kappa
 from vlmgate.errors import ConfigError
 
 COSTS = Costs(escape=200, overkill=20, review=1.5, reviewer_miss=0.1, reviewer_false_alarm=0.02, overhead=7)
@@ -42,17 +43,31 @@ def test_every_threshold_costs_what_adding_up_says(images: tuple[np.ndarray, Out
         accepted = score <= found.thresholds[i]
         assert found.gated[0, i] == pytest.approx(by_hand(accepted, outcomes, COSTS))
         assert found.routed[0, i] == pytest.approx(1 - accepted.mean())
-    assert found.review_all[0] == pytest.approx(by_hand(np.zeros(200, bool), outcomes, COSTS) - COSTS.overhead)
     assert found.gated[0, found.cheapest[0]] == found.gated.min()
 
 
+def worst_trusted(costs: Costs, says_good: bool) -> float:
+    """Return the chance of being wrong from which on a reading is better looked at; infinite if never.
+
+    Who accepts "good" pays p C_escape; who routes it pays C_review + p m C_escape + (1 − p) f C_overkill. These are
+    equal at p = (C_review + f C_overkill) / ((1 − m) C_escape + f C_overkill). For a reading that rejects the part the
+    two errors change places: p = (C_review + m C_escape) / ((1 − f) C_overkill + m C_escape).
+    """
+    missed, alarmed = costs.reviewer_miss * costs.escape, costs.reviewer_false_alarm * costs.overkill
+    if says_good:
+        kept, gained = costs.review + alarmed, costs.escape - missed + alarmed
+    else:
+        kept, gained = costs.review + missed, costs.overkill - alarmed + missed
+    return kept / gained if gained > 0 else math.inf
+
+
 def test_the_rule_is_where_both_ways_cost_the_same() -> None:
-    p = COSTS.worst_trusted(says_good=True)
+    p = worst_trusted(COSTS, says_good=True)
     assert p == pytest.approx((1.5 + 0.02 * 20) / ((1 - 0.1) * 200 + 0.02 * 20))
     trusted = p * COSTS.escape
     reviewed = COSTS.review + p * COSTS.reviewer_miss * COSTS.escape + (1 - p) * COSTS.reviewer_false_alarm * 20
     assert trusted == pytest.approx(reviewed)
-    q = COSTS.worst_trusted(says_good=False)
+    q = worst_trusted(COSTS, says_good=False)
     reviewed = COSTS.review + (1 - q) * COSTS.reviewer_miss * 200 + q * COSTS.reviewer_false_alarm * 20
     assert q * COSTS.overkill == pytest.approx(reviewed)
 
@@ -64,7 +79,7 @@ def test_the_cheapest_threshold_is_the_rule_where_the_chance_of_being_wrong_is_k
     bad = np.tile(np.arange(10_000) / 10_000, 100) < score
     found = bill(score, Outcomes(bad, np.zeros(len(bad), bool)), COSTS)
     best = found.thresholds[found.cheapest[0]]
-    limit = COSTS.worst_trusted(says_good=True)
+    limit = worst_trusted(COSTS, says_good=True)
     assert share[share <= limit].max() == pytest.approx(best, abs=0.0006)
 
 

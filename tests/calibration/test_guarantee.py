@@ -99,7 +99,7 @@ def u_of(threshold: float, shape: Callable[[np.ndarray], np.ndarray]) -> float:
     return threshold if shape is uniform else 2 / math.pi * math.atan(threshold)
 
 
-@pytest.mark.parametrize("shape", [uniform, heavy])
+@pytest.mark.parametrize("shape", [uniform, pytest.param(heavy, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("chance", [smooth, with_sure_mistakes])
 def test_the_true_risk_exceeds_the_target_no_more_often_than_promised(
     shape: Callable[[np.ndarray], np.ndarray], chance: Callable[[np.ndarray], np.ndarray]

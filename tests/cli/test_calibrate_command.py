@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,31 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
     return captioner
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `labelled/` and what `calibrate labelled` made of it; tests work on copies."""
+    base = tmp_path_factory.mktemp("once")
+    folder_of(base / "labelled", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS)))
+    with pytest.MonkeyPatch.context() as patch:
+        let_it_read(FakeCaptioner(say, answer=answer, features=features), patch)
+        patch.chdir(base)
+        run("calibrate", "labelled")
+    return base
+
+
 @pytest.fixture
-def labelled(tmp_path: Path) -> Path:
-    return folder_of(tmp_path / "labelled", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS)))
+def labelled(once: Path, tmp_path: Path) -> Path:
+    """Return labelled images that nothing has read yet."""
+    return Path(shutil.copytree(once / "labelled", tmp_path / "labelled"))
+
+
+@pytest.fixture
+def calibrated(once: Path, tmp_path: Path) -> Path:
+    """Return labelled images, not to be changed, with a copy of their gate, readings and journal at hand."""
+    for path in once.iterdir():
+        if path.is_file():
+            shutil.copy2(path, tmp_path)
+    return once / "labelled"
 
 
 def run(*arguments: object, code: int = 0, page: bool = False) -> tuple[str, str]:
@@ -93,25 +116,23 @@ def test_from_labels_to_a_gate_to_a_split_folder(labelled: Path, tmp_path: Path)
 
 
 def test_the_same_command_reads_nothing_twice_and_a_result_needs_no_model(
-    labelled: Path, tmp_path: Path, fake: FakeCaptioner
+    calibrated: Path, tmp_path: Path, fake: FakeCaptioner
 ) -> None:
-    run("calibrate", labelled)
     seconds = read_provenance(tmp_path / "gate.parquet")[vlmgate.calibration.run.TIMED]
     assert set(seconds) == {"2", "3", "4", "6", "8", "12", "16"}
-    fake.history.clear()
     first = (tmp_path / "gate.toml").read_text(encoding="utf-8")
-    run("calibrate", labelled)
+    run("calibrate", calibrated)
     assert fake.history == []
     assert read_provenance(tmp_path / "gate.parquet")[vlmgate.calibration.run.TIMED] == seconds
     run("calibrate", "gate.parquet", "-o", "again.toml")
-    run("calibrate", "gate.parquet", "--labels", labelled, "-o", "third.toml")
+    run("calibrate", "gate.parquet", "--labels", calibrated, "-o", "third.toml")
     assert fake.history == []
     gates = [read_gate(tmp_path / name).gate.threshold for name in ("gate.toml", "again.toml", "third.toml")]
     assert len(set(gates)) == 1 and "threshold" in first
 
 
-def test_json_holds_everything_and_no_nan(labelled: Path) -> None:
-    told, _ = run("calibrate", labelled, "--format", "json", "--cost-escape", 100, "--per-answer")
+def test_json_holds_everything_and_no_nan(calibrated: Path) -> None:
+    told, _ = run("calibrate", calibrated, "--format", "json", "--cost-escape", 100, "--per-answer")
     tree = json.loads(told)
     assert tree["schema_version"] == 1 and tree["promise"]["holds"]
     assert {row["score"] for row in tree["quality"]} >= {"vendi_score", "answer_share", "random", "abstain_rate"}
@@ -128,24 +149,23 @@ def test_what_the_labels_cannot_support_ends_with_2_and_a_number(labelled: Path,
     assert not (tmp_path / "gate.toml").exists() and (tmp_path / "gate.parquet").exists()
 
 
-def test_escapes_are_bounded_among_defective_parts(labelled: Path, tmp_path: Path) -> None:
-    told, _ = run("calibrate", labelled, "--target", "escapes", "--target-risk", "5%")
+def test_escapes_are_bounded_among_defective_parts(calibrated: Path, tmp_path: Path) -> None:
+    told, _ = run("calibrate", calibrated, "--target", "escapes", "--target-risk", "5%")
     assert "of defective parts pass as good" in told and "Overkill" in told
     promise = read_gate(tmp_path / "gate.toml").promise
     assert promise["target"] == "escapes" and promise["upper_bound"] <= 0.05
 
 
-def test_the_gate_of_least_cost(labelled: Path, tmp_path: Path) -> None:
-    run("calibrate", labelled, "--rule", "cost", code=2)
-    told, _ = run("calibrate", labelled, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2)
+def test_the_gate_of_least_cost(calibrated: Path, tmp_path: Path) -> None:
+    run("calibrate", calibrated, "--rule", "cost", code=2)
+    told, _ = run("calibrate", calibrated, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2)
     assert "cheapest gate" in told
     assert read_gate(tmp_path / "gate.toml").promise == {}
-    told, _ = run("calibrate", labelled, "--rule", "cost", "--cost-overhead", 1e9, "-o", "dear.toml")
+    told, _ = run("calibrate", calibrated, "--rule", "cost", "--cost-overhead", 1e9, "-o", "dear.toml")
     assert "costs as much as reviewing all" in told
 
 
-def test_verdicts_come_back(labelled: Path, tmp_path: Path) -> None:
-    run("calibrate", labelled)
+def test_verdicts_come_back(calibrated: Path, tmp_path: Path) -> None:
     rows, _ = read_result(tmp_path / "gate.parquet")
     lines = ["file_name,page,sha256,verdict"]
     lines += [f"x,1,{r.sha256},{'wrong' if is_hard(r.file_name) else 'correct'}" for r in rows]
@@ -154,8 +174,7 @@ def test_verdicts_come_back(labelled: Path, tmp_path: Path) -> None:
     assert "csv with verdicts" in told and "correct 144, wrong 36" in told
 
 
-def test_verdicts_of_routed_images_alone_are_refused(labelled: Path, tmp_path: Path) -> None:
-    run("calibrate", labelled)
+def test_verdicts_of_routed_images_alone_are_refused(calibrated: Path, tmp_path: Path) -> None:
     rows, _ = read_result(tmp_path / "gate.parquet")
     routed = [r for r in rows if r.route == "human_review"]
     lines = ["sha256,verdict", *(f"{r.sha256},wrong" for r in routed)]
@@ -164,8 +183,7 @@ def test_verdicts_of_routed_images_alone_are_refused(labelled: Path, tmp_path: P
     assert "none of the auto-accepted images has a verdict" in said
 
 
-def test_verdicts_of_all_routed_and_some_accepted_are_evened_out(labelled: Path, tmp_path: Path) -> None:
-    run("calibrate", labelled)
+def test_verdicts_of_all_routed_and_some_accepted_are_evened_out(calibrated: Path, tmp_path: Path) -> None:
     rows, _ = read_result(tmp_path / "gate.parquet")
     accepted = [r for r in rows if r.route == "auto_accept"]
     judged = [r for r in rows if r.route == "human_review"] + accepted[: len(accepted) // 2]
@@ -209,8 +227,8 @@ def test_other_names_for_labels(labelled: Path, tmp_path: Path) -> None:
     ],
     ids=lambda v: " ".join(v)[:20] if isinstance(v, list) else "",
 )
-def test_what_is_wrong_is_said_in_one_line(labelled: Path, arguments: list[str], said: str) -> None:
-    _, error = run("calibrate", labelled, "-q", *arguments, code=2)
+def test_what_is_wrong_is_said_in_one_line(calibrated: Path, arguments: list[str], said: str) -> None:
+    _, error = run("calibrate", calibrated, "-q", *arguments, code=2)
     assert said in error and error.count("\n") == 1
 
 
@@ -226,8 +244,7 @@ def test_few_wrong_readings_are_said_and_give_no_nan(tmp_path: Path) -> None:
     assert "only 0 wrong readings" in told and "nan" not in told.lower()
 
 
-def test_labels_that_match_no_image(labelled: Path, tmp_path: Path) -> None:
-    run("calibrate", labelled)
+def test_labels_that_match_no_image(calibrated: Path, tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("file_name,label\nelsewhere.png,none\n", encoding="utf-8")
     _, error = run("calibrate", "gate.parquet", "--labels", "l.csv", "-o", "x.toml", "-q", code=2)
     assert "none of its 1 labels matches" in error and "elsewhere.png" in error
@@ -269,8 +286,7 @@ def test_a_stop_goes_on(labelled: Path, tmp_path: Path, fake: FakeCaptioner, mon
     assert sum(name in read for batch in fake.history[:20] for name in batch) == 0  # then the time is measured
 
 
-def test_the_gate_refuses_what_it_was_not_made_for(labelled: Path, tmp_path: Path) -> None:
-    run("calibrate", labelled)
+def test_the_gate_refuses_what_it_was_not_made_for(calibrated: Path, tmp_path: Path) -> None:
     picture_file(tmp_path / "tonight" / "none_001.png")
     for arguments, said in (
         (["-k", "4"], "num-samples"),
@@ -287,8 +303,8 @@ def test_the_gate_refuses_what_it_was_not_made_for(labelled: Path, tmp_path: Pat
     assert str(features) in error
 
 
-def test_a_changed_folder_raises_the_alarm(labelled: Path, tmp_path: Path) -> None:
-    run("calibrate", labelled, "--novelty-limit", "inf")
+def test_a_changed_folder_raises_the_alarm(calibrated: Path, tmp_path: Path) -> None:
+    run("calibrate", calibrated, "--novelty-limit", "inf")
     folder_of(tmp_path / "other", *(f"alien_{i:03d}.png" for i in range(60)))
     told, _ = run("scan", tmp_path / "other", "--gate", "gate.toml")
     assert "do not look like those that the gate was calibrated on, so its promise does not hold" in told
@@ -321,16 +337,15 @@ def test_toml_may_hold_one_or_several(labelled: Path, tmp_path: Path) -> None:
     assert "dent 120, none 60" in told and "at most 20%" in told
 
 
-def test_the_cheapest_gate_promises_nothing_anywhere(labelled: Path, tmp_path: Path) -> None:
-    told, _ = run("calibrate", labelled, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2, page=True)
+def test_the_cheapest_gate_promises_nothing_anywhere(calibrated: Path, tmp_path: Path) -> None:
+    told, _ = run("calibrate", calibrated, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2, page=True)
     page = (tmp_path / "gate_calibration" / "index.html").read_text(encoding="utf-8")
     for text in (told, page):
         assert "promises nothing of its risk" in text and "Promise:" not in text
     assert "guaranteed gate" not in told
 
 
-def test_a_gate_that_was_edited_promises_nothing(labelled: Path, tmp_path: Path) -> None:
-    run("calibrate", labelled)
+def test_a_gate_that_was_edited_promises_nothing(calibrated: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate.toml"
     gate.write_text(re.sub(r"(?m)^threshold = .*$", "threshold = 0.01", gate.read_text(encoding="utf-8")))
     folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(30)))
@@ -338,9 +353,8 @@ def test_a_gate_that_was_edited_promises_nothing(labelled: Path, tmp_path: Path)
     assert "edited since it was calibrated, so it promises nothing" in told and "The gate promises" not in told
 
 
-def test_the_calibrated_folder_itself_looks_like_itself(labelled: Path) -> None:
-    run("calibrate", labelled)
-    told, _ = run("scan", labelled, "--gate", "gate.toml", "-o", "again.parquet")
+def test_the_calibrated_folder_itself_looks_like_itself(calibrated: Path) -> None:
+    told, _ = run("scan", calibrated, "--gate", "gate.toml", "-o", "again.parquet")
     assert "do not look like" not in told
 
 
@@ -361,9 +375,8 @@ def test_a_run_that_was_not_finished_is_no_calibration_set(
     assert "was not finished" in said
 
 
-def test_a_verdict_is_on_what_was_judged(labelled: Path, tmp_path: Path) -> None:
+def test_a_verdict_is_on_what_was_judged(calibrated: Path, tmp_path: Path) -> None:
     """Fewer samples of a hard image come to another answer, which nobody has judged; it counts as wrong."""
-    run("calibrate", labelled)
     rows, _ = read_result(tmp_path / "gate.parquet")
     lines = ["sha256,verdict", *(f"{r.sha256},correct" for r in rows)]
     (tmp_path / "verdicts.csv").write_text("\n".join(lines), encoding="utf-8")
@@ -371,8 +384,8 @@ def test_a_verdict_is_on_what_was_judged(labelled: Path, tmp_path: Path) -> None
     assert "With 2 samples each, 36 are wrong" in told
 
 
-def test_a_promise_of_risk_is_for_the_mix_of_the_labels(labelled: Path) -> None:
-    told, _ = run("calibrate", labelled, "--defect-rate", "1%", "--cost-escape", 50)
+def test_a_promise_of_risk_is_for_the_mix_of_the_labels(calibrated: Path) -> None:
+    told, _ = run("calibrate", calibrated, "--defect-rate", "1%", "--cost-escape", 50)
     assert "hold 66.7% defective parts, the line 1%: the promise is for the former mix" in told
 
 
@@ -391,9 +404,8 @@ def test_what_would_be_lost_or_never_used_is_refused_first(labelled: Path, tmp_p
     assert fake.history == [] and (tmp_path / "settings.toml").read_text() == "[project]\n"
 
 
-def test_two_gates_of_one_name_keep_their_features(labelled: Path, tmp_path: Path) -> None:
-    run("calibrate", labelled)
-    run("calibrate", "gate.parquet", "--labels", labelled, "--label-map", "crack=")
+def test_two_gates_of_one_name_keep_their_features(calibrated: Path, tmp_path: Path) -> None:
+    run("calibrate", "gate.parquet", "--labels", calibrated, "--label-map", "crack=")
     folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(5)))
     for gate in ("gate.toml", "gate.old.toml"):
         run("scan", tmp_path / "tonight", "--gate", gate, "-o", f"{gate[:-5]}_t.parquet")

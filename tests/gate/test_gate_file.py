@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmgate.config import SamplingConfig
@@ -73,6 +73,7 @@ def test_a_limit_on_an_answer_that_no_choice_is_says_so(tmp_path: Path) -> None:
 HOSTILE = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30).filter(str.strip)
 
 
+@settings(deadline=None)
 @given(prompt=HOSTILE, label=HOSTILE)
 def test_no_text_escapes_its_place(tmp_path_factory: pytest.TempPathFactory, prompt: str, label: str) -> None:
     path = tmp_path_factory.mktemp("gate") / "gate.toml"

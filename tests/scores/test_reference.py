@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import vlmgate.gate.of_run
+import vlmgate.gate.run_gate
 import vlmgate.run.loop
 import vlmgate.scores.reference
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
@@ -77,7 +77,7 @@ def test_doubt_is_the_vendi_score_of_what_is_familiar_and_more_of_what_is_not(
         source=config.out,
     )
     assert again.records == records
-    monkeypatch.setattr(vlmgate.gate.of_run, "checkpoint_reference", lambda _: None)
+    monkeypatch.setattr(vlmgate.gate.run_gate, "checkpoint_reference", lambda _: None)
     with pytest.raises(GateError, match="doubt needs a distance from a reference"):
         run(replace(config, reference=None, limits=(), score="doubt", threshold=1.5))
 
@@ -163,7 +163,7 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
     carried = Reference.fit([features(name) for name in KNOWN])
     other = Reference.fit(np.random.default_rng(0).normal(size=(20, 9)))  # of features of another length
     for reference, novel in ((carried, True), (other, False), (None, False)):
-        for module in (vlmgate.scores.reference, vlmgate.run.loop, vlmgate.gate.of_run):
+        for module in (vlmgate.scores.reference, vlmgate.run.loop, vlmgate.gate.run_gate):
             monkeypatch.setattr(module, "checkpoint_reference", lambda _, found=reference: found)
         rows = run(replace(config, reference=None, limits=()))
         assert (rows["fish.png"].novelty is not None) == novel

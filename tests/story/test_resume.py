@@ -22,7 +22,7 @@ from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, 
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.data import Caption, Picture, Reason, Route, Sampled
 from vlmgate.errors import ModelError, ResumeError
-from vlmgate.gate.of_run import drift_of
+from vlmgate.gate.run_gate import drift_of
 from vlmgate.images import Walk
 from vlmgate.images.sources import Sources
 from vlmgate.run.loop import scan

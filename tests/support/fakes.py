@@ -133,10 +133,10 @@ def let_it_read(captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch) -> No
     """Let every command read with a fake, and split by the default rather than by what was measured on the real one."""
     import vlmgate.calibration.compare.run
     import vlmgate.calibration.run
-    import vlmgate.gate.of_run
+    import vlmgate.gate.run_gate
     import vlmgate.run.loop
 
     run_comparison = vlmgate.calibration.compare.run.run_comparison
     for function in (vlmgate.run.loop.scan, vlmgate.calibration.run.calibrate, run_comparison):
         monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "load": captioner.load})
-    monkeypatch.setattr(vlmgate.gate.of_run, "own_limits", lambda sampling: ())
+    monkeypatch.setattr(vlmgate.gate.run_gate, "own_limits", lambda sampling: ())

@@ -205,9 +205,9 @@ def calibrate(
     """
     import json
 
-    from vlmgate.calibration.report import study_json
     from vlmgate.calibration.run import Stopped
     from vlmgate.calibration.run import calibrate as run
+    from vlmgate.calibration.text import study_json
 
     _check_names(options, CalibrateOptions, "calibrate")
     if not is_there(Path(source)):

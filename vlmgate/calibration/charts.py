@@ -1,8 +1,4 @@
-"""Draw a calibration as pictures.
-
-Knows vectors and how to draw them; knows nothing of files, labels or pages. Nothing that a user or an image has named
-is written into a picture.
-"""
+"""The pictures of the calibration page, as SVG. Nothing that a user or an image has named is written into a picture."""
 
 from __future__ import annotations
 
@@ -13,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vlmgate.calibration.cost import Bill
-from vlmgate.calibration.figures import Ladder, Vector, resampled
-from vlmgate.calibration.readings import Mask, in_own_units
+from vlmgate.calibration.figures import Ladder, Mask, Vector, resampled
+from vlmgate.calibration.readings import in_own_units
 
 # The palette of Okabe and Ito (2008), which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -80,11 +76,11 @@ def samples(rows: Mapping[int, tuple[float, float]], seconds: Mapping[int, float
         axes.set_xticks(counts)
         axes.set_ylim(0, 1.4 * max(sum(pair) for pair in rows.values()) or 1)
         if seconds:
-            beside = axes.twinx()
+            right = axes.twinx()
             timed = sorted(seconds)
-            beside.plot(timed, [seconds[k] for k in timed], color=ORANGE, linestyle="--", label="seconds an image")
-            beside.set_ylabel("seconds an image")
-            beside.set_ylim(0, 1.6 * max(seconds.values()))  # leaves room for the legend
+            right.plot(timed, [seconds[k] for k in timed], color=ORANGE, linestyle="--", label="seconds an image")
+            right.set_ylabel("seconds an image")
+            right.set_ylim(0, 1.6 * max(seconds.values()))  # leaves room for the legend
             axes.plot([], [], color=ORANGE, linestyle="--", label="seconds an image")
 
     return svg(draw)

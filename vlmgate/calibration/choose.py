@@ -1,8 +1,8 @@
-"""Choose a score, a number of samples and thresholds, such that what is promised of them stays exact.
+"""Choose a score, a number of samples and thresholds, so that what is promised of them stays exact.
 
-Knows evidence, masks and counts; knows nothing of files, costs or how anything is shown.
+Call `choose_score`, `compare_counts` and `promise`, in this order.
 
-Whatever is chosen by looking at labels may not be graded by the same labels. So a third of the images, told by their
+Whatever is chosen by looking at labels may not be graded by the same labels. So a third of the images, picked by their
 hashes, is there to choose on (the design part): score, samples, the threshold to begin with, one limit or one for each
 kind of answer. The other two thirds certify what was chosen, by fixed-sequence testing.
 """
@@ -16,16 +16,16 @@ from typing import Literal
 
 import numpy as np
 
-from vlmgate.calibration.figures import FIGURES, Ladder, Vector, resampled
+from vlmgate.calibration.figures import FIGURES, Ladder, Mask, Vector, resampled
 from vlmgate.calibration.guarantee import Certified, Step, certify, images_needed, upper_bound
-from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, drawn
+from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, columns_there, drawn
 
 DESIGN_SHARE = 1 / 3
 FOLDS = 5
 SUBSETS = (2, 3, 4, 6, 8, 12, 16)
 _RESAMPLES = 400
 _ENOUGH = 10_000_000  # images; nobody labels more
-_FEW = 20  # accepted images; of fewer no rate can be told
+_FEW = 20  # accepted images; fewer show no rate
 
 Target = Literal["risk", "escapes"]
 
@@ -157,18 +157,22 @@ class Promise:
     target: float
     confidence: float
     groups: tuple[GroupResult, ...]
-    errors: int  # on the images that certify, within all limits
-    count: int  # accepted images, or truly defective ones for escapes
-    bound: float | None  # upper bound of the rate; null where nothing is promised
-    coverage: float  # share of the certifying images that is accepted, [0, 1]
-    overkill: tuple[int, int] | None  # good parts accepted as defective, of all good ones that certify
-    needed: int | None  # labelled images that it would take, where nothing is promised; null if no number would do
-    per_answer: bool = False
+    errors: int = 0  # on the images that certify, within all limits
+    count: int = 0  # accepted images, or truly defective ones for escapes
+    bound: float | None = None  # upper bound of the rate; null where nothing is promised
+    coverage: float = 0.0  # share of the certifying images that is accepted, [0, 1]
+    overkill: tuple[int, int] | None = None  # good parts accepted as defective, of all good ones that certify
+    needed: int | None = None  # labelled images that it would take, where nothing is promised; null if none would do
 
     @property
     def holds(self) -> bool:
         """Say whether there is a promise."""
         return self.bound is not None
+
+    @property
+    def per_answer(self) -> bool:
+        """Say whether limits differ by answer."""
+        return len(self.groups) > 1
 
     def accepts(self, one: Evidence, score: str) -> Mask:
         """Return (N,): what its limits accept."""
@@ -176,8 +180,7 @@ class Promise:
         accepted = np.zeros(len(values), bool)
         for group in self.groups:
             if group.certified.step is not None:
-                inside = _inside(one, group.answers)
-                accepted |= inside & (values <= group.certified.step.threshold)
+                accepted |= _inside(one, group.answers) & (values <= group.certified.step.threshold)
         return accepted
 
 
@@ -195,21 +198,17 @@ def promise(
     """Return the widest limits of which the promise holds.
 
     "risk": of accepted readings, at most `target` are wrong. "escapes": of truly defective parts, at most `target` pass
-    as good. With `per_answer` the good answer may have a limit of its own; both groups are tested at half the chance of
+    as good. With `per_answer` the good answer may have its own limit; both groups are tested at half the chance of
     being wrong, and that is kept only where it accepts more on the design part.
     """
+    trial = _Trial(labelled, one, score, design, kind, target, confidence)
     groups: list[Answers] = [None]
     if per_answer and labelled.good is not None:
-        apart: list[Answers] = [(labelled.good,), tuple(c for c in labelled.choices if c != labelled.good)]
-        foreseen = [
-            _tested(labelled, one, score, design, some, kind, target, confidence, foresee=True)
-            for some in (groups, apart)
-        ]
-        if foreseen[1].coverage > foreseen[0].coverage:
-            groups = apart
-    made = _tested(labelled, one, score, design, groups, kind, target, confidence)
-    needed = None if made.holds else _needed(labelled, one, score, kind, target, confidence)
-    return replace(made, needed=needed, per_answer=len(groups) > 1)
+        by_answer: list[Answers] = [(labelled.good,), tuple(c for c in labelled.choices if c != labelled.good)]
+        if trial.test(by_answer, foresee=True).coverage > trial.test(groups, foresee=True).coverage:
+            groups = by_answer
+    made = trial.test(groups)
+    return made if made.holds else replace(made, needed=trial.needed())
 
 
 def _inside(one: Evidence, answers: Answers) -> Mask:
@@ -219,88 +218,86 @@ def _inside(one: Evidence, answers: Answers) -> Mask:
     return np.isin(np.array([answer or "" for answer in one.answers]), answers)
 
 
-def _errors(labelled: Labelled, one: Evidence, kind: Target) -> Mask:
-    """Return (N,): what a promise of this kind counts, if it is accepted."""
-    return one.wrong if kind == "risk" else labelled.bad & one.says(labelled.good)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trial:
+    """What is promised, of which score, and the images to choose and to certify on."""
 
+    labelled: Labelled
+    one: Evidence
+    score: str
+    design: Mask  # (N,) the others certify
+    kind: Target
+    target: float
+    confidence: float
 
-def _tested(
-    labelled: Labelled,
-    one: Evidence,
-    score: str,
-    design: Mask,
-    groups: Sequence[Answers],
-    kind: Target,
-    target: float,
-    confidence: float,
-    *,
-    foresee: bool = False,
-) -> Promise:
-    """Test each group's thresholds; with `foresee`, on the design part's own counts scaled to the rest's size."""
-    values = one.gated(score)
-    rest = ~design
-    base = labelled.bad
-    error = _errors(labelled, one, kind)
-    scale = float(rest.sum() / max(1, design.sum()))
-    share = 1 - (1 - confidence) / len(groups)
-    results = []
-    for answers in groups:
-        inside = _inside(one, answers)
-        grid = np.unique(values[design & inside & np.isfinite(values)])
-        fixed = None if kind == "risk" else int((base & design).sum())
-        seen = _steps(values, error, design & inside, grid, fixed)
-        begin = _start(seen, scale, share) if kind == "risk" else 0
-        if foresee:
-            tried = [Step(s.threshold, round(s.errors * scale), round(s.count * scale)) for s in seen]
-        else:
-            fixed = None if kind == "risk" else int((base & rest).sum())
-            tried = _steps(values, error, rest & inside, grid, fixed)
-        tested = certify(tried[begin:], target, share)
-        results.append(GroupResult(answers, tested))
-    counted = design if foresee else rest
-    return _promised(labelled, one, score, counted, results, kind, target, confidence)
+    def test(self, groups: Sequence[Answers], *, foresee: bool = False) -> Promise:
+        """Test each group's thresholds; with `foresee`, on the design part's own counts scaled to the rest's size."""
+        design, rest = self.design, ~self.design
+        values = self.one.gated(self.score)
+        scale = float(rest.sum() / max(1, design.sum()))
+        confidence = 1 - (1 - self.confidence) / len(groups)
+        results = []
+        for answers in groups:
+            inside = _inside(self.one, answers)
+            grid = np.unique(values[design & inside & np.isfinite(values)])
+            seen = self._steps(design, inside, grid)
+            begin = _start(seen, scale, confidence) if self.kind == "risk" else 0
+            if foresee:
+                tried = [Step(s.threshold, round(s.errors * scale), round(s.count * scale)) for s in seen]
+            else:
+                tried = self._steps(rest, inside, grid)
+            results.append(GroupResult(answers, certify(tried[begin:], self.target, confidence)))
+        return self._count(design if foresee else rest, tuple(results))
 
+    def _count(self, counted: Mask, results: tuple[GroupResult, ...]) -> Promise:
+        """Return what was counted within all limits; how many labels it would take is not known here."""
+        bare = Promise(self.kind, self.target, self.confidence, results)
+        accepted = bare.accepts(self.one, self.score) & counted
+        base = accepted if self.kind == "risk" else self.labelled.bad & counted
+        good = self.labelled.known & ~self.labelled.bad & counted
+        rejected = accepted & good & ~self.one.says(self.labelled.good)
+        bounds = [result.certified.bound for result in results if result.certified.bound is not None]
+        return replace(
+            bare,
+            errors=int((self._errors & accepted).sum()),
+            count=int(base.sum()),
+            # The whole is no worse than the worst of its groups; all escapes are in the good answer's.
+            bound=max(bounds) if bounds and accepted.any() else None,
+            coverage=float(accepted.sum() / max(1, counted.sum())),
+            overkill=(int(rejected.sum()), int(good.sum())) if self.labelled.good is not None and good.any() else None,
+        )
 
-def _promised(
-    labelled: Labelled,
-    one: Evidence,
-    score: str,
-    counted: Mask,
-    results: Sequence[GroupResult],
-    kind: Target,
-    target: float,
-    confidence: float,
-) -> Promise:
-    """Return what was counted within all limits; how many labels it would take is not known here."""
-    empty = Promise(kind, target, confidence, tuple(results), 0, 0, None, 0.0, None, None)
-    accepted = empty.accepts(one, score) & counted
-    base = accepted if kind == "risk" else labelled.bad & counted
-    errors, count = int((_errors(labelled, one, kind) & accepted).sum()), int(base.sum())
-    bounds = [result.certified.bound for result in results if result.certified.bound is not None]
-    sound = labelled.known & ~labelled.bad & counted
-    rejected = accepted & sound & ~one.says(labelled.good)
-    held = bool(bounds) and accepted.any()
-    # Of groups that are promised apart the whole is no worse than the worst; of escapes, all are in the good answer's.
-    bound = max(bounds) if held else None
-    return replace(
-        empty,
-        errors=errors,
-        count=count,
-        bound=bound,
-        coverage=float(accepted.sum() / max(1, counted.sum())),
-        overkill=(int(rejected.sum()), int(sound.sum())) if labelled.good is not None and sound.any() else None,
-    )
+    @property
+    def _errors(self) -> Mask:
+        """Return (N,): what a promise of this kind counts, if it is accepted."""
+        return self.one.wrong if self.kind == "risk" else self.labelled.bad & self.one.says(self.labelled.good)
 
+    def _steps(self, part: Mask, inside: Mask, grid: Vector) -> list[Step]:
+        """Return what is counted up to each threshold: of the accepted readings, or of all bad parts for escapes."""
+        values = self.one.gated(self.score)
+        counts = np.searchsorted(np.sort(values[part & inside]), grid, side="right")
+        errors = np.searchsorted(np.sort(values[part & inside & self._errors]), grid, side="right")
+        if self.kind == "escapes":
+            counts = np.full(len(grid), (self.labelled.bad & part).sum())
+        return [Step(float(t), int(e), int(n)) for t, e, n in zip(grid, errors, counts, strict=True)]
 
-def _steps(values: Vector, error: Mask, of: Mask, grid: Vector, fixed: int | None) -> list[Step]:
-    """Return what is counted up to each threshold; `fixed` takes the place of the accepted ones as the base."""
-    order = np.sort(values[of])
-    wrong = np.sort(values[of & error])
-    counts = np.searchsorted(order, grid, side="right")
-    errors = np.searchsorted(wrong, grid, side="right")
-    return [
-        Step(float(t), int(e), int(n) if fixed is None else fixed) for t, e, n in zip(grid, errors, counts, strict=True)
-    ]
+    def needed(self) -> int | None:
+        """Return about how many labelled images a promise would take, going by all that are there; null if none do."""
+        certifying = 1 - DESIGN_SHARE
+        if self.kind == "escapes":
+            share = float(self.labelled.bad.mean())
+            return None if share == 0 else math.ceil(images_needed(self.target, self.confidence) / share / certifying)
+        values = self.one.gated(self.score)
+        total, known = len(values), values[np.isfinite(values)]
+        levels = np.unique(np.quantile(known, np.linspace(0, 1, 21), method="inverted_cdf")) if len(known) else known
+        everything = np.ones(total, bool)
+        labels = [
+            wanted / (step.count / total) / certifying
+            for step in self._steps(everything, everything, levels)
+            if step.count >= min(_FEW, total)
+            and (wanted := _images_at(step.errors / step.count, self.target, self.confidence)) is not None
+        ]
+        return math.ceil(min(labels)) if labels else None
 
 
 def _start(seen: Sequence[Step], scale: float, confidence: float) -> int:
@@ -312,27 +309,6 @@ def _start(seen: Sequence[Step], scale: float, confidence: float) -> int:
         return 0
     foreseen = [(round((s.errors + 0.5) * scale), max(1, round((s.count + 1) * scale))) for s in seen]
     return int(np.argmin([upper_bound(min(errors, count), count, confidence) for errors, count in foreseen]))
-
-
-def _needed(
-    labelled: Labelled, one: Evidence, score: str, kind: Target, target: float, confidence: float
-) -> int | None:
-    """Return about how many labelled images a promise would take, going by all that are there; null if none will do."""
-    values = one.gated(score)
-    total = len(values)
-    certifying = 1 - DESIGN_SHARE
-    if kind == "escapes":
-        share = float(labelled.bad.mean())
-        return None if share == 0 else math.ceil(images_needed(target, confidence) / share / certifying)
-    best: float | None = None
-    known = values[np.isfinite(values)]
-    levels = np.unique(np.quantile(known, np.linspace(0, 1, 21), method="inverted_cdf")) if len(known) else known
-    for step in _steps(values, one.wrong, np.ones(total, bool), levels, None):
-        wanted = _images_at(step.errors / step.count, target, confidence)
-        if wanted is not None and step.count >= min(_FEW, total):
-            labels = wanted / (step.count / total) / certifying
-            best = labels if best is None else min(best, labels)
-    return None if best is None else math.ceil(best)
 
 
 def _images_at(rate: float, target: float, confidence: float) -> int | None:

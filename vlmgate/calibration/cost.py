@@ -1,7 +1,7 @@
-"""What a gate costs in the plant, per 1,000 images, beside what else could be done with them.
+"""What a gate costs in the plant, per 1,000 images, next to what else could be done with them.
 
-Knows costs, outcomes and thresholds; knows nothing of how a score was made or of what can be promised. All costs are in
-one currency of the plant's own.
+`bill` gives the cost of every threshold, `compare_policies` that of each way to work. All costs are in the plant's own
+currency. Scores are turned so that higher = less to be trusted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlmgate.calibration.figures import RESAMPLES, Vector, resampled
+from vlmgate.calibration.figures import RESAMPLES, Mask, Vector, resampled
 from vlmgate.errors import ConfigError
 
-FEW = 10  # accepted errors; a threshold that hangs on fewer is chance
+FEW_ERRORS = 10  # accepted; a threshold that rests on fewer is chance
 FOLDS = 5
 
 
@@ -39,39 +39,23 @@ class Costs:
                 allowed = "0 to 1" if most == 1.0 else "0 or more"
                 raise ConfigError(f"{field.name.replace('_', '-')} is {value}; allowed: {allowed}.")
 
-    def worst_trusted(self, says_good: bool) -> float:
-        """Return the chance of being wrong from which on a reading is better looked at; infinite if never.
-
-        Who accepts "good" pays p C_escape; who routes it pays C_review + p m C_escape + (1 − p) f C_overkill; they are
-        equal at p = (C_review + f C_overkill) / ((1 − m) C_escape + f C_overkill). For a reading that rejects the part
-        the two errors change places: p = (C_review + m C_escape) / ((1 − f) C_overkill + m C_escape).
-        """
-        missed, alarmed = self.reviewer_miss * self.escape, self.reviewer_false_alarm * self.overkill
-        if says_good:
-            kept, gained = self.review + alarmed, self.escape - missed + alarmed
-        else:
-            kept, gained = self.review + missed, self.overkill - alarmed + missed
-        return kept / gained if gained > 0 else math.inf
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
     """N labelled readings: what is true of the part, and what the reading would do to it."""
 
-    bad: NDArray[np.bool_]  # (N,) the part has a defect
-    rejects: NDArray[np.bool_]  # (N,) the reading names a defect
+    bad: Mask  # (N,) the part has a defect
+    rejects: Mask  # (N,) the reading names a defect
 
     @property
-    def escapes(self) -> NDArray[np.bool_]:
+    def escapes(self) -> Mask:
         """Return which bad parts would pass."""
-        found: NDArray[np.bool_] = self.bad & ~self.rejects
-        return found
+        return self.bad & ~self.rejects
 
     @property
-    def overkills(self) -> NDArray[np.bool_]:
+    def overkills(self) -> Mask:
         """Return which good parts would be rejected. One defect taken for another is neither."""
-        found: NDArray[np.bool_] = ~self.bad & self.rejects
-        return found
+        return ~self.bad & self.rejects
 
     def trusted(self, costs: Costs) -> Vector:
         """Return (N,): cost of each image if its reading is accepted."""
@@ -90,8 +74,6 @@ class Bill:
     thresholds: Vector  # (T,) rising; −inf, then every score there is
     gated: Vector  # (R, T)
     random: Vector  # (R, T) as many images routed, whichever they are
-    review_all: Vector  # (R,) without the model
-    review_none: Vector  # (R,)
     routed: Vector  # (R, T) share of images that a person looks at
 
     @property
@@ -131,10 +113,16 @@ def bill(score: ArrayLike, outcomes: Outcomes, costs: Costs, weights: ArrayLike 
         thresholds=np.concatenate([[-np.inf], levels]),
         gated=thousand * (upto(trusted) + by_person - upto(reviewed)) + costs.overhead,
         random=thousand * (share * by_person + (1 - share) * by_model) + costs.overhead,
-        review_all=(thousand * by_person)[:, 0],
-        review_none=(thousand * by_model)[:, 0] + costs.overhead,
         routed=share,
     )
+
+
+def line_weights(bad: Mask, rate: float | None) -> Vector:
+    """Return (N,): how much each image counts where a share `rate` of the line's parts is bad; None = as labelled."""
+    if rate is None:
+        return np.ones(len(bad))
+    weights: Vector = np.where(bad, rate / max(1, bad.sum()), (1 - rate) / max(1, (~bad).sum()))
+    return weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +140,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bills:
-    """The policies beside one another, and what the cheapest gate hangs on."""
+    """What every policy costs, and what the cheapest gate rests on."""
 
     policies: tuple[Policy, ...]
     cheapest: float | None  # its threshold, chosen on all images; null where reviewing all is cheapest
@@ -165,7 +153,7 @@ def compare_policies(
     score: Vector,
     outcomes: Outcomes,
     costs: Costs,
-    guaranteed: NDArray[np.bool_] | None,
+    guaranteed: Mask | None,
     weights: Vector | None = None,
     *,
     seed: int = 0,
@@ -233,7 +221,7 @@ def _policy(
 
 
 def break_even(
-    accepted: NDArray[np.bool_], outcomes: Outcomes, costs: Costs, weights: Vector | None = None
+    accepted: Mask, outcomes: Outcomes, costs: Costs, weights: Vector | None = None
 ) -> dict[str, float | None]:
     """Return for each cost the value at which a gate and reviewing everything cost the same; null if none does.
 

@@ -1,20 +1,22 @@
-"""How well a score puts right readings before wrong ones.
+"""Figures of quality: how well a score puts right readings before wrong ones, and how far readings agree with labels.
 
-Knows vectors of scores and of right and wrong; knows nothing of images, answers or gates. Scores are given so that
-higher = less to be trusted; infinite means that nothing would accept it. A wrong reading counts 1, a right one 0.
-Images of the same score are accepted together or not at all: where a figure runs over single images, it is the mean
-over every order of theirs.
+`measure` returns every figure of a score with its interval; `agreement` compares answers with labels.
+
+Scores are given so that higher = less to be trusted; infinite = nothing would accept it. A wrong reading counts 1, a
+right one 0. Images of the same score are accepted together or not at all: where a figure runs over single images, it is
+the mean over all their orders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Vector = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 RESAMPLES = 1_000
 _CHUNK = 2_000_000  # weights held at once while resampling
 
@@ -111,7 +113,7 @@ class Ladder:
     def coverage_at(self, risk: float) -> Vector:
         """Return (R,): the largest share of readings that a threshold accepts with at most this risk; higher is better.
 
-        Optimistic, for it is chosen on the very readings it is told of: see `guarantee` for what can be promised.
+        Optimistic, for it is chosen on the readings that it is measured on: see `guarantee` for what can be promised.
         """
         kept = np.isfinite(self.levels) & (_share(self.mistaken, self.accepted, empty=0.0) <= risk)
         covered: Vector = np.where(kept, self.accepted, 0).max(axis=1) / self.accepted[:, -1]
@@ -129,7 +131,7 @@ FIGURES: Mapping[str, Callable[[Ladder], Vector]] = {
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with the ends of its 95 % interval; null where the readings do not tell."""
+    """A figure with the ends of its 95 % interval; null where it cannot be computed."""
 
     value: float | None
     low: float | None
@@ -170,3 +172,59 @@ def _share(part: Vector, whole: Vector, empty: float = np.nan) -> Vector:
     """Return part / whole, and `empty` where the whole is nothing."""
     share: Vector = np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, empty), where=whole > 0)
     return share
+
+
+# --- agreement with the truth, and of repeated readings ---------------------------------------------------------------
+
+
+# The limits of AIAG's manual; no plant need keep to them.
+CUSTOMARY = {"effectiveness": (">=", 0.90), "miss rate": ("<=", 0.02), "false-alarm rate": ("<=", 0.05)}
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Shares as (part, whole); null where there is nothing to count.
+
+    AIAG, "Measurement Systems Analysis" (4th edition, 2010), chapter III, section C.
+    """
+
+    effectiveness: tuple[int, int]  # readings that equal the truth, of all
+    misses: tuple[int, int]  # bad parts taken for good, of all bad ones
+    false_alarms: tuple[int, int]  # good parts taken for bad, of all good ones
+    kappa: float | None  # agreement beyond chance, −1 to 1; higher is better
+    repeatability: tuple[int, int]  # images of which every repeated reading says the same, of all that were repeated
+
+
+def agreement(
+    truths: Sequence[str], answers: Sequence[str | None], good: str, repeats: Sequence[Sequence[str | None]] = ()
+) -> Agreement:
+    """Compare `answers` with `truths`; an image without an answer agrees with nothing and is neither good nor bad.
+
+    `repeats` holds for each image what it was read as with several seeds.
+    """
+    pairs = list(zip(truths, answers, strict=True))
+    bad = [answer for truth, answer in pairs if truth != good]
+    sound = [answer for truth, answer in pairs if truth == good]
+    repeated = [set(several) for several in repeats if len(several) > 1]
+    return Agreement(
+        effectiveness=(sum(truth == answer for truth, answer in pairs), len(pairs)),
+        misses=(sum(answer == good for answer in bad), len(bad)),
+        false_alarms=(sum(answer is not None and answer != good for answer in sound), len(sound)),
+        kappa=kappa(truths, ["" if answer is None else answer for answer in answers]),
+        repeatability=(sum(len(several) == 1 for several in repeated), len(repeated)),
+    )
+
+
+def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
+    """Return agreement beyond chance of two label lists, −1 to 1; null where chance alone would agree always.
+
+    Cohen, "A coefficient of agreement for nominal scales" (Educational and Psychological Measurement 20, 1960).
+    """
+    if not first:
+        return None
+    names = sorted({*first, *second})
+    a = np.array([names.index(name) for name in first])
+    b = np.array([names.index(name) for name in second])
+    observed = float((a == b).mean())
+    expected = float((np.bincount(a, minlength=len(names)) * np.bincount(b, minlength=len(names))).sum() / len(a) ** 2)
+    return None if expected >= 1 else (observed - expected) / (1 - expected)

@@ -1,13 +1,13 @@
-"""What can be promised of a threshold after counting errors on labelled images.
+"""What can be promised of a threshold after counting errors on labelled images: exact binomial bounds, and `certify`.
 
-Knows counts and binomial tails; knows nothing of scores' meaning, of costs or of files. Needs scipy when called.
+All rates are shares of wrong readings in [0, 1]; higher is worse.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 def upper_bound(errors: int, count: int, confidence: float) -> float:
@@ -77,16 +77,13 @@ def certify(steps: Sequence[Step], target: float, confidence: float) -> Certifie
     one to begin with, were fixed before these labels were seen: Angelopoulos et al., "Learn then Test" (2021). The
     chance that the true rate at the result exceeds `target` is at most 1 − confidence.
     """
-    best: Step | None = None
+    found = Certified(None, None, None)
     for step in steps:
-        if upper_bound(step.errors, step.count, confidence) > target:
-            return Certified(best, _bound_of(best, confidence), step)
-        best = step
-    return Certified(best, _bound_of(best, confidence), None)
-
-
-def _bound_of(step: Step | None, confidence: float) -> float | None:
-    return None if step is None else upper_bound(step.errors, step.count, confidence)
+        bound = upper_bound(step.errors, step.count, confidence)
+        if bound > target:
+            return replace(found, failed=step)
+        found = Certified(step, bound, None)
+    return found
 
 
 def _check(errors: int, count: int, confidence: float) -> None:

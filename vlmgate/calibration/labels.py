@@ -1,7 +1,4 @@
-"""Read what people say of images: classes by folder or by table, or verdicts on readings.
-
-Knows folder layouts, tables and words; knows nothing of readings, scores or models.
-"""
+"""Read what people say of images: classes by folder or by table, or verdicts on readings. Call `read_labels`."""
 
 from __future__ import annotations
 
@@ -11,14 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from vlmgate.calibration.read_tables import COUNTED_WITH_HEADER, TABLES, read_rows
-from vlmgate.data import VERDICTS
+from vlmgate.data import VERDICTS, Key
 from vlmgate.errors import LabelError
 from vlmgate.export.cells import undefused
+from vlmgate.export.sheet import TABLES, Cells, read_rows
 from vlmgate.images import Walk, find_images
 
 Kind = Literal["class", "verdict", "ambiguity"]
-Key = tuple[str, int]  # (file_name, page)
 
 AMBIGUITY = ("clear", "ambiguous")
 LABEL_COLUMNS = ("label", "class", "category", "defect", "condition", "target", "verdict")
@@ -35,7 +31,7 @@ class Labels:
     source: Path
     folder: Path | None  # the file names below are relative to it; None for a table that lies apart from images
     by_name: Mapping[Key, str] = field(default_factory=dict)
-    by_content: Mapping[Key, str] = field(default_factory=dict)  # (sha256, page); goes before the name
+    by_content: Mapping[Key, str] = field(default_factory=dict)  # by (sha256, page); goes before the name
     readings: Mapping[Key, str] = field(default_factory=dict)  # by name, what a person says it should have read
     ignored: tuple[str, ...] = ()  # what was left out, in words
     written: Mapping[Key, Key] = field(default_factory=dict)  # a name with \\, as a row has it → its key in by_name
@@ -47,7 +43,7 @@ class Labels:
         """Return the classes or verdicts with their numbers, the most frequent first."""
         return dict(Counter((self.by_name or self.by_content).values()).most_common())
 
-    def beside(self, names: Container[str]) -> Labels:
+    def for_images(self, names: Container[str]) -> Labels:
         """Return the labels for images of these names: where one is called as a row was written, that row is its own.
 
         A \\ parts folders on Windows; elsewhere it may be a character of a name, which only the images can tell.
@@ -130,7 +126,7 @@ def _splits(source: Path, names: Iterable[str]) -> list[str]:
         return []
     others = set[str]().union(*(found for top, found in classes.items() if top != "test"))
     if (source / "test" / "good").is_dir() and others <= {"good"}:
-        return []  # MVTec AD, which has nothing but good parts beside test/
+        return []  # MVTec AD, which has nothing but good parts outside of test/
     return sorted(classes)
 
 
@@ -150,7 +146,7 @@ def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> La
     for path, part in zip(tables, parts, strict=True):
         prefix = path.parent.relative_to(source).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
-        part = part.beside({name.removeprefix(prefix) for name in names if name.startswith(prefix)})
+        part = part.for_images({name.removeprefix(prefix) for name in names if name.startswith(prefix)})
         by_name |= {(prefix + name, page): label for (name, page), label in part.by_name.items()}
         readings |= {(prefix + name, page): text for (name, page), text in part.readings.items()}
     listed = {name for name, _ in by_name}
@@ -167,7 +163,7 @@ def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> La
 
 def _of_table(path: Path, column: str | None) -> Labels:
     rows = list(read_rows(path))
-    header = list(rows[0]) if rows else []
+    header = list(rows[0][1]) if rows else []
     name = _label_column(header, column)
     if name is None:
         known = f"a column '{column}'" if column else f"one of the columns {', '.join(LABEL_COLUMNS)}"
@@ -175,24 +171,15 @@ def _of_table(path: Path, column: str | None) -> Labels:
         raise LabelError(f"{path}: needs {known}, and has {there}; see --label-column.")
     if "file_name" not in header and "sha256" not in header:
         raise LabelError(f"{path}: needs a column file_name (or sha256) that says which image a label is of.")
-    _check_cells(path, rows, name)
-    verdicts = {_text(row.get(name)).casefold() for row in rows} - {""}
+    for number, row in rows:
+        for column in (name, "file_name", "page", "sha256", "reading"):
+            if isinstance(row.get(column), list | dict):
+                raise LabelError(f"{path}: row {number} has a list or an object as {column}; it takes one text there.")
+    verdicts = {_text(row.get(name)).casefold() for _, row in rows} - {""}
     kind: Kind = "verdict" if name == "verdict" or (verdicts and verdicts <= set(VERDICTS)) else "class"
     if kind == "class" and verdicts and verdicts <= set(AMBIGUITY):
         kind = "ambiguity"
     return _Table(path, name, kind).read(rows)
-
-
-def _check_cells(path: Path, rows: Sequence[Mapping[str, Any]], column: str) -> None:
-    """Raise `LabelError` where a list or an object stands for one of the texts that are looked at."""
-    for number, row in enumerate(rows, start=_first_number(path)):
-        for name in (column, "file_name", "page", "sha256", "reading"):
-            if isinstance(row.get(name), list | dict):
-                raise LabelError(f"{path}: row {number} has a list or an object as {name}; it takes one text there.")
-
-
-def _first_number(path: Path) -> int:
-    return 2 if path.suffix.lower() in COUNTED_WITH_HEADER else 1
 
 
 @dataclass
@@ -203,12 +190,12 @@ class _Table:
     column: str
     kind: Kind
 
-    def read(self, rows: Sequence[Mapping[str, Any]]) -> Labels:
+    def read(self, rows: Sequence[tuple[int, Cells]]) -> Labels:
         names: dict[Key, set[str]] = {}
         contents: dict[Key, set[str]] = {}
         readings: dict[Key, str] = {}
         blank = 0
-        for number, row in enumerate(rows, start=_first_number(self.path)):
+        for number, row in rows:
             label = self._label(row, number)
             if label is None:
                 blank += 1
@@ -284,4 +271,4 @@ def _shown(text: str, most: int = 40) -> str:
 
 
 def _header(path: Path) -> list[str]:
-    return list(next(read_rows(path), {}))
+    return list(next(read_rows(path), (0, {}))[1])

@@ -1,7 +1,7 @@
-"""Write the calibration page: one file that opens from any disk, without a network.
+"""The calibration page: one file that opens from any disk, without a network. Call `write_page`.
 
-Knows what was found and how a page is put together; knows nothing of how it was found. What comes from labels, file
-names or captions is escaped by the template, and pictures are images, in which no script runs.
+What comes from labels, file names or captions is escaped by the template, and pictures are images, in which no script
+runs.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlmgate.calibration import charts, report
-from vlmgate.calibration.cost import Outcomes, bill
+from vlmgate.calibration import charts, text
+from vlmgate.calibration.cost import bill, line_weights
 from vlmgate.calibration.labels import Labels
-from vlmgate.calibration.study import Study
+from vlmgate.calibration.study import Study, outcomes_of
 from vlmgate.data import Record
 from vlmgate.errors import OutputError, UsageError, plain
 from vlmgate.export.pictures import Pictures
 from vlmgate.store.files import write_file
 from vlmgate.version import __version__
 
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
+_STYLE = Path(__file__).with_name("sheet.css")  # of this page and of the comparison's
 _WORST = 10
 _PREVIEW = 560  # pixels, longest side
 
@@ -54,23 +55,22 @@ def write_page(
 ) -> Path:
     """Write `OUT_calibration/index.html` and return it; raises `OutputError`."""
     page = out.with_name(f"{out.stem}_calibration") / "index.html"
-    return write_html(page, "calibration.html.j2", _content(found, labels, seconds, provenance, gate))
+    return write_html(page, _TEMPLATE, _content(found, labels, seconds, provenance, gate))
 
 
-def write_html(page: Path, template: str, content: Mapping[str, Any]) -> Path:
+def write_html(page: Path, template: Path, content: Mapping[str, Any]) -> Path:
     """Write a page of one file, in one step, and return it; its folder is made. Raises `OutputError`."""
     import jinja2
     from markupsafe import Markup
 
-    templates = resources.files("vlmgate").joinpath("templates")
-    source = templates.joinpath(template).read_text(encoding="utf-8")
-    style = Markup(templates.joinpath("sheet.css").read_text(encoding="utf-8"))
+    source = template.read_text(encoding="utf-8")
+    style = Markup(_STYLE.read_text(encoding="utf-8"))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["plain"] = plain
-    text = environment.from_string(source).render({"style": style, **content})
+    html = environment.from_string(source).render({"style": style, **content})
     try:
         page.parent.mkdir(exist_ok=True)
-        write_file(page, text.encode("utf-8", "backslashreplace"))
+        write_file(page, html.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(
             f"{page}: cannot write the page ({error.strerror}); make room, or give another -o."
@@ -87,20 +87,20 @@ def _content(
         "title": f"{len(found.labelled.records):,} labelled images",
         "gate_name": None if gate is None else gate.name,
         "rule": None if split is None else split.describe(),
-        "promise": report.on_promise(found),
+        "promise": text.promise_lines(found),
         "holds": found.promise is not None and found.promise.holds,
         "model": (provenance["model"] or {}).get("model", ""),
         "prompt": provenance["sampling"]["prompt"],
         "question": provenance["sampling"].get("question"),
-        "labels": [f"{labels.source}: {labels.form}.", *report.label_lines(found, labels)],
-        "quality_titles": report.QUALITY_TITLES,
-        "quality_note": report.QUALITY_NOTE,
-        "quality": report.quality_rows(found),
-        "choice": report.on_choice(found),
-        "counts": report.counts_rows(found, seconds),
-        "counts_why": report.on_counts(found),
+        "labels": [f"{labels.source}: {labels.form}.", *text.label_lines(found, labels)],
+        "quality_titles": text.SCORE_TITLES,
+        "quality_note": text.SCORE_NOTE,
+        "quality": text.score_rows(found),
+        "choice": text.choice_lines(found),
+        "counts": text.count_rows(found, seconds),
+        "counts_why": text.count_lines(found),
         "costs": _costs(found),
-        "agreement": None if found.agreement is None else report.agreement_lines(found.agreement, found.repeats),
+        "agreement": None if found.agreement is None else text.agreement_lines(found.agreement, found.repeats),
         "confusion": _confusion(found),
         "mistakes": _mistakes(found, provenance),
         "certified": None if found.promise is None else int((~found.design).sum()),
@@ -112,10 +112,10 @@ def _costs(found: Study) -> dict[str, Any] | None:
     if found.bills is None or found.costs is None:
         return None
     return {
-        "given": report.costs_line(found.costs, found.config.defect_rate),
-        "titles": report.COST_TITLES,
-        "rows": report.cost_rows(found.bills),
-        "notes": report.on_costs(found.bills),
+        "given": text.costs_line(found.costs, found.config.defect_rate),
+        "titles": text.COST_TITLES,
+        "rows": text.cost_rows(found.bills),
+        "notes": text.cost_lines(found.bills),
     }
 
 
@@ -136,21 +136,16 @@ def _charts(found: Study, seconds: Mapping[int, float], threshold: float | None)
     }
     if found.bills is not None and found.costs is not None:
         known = found.labelled.known
-        bad = found.labelled.bad[known]
-        outcomes = Outcomes(bad, ~final.says(found.labelled.good)[known])
-        weights = None
-        if found.config.defect_rate is not None:
-            rate = found.config.defect_rate
-            weights = np.where(bad, rate / bad.sum(), (1 - rate) / (~bad).sum())
-        policies = {p.name: (p.reviewed / 1000, p.cost) for p in found.bills.policies if "gate" in p.name}
-        marked = {name: point for name, point in policies.items() if not name.startswith("random")}
+        outcomes = outcomes_of(found.labelled, final, known)
+        weights = line_weights(outcomes.bad, found.config.defect_rate)
+        marked = {p.name: (p.reviewed / 1000, p.cost) for p in found.bills.policies if "gate" in p.name}
         drawn["cost"] = charts.cost_curve(bill(gated[known], outcomes, found.costs, weights), marked)
     return {name: data_uri(svg) for name, svg in drawn.items()}
 
 
-def data_uri(svg: bytes) -> str:
+def data_uri(content: bytes, kind: str = "svg+xml") -> str:
     """Return a picture as a page holds it."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _confusion(found: Study) -> dict[str, Any] | None:
@@ -159,50 +154,40 @@ def _confusion(found: Study) -> dict[str, Any] | None:
     if held.kind != "class":
         return None
     counted = Counter(zip(held.labels, found.final.answers, strict=True))
-    columns = [*held.choices, None]
     rows = []
     for label in held.choices:
-        numbers = [counted[label, answer] for answer in columns]
-        total = sum(numbers)
+        numbers = {answer: counted[label, answer] for answer in (*held.choices, None)}
+        total = sum(numbers.values())
         if total:
-            cells = [
-                {"number": n, "share": n / total, "right": answer == label}
-                for n, answer in zip(numbers, columns, strict=True)
-            ]
+            cells = [{"number": n, "share": n / total, "right": answer == label} for answer, n in numbers.items()]
             rows.append({"label": label, "cells": cells})
     return {"columns": [*held.choices, "no answer"], "rows": rows}
 
 
 def _mistakes(found: Study, provenance: Mapping[str, Any]) -> list[Mistake]:
     """Return the wrong readings that the gate accepts, the surest first."""
-    pictures = _pictures(provenance)
+    try:
+        pictures = Pictures.of(None, provenance)
+    except UsageError:  # their folder is gone
+        pictures = Pictures({})
     gated = found.final.gated(found.score)
     wrong = np.flatnonzero(found.final.wrong & found.accepted)
     made = []
     for i in sorted(wrong, key=lambda i: float(gated[i]))[:_WORST]:
         record = found.labelled.records[i]
-        captions = (record.captions or ())[: found.final.num_samples]
+        captions = Counter((record.captions or ())[: found.final.num_samples])
         picture, size = _preview(pictures, record)
-        made.append(
-            Mistake(
-                record.file_name,
-                found.labelled.labels[i],
-                found.final.answers[i] or "no answer",
-                f"{found.score} {abs(float(gated[i])):.3f}",
-                tuple((count, text) for text, count in Counter(captions).most_common()),
-                picture,
-                size,
-            )
+        mistake = Mistake(
+            name=record.file_name,
+            label=found.labelled.labels[i],
+            answer=found.final.answers[i] or "no answer",
+            score=f"{found.score} {abs(float(gated[i])):.3f}",
+            captions=tuple((n, caption) for caption, n in captions.most_common()),
+            picture=picture,
+            size=size,
         )
+        made.append(mistake)
     return made
-
-
-def _pictures(provenance: Mapping[str, Any]) -> Pictures:
-    """Return the images that were read, found by walking their folder; none where it is gone."""
-    try:
-        return Pictures.of(None, provenance)
-    except UsageError:
-        return Pictures({})
 
 
 def _preview(pictures: Pictures, record: Record) -> tuple[str | None, tuple[int, int]]:
@@ -214,4 +199,4 @@ def _preview(pictures: Pictures, record: Record) -> tuple[str | None, tuple[int,
     image.thumbnail((_PREVIEW, _PREVIEW))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", image.size
+    return data_uri(file.getvalue(), "jpeg"), image.size

@@ -1,6 +1,6 @@
-"""Join what a model said of images with what people say of them, and score it for any number of samples.
+"""What a model said of images, joined with what people say of them, and scored for any number of samples.
 
-Knows rows, labels and scores; knows nothing of files, of costs, or of how a gate is chosen.
+`join` matches a result with labels; `evidence` scores the first K samples of every image.
 """
 
 from __future__ import annotations
@@ -13,38 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vlmgate.calibration.figures import Vector
-from vlmgate.calibration.labels import Key, Kind, Labels
-from vlmgate.data import Decision, Reason, Record, Route, Scores
+from vlmgate.calibration.figures import Mask, Vector
+from vlmgate.calibration.labels import Kind, Labels
+from vlmgate.data import Decision, Key, Reason, Record, Route
 from vlmgate.errors import LabelError
+from vlmgate.gate.reasons import UNREAD
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate, Limit, bars
-from vlmgate.run.rescore import quality_of, said_of
+from vlmgate.run.rescore import said_of
 from vlmgate.scores.kernels import WORDS, Kernel
 from vlmgate.scores.score import Said, Scorer
-
-Mask = NDArray[np.bool_]
 
 GOOD = frozenset(
     ("good", "ok", "okay", "none", "normal", "pass", "passed", "clean", "fine", "intact", "no defect", "defect free")
 )
-UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED, Reason.NOT_READ)
-# What a gate may look at; columns that order images as another one does are left out.
-SCORES = (
-    "vendi_score",
-    "mean_dissimilarity",
-    "semantic_entropy",
-    "cocoa",
-    "doubt",
-    "view_contrast",
-    "mean_logprob",
-    "answer_share",
-    "answer_entropy",
-    "abstain_rate",
-    "novelty",
-)
 OF_KERNEL = ("vendi_score", "mean_dissimilarity", "semantic_entropy", "cocoa", "doubt", "view_contrast")
+# What a gate may go by; columns that order images as another one does are left out.
+SCORES = (*OF_KERNEL, "mean_logprob", "answer_share", "answer_entropy", "abstain_rate", "novelty")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,24 +92,21 @@ def join(
     if labels.kind == "verdict":
         found, left = _evened(found, records)
         notes += left
-    named = good_class(choices, good)
-    held = [record for record, _ in found]
-    said = tuple(label for _, label in found)
-    _check(held, said, labels)
+    good = good_class(choices, good)
+    _check([label for _, label in found], labels)
     carried = (provenance.get("reference") or {}).get("folder") == "checkpoint"
-    truths = tuple(_truth(record, label, labels, choices, named) for record, label in found)
     return Labelled(
-        labels.kind,
-        tuple(held),
-        said,
-        choices,
-        named,
-        sampling["prompt"],
-        sampling["num_samples"],
-        sampling.get("views", 1),
-        truths,
-        tuple(record.novelty if carried else None for record in held),
-        tuple(notes),
+        kind=labels.kind,
+        records=tuple(record for record, _ in found),
+        labels=tuple(label for _, label in found),
+        choices=choices,
+        good=good,
+        prompt=sampling["prompt"],
+        num_samples=sampling["num_samples"],
+        views=sampling.get("views", 1),
+        truths=tuple(_truth(record, label, labels, choices, good) for record, label in found),
+        novelties=tuple(record.novelty if carried else None for record, _ in found),
+        notes=tuple(notes),
     )
 
 
@@ -148,7 +130,7 @@ def _matched(
     records: Sequence[Record], provenance: Mapping[str, Any], labels: Labels
 ) -> tuple[list[tuple[Record, str]], list[str]]:
     """Return rows with their labels, each content once, and what was left out in words."""
-    by_name = _as_the_result_names_them(labels.beside({record.file_name for record in records}), provenance)
+    by_name = _names_in_result(labels.for_images({record.file_name for record in records}), provenance)
     found: dict[Key, tuple[Record, set[str]]] = {}
     unread = matched = 0
     for record in records:
@@ -163,10 +145,10 @@ def _matched(
             found.setdefault((record.sha256, record.page), (record, set()))[1].add(label)
     if not matched:
         first = next(iter(by_name or labels.by_content), ("", 1))[0]
-        beside = records[0].file_name if records else "no image"
+        first_row = records[0].file_name if records else "no image"
         raise LabelError(
             f"{labels.source}: none of its {len(labels):,} labels matches an image of the result, first '{first}' "
-            f"beside '{beside}'; file_name must be relative to the scanned folder."
+            f"beside '{first_row}'; file_name must be relative to the scanned folder."
         )
     kept = [(record, next(iter(said))) for record, said in found.values() if len(said) == 1]
     torn = len(found) - len(kept)
@@ -185,31 +167,29 @@ def _matched(
     return kept, notes
 
 
-def _as_the_result_names_them(labels: Labels, provenance: Mapping[str, Any]) -> dict[Key, str]:
-    """Return the labels by the result's own file names, where both folders are known to hold one another."""
+def _names_in_result(labels: Labels, provenance: Mapping[str, Any]) -> dict[Key, str]:
+    """Return the labels by the result's own file names, where one of the two folders lies in the other."""
     scanned = Path(provenance["folder"])
     if labels.folder is None or not scanned.is_absolute():
         return dict(labels.by_name)
-    held = labels.folder.resolve()
-    if held.is_relative_to(scanned):
-        prefix = held.relative_to(scanned).as_posix()
-        return {(name if prefix == "." else f"{prefix}/{name}", page): v for (name, page), v in labels.by_name.items()}
-    if scanned.is_relative_to(held):
-        prefix = scanned.relative_to(held).as_posix() + "/"
-        return {(name.removeprefix(prefix), page): v for (name, page), v in labels.by_name.items()}
-    return dict(labels.by_name)
+    folder, longer, shorter = labels.folder.resolve(), "", ""
+    if folder.is_relative_to(scanned):
+        longer = f"{folder.relative_to(scanned).as_posix()}/".removeprefix("./")
+    elif scanned.is_relative_to(folder):
+        shorter = f"{scanned.relative_to(folder).as_posix()}/"
+    return {(longer + name.removeprefix(shorter), page): label for (name, page), label in labels.by_name.items()}
 
 
 def _mapped(
     found: Sequence[tuple[Record, str]], choices: Sequence[str], label_map: Mapping[str, str]
 ) -> tuple[list[tuple[Record, str]], list[str]]:
     """Return the labels in the words of the choices; raises `LabelError` for one that is none of them."""
-    told = {folded(name): to for name, to in label_map.items()}
+    renamed = {folded(name): to for name, to in label_map.items()}
     known = {folded(choice): choice for choice in choices}
     kept, dropped = [], 0
     unknown: Counter[str] = Counter()
     for record, label in found:
-        to = told.get(folded(label), label)
+        to = renamed.get(folded(label), label)
         if not to.strip():
             dropped += 1
         elif (choice := known.get(folded(to))) is None:
@@ -228,10 +208,10 @@ def _mapped(
 def _evened(
     found: Sequence[tuple[Record, str]], records: Sequence[Record]
 ) -> tuple[list[tuple[Record, str]], list[str]]:
-    """Thin verdicts such that accepted and routed images were judged equally often.
+    """Thin verdicts so that accepted and routed images were judged equally often.
 
     A promise holds for what was drawn like the images that made it. Whoever judges all routed images and an audit of
-    the accepted ones has drawn the routed ones more often; which of them stay is told by their hashes alone.
+    the accepted ones has drawn the routed ones more often. Which of them stay follows from their hashes alone.
     """
     judged = Counter(record.route for record, _ in found)
     there = Counter(r.route for r in records if r.captions is not None)
@@ -262,12 +242,15 @@ def drawn(record: Record, purpose: str) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
-def _check(records: Sequence[Record], labels: Sequence[str], said: Labels) -> None:
-    if not records:
-        raise LabelError(f"{said.source}: no labelled image has a reading; see the log for why they could not be read.")
-    if len(set(labels)) == 1 and said.kind != "verdict":
+def _check(found: Sequence[str], labels: Labels) -> None:
+    """Raise `LabelError` where no image or only one class is left."""
+    if not found:
         raise LabelError(
-            f"{said.source}: all {len(labels):,} labels are '{labels[0]}'; it takes images of two classes at least."
+            f"{labels.source}: no labelled image has a reading; see the log for why they could not be read."
+        )
+    if len(set(found)) == 1 and labels.kind != "verdict":
+        raise LabelError(
+            f"{labels.source}: all {len(found):,} labels are '{found[0]}'; it takes images of two classes at least."
         )
 
 
@@ -330,22 +313,22 @@ def evidence(
     scorer = Scorer(labelled.prompt, labelled.choices, kernel)
     said = [_first(said_of(record), num_samples) for record in labelled.records]
     scorer.prepare(said)
-    strange = list(labelled.novelties if novelty is None else novelty)
-    told = [scorer.score(one, far) for one, far in zip(said, strange, strict=True)]
+    novelty = labelled.novelties if novelty is None else novelty
+    scored = [scorer.score(one, far) for one, far in zip(said, novelty, strict=True)]
     candidates = [
-        Candidate((str(r.sha256), r.page), scores, reason, quality_of(r), far)
-        for r, (scores, reason), far in zip(labelled.records, told, strange, strict=True)
+        replace(Candidate.of(record, reason, scores), novelty=far)
+        for record, (scores, reason), far in zip(labelled.records, scored, novelty, strict=True)
     ]
-    answers = tuple(scores.answer for scores, _ in told)
+    answers = tuple(scores.answer for scores, _ in scored)
     decisions = [bars(candidate, limits) for candidate in candidates]
     return Evidence(
-        num_samples,
-        name,
-        {column: _turned(candidates, column) for column in SCORES},
-        _wrong(labelled, answers, told),
-        answers,
-        np.array([decision is None for decision in decisions]),
-        Counter(_why(decision) for decision in decisions if decision is not None),
+        num_samples=num_samples,
+        kernel=name,
+        scores={column: _turned(candidates, column) for column in SCORES},
+        wrong=_wrong(labelled, answers),
+        answers=answers,
+        usable=np.array([decision is None for decision in decisions]),
+        barred=Counter(_why(decision) for decision in decisions if decision is not None),
     )
 
 
@@ -369,7 +352,7 @@ def _turned(candidates: Sequence[Candidate], column: str) -> Vector:
     return np.array([np.inf if value is None else sign * value for value in values])
 
 
-def _wrong(labelled: Labelled, answers: Sequence[str | None], told: Sequence[tuple[Scores, Reason | None]]) -> Mask:
+def _wrong(labelled: Labelled, answers: Sequence[str | None]) -> Mask:
     if labelled.kind == "class":
         return np.array([answer != label for answer, label in zip(answers, labelled.labels, strict=True)])
     if labelled.kind == "ambiguity":

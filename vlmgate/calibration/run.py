@@ -1,21 +1,23 @@
 """Run a calibration: read the labelled images or take a result, study it, write the gate and the page.
 
-Knows files and the order of work; knows nothing of how a gate is chosen or of how anything is shown.
+Call `calibrate`. A comparison of models uses `completed` and `read_labelled` as well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmgate.calibration.choose import SUBSETS
+from vlmgate.calibration.choose import SUBSETS, Promise
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import write_page
@@ -96,6 +98,38 @@ def calibrate(
     `reading` says how the labelled images are read where `config.source` is a folder; its folder is filled in from the
     labels, and so are the choices where it has none, with `question` in the place of the usual one.
     """
+    _check(config, costs)
+    label_map = config.mapped()
+    path = config.source
+    if path.is_file():
+        provenance = read_provenance(path)
+        if not provenance.get("complete", True):
+            raise UsageError(
+                f"{path}: that run was not finished, and half of a folder stands for nothing; finish it first."
+            )
+        labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column)
+    else:
+        labels = read_labels(config.labels or path, config.label_column)
+        wanted = completed(reading, labels, path, label_map, question)
+        done = read_labelled(wanted, labels, progress, load)
+        if done.interrupted is not None or done.error is not None:
+            return Stopped(done)
+        path = done.outputs.parquet
+    records, provenance = read_result(path)
+    labelled = join(records, provenance, labels, label_map=label_map, good=config.good)
+    progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
+    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs)
+    seconds = seconds_of(provenance)
+    gate = _write(found, config, labels, provenance)
+    page = None
+    if config.page:
+        progress.message("Drawing the page …")
+        page = write_page(found, labels, seconds, provenance, gate, config.out)
+    return Calibrated(found, labels, seconds, gate, path, page)
+
+
+def _check(config: CalibrateConfig, costs: Costs | None) -> None:
+    """Raise `UsageError` for what is wrong before anything is read."""
     if config.out.suffix != ".toml":
         raise OutputError(f"{config.out}: a gate file must end in .toml; give another -o.")
     if not config.out.parent.is_dir():
@@ -108,33 +142,11 @@ def calibrate(
         )
     for name in config.kernels:
         check_kernel(name)
-    label_map = config.mapped()
-    if config.source.is_file():
-        path = config.source
-        records, provenance = read_result(path)
-        if not provenance.get("complete", True):
-            raise UsageError(
-                f"{path}: that run was not finished, and half of a folder stands for nothing; finish it first."
-            )
-        labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column)
-    else:
-        labels = read_labels(config.labels or config.source, config.label_column)
-        wanted = completed(reading, labels, config.source, label_map, question)
-        done = read_labelled(wanted, labels, progress, load)
-        if done.interrupted is not None or done.error is not None:
-            return Stopped(done)
-        path = done.outputs.parquet
-        records, provenance = read_result(path)
-    labelled = join(records, provenance, labels, label_map=label_map, good=config.good)
-    progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
-    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs)
-    seconds = {int(k): float(v) for k, v in (provenance.get(TIMED) or {}).items()}
-    gate = _write(found, config, labels, provenance)
-    page = None
-    if config.page:
-        progress.message("Drawing the page …")
-        page = write_page(found, labels, seconds, provenance, gate, config.out)
-    return Calibrated(found, labels, seconds, gate, path, page)
+
+
+def seconds_of(provenance: Mapping[str, Any]) -> dict[int, float]:
+    """Return the seconds that an image takes, by number of samples, as far as a result knows."""
+    return {int(k): float(v) for k, v in (provenance.get(TIMED) or {}).items()}
 
 
 def labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:
@@ -142,7 +154,7 @@ def labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:
     folder = Path(provenance["folder"])
     if not folder.is_dir():
         raise UsageError(f"{path}: says nothing of labels; give --labels FOLDER or TABLE.")
-    # `test` of MVTec AD was read alone; its labels are told by the folder above.
+    # `test` of MVTec AD was read alone; the folder above says what its labels are.
     return folder.parent if folder.name == "test" and (folder / "good").is_dir() else folder
 
 
@@ -158,8 +170,8 @@ def completed(
     if apart and labels.folder is not None and not labels.folder.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"--labels {labels.folder} is another folder of images; calibrate that one, or give a table.")
     if labels.kind == "class" and not sampling.choices:
-        told = {folded(name): to for name, to in label_map.items()}
-        names = {told.get(folded(label), label) for label in labels.counts()} - {""}
+        renamed = {folded(name): to for name, to in label_map.items()}
+        names = {renamed.get(folded(label), label) for label in labels.counts()} - {""}
         if odd := next((name for name in sorted(names) if "," in name), None):
             raise LabelError(
                 f"the class '{odd}' has a comma, which parts choices; --label-map '{odd}=NAME' renames it."
@@ -233,26 +245,32 @@ def measure_seconds(captioner: Captioner, reading: ScanConfig) -> dict[str, floa
 
 
 def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Mapping[str, Any]) -> Path | None:
+    """Write the gate, and the features that novelty is measured from, next to it; None where there is no gate."""
     gate = found.gate()
     if gate is None:
         return None
-    features, digest = None, None
+    features = digest = None
     if found.reference is not None:
-        features, digest = _keep_features(found, config.out)
-    fingerprint, model = provenance["fingerprint"], provenance["model"] or {}
-    prefix = "checkpoint."
-    checkpoint = {key.removeprefix(prefix): value for key, value in fingerprint.items() if key.startswith(prefix)}
-    revision = model.get("revision")
-    if revision and "revision" in checkpoint:
-        checkpoint["revision"] = revision  # the commit, for a branch moves
-    sampling = sampling_of(provenance["sampling"] | {"num_samples": found.proposed})
+        content = found.reference.to_npz()
+        digest = hashlib.sha256(content).hexdigest()  # in the name, so that a former gate keeps its own
+        features = config.out.with_name(f"{config.out.stem}.{digest[:8]}.features.npz")
+        try:
+            write_file(features, content)
+        except OSError as error:
+            what = f"cannot write the features beside it ({error.strerror})"
+            raise OutputError(f"{config.out}: {what}; make room.") from error
+    model, prefix = provenance["model"] or {}, "checkpoint."
+    identity = {key: value for key, value in provenance["fingerprint"].items() if key.startswith(prefix)}
+    checkpoint = {key.removeprefix(prefix): value for key, value in identity.items()}
+    if model.get("revision") and "revision" in checkpoint:
+        checkpoint["revision"] = model["revision"]  # the commit, for a branch moves
     file = GateFile(
         gate=gate,
         kernel=found.final.kernel,
         model=model.get("model", "builtin"),
-        revision=revision,
+        revision=model.get("revision"),
         checkpoint=checkpoint,
-        sampling=sampling,
+        sampling=sampling_of(provenance["sampling"] | {"num_samples": found.proposed}),
         pages=provenance["image_config"]["pages"],
         data=_data(found, labels, provenance),
         promise=_promise(found),
@@ -261,58 +279,37 @@ def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Ma
         features_sha256=digest,
         measures_novelty=features is not None,
     )
-    write_gate(config.out, file, _about(found))
+    write_gate(config.out, file, [_about(found.promise)])
     return config.out
 
 
-def _keep_features(found: Study, out: Path) -> tuple[Path, str]:
-    """Write the reference under a name that follows from its content, so that a former gate keeps its own."""
-    import hashlib
-
-    assert found.reference is not None
-    content = found.reference.to_npz()
-    digest = hashlib.sha256(content).hexdigest()
-    path = out.with_name(f"{out.stem}.{digest[:8]}.features.npz")
-    try:
-        write_file(path, content)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot write the features beside it ({error.strerror}); make room.") from error
-    return path, digest
-
-
 def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    import hashlib
-    from collections import Counter
-
-    held = found.labelled
-    server = (provenance["model"] or {}).get("server")
-    mixed = held.good is not None and bool(held.known.all())
-    told = sorted(f"{r.sha256}:{r.page}:{label}" for r, label in zip(held.records, held.labels, strict=True))
-    return (
-        {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "vlmgate_version": __version__,
-            "labels": _storable(labels.source),
-            "form": labels.form,
-            "images": len(held.records),
-            "wrong": int(found.final.wrong.sum()),
-            "classes": dict(Counter(held.labels).most_common()),
-            "good": held.good or "",
-            "sha256": hashlib.sha256("\n".join(told).encode()).hexdigest(),
-            "seed": provenance["sampling"]["seed"],
-            "device": (provenance["model"] or {}).get("device", ""),
-            "dtype": (provenance["model"] or {}).get("dtype", ""),
-        }
-        | ({"endpoint": server["url"]} if server else {})
-        | ({"share_defective": float(held.bad.mean())} if mixed else {})
-    )
-
-
-def _storable(path: Path) -> str:
-    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+    """Return what the gate file says of the images that it was calibrated on."""
+    held, model = found.labelled, provenance["model"] or {}
+    contents = sorted(f"{r.sha256}:{r.page}:{label}" for r, label in zip(held.records, held.labels, strict=True))
+    data = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "vlmgate_version": __version__,
+        "labels": labels.source.as_posix().encode("utf-8", "backslashreplace").decode(),
+        "form": labels.form,
+        "images": len(held.records),
+        "wrong": int(found.final.wrong.sum()),
+        "classes": dict(Counter(held.labels).most_common()),
+        "good": held.good or "",
+        "sha256": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
+        "seed": provenance["sampling"]["seed"],
+        "device": model.get("device", ""),
+        "dtype": model.get("dtype", ""),
+    }
+    if server := model.get("server"):
+        data["endpoint"] = server["url"]
+    if held.good is not None and held.known.all():
+        data["share_defective"] = float(held.bad.mean())
+    return data
 
 
 def _promise(found: Study) -> dict[str, Any]:
+    """Return what the gate file says of its promise; nothing where there is none."""
     made = found.promise
     if made is None or not made.holds:
         return {}
@@ -329,11 +326,9 @@ def _promise(found: Study) -> dict[str, Any]:
     }
 
 
-def _about(found: Study) -> list[str]:
-    made = found.promise
+def _about(made: Promise | None) -> str:
+    """Return the comment at the head of a gate file."""
     if made is None:
-        return ["The gate of least expected cost. It promises nothing of its risk."]
+        return "The gate of least expected cost. It promises nothing of its risk."
     of = "accepted readings are wrong" if made.target_kind == "risk" else "defective parts pass as good"
-    return [
-        f"With {made.confidence:.6g} confidence at most {made.target:.6g} of {of}, on images drawn like those below."
-    ]
+    return f"With {made.confidence:.6g} confidence at most {made.target:.6g} of {of}, on images drawn like those below."

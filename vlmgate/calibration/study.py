@@ -1,7 +1,4 @@
-"""All that a calibration finds out, from labelled readings: arithmetic, and no model.
-
-Knows the order in which things are chosen; knows nothing of files, models or of how anything is shown.
-"""
+"""All that a calibration finds out from labelled readings; arithmetic, and no model. Call `study`."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from functools import cached_property
 
 import numpy as np
 
-from vlmgate.calibration.agreement import Agreement, agreement
 from vlmgate.calibration.choose import (
     SUBSETS,
     Choice,
@@ -24,28 +20,28 @@ from vlmgate.calibration.choose import (
     design_part,
     promise,
 )
-from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies
-from vlmgate.calibration.figures import Estimate, Vector, measure
-from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, Mask, columns_there, evidence, in_own_units
+from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies, line_weights
+from vlmgate.calibration.figures import Agreement, Estimate, Mask, Vector, agreement, measure
+from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, columns_there, evidence, in_own_units
 from vlmgate.config import CalibrateConfig
 from vlmgate.errors import LabelError
 from vlmgate.gate.drift import COLUMNS, Kept
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit, safe_limit
 from vlmgate.run.rescore import said_of
-from vlmgate.scores.answers import parse, tally
 from vlmgate.scores.kernels import Kernel
 from vlmgate.scores.novelty import FEWEST, Reference, unpack
+from vlmgate.scores.score import Scorer
 
-FEW = 20  # wrong readings, or right ones; with fewer every figure is shaky
+_FEW_READINGS = 20  # wrong ones, or right ones; with fewer every figure is shaky
 _FEWEST_FEATURES = 30  # images of the design part; a reference of fewer would call half of the rest strange
 
 
 @dataclass(frozen=True, slots=True)
-class QualityRow:
+class ScoreFigures:
     """How well one score tells wrong readings from right ones, on all labelled images."""
 
     score: str
-    kernel: str | None  # null where no kernel has a say
+    kernel: str | None  # null where the score depends on none
     figures: Mapping[str, Estimate]
 
 
@@ -56,32 +52,44 @@ class Study:
     config: CalibrateConfig
     labelled: Labelled
     design: Mask  # (N,)
-    quality: tuple[QualityRow, ...]
+    quality: tuple[ScoreFigures, ...]
     best: Choice  # on all images, cross-validated
     chosen: Choice  # on the design part; what the gate goes by
     counts: SampleCounts  # on all images
-    proposed: int  # samples of the gate
     final: Evidence  # of the gate's samples and kernel, within its limits
-    score: str  # that the gate goes by
-    held_out: Mapping[str, Estimate]  # figures of that score on the images that certify
     promise: Promise | None  # null for the gate of least cost, which promises nothing
-    bills: Bills | None
+    bills: Bills | None  # null without costs
     costs: Costs | None
     agreement: Agreement | None
     repeats: tuple[int, int]  # readings per image that were compared with one another, samples of each
     reference: Reference | None  # of the design part's vision features
     novelty: Vector | None  # (N,) distance from it
-    limits: tuple[Limit, ...]  # beside the calibrated one
+    limits: tuple[Limit, ...]  # besides the calibrated one
     notes: tuple[str, ...]
+
+    @property
+    def score(self) -> str:
+        """Return the score that the gate goes by."""
+        return self.chosen.score
+
+    @property
+    def proposed(self) -> int:
+        """Return the number of samples of the gate."""
+        return self.final.num_samples
+
+    @cached_property
+    def held_out(self) -> Mapping[str, Estimate]:
+        """Return the figures of the gate's score on the images that certify."""
+        rest = ~self.design
+        return measure(self.final.gated(self.score)[rest], self.final.wrong[rest]) if rest.any() else {}
 
     @cached_property
     def accepted(self) -> Mask:
         """Return (N,): what the gate accepts, nothing where there is none."""
         if self.promise is not None:
             return self.promise.accepts(self.final, self.score)
-        found: Mask = self.final.gated(self.score) <= (
-            -math.inf if self.bills is None or self.bills.cheapest is None else self.bills.cheapest
-        )
+        least = -math.inf if self.bills is None or self.bills.cheapest is None else self.bills.cheapest
+        found: Mask = self.final.gated(self.score) <= least
         return found
 
     def gate(self) -> Gate | None:
@@ -93,15 +101,14 @@ class Study:
             return Gate(self.score, in_own_units(self.score, threshold), limits=self.limits)
         if self.promise is None or not self.promise.holds:
             return None
-        return _gate_of(self.promise, self.score, self.limits, self.labelled.choices)
+        return _gate_of(self.promise, self.score, self.limits)
 
     def drift(self) -> dict[str, Kept]:
-        """Return how the columns that tell of drift are distributed, novelty on images that made no reference."""
-        rest = ~self.design
+        """Return how the columns that show drift are distributed; novelty on images that made no reference."""
         found: dict[str, Kept | None] = {}
         for column in COLUMNS:
             if column == "novelty":
-                found[column] = None if self.novelty is None else Kept.of(self.novelty[rest])
+                found[column] = None if self.novelty is None else Kept.of(self.novelty[~self.design])
             elif column in self.final.scores:
                 sign = 1.0 if HIGHER_IS_WORSE[column] else -1.0
                 found[column] = Kept.of(sign * self.final.scores[column])
@@ -110,7 +117,7 @@ class Study:
         return {column: kept for column, kept in found.items() if kept is not None}
 
 
-def _gate_of(made: Promise, score: str, limits: Sequence[Limit], choices: Sequence[str]) -> Gate:
+def _gate_of(made: Promise, score: str, limits: Sequence[Limit]) -> Gate:
     """Return the gate of a promise: its widest threshold, and for the answers of a narrower group a limit each."""
     steps = [(group.answers, group.certified.step) for group in made.groups]
     widest = max(step.threshold for _, step in steps if step is not None)
@@ -132,33 +139,28 @@ def study(
     everything = np.ones(len(design), bool)
     reference, novelty = _features(labelled, design)
     limits, notes = _limits(labelled, config, novelty is not None)
-    own = None if novelty is None else _values(novelty)  # scan --gate measures from that reference, too
+    # scan --gate measures from that reference, too
+    own = None if novelty is None else [float(v) if math.isfinite(v) else None for v in novelty]
+
+    def scored(num_samples: int, kernel: str) -> Evidence:
+        return evidence(labelled, num_samples, kernels[kernel], name=kernel, limits=limits, novelty=own)
+
     most = labelled.num_samples
-    whole = [
-        evidence(labelled, most, kernel, name=name, limits=limits, novelty=own) for name, kernel in kernels.items()
-    ]
-    _check(labelled, whole[0], config)
+    whole = {name: scored(most, name) for name in kernels}
+    first, *_ = whole.values()
+    _check(labelled, first, config)
     graded = everything if config.rule == "cost" else design
-    best = choose_score(whole, everything)
-    chosen = choose_score(whole, graded, config.score)
-    kernel = kernels[chosen.kernel]
-    fewer = labelled.views == 1 and (labelled.kind != "verdict" or bool(labelled.choices))  # may be judged at all
-    tried = [k for k in SUBSETS if k < most] + [most] if fewer else [most]
-    if config.gate_samples is not None and config.gate_samples not in tried:
-        tried = sorted({*tried, _asked(config.gate_samples, labelled)})
-    several = {
-        k: evidence(labelled, k, kernel, name=chosen.kernel, limits=limits, novelty=own) for k in tried if k != most
-    }
-    several[most] = next(one for one in whole if one.kernel == chosen.kernel)
-    counts = compare_counts(list(several.values()), chosen.score, everything)
-    proposed = compare_counts(list(several.values()), chosen.score, graded).proposed
-    if config.gate_samples is not None:
-        proposed = config.gate_samples
-    final = several[proposed]
+    best = choose_score([*whole.values()], everything)
+    chosen = choose_score([*whole.values()], graded, config.score)
+    several = [scored(k, chosen.kernel) for k in _counts_to_try(labelled, config) if k != most]
+    several.append(whole[chosen.kernel])
+    proposed = config.gate_samples or compare_counts(several, chosen.score, graded).proposed
+    final = next(one for one in several if one.num_samples == proposed)
     for text in config.limits:
         parse_limit(text, proposed)  # a scan with so many samples must be able to read it
-    made = (
-        promise(
+    made = None
+    if config.rule == "guarantee":
+        made = promise(
             labelled,
             final,
             chosen.score,
@@ -168,42 +170,43 @@ def study(
             confidence=config.confidence,
             per_answer=config.per_answer,
         )
-        if config.rule == "guarantee"
-        else None
-    )
-    rest = ~design
-    told, repeats = _agreement(labelled, final)
+    agreed, repeats = _agreement(labelled, final)
     return Study(
         config=config,
         labelled=labelled,
         design=design,
-        quality=_quality(whole),
+        quality=_quality([*whole.values()]),
         best=best,
         chosen=chosen,
-        counts=counts,
-        proposed=proposed,
+        counts=compare_counts(several, chosen.score, everything),
         final=final,
-        score=chosen.score,
-        held_out=measure(final.gated(chosen.score)[rest], final.wrong[rest]) if rest.any() else {},
         promise=made,
-        bills=_bills(labelled, final, chosen.score, made, config, costs),
+        bills=None if costs is None else _bills(labelled, final, chosen.score, made, config, costs),
         costs=costs,
-        agreement=told,
+        agreement=agreed,
         repeats=repeats,
         reference=reference,
         novelty=novelty,
         limits=limits,
-        notes=(*labelled.notes, *notes, *_warnings(labelled, whole[0])),
+        notes=(*labelled.notes, *notes, *_warnings(labelled, first)),
     )
 
 
-def _asked(samples: int, labelled: Labelled) -> int:
-    if samples > labelled.num_samples or labelled.views > 1:
-        raise LabelError(
-            f"--gate-samples {samples}: {labelled.num_samples} samples were drawn"
-            + (", from several views." if labelled.views > 1 else "; calibrate with more --num-samples.")
-        )
-    return samples
+def _counts_to_try(labelled: Labelled, config: CalibrateConfig) -> list[int]:
+    """Return the numbers of samples that are compared, rising; raises `LabelError` for one that was not drawn."""
+    most, wanted = labelled.num_samples, config.gate_samples
+    if labelled.views > 1 or (labelled.kind == "verdict" and not labelled.choices):  # fewer cannot be judged
+        tried = {most}
+    else:
+        tried = {most, *(k for k in SUBSETS if k < most)}
+    if wanted is not None and wanted not in tried:
+        if wanted > most or labelled.views > 1:
+            raise LabelError(
+                f"--gate-samples {wanted}: {most} samples were drawn"
+                + (", from several views." if labelled.views > 1 else "; calibrate with more --num-samples.")
+            )
+        tried.add(wanted)
+    return sorted(tried)
 
 
 def _check(labelled: Labelled, whole: Evidence, config: CalibrateConfig) -> None:
@@ -227,17 +230,15 @@ def _check(labelled: Labelled, whole: Evidence, config: CalibrateConfig) -> None
 
 
 def _warnings(labelled: Labelled, whole: Evidence) -> list[str]:
-    notes = []
-    wrong, right = int(whole.wrong.sum()), int((~whole.wrong).sum())
     word = labelled.word
     other = "clear" if word == "ambiguous" else "right"
-    for number, name in ((wrong, word), (right, other)):
-        if number < FEW:
-            notes.append(
-                f"only {number:,} {name} reading{'' if number == 1 else 's'}: figures that tell {word} from {other} "
-                f"are shaky, or none; label more images, {name} ones above all"
-            )
-    return notes
+    counts = ((int(whole.wrong.sum()), word), (int((~whole.wrong).sum()), other))
+    return [
+        f"only {number:,} {name} reading{'' if number == 1 else 's'}: figures that tell {word} from {other} are shaky, "
+        f"or none; label more images, {name} ones above all"
+        for number, name in counts
+        if number < _FEW_READINGS
+    ]
 
 
 # --- vision features --------------------------------------------------------------------------------------------------
@@ -259,10 +260,6 @@ def _features(labelled: Labelled, design: Mask) -> tuple[Reference | None, Vecto
     return reference, np.round(reference.novelty_of(packed), 6)
 
 
-def _values(novelty: Vector) -> list[float | None]:
-    return [float(value) if math.isfinite(value) else None for value in novelty]
-
-
 def _limits(labelled: Labelled, config: CalibrateConfig, known: bool) -> tuple[tuple[Limit, ...], list[str]]:
     limits = [parse_limit(text, labelled.num_samples) for text in config.limits]
     notes = []
@@ -281,35 +278,35 @@ def _limits(labelled: Labelled, config: CalibrateConfig, known: bool) -> tuple[t
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _quality(whole: Sequence[Evidence]) -> tuple[QualityRow, ...]:
+def _quality(whole: Sequence[Evidence]) -> tuple[ScoreFigures, ...]:
     rows = []
     for i, one in enumerate(whole):
         for column in columns_there(one):
             if i == 0 or column in OF_KERNEL:
                 kernel = one.kernel if column in OF_KERNEL else None
-                rows.append(QualityRow(column, kernel, measure(one.scores[column], one.wrong)))
+                rows.append(ScoreFigures(column, kernel, measure(one.scores[column], one.wrong)))
     chance = np.random.default_rng(0).random(len(whole[0].wrong))
-    return (*rows, QualityRow("random", None, measure(chance, whole[0].wrong)))
+    return (*rows, ScoreFigures("random", None, measure(chance, whole[0].wrong)))
 
 
 def _bills(
-    labelled: Labelled, final: Evidence, score: str, made: Promise | None, config: CalibrateConfig, costs: Costs | None
-) -> Bills | None:
-    if costs is None:
-        return None
+    labelled: Labelled, final: Evidence, score: str, made: Promise | None, config: CalibrateConfig, costs: Costs
+) -> Bills:
     known = labelled.known
-    bad, sound = labelled.bad & known, ~labelled.bad & known
-    if labelled.good is None or not bad.any() or not sound.any():
+    outcomes = outcomes_of(labelled, final, known)
+    guaranteed = made.accepts(final, score)[known] if made is not None and made.holds else None
+    weights = line_weights(outcomes.bad, config.defect_rate)
+    return compare_policies(final.gated(score)[known], outcomes, costs, guaranteed, weights)
+
+
+def outcomes_of(labelled: Labelled, one: Evidence, part: Mask) -> Outcomes:
+    """Return what the readings of a part of the images would do; raises `LabelError` where costs mean nothing."""
+    bad, known = labelled.bad, labelled.known
+    if labelled.good is None or not (bad & known).any() or not (~bad & known).any():
         raise LabelError(
             "costs need to know which class passes a part, and good and defective parts; name the class with --good."
         )
-    weights = np.ones(int(known.sum()))
-    if config.defect_rate is not None:
-        rate = config.defect_rate
-        weights = np.where(bad[known], rate / bad.sum(), (1 - rate) / sound.sum())
-    outcomes = Outcomes(bad[known], ~final.says(labelled.good)[known])
-    guaranteed = made.accepts(final, score)[known] if made is not None and made.holds else None
-    return compare_policies(final.gated(score)[known], outcomes, costs, guaranteed, weights)
+    return Outcomes(bad[part], ~one.says(labelled.good)[part])
 
 
 def _agreement(labelled: Labelled, final: Evidence) -> tuple[Agreement | None, tuple[int, int]]:
@@ -323,12 +320,11 @@ def _agreement(labelled: Labelled, final: Evidence) -> tuple[Agreement | None, t
     if labelled.num_samples // each < 2:
         each = labelled.num_samples // 2
     times = labelled.num_samples // each
-    repeats = []
-    for record in labelled.records:
-        answers = said_of(record).answers or ()
-        parsed = [
-            parse(a.text, labelled.choices) if a.finish == "stop" else parse("", labelled.choices) for a in answers
-        ]
-        repeats.append([tally(parsed[i * each : (i + 1) * each]).answer for i in range(times)] if parsed else [])
+    scorer = Scorer(labelled.prompt, labelled.choices)
+    answers = [said_of(record).answers or () for record in labelled.records]
+    repeats = [
+        [scorer.tally(several[i * each : (i + 1) * each]).answer for i in range(times)] if several else []
+        for several in answers
+    ]
     truths = [truth or "" for truth in labelled.truths]
     return agreement(truths, final.answers, labelled.good, repeats), (times, each)

@@ -210,9 +210,9 @@ def calibrate(
                 "restart": restart,
             },
         )
-        from vlmgate.calibration.report import CalibrationProgress
         from vlmgate.calibration.run import Stopped
         from vlmgate.calibration.run import calibrate as run
+        from vlmgate.calibration.text import CalibrationProgress
 
         progress = CalibrationProgress(console(stderr=True), quiet=quiet)
         with crashes_to(out.with_suffix(".log")):
@@ -232,7 +232,7 @@ def calibrate(
 
 
 def _print(done: Calibrated, format: Format, code: int) -> None:
-    from vlmgate.calibration.report import print_study, study_json
+    from vlmgate.calibration.text import print_study, study_json
 
     if format is Format.JSON:
         print(study_json(done.found, done.labels, done.seconds, done.written, code))

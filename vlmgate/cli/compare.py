@@ -150,8 +150,9 @@ def compare(
             raise UsageError(
                 "--defect-rate weighs costs, and none is given; add --cost-escape, --cost-review and the like."
             )
-        from vlmgate.calibration.compare.run import CompareConfig, Stopped, run_comparison
-        from vlmgate.calibration.report import CalibrationProgress
+        from vlmgate.calibration.compare.run import CompareConfig, run_comparison
+        from vlmgate.calibration.run import Stopped
+        from vlmgate.calibration.text import CalibrationProgress
 
         settings = CompareConfig(
             sources=tuple(sources),
@@ -176,7 +177,7 @@ def compare(
                 raise done.result.error
             say("Stopped. The same command goes on where it was.")
             raise typer.Exit(128 + (done.result.interrupted or 0))
-    from vlmgate.calibration.compare.report import comparison_json, print_comparison
+    from vlmgate.calibration.compare.text import comparison_json, print_comparison
 
     with reader_may_leave():
         if format is Format.JSON:

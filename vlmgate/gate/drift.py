@@ -1,7 +1,6 @@
-"""Tell whether tonight's images look like those that a gate was calibrated on.
+"""Compare the images of a run with those that a gate was calibrated on: a promise holds for no others.
 
-Knows distributions of numbers; knows nothing of images, models or of how a gate is chosen. A promise holds for images
-like those that made it, and for no others.
+`Kept.of` keeps a column's distribution, `shifts` compares it with that of a run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Tell, from the first few samples of an image, whether the rest could still change where it goes.
+"""Decide, from the first few samples of an image, whether the rest could still change where it goes.
 
-Knows scores, limits and chances; knows nothing of how samples are drawn. Samples 1 to k of an image are the first k of
-the K that it would have, so a decision on k of them can be held against the decision on all.
+`check_gate` refuses gates that cannot be foreseen, `Foresight.settled` judges one image, `looks` says when to ask.
+Samples 1 to k of an image are the first k of the K that it would have, so a decision on k of them can be compared with
+the decision on all.
 
 What is certain after k samples:
 

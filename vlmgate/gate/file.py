@@ -1,7 +1,7 @@
-"""The gate file: a calibrated gate, the model and sampling that it holds for, on what it rests and what it promises.
+"""The gate file: a calibrated gate, the model and sampling that it holds for, its data and its promise, as TOML.
 
-Knows TOML and what has to be equal; knows nothing of how a gate is chosen. A file names no code to run: remote code is
-allowed on the command line alone.
+`read_gate` reads one, `text_of` makes the text of one, `differences` compares a run with it. A file names no code to
+run: remote code is allowed on the command line alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class GateFile:
     data: Mapping[str, Any] = field(default_factory=dict)  # what it was calibrated on
     promise: Mapping[str, Any] = field(default_factory=dict)  # empty = none
     drift: Mapping[str, Kept] = field(default_factory=dict)  # column → distribution on the calibration set
-    features: str | None = None  # file beside this one with the vision features' reference
+    features: str | None = None  # file in the same folder with the vision features' reference
     features_sha256: str | None = None
     measures_novelty: bool = False  # novelty is measured from that reference, not from the checkpoint's own
     edited: bool = False  # since it was calibrated, so that it promises nothing
@@ -53,8 +53,7 @@ class GateFile:
 
 def sampling_of(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a calibrated score depends on."""
-    told = {key: sampling[key] for key in SAMPLING}
-    return told | {"choices": list(told["choices"])}
+    return {key: sampling[key] for key in SAMPLING} | {"choices": list(sampling["choices"])}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -95,11 +94,8 @@ def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
         raise GateError("needs a known score and a finite threshold.")
     limits = [parse_limit(text, samples) for text in gate.get("limits", ())]
     for one in gate.get("by_answer", ()):
-        limits.append(
-            never(score, str(one["answer"]))
-            if one["limit"] == _NEVER
-            else replace(parse_limit(one["limit"], samples), answer=str(one["answer"]))
-        )
+        limit, answer = one["limit"], str(one["answer"])
+        limits.append(never(score, answer) if limit == _NEVER else replace(parse_limit(limit, samples), answer=answer))
     choices = reads.get("choices") or ()
     for limit in limits:
         if choices and limit.answer is not None and limit.answer not in choices:
@@ -120,7 +116,7 @@ def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
         pages=str(reads["pages"]),
         data=tree["data"],
         promise=promise,
-        drift={name: _kept(name, told) for name, told in tree["drift"].items()},
+        drift={name: _kept(name, kept) for name, kept in tree["drift"].items()},
         features=name,
         features_sha256=features.get("sha256"),
         measures_novelty=bool(features.get("measures_novelty", False)),
@@ -129,17 +125,17 @@ def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
     return read if not promise or same else replace(read, promise={}, edited=True)
 
 
-def _promise(told: Mapping[str, Any]) -> Mapping[str, Any]:
+def _promise(promise: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a promise that can be shown; raises `GateError` for what is none."""
-    if told:
-        rates = [float(told[key]) for key in ("target_risk", "confidence")]
-        if told["target"] not in ("risk", "escapes") or not all(0 < rate < 1 for rate in rates):
+    if promise:
+        rates = [float(promise[key]) for key in ("target_risk", "confidence")]
+        if promise["target"] not in ("risk", "escapes") or not all(0 < rate < 1 for rate in rates):
             raise GateError("its promise is none.")
-    return told
+    return promise
 
 
-def _kept(column: str, told: Mapping[str, Any]) -> Kept:
-    kept = Kept(int(told["images"]), tuple(map(float, told["quantiles"])))
+def _kept(column: str, stored: Mapping[str, Any]) -> Kept:
+    kept = Kept(int(stored["images"]), tuple(map(float, stored["quantiles"])))
     rising = all(a <= b for a, b in itertools.pairwise(kept.quantiles))
     sound = len(kept.quantiles) == QUANTILES and all(map(math.isfinite, kept.quantiles))
     if column not in COLUMNS or kept.count < FEWEST or not rising or not sound:
@@ -149,15 +145,10 @@ def _kept(column: str, told: Mapping[str, Any]) -> Kept:
 
 def _fingerprint(gate: GateFile) -> str:
     """Return a hash of all that a promise is about: limits, settings, weights and images."""
-    told: list[Any] = [
-        asdict(replace(gate.gate, origin=None)),
-        gate.kernel,
-        gate.model,
-        dict(gate.checkpoint),
-        dict(gate.sampling),
-    ]
-    told += [gate.pages, gate.data.get("sha256"), gate.features_sha256, gate.measures_novelty]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=list).encode()).hexdigest()
+    rule = asdict(replace(gate.gate, origin=None))
+    about: list[Any] = [rule, gate.kernel, gate.model, dict(gate.checkpoint), dict(gate.sampling)]
+    about += [gate.pages, gate.data.get("sha256"), gate.features_sha256, gate.measures_novelty]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=list).encode()).hexdigest()
 
 
 def _back(key: str, reads: Mapping[str, Any]) -> Any:
@@ -166,22 +157,22 @@ def _back(key: str, reads: Mapping[str, Any]) -> Any:
 
 
 def feature_file(gate: GateFile, path: Path) -> Path | None:
-    """Return the file of features beside a gate file, checked; raises `GateError` where it is needed and not there.
+    """Return the file of features next to a gate file, checked; raises `GateError` where it is needed and not there.
 
     Without it nothing can be said of how strange images are, and nothing else is lost.
     """
     if gate.features is None:
         return None
-    beside = path.parent / gate.features
+    found = path.parent / gate.features
     try:
-        same = hashlib.sha256(beside.read_bytes()).hexdigest() == gate.features_sha256
+        same = hashlib.sha256(found.read_bytes()).hexdigest() == gate.features_sha256
     except OSError:
         same = False
     if same:
-        return beside
+        return found
     if gate.measures_novelty:
         raise GateError(
-            f"{path}: needs {beside.name} beside it, as it was written with it; copy both, or calibrate again."
+            f"{path}: needs {found.name} beside it, as it was written with it; copy both, or calibrate again."
         )
     return None
 
@@ -207,8 +198,9 @@ def _other_model(now: Mapping[str, str], then: Mapping[str, str]) -> str:
     if now.get("model") == then.get("model") == SERVER:
         changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
         words = {"name": "model", "max_side": "max-side"}
-        told = [(words.get(key, key), _short(now.get(key)), _short(then.get(key))) for key in changed]
-        return ", ".join(f"{name} {here} (calibrated with {there})" for name, here, there in told)
+        return ", ".join(
+            f"{words.get(key, key)} {_short(now.get(key))} (calibrated with {_short(then.get(key))})" for key in changed
+        )
     return "another model or other weights"
 
 
@@ -256,28 +248,28 @@ def _text_of(gate: GateFile, about: Sequence[str]) -> str:
     for limit in by_answer:
         lines += ["", "[[gate.by_answer]]  # stricter where the answer is this"]
         lines += [f"answer = {_toml(limit.answer)}", f"limit = {_toml(_rule(limit))}"]
-    lines += ["", "[reads]  # what was calibrated; a scan that differs is refused", f"model = {_toml(gate.model)}"]
-    lines += [] if gate.revision is None else [f"revision = {_toml(gate.revision)}"]
-    lines += [f"{k} = {_toml(v)}" for k, v in gate.sampling.items() if v is not None]
-    lines += [f"pages = {_toml(gate.pages)}"]
-    lines += ["", "[reads.checkpoint]  # identifies the weights"]
-    lines += [f"{_key(key)} = {_toml(value)}" for key, value in gate.checkpoint.items()]
-    lines += ["", "[data]  # what it was calibrated on"]
-    lines += [f"{_key(key)} = {_toml(value)}" for key, value in gate.data.items()]
+    reads = {"model": gate.model, "revision": gate.revision, **gate.sampling, "pages": gate.pages}
+    lines += ["", "[reads]  # what was calibrated; a scan that differs is refused", *_pairs(reads)]
+    lines += ["", "[reads.checkpoint]  # identifies the weights", *_pairs(gate.checkpoint)]
+    lines += ["", "[data]  # what it was calibrated on", *_pairs(gate.data)]
     if gate.promise:
-        lines += ["", "[promise]  # for images drawn like those above, and for no others"]
-        lines += [f"{_key(key)} = {_toml(value)}" for key, value in gate.promise.items() if value is not None]
+        lines += ["", "[promise]  # for images drawn like those above, and for no others", *_pairs(gate.promise)]
     if gate.features is not None:
         lines += ["", "[features]  # what the model saw in those images, for `novelty` and drift"]
-        lines += [f"file = {_toml(gate.features)}", f"sha256 = {_toml(gate.features_sha256)}"]
-        lines += [f"measures_novelty = {_toml(gate.measures_novelty)}"]
+        features = {"file": gate.features, "sha256": gate.features_sha256}
+        lines += _pairs(features | {"measures_novelty": gate.measures_novelty})
     lines += [
         "",
         "[drift]  # how the columns were distributed there, in hundredths: from the least value to the greatest",
     ]
     for column, kept in gate.drift.items():
-        lines += [f"[drift.{column}]", f"images = {kept.count}", f"quantiles = {_toml(list(kept.quantiles))}"]
+        lines += [f"[drift.{column}]", *_pairs({"images": kept.count, "quantiles": kept.quantiles})]
     return "\n".join(lines) + "\n"
+
+
+def _pairs(values: Mapping[str, Any]) -> list[str]:
+    """Return lines of TOML; what is None has none."""
+    return [f"{_key(key)} = {_toml(value)}" for key, value in values.items() if value is not None]
 
 
 def _rule(limit: Limit) -> str:

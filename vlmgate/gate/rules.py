@@ -1,6 +1,6 @@
-"""Compare scores with limits; say where an image goes and why.
+"""Gates and limits: which values are accepted, where an image goes, and why.
 
-Knows columns, directions and limits; knows nothing of how a score was made or where a decision is written.
+`make_gate` makes a gate from options, `decide` applies it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ HIGHER_IS_WORSE: dict[str, bool] = {
 # Nobody's measurement, but strict, and the same for every K because it counts effective readings: short captions that
 # split evenly between two defects come to 1.33, between a defect and none to 1.6. Summaries call it uncalibrated.
 UNCALIBRATED_VENDI_SCORE = 1.25
-# Nobody's measurement either. Without it a single "ok" beside seven times "unsure" would be a majority.
+# Nobody's measurement either. Without it one "ok" and seven times "unsure" would be a majority.
 UNCALIBRATED_ANSWER_SHARE = 0.75
 ANSWER_COLUMNS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
 
@@ -111,23 +111,22 @@ class Gate:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Gate:
-        """Return the gate that a result's provenance tells of."""
+        """Return the gate that a result's provenance holds; see `told`."""
         known = {field.name for field in fields(cls)}
         values = {key: value for key, value in stored.items() if key in known}
         return cls(**values | {"limits": tuple(_read_limit(limit) for limit in stored.get("limits", ()))})
 
     def told(self) -> dict[str, Any]:
-        """Return what the provenance of a result says of it; JSON has no infinity, so a limit of `never` is null."""
+        """Return what a result's provenance holds of it; JSON has no infinity, so a limit of `never` is null."""
         limits = tuple(asdict(one) | {"value": one.value if math.isfinite(one.value) else None} for one in self.limits)
         return asdict(self) | {"limits": limits}
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "vendi_score ≤ 1.8 and abstain_rate ≤ 0.25"."""
         parts = []
-        if self.budget_share is not None:
-            parts = [f"the {self.budget_share * 100:.6g}% of images most uncertain by {self.score} go to a person"]
-        elif self.budget_count is not None:
-            parts = [f"the {self.budget_count:,} images most uncertain by {self.score} go to a person"]
+        if self.budget_share is not None or self.budget_count is not None:
+            many = f"{self.budget_count:,}" if self.budget_share is None else f"{self.budget_share * 100:.6g}% of"
+            parts = [f"the {many} images most uncertain by {self.score} go to a person"]
         elif self.threshold is not None:
             side = _safe_side(self.score)
             parts = [Limit(self.score, side, self.threshold, self.default, self.by_model).describe()]
@@ -135,10 +134,10 @@ class Gate:
         return rule if self.origin is None else f"{rule} ({self.origin})"
 
 
-def _read_limit(told: Mapping[str, Any]) -> Limit:
-    """Return the limit that a result tells of; one without a value is of `never`."""
-    nothing = -math.inf if told["side"] == "<=" else math.inf
-    return Limit(**dict(told) | {"value": nothing if told["value"] is None else told["value"]})
+def _read_limit(stored: Mapping[str, Any]) -> Limit:
+    """Return a limit as provenance holds it; one without a value is of `never`."""
+    nothing = -math.inf if stored["side"] == "<=" else math.inf
+    return Limit(**dict(stored) | {"value": nothing if stored["value"] is None else stored["value"]})
 
 
 def make_gate(
@@ -166,7 +165,7 @@ def make_gate(
     if threshold is not None and review_budget is not None:
         raise GateError("--threshold and --review-budget exclude each other; give one of them.")
     rules = tuple(parse_limit(text, num_samples) for text in limits)
-    # Neither a budget nor their entropy does instead: seven times "unsure" beside one "ok" agree well enough.
+    # Neither a budget nor their entropy does instead: seven times "unsure" and one "ok" agree well enough.
     limited = any(rule.column == "answer_share" for rule in rules) or (
         score == "answer_share" and threshold is not None
     )
@@ -256,11 +255,18 @@ _OF_SCORES, _OF_QUALITY = ({field.name for field in fields(kind)} for kind in (S
 class Candidate:
     """What is known of one row when its route is chosen; `reason` is set where no score can save it."""
 
-    key: tuple[str, int]  # (sha256, page): what shares it shares a decision; and the last word among equals
+    key: tuple[str, int]  # (sha256, page): what shares it shares a decision; breaks ties in a budget
     scores: Scores | Record | None  # a row has the columns of all three
     reason: Reason | None
     quality: Quality | Record | None = None
     novelty: float | None = None
+
+    @classmethod
+    def of(cls, row: Record, reason: Reason | None, scores: Scores | None = None) -> Candidate:
+        """Return what a gate looks at in a row; `scores` take the place of its own."""
+        read = row.sha256 is not None and (row.num_samples is not None or row.captions is not None)
+        key = (str(row.sha256) if read else row.file_name, row.page)
+        return cls(key, scores or row, reason, row, row.novelty)
 
     def value(self, column: str) -> float | None:
         """Return what it has in a column; None where that cannot be compared."""

@@ -1,6 +1,6 @@
-"""Play through what captions could still come after the first few: how far their entropy may yet move.
+"""Simulate what captions could still come after the first few: how far their entropy may yet move.
 
-Knows kernels; knows nothing of limits, of images, or of how anything was sampled.
+`seldom_ends` says whether it hardly ever ends on the other side of a limit.
 
 What comes next is played with an urn: a caption is like the n_r that gave reading r with a chance of n_r - d, and is a
 reading not seen yet with a chance of a + d D, both over k + a, of k captions with D readings (Pitman & Yor, "The
@@ -12,7 +12,8 @@ That is for models of few words: the built-in one words a reading in so many way
 readings drawn by their log-probabilities too, not by their counts alone, were foreseen no better.
 
 In the space of the kernel a new reading lies half way between two captions drawn from those at hand, but for a part
-that is like nothing else: as much as the readings at hand differ from the one most like them, and as they are wont to.
+that is like nothing else: as much as the readings at hand differ from the one most like them, and as readings do in
+general.
 
 `URNS` and `SIMILARITIES` were fitted to 3,300 renders of the built-in model (seeds 51 and 61 to 64): the urns by
 likelihood, with little weight left to two that those do not need, one for wordy models, of which every caption is new,
@@ -118,9 +119,9 @@ def _urns_given(counts: tuple[int, ...]) -> Matrix:
     """Return the probabilities of the urns given the counts, added up but for the last, (urns - 1,)."""
     k, found = sum(counts), []
     for strength, discount, weight in URNS:
-        told = math.log(weight) + math.lgamma(strength + 1) - math.lgamma(strength + k)
-        told += sum(math.log(strength + discount * i) for i in range(1, len(counts)))
-        found.append(told + sum(math.lgamma(n - discount) - math.lgamma(1 - discount) for n in counts))
+        likelihood = math.log(weight) + math.lgamma(strength + 1) - math.lgamma(strength + k)
+        likelihood += sum(math.log(strength + discount * i) for i in range(1, len(counts)))
+        found.append(likelihood + sum(math.lgamma(n - discount) - math.lgamma(1 - discount) for n in counts))
     shares = np.exp(np.array(found) - max(found))
     cumulated: Matrix = np.cumsum(shares / shares.sum())[:-1]
     return cumulated
@@ -145,13 +146,13 @@ def _among(mutual: Matrix, counts: Counts, dice: Matrix) -> Matrix:
 
 
 def _similarities(mutual: Matrix, dice: Matrix) -> Matrix:
-    """Return how much of a new reading lies in those at hand, drawn from what they share themselves and are wont to."""
-    distinct, wont = len(mutual), np.array(SIMILARITIES)
+    """Return how much of a new reading lies in those at hand, drawn from what they share themselves and usually do."""
+    distinct, typical = len(mutual), np.array(SIMILARITIES)
     if distinct < 2:
-        alike: Matrix = wont[(dice * len(SIMILARITIES)).astype(int)]
+        alike: Matrix = typical[(dice * len(SIMILARITIES)).astype(int)]
         return alike
     nearest = (mutual - 2 * np.eye(distinct)).max(1)  # (D,)
     own = dice * (distinct + 2)  # the last two stand for what is usual
     usual = ((own - distinct).clip(0) / 2 * len(SIMILARITIES)).astype(int)
-    found: Matrix = np.where(own < distinct, nearest[own.astype(int).clip(max=distinct - 1)], wont[usual])
+    found: Matrix = np.where(own < distinct, nearest[own.astype(int).clip(max=distinct - 1)], typical[usual])
     return found

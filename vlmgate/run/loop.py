@@ -82,9 +82,9 @@ class Run:
 
     def __init__(self, plan: Plan, progress: Progress, load: Load) -> None:
         config, journal = plan.config, plan.journal
-        self.plan, self.config, self.journal, self.gate = plan, config, journal, plan.tonight.gate
+        self.plan, self.config, self.journal, self.gate = plan, config, journal, plan.gate.gate
         self.progress, self.load, self.walk = progress, load, plan.walk
-        self.reference = None if plan.folder else plan.tonight.reference or checkpoint_reference(config.model)
+        self.reference = None if plan.folder else plan.gate.reference or checkpoint_reference(config.model)
         self.signals, self.clock, self.started = Signals(), Clock(), datetime.now(UTC)
         self.captioner: Captioner | None = None
         self.introduced = False  # a model has been loaded, here or elsewhere

@@ -19,13 +19,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlmgate.data import NO_READING, Reason, Record, Scores
+from vlmgate.data import NO_READING, Reason, Record
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
 from vlmgate.gate.early_stop import joined
-from vlmgate.gate.of_run import Tonight, drift_of, from_file
 from vlmgate.gate.rules import Candidate, Gate, decide
+from vlmgate.gate.run_gate import RunGate, drift_of, from_file
 from vlmgate.images import find_images
-from vlmgate.run.rescore import quality_of
 from vlmgate.run.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store.result import read_provenance, read_result
 from vlmgate.version import __version__
@@ -35,7 +34,6 @@ _OF_THE_FILE = (
     *("file_name", "page", "num_pages", "sha256", "width", "height", "mode", "conversion"),
     *("seed", "duplicate_of", "seconds"),
 )
-_SCORES = tuple(field.name for field in fields(Scores) if field.name != "medoid")
 _MODEL_KEYS = ("model", "revision", "architecture", "num_parameters", "dtype", "image_processor")
 
 Key = tuple[str, int]
@@ -300,24 +298,21 @@ def _decided(rows: Sequence[Record], gate: Gate) -> list[Record]:
 
 def _candidate(row: Record) -> Candidate:
     """Return what the gate looks at, as it was when the row was decided the first time."""
-    content = (row.sha256, row.page) if row.sha256 and row.captions is not None else (row.file_name, row.page)
     reason = Reason(row.reason)
-    unscored = reason is Reason.NO_SCORE and row.decided_by is None  # no column lacked: the captions cannot be compared
-    scores = Scores(**{name: getattr(row, name) for name in _SCORES}, medoid=None)
-    whatever = reason if unscored or reason in NO_READING else None
-    return Candidate(content, scores, whatever, quality_of(row), row.novelty)
+    unscored = reason is Reason.NO_SCORE and row.decided_by is None  # whatever the limits are
+    return Candidate.of(row, reason if unscored or reason in NO_READING else None)
 
 
 # --- provenance -------------------------------------------------------------------------------------------------------
 
 
-def _tonight(part: Part, gate_file: Path | None) -> Tonight:
+def _tonight(part: Part, gate_file: Path | None) -> RunGate:
     """Return the gate of the parts, with what its file says besides where it came from one."""
     gate = Gate.of(part.provenance["gate"])
     if part.provenance.get("gate_edited") is None:  # no file
         if gate_file is not None:
             raise GateError("--gate: the parts were not made with a gate; `vlmgate rescore` decides anew by limits.")
-        return Tonight(gate)
+        return RunGate(gate)
     path = gate_file or Path(part.listing.gate_file or "gate.toml")
     try:
         tonight = from_file(path)
@@ -331,7 +326,7 @@ def _tonight(part: Part, gate_file: Path | None) -> Tonight:
 
 
 def _provenance(
-    parts: Sequence[Part], lacking: _Lacking, tonight: Tonight, records: Sequence[Record]
+    parts: Sequence[Part], lacking: _Lacking, tonight: RunGate, records: Sequence[Record]
 ) -> dict[str, Any]:
     runs = [part.provenance for part in parts]
     latest = next(part for part in parts if part.listing is lacking.latest).provenance

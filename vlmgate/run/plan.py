@@ -14,7 +14,7 @@ from vlmgate.config import ModelConfig, ScanConfig, fingerprint
 from vlmgate.data import ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError
 from vlmgate.gate.early_stop import check_gate
-from vlmgate.gate.of_run import Tonight, check_same, gate_of
+from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
 from vlmgate.run.log import logging_to
 from vlmgate.run.progress import Progress
@@ -35,7 +35,7 @@ class Plan:
 
     config: ScanConfig
     outputs: Outputs
-    tonight: Tonight  # the gate, and where it comes from
+    gate: RunGate  # how images are split, and where that comes from
     walk: Walk  # the images; with --watch, those that are there at the beginning
     journal: Journal
     kernel: Kernel  # compares captions
@@ -88,9 +88,9 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
     """
     outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
     check_kernel(config.kernel)
-    tonight = gate_of(config)
+    gate = gate_of(config)
     if config.sampling.first_samples is not None:
-        check_gate(tonight.gate, config.kernel)
+        check_gate(gate.gate, config.kernel)
     outputs.check()
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
@@ -104,13 +104,13 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
             progress.message(listing.describe())
         config = replace(config, images=replace(config.images, least_side=_least_side(config.model)))
         checkpoint = model_fingerprint(config.model)
-        check_same(tonight, config, checkpoint)
+        check_same(gate, config, checkpoint)
         wanted = fingerprint(config, checkpoint)
         folder = ReferenceFolder(config.reference, outputs.reference, wanted, write_file) if config.reference else None
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
-            yield Plan(config, outputs, tonight, walk, journal, kernel, folder, listing, checkpoint)
+            yield Plan(config, outputs, gate, walk, journal, kernel, folder, listing, checkpoint)
         finally:
             journal.close()
 

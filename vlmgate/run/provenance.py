@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmgate.data import Record
 from vlmgate.gate.early_stop import told_of_saving
-from vlmgate.gate.of_run import drift_of
+from vlmgate.gate.run_gate import drift_of
 from vlmgate.images import Walk, folders_of
 from vlmgate.run.plan import Plan
 from vlmgate.scores.novelty import Reference
@@ -28,7 +28,7 @@ def provenance(
     complete: bool,
 ) -> dict[str, Any]:
     """Return it; `gone` are files that were read before and are not there now, `time` is where the time went."""
-    config, journal, tonight = plan.config, plan.journal, plan.tonight
+    config, journal, gate = plan.config, plan.journal, plan.gate
     repeated = {"entries": len(config.files), "repeated": len(walk.repeated)} if config.files is not None else None
     return {
         "vlmgate_version": __version__,
@@ -47,12 +47,12 @@ def provenance(
         "sampling": asdict(config.sampling),
         "image_config": asdict(config.images),
         "kernel": config.kernel,
-        "reference": told_of_reference(reference, plan.folder, calibrated=tonight.reference is not None),
-        "gate": tonight.gate.told(),
+        "reference": told_of_reference(reference, plan.folder, calibrated=gate.reference is not None),
+        "gate": gate.gate.told(),
         "adaptive": told_of_saving(records, journal.readings, config.sampling),
-        "promise": dict(tonight.file.promise) if tonight.file else None,
-        "gate_edited": tonight.file.edited if tonight.file else None,
-        "drift": drift_of(tonight, records, journal.readings),
+        "promise": dict(gate.file.promise) if gate.file else None,
+        "gate_edited": gate.file.edited if gate.file else None,
+        "drift": drift_of(gate, records, journal.readings),
         "time": time,
         "fingerprint": journal.fingerprint,
         "shard": plan.listing and plan.listing.told(config.gate, reference.note if reference else None),

@@ -1,6 +1,4 @@
-"""Ask a closed question and tell what an answer says.
-
-Knows strings; knows nothing of models, images or limits.
+"""Parse the answers to a closed question: `parse` reads one answer, `tally` counts K of them.
 
 Parsing is strict, and errs in one direction: an answer is a choice only where it says nothing else, an abstention where
 it declines or hedges, and unparsable otherwise. Neither of the latter ever becomes a choice; both count against trust.
@@ -275,13 +273,13 @@ def _says_more(said: str, choice: str, asserted: frozenset[str]) -> bool:
 
 
 def _is_struck(folded: str) -> bool:
-    """Say whether a mark may turn an answer round: a cross or thumb beside it, a line through it, a "!" before it."""
+    """Say whether a mark may turn an answer round: a cross or thumb next to it, a line through it, a "!" before it."""
     symbols = () if folded.isascii() else (c for c in folded if unicodedata.category(c) == "So" and c not in _TICKS)
     return _STRUCK.search(folded) is not None or any(symbols)
 
 
 def _names_article(said: str, choices: Sequence[str]) -> bool:
-    """Say whether a choice such as "A" or "one" stands beside other words, where it may be an article."""
+    """Say whether a choice such as "A" or "one" stands among other words, where it may be an article."""
     tokens = [token for token in tokens_of(said) if token not in _MARKS]
     return len(tokens) > 1 and not {*tokens}.isdisjoint(ARTICLES & {fold(choice).strip() for choice in choices})
 

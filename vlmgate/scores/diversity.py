@@ -1,6 +1,4 @@
-"""How much K captions of one image differ.
-
-Knows strings and matrices; knows nothing of images, models or files.
+"""How much K captions of one image differ. `score_captions` returns every score of one image.
 
 The kernel `words` compares captions by the content they assert: function words and the filler of inspection reports are
 dropped, and a negation is bound to what it negates, so that "no scratch" and "without a scratch" are one reading and
@@ -81,11 +79,7 @@ def vendi_score(kernel: Matrix) -> float:
     exp(-Σ λ ln λ) over the eigenvalues λ of kernel / K (Friedman & Dieng, "The Vendi Score", TMLR 2023). Raises
     `KernelError` for a matrix that is no kernel.
     """
-    return _vendi(_checked(kernel))
-
-
-def _vendi(kernel: Matrix) -> float:
-    eigenvalues = np.linalg.eigvalsh(kernel / len(kernel))
+    eigenvalues = np.linalg.eigvalsh(_checked(kernel) / len(kernel))
     if eigenvalues[0] < -1e-6:
         raise KernelError(f"kernel has a negative eigenvalue ({eigenvalues[0]:.2g}): it is not positive semi-definite.")
     positive = eigenvalues[eigenvalues > 1e-12]
@@ -99,20 +93,13 @@ def agreement(vendi: float, num_samples: int) -> float | None:
 
 def mean_dissimilarity(kernel: Matrix) -> float | None:
     """Return the mean of 1 - kernel over pairs, in [0, 1]; higher = more disagreement. None for K = 1."""
-    return _mean_dissimilarity(float(_checked(kernel).sum()), len(kernel))
-
-
-def _mean_dissimilarity(whole: float, k: int) -> float | None:
+    k, whole = len(kernel), float(kernel.sum(axis=1).sum())
     return None if k < 2 else min(1.0, max(0.0, 1 - (whole - k) / (k * (k - 1))))
 
 
 def medoid(kernel: Matrix) -> int:
     """Return the index of the caption most similar to all others; the first of equals."""
-    return _medoid(_checked(kernel).sum(axis=1))
-
-
-def _medoid(sums: Matrix) -> int:
-    return int(np.argmax(np.round(sums, 9)))
+    return int(np.argmax(np.round(kernel.sum(axis=1), 9)))
 
 
 def semantic_entropy(kernel: Matrix, same: float = SAME_READING) -> float:
@@ -121,10 +108,6 @@ def semantic_entropy(kernel: Matrix, same: float = SAME_READING) -> float:
     The discrete form of Farquhar et al. ("Detecting hallucinations in large language models using semantic entropy",
     Nature 630, 2024); captions are of one cluster where a chain of similarities of at least `same` connects them.
     """
-    return _clustered_entropy(_checked(kernel), same)
-
-
-def _clustered_entropy(kernel: Matrix, same: float) -> float:
     linked = (kernel >= same - 1e-9).tolist()
     k = len(linked)
     cluster = list(range(k))
@@ -153,11 +136,8 @@ def cocoa(kernel: Matrix, captions: Sequence[Caption]) -> float | None:
     A Minimum Bayes Risk Framework Bridging Confidence and Consistency for Uncertainty Quantification in LLMs", NeurIPS
     2025, with the log-probability per token); there the judged text is decoded greedily, here it is the medoid.
     """
-    return _cocoa(_checked(kernel).sum(axis=1), captions)
-
-
-def _cocoa(sums: Matrix, captions: Sequence[Caption]) -> float | None:
-    centre, k = _medoid(sums), len(sums)
+    sums, k = kernel.sum(axis=1), len(kernel)
+    centre = medoid(kernel)
     logprob = captions[centre].mean_logprob
     if k < 2 or logprob is None or not math.isfinite(logprob):
         return None
@@ -176,7 +156,7 @@ def view_contrast(kernel: Matrix, views: Sequence[int] | None) -> float | None:
     clean = np.asarray(views) == 0  # (K,)
     if clean.all() or not clean.any():
         return None
-    return float(np.clip(1 - _checked(kernel)[np.ix_(clean, ~clean)].mean(), 0, 1))
+    return float(np.clip(1 - kernel[np.ix_(clean, ~clean)].mean(), 0, 1))
 
 
 def score_captions(
@@ -189,18 +169,16 @@ def score_captions(
     """Return the scores of one image's K captions, rounded to 6 decimals; without a kernel, under `words`."""
     if kernel is None:
         kernel = word_kernel([caption.text for caption in captions])
-    kernel = _checked(kernel)
-    vendi, sums = _vendi(kernel), kernel.sum(axis=1)
-    logprob = _mean(caption.mean_logprob for caption in captions)
+    vendi = vendi_score(kernel)
     return Scores(
         vendi_score=_rounded(vendi),
         agreement=_rounded(agreement(vendi, len(captions))),
-        mean_dissimilarity=_rounded(_mean_dissimilarity(float(sums.sum()), len(kernel))),
-        mean_logprob=_rounded(logprob),
-        medoid=_medoid(sums),
-        semantic_entropy=_rounded(_clustered_entropy(kernel, same)),
-        predictive_entropy=_rounded(None if logprob is None else -logprob),
-        cocoa=_rounded(_cocoa(sums, captions)),
+        mean_dissimilarity=_rounded(mean_dissimilarity(kernel)),
+        mean_logprob=_rounded(_mean(caption.mean_logprob for caption in captions)),
+        medoid=medoid(kernel),
+        semantic_entropy=_rounded(semantic_entropy(kernel, same)),
+        predictive_entropy=_rounded(predictive_entropy(captions)),
+        cocoa=_rounded(cocoa(kernel, captions)),
         view_contrast=_rounded(view_contrast(kernel, views)),
     )
 

@@ -1,7 +1,6 @@
-"""Kernels that need a model: sentence embeddings and entailment.
+"""Kernels that need a model: sentence embeddings and entailment. `kernels.load_kernel` makes them.
 
-Knows torch and two kinds of text models; knows nothing of images or scores. Weights come from a folder, as safetensors;
-nothing is fetched, and no code that comes with them is run.
+Weights come from a folder, as safetensors; nothing is fetched, and no code that comes with them is run.
 
 Sentence embeddings hardly tell "a crack" from "no crack": on 28 hard pairs they were no better than a coin. A model of
 entailment is, and costs a pass for every pair of captions.
@@ -126,16 +125,14 @@ def _load(folder: Path, kind: Any) -> _Loaded:
 
 
 def _tokens(loaded: _Loaded, first: list[str], second: list[str] | None) -> dict[str, Any]:
-    told = loaded.tokenizer(
-        first, second, padding=True, truncation=True, max_length=loaded.longest, return_tensors="pt"
-    )
-    return {key: value.to(loaded.model.device) for key, value in told.items()}
+    options = {"padding": True, "truncation": True, "max_length": loaded.longest, "return_tensors": "pt"}
+    return {key: value.to(loaded.model.device) for key, value in loaded.tokenizer(first, second, **options).items()}
 
 
 def _takes_first_token(folder: Path) -> bool:
     """Say whether a sentence encoder's folder asks for the first token instead of the mean of all."""
     try:
-        told = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and told.get("pooling_mode_cls_token") is True
+    return isinstance(pooling, dict) and pooling.get("pooling_mode_cls_token") is True

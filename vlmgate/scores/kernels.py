@@ -1,7 +1,7 @@
-"""Choose how captions are compared: by their words, by a sentence encoder, or by a model of entailment.
+"""How captions are compared: by their words, by a sentence encoder, or by a model of entailment.
 
-Knows the names of kernels and where their models are; knows nothing of torch until one of those is loaded, and never
-touches the network.
+`check_kernel` checks a name, `load_kernel` loads the kernel. Nothing here touches the network, and torch is imported
+only for a kernel that needs it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""How far an image lies from a set of images that the model has any business reading.
+"""How far an image lies from a set of images that the model is meant for. `Reference.fit`, then `novelty`.
 
-Knows matrices of features and distances; knows nothing of images, models or limits.
-
-Diversity tells whether a model is unsure, novelty whether it has any business reading this: a model may be sure of
-nonsense. Distances carry a unit that means the same for every model and method: 1 is as far out as the strangest
+Diversity shows whether a model is unsure, novelty whether it should read this image at all: a model may be sure of
+nonsense. Distances have a unit that means the same for every model and method: 1 is as far out as the strangest
 hundredth of the reference itself lies when it is held out.
 """
 
@@ -29,9 +27,8 @@ NEIGHBOURS = 5  # the distance to the fifth neighbour: one odd row of the refere
 FOLDS = 10
 QUANTILE = 0.99  # of the held-out distances; it is the unit
 _LEAST_SHRINKAGE = 1e-3  # features are stored as float16, so directions of less variance are rounding
-_PARTS = ("method", "mean", "scale", "rows", "rest", "unit", "count")  # arrays of a file
 _MOST_BYTES = 2 << 30  # of a file when unpacked; half a million images with a thousand numbers each
-_AT_ONCE = 4096  # rows that are unpacked at once
+_UNPACKED = 4096  # rows that are unpacked at once
 _CHUNK = 512  # rows whose distances are computed at once
 
 
@@ -92,8 +89,8 @@ class Reference:
         length = 2 * len(self.mean)  # bytes of float16
         known = [i for i, one in enumerate(packed) if one and len(one) == length]
         found = np.full(len(packed), math.nan)
-        for start in range(0, len(known), _AT_ONCE):
-            some = known[start : start + _AT_ONCE]
+        for start in range(0, len(known), _UNPACKED):
+            some = known[start : start + _UNPACKED]
             found[some] = self.novelty(unpack([packed[i] or b"" for i in some]))
         return found
 
@@ -105,8 +102,8 @@ class Reference:
         squared = (along**2).sum(axis=1)
         if self.rest:
             variances = 1 / (self.rows**2).sum(axis=1)  # (R,)
-            beside = (points**2).sum(axis=1) - (along**2 * variances).sum(axis=1)
-            squared += np.maximum(beside, 0) / self.rest
+            across = (points**2).sum(axis=1) - (along**2 * variances).sum(axis=1)
+            squared += np.maximum(across, 0) / self.rest
         distances: Matrix = np.sqrt(squared)
         return distances
 
@@ -140,23 +137,19 @@ class Reference:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 if sum(part.file_size for part in held.zip.infolist()) > _MOST_BYTES:
                     raise ValueError(f"it unpacks to more than {_MOST_BYTES:,} bytes")
-                parts = {key: held[key] for key in _PARTS}
-                note = str(held["note"]) if "note" in held else ""
-            read = cls(
-                method=str(parts["method"]),  # type: ignore[arg-type]  # checked below
-                mean=parts["mean"].astype(np.float64),
-                scale=parts["scale"].astype(np.float64),
-                rows=parts["rows"].astype(np.float64),
-                rest=float(parts["rest"]),
-                unit=float(parts["unit"]),
-                count=int(parts["count"]),
-                note=note,
-            )
+                read = cls(
+                    method=str(held["method"]),  # type: ignore[arg-type]  # checked below
+                    mean=held["mean"].astype(np.float64),
+                    scale=held["scale"].astype(np.float64),
+                    rows=held["rows"].astype(np.float64),
+                    rest=float(held["rest"]),
+                    unit=float(held["unit"]),
+                    count=int(held["count"]),
+                    note=str(held["note"]) if "note" in held else "",
+                )
         except OSError as error:
             raise NoveltyError(f"{path}: cannot read the reference ({error.strerror or error}).") from error
-        except (
-            Exception
-        ) as error:  # a damaged file makes zip, zlib, numpy and the tokenizer of Python raise what they like
+        except Exception as error:  # a damaged file makes zip, zlib, numpy and ast raise what they like
             raise NoveltyError(f"{path}: is no reference of vlmgate ({one_line(error, 80)}).") from error
         if not read._is_sound():
             raise NoveltyError(f"{path}: is no reference of vlmgate, or a damaged one; make it again.")

@@ -1,6 +1,6 @@
 """Where the reference for novelty comes from: a folder read with the same model, or what a checkpoint carries.
 
-Knows folders and captioners; knows nothing of distances. A reference that was read is kept beside the output, with a
+`checkpoint_reference` returns the latter, `ReferenceFolder` reads the former and keeps it next to the output, with a
 note of what it was made of, so that the same command does not read it again.
 """
 
@@ -89,8 +89,8 @@ def features_of(sources: Sequence[Source], captioner: Captioner, images: ImageCo
             if isinstance(one.result, Picture):
                 batch.append(one.result)
             elif is_of_the_disk(one.result.reason):  # a reference of what was left would be kept, and stand for all
-                told = f"{one.result.file_name}: {one.result.reason} while the reference was read"
-                raise NoveltyError(f"{told}; run again once it is there.")
+                what = f"{one.result.file_name}: {one.result.reason} while the reference was read"
+                raise NoveltyError(f"{what}; run again once it is there.")
             else:
                 log.warning("reference: %s: %s", one.result.file_name, one.result.reason)
             if len(batch) == batch_size:
@@ -121,8 +121,8 @@ def _digest(sources: Sequence[Source], fingerprint: Mapping[str, Any]) -> str:
             continue
         files.append([source.file_name, status.st_size, status.st_mtime_ns])
     settings = {key: value for key, value in fingerprint.items() if key in _KEYS or key.startswith("checkpoint.")}
-    told = json.dumps([files, settings], sort_keys=True)
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+    content = json.dumps([files, settings], sort_keys=True)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def told_of_reference(

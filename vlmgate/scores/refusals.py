@@ -1,6 +1,4 @@
-"""Tell a reading that is none: empty, refused, cut off, overflowed.
-
-Knows what captions and answers say when they say nothing; knows nothing of scores or limits.
+"""Find readings that are none: empty, refused, cut off, overflowed. `degenerate` looks at the captions of one image.
 
 Such a reading goes to a person before any score is looked at: K equal refusals agree perfectly.
 """

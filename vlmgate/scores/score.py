@@ -1,7 +1,4 @@
-"""From what was sampled of one image to its scores, and to why no score can save it.
-
-Knows captions, answers and kernels; knows nothing of limits, of files, or of how anything was sampled.
-"""
+"""From what was sampled of one image to its scores, or to why no score can save it. `Scorer` does it."""
 
 from __future__ import annotations
 
@@ -64,9 +61,15 @@ class Scorer:
                 reason = Reason.NO_SCORE
         if said.answers is None:
             return scores, reason
-        told = tally([self._parsed(answer) for answer in said.answers])
+        counted = self.tally(said.answers)
         reason = reason or degenerate_answers(said.answers)
-        return _with(scores, told), reason or (Reason.NO_ANSWER if told.answer is None else None)
+        rates = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
+        scores = replace(scores, answer=counted.answer, **{name: round(getattr(counted, name), 6) for name in rates})
+        return scores, reason or (Reason.NO_ANSWER if counted.answer is None else None)
+
+    def tally(self, answers: Sequence[Caption]) -> Tally:
+        """Return what some answers come to."""
+        return tally([self._parsed(answer) for answer in answers])
 
     def counts(self, said: Said) -> dict[str, int]:
         """Return how often each choice was named among the answers; what names none is left out."""
@@ -81,10 +84,10 @@ class Scorer:
 def doubt(vendi_score: float | None, novelty: float | None, num_samples: int) -> float | None:
     """Return one score for two ways to fail, 1 to 2 K, higher is worse; null where either is unknown.
 
-    Diversity finds what the model is unsure of, novelty what it has no business reading, sure or not. It is the Vendi
-    score (1 to K), and K more for what lies outside the reference (novelty above 1): all that is strange is doubted
-    more than all that is familiar, and among either diversity orders, which tells right from wrong better than distance
-    does. The combination is ours, and was chosen by measurement.
+    Diversity finds what the model is unsure of, novelty what it should not read at all, sure or not. It is the Vendi
+    score (1 to K), and K more outside the reference (novelty above 1): all that is strange is doubted more than all
+    that is familiar, and among either diversity orders, which tells right from wrong better than distance does. The
+    combination is ours, and was chosen by measurement.
     """
     if vendi_score is None or novelty is None or not math.isfinite(novelty):
         return None
@@ -92,21 +95,10 @@ def doubt(vendi_score: float | None, novelty: float | None, num_samples: int) ->
 
 
 def with_doubt(scores: Scores, novelty: float | None, num_samples: int) -> Scores:
-    """Return the scores with the one that hangs on novelty."""
+    """Return the scores with the one that depends on novelty."""
     return replace(scores, doubt=doubt(scores.vendi_score, novelty, num_samples))
 
 
 def columns_of(scores: Scores) -> dict[str, Any]:
     """Return the columns of a result that scores fill."""
     return {field.name: getattr(scores, field.name) for field in fields(Scores) if field.name != "medoid"}
-
-
-def _with(scores: Scores, told: Tally) -> Scores:
-    return replace(
-        scores,
-        answer=told.answer,
-        answer_share=round(told.answer_share, 6),
-        answer_entropy=round(told.answer_entropy, 6),
-        abstain_rate=round(told.abstain_rate, 6),
-        unparsable_rate=round(told.unparsable_rate, 6),
-    )

@@ -1,6 +1,6 @@
 """What a sentence asserts, as a set of words: folded, without filler, negation bound to what it negates.
 
-Knows English function words and the filler of inspection reports; knows nothing of images, models or scores.
+`content_words` returns the set, `places` where in the text it stands. Function words and filler are English.
 """
 
 from __future__ import annotations

@@ -43,19 +43,45 @@ def answers_with(skill: dict[str, int]) -> object:
     return answer
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
+def reads_with(monkeypatch: pytest.MonkeyPatch, folder: Path) -> FakeCaptioner:
+    """Let a fake of each model read, in a working folder."""
     captioner = FakeCaptioner(lambda name: (f"a part with {name.split('/')[0]}",))
     answer = answers_with({SMALL: 4, LARGE: 1, TWIN: 4, "builtin": 4})
     captioner.answer = lambda name: answer(name, captioner.model)  # type: ignore[operator]
     let_it_read(captioner, monkeypatch)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     return captioner
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> Path:
-    return folder_of(tmp_path / "labelled", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS)))
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
+    return reads_with(monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return a folder in which two models have read `labelled/`, and what the comparison printed; copy it to use it."""
+    base = tmp_path_factory.mktemp("once")
+    folder_of(base / "labelled", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS)))
+    with pytest.MonkeyPatch.context() as patch:
+        reads_with(patch, base)
+        return base, run("labelled", "--model", SMALL, "--model", LARGE, "-k", 4)[0]
+
+
+@pytest.fixture
+def labelled(once: tuple[Path, str], tmp_path: Path) -> Path:
+    """Return labelled images that nothing has read yet."""
+    return Path(shutil.copytree(once[0] / "labelled", tmp_path / "labelled"))
+
+
+@pytest.fixture
+def compared(once: tuple[Path, str], tmp_path: Path) -> str:
+    """Have images, readings and page of a comparison in the working folder; return what it printed."""
+    (tmp_path / "labelled").symlink_to(once[0] / "labelled")
+    for path in once[0].iterdir():
+        if path.is_file():
+            shutil.copy2(path, tmp_path)
+    return once[1]
 
 
 def run(*arguments: object, code: int = 0) -> tuple[str, str]:
@@ -72,15 +98,14 @@ def answer_of(told: str) -> str:
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def test_a_better_model_is_told_from_a_worse_one(labelled: Path, fake: FakeCaptioner, tmp_path: Path) -> None:
-    told, _ = run("labelled", "--model", SMALL, "--model", LARGE, "-k", 4)
+def test_a_better_model_is_told_from_a_worse_one(compared: str, fake: FakeCaptioner, tmp_path: Path) -> None:
+    told = compared
     assert re.search(r"^accuracy +60\.0% \(.*?\) +90\.0% \(.*?\) +\+30\.0% \(\+", told, re.MULTILINE)
     assert re.search(r"^AURC .*-0\.\d+ \(-0\.\d+ to -0\.\d+\)$", told, re.MULTILINE)
     sentence = answer_of(told)
     assert sentence.startswith("large reads better than small on these images: AURC ") and "95% interval" in sentence
     assert {p.name for p in tmp_path.glob("comparison.*")} >= {"comparison.html"}
     assert len(list(tmp_path.glob("comparison.*.parquet"))) == 2
-    fake.history.clear()
     again, err = run("labelled", "--model", SMALL, "--model", LARGE, "-k", 4)
     assert fake.history == [] and answer_of(again).split(";")[0] == sentence.split(";")[0]
     assert "Every image has been read before" in err
@@ -92,7 +117,7 @@ def test_equal_models_cannot_be_told_apart(labelled: Path, fake: FakeCaptioner) 
     assert not Path("comparison.html").exists()
 
 
-def test_costs_decide_where_they_are_given(labelled: Path, fake: FakeCaptioner) -> None:
+def test_costs_decide_where_they_are_given(compared: str, fake: FakeCaptioner) -> None:
     costs = ("--cost-escape", 100, "--cost-overkill", 20, "--cost-review", 5)
     told, _ = run("labelled", "-m", SMALL, "-m", LARGE, "-k", 4, *costs)
     assert "large is worth it instead of small on these images: it saves " in told
@@ -101,10 +126,8 @@ def test_costs_decide_where_they_are_given(labelled: Path, fake: FakeCaptioner) 
     assert "large is not worth it instead of small on these images: it costs " in told
 
 
-def test_results_are_compared_without_a_model(labelled: Path, fake: FakeCaptioner) -> None:
-    run("labelled", "-m", SMALL, "-m", LARGE, "-k", 4)
+def test_results_are_compared_without_a_model(compared: str, fake: FakeCaptioner) -> None:
     small, large = sorted(Path().glob("comparison.small*.parquet")) + sorted(Path().glob("comparison.large*.parquet"))
-    fake.history.clear()
     told = json.loads(run(small, large, "--labels", "labelled", "--format", "json", "--score", "answer_share")[0])
     assert fake.history == []
     assert told["schema_version"] == 1 and told["images"] == told["graded"] == 180 and told["num_samples"] == 4
@@ -156,7 +179,7 @@ def test_how_many_images_it_would_take() -> None:
     assert 0.7 < seen_in / 400 < 0.9
 
 
-def test_a_toml_file_may_name_the_models_and_their_costs(labelled: Path, fake: FakeCaptioner) -> None:
+def test_a_toml_file_may_name_the_models_and_their_costs(compared: str, fake: FakeCaptioner) -> None:
     Path("compare.toml").write_text(
         f'model = ["{SMALL}", "{LARGE}"]\nnum-samples = 4\nno-page = true\n'
         "cost-escape = 100\ncost-overhead = [0, 90000]\n"
@@ -231,6 +254,7 @@ def test_what_compares_nothing_is_refused_in_one_line(
 # --- a real model -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_built_in_model_beside_a_spoilt_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise on the weights: the copy loads, reads, and is found to be worse."""
     import torch

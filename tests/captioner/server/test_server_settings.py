@@ -35,8 +35,8 @@ from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import ConfigError, GateError
 from vlmgate.gate.file import GateFile, differences, sampling_of
-from vlmgate.gate.of_run import check_same, gate_of
 from vlmgate.gate.rules import Gate
+from vlmgate.gate.run_gate import check_same, gate_of
 from vlmgate.store.files import write_gate
 
 URL = "http://gpu:8000/v1"

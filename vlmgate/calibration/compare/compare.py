@@ -1,7 +1,7 @@
-"""Set several models' readings of the same labelled images side by side: arithmetic, and no model.
+"""Compare several models' readings of the same labelled images; arithmetic, and no model. Call `compare`.
 
-Knows labelled readings, figures and resamples; knows nothing of files or of how anything is shown. Whatever is compared
-is compared on the same images: each resample draws images, and every model is measured on those (a paired bootstrap).
+Whatever is compared is compared on the same images: each resample draws images, and every model is measured on those
+(a paired bootstrap).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmgate.calibration.choose import SUBSETS, design_part, promise
-from vlmgate.calibration.cost import Costs, Outcomes, bill
-from vlmgate.calibration.figures import RESAMPLES, Estimate, Ladder, Vector, resampled
-from vlmgate.calibration.readings import Evidence, Labelled, Mask, columns_there, evidence
+from vlmgate.calibration.cost import Costs, bill, line_weights
+from vlmgate.calibration.figures import RESAMPLES, Estimate, Ladder, Mask, Vector, resampled
+from vlmgate.calibration.readings import Evidence, Labelled, columns_there, evidence
+from vlmgate.calibration.study import outcomes_of
 from vlmgate.errors import LabelError
 
-POWER = 1.96 + 0.84  # standard errors that a difference must measure to be seen in four trials of five
-_FEWEST = 20  # images; of fewer nothing is told
+POWER = 1.96 + 0.84  # standard errors that a difference needs to be seen in four trials of five
+_FEWEST = 20  # images; fewer show nothing
 _ENOUGH = 1_000_000  # images; who needs more needs no difference
 
 
@@ -93,7 +94,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """All models beside one another."""
+    """All models, and what each has more than the first."""
 
     standings: tuple[Standing, ...]
     differences: tuple[Mapping[str, Difference], ...]  # of each further model from the first, by figure
@@ -119,30 +120,42 @@ def compare(
     """Measure every model on the images that all have read; raises `LabelError` where that says nothing.
 
     The score that images are ordered by is the same for every model, or chance in choosing it would pass for a
-    difference: that of least mean AURC on a third of the images, told by their hashes; the others grade it. One that is
-    given is graded on all. `costs` has one for each model.
+    difference. It is that of least mean AURC on a third of the images, picked by their hashes; the others grade it. A
+    given `score` is graded on all. `costs` has one for each model.
     """
     contestants, notes = _in_common(contestants)
     samples = min(one.labelled.num_samples for one in contestants)
-    labelled = contestants[0].labelled
-    design = design_part(labelled)
+    design = design_part(contestants[0].labelled)
     graded = np.ones(len(design), bool) if score else ~design
     if graded.sum() < _FEWEST or (not score and design.sum() < _FEWEST // 2):
         raise LabelError(f"{len(design):,} labelled images that every model has read are too few; label more.")
     sides = [evidence(one.labelled, samples) for one in contestants]
     column = _score_of_all(contestants, sides, design, score)
-    weights = None if defect_rate is None else _line_weights(labelled, defect_rate)
-    each = [
-        None if costs is None else _least_cost(one.labelled, found, column, graded, cost, weights)
-        for one, found, cost in zip(contestants, sides, costs or [Costs()] * len(sides), strict=True)
-    ]
-    figures = [_figures(found, column, graded, target_risk, cost) for found, cost in zip(sides, each, strict=True)]
+    prices = [None] * len(sides) if costs is None else [*costs]
+    figures = []
+    for one, side, price in zip(contestants, sides, prices, strict=True):
+        figures.append(_figures(side, column, graded, target_risk))
+        if price is not None:
+            least = _least_cost(one.labelled, side, column, graded, price, defect_rate)
+            figures[-1]["cost"] = _Figure(least, int(graded.sum()), True)
     drawn = _resampled(figures, len(design), int(graded.sum()))
     whole = [{name: float(figure.of(None)[0]) for name, figure in one.items()} for one in figures]
-    standings = tuple(
-        _standing(one, found, column, whole[i], drawn[i], graded, design, target_risk, confidence)
-        for i, (one, found) in enumerate(zip(contestants, sides, strict=True))
-    )
+    standings = []
+    for i, (one, side) in enumerate(zip(contestants, sides, strict=True)):
+        made = promise(one.labelled, side, column, design, kind="risk", target=target_risk, confidence=confidence)
+        estimates = {name: _estimate(value, drawn[i][name]) for name, value in whole[i].items()}
+        standings.append(
+            Standing(
+                contestant=one,
+                accuracy=estimates["accuracy"],
+                aurc=estimates["aurc"],
+                coverage=estimates["coverage"],
+                cost=estimates.get("cost"),
+                promised=made.coverage if made.holds else None,
+                seconds=one.seconds.get(samples),
+                by_samples=_by_samples(one, column, graded),
+            )
+        )
     differences = tuple(
         {
             name: _difference(name, whole[i][name] - whole[0][name], drawn[i][name] - drawn[0][name], figure.images)
@@ -150,18 +163,17 @@ def compare(
         }
         for i in range(1, len(contestants))
     )
-    notes += _other_settings(contestants)
     return Comparison(
-        standings,
-        differences,
-        len(design),
-        int(graded.sum()),
-        samples,
-        column,
-        target_risk,
-        confidence,
-        costs is not None,
-        tuple(notes),
+        standings=tuple(standings),
+        differences=differences,
+        images=len(design),
+        graded=int(graded.sum()),
+        num_samples=samples,
+        score=column,
+        target_risk=target_risk,
+        confidence=confidence,
+        costs=costs is not None,
+        notes=(*notes, *_other_settings(contestants)),
     )
 
 
@@ -197,7 +209,7 @@ def _only(labelled: Labelled, kept: Sequence[int]) -> Labelled:
 
 
 def _other_settings(contestants: Sequence[Contestant]) -> list[str]:
-    """Say what was not the same for all, beside the model."""
+    """Say which settings differed between models."""
     notes = []
     first = contestants[0].provenance["sampling"]
     for one in contestants[1:]:
@@ -238,18 +250,13 @@ class _Figure:
     graded: bool  # of the images that no score was chosen on
 
 
-def _figures(
-    found: Evidence, column: str, graded: Mask, target: float, cost: Callable[[Vector | None], Vector] | None
-) -> dict[str, _Figure]:
+def _figures(found: Evidence, column: str, graded: Mask, target: float) -> dict[str, _Figure]:
     score, wrong, count = found.gated(column)[graded], found.wrong[graded], int(graded.sum())
-    figures = {
+    return {
         "accuracy": _Figure(lambda w: 1 - _mean(found.wrong.astype(float), w), len(graded), False),
         "aurc": _Figure(lambda w: Ladder.of(score, wrong, w).aurc(), count, True),
         "coverage": _Figure(lambda w: Ladder.of(score, wrong, w).coverage_at(target), count, True),
     }
-    if cost is not None:
-        figures["cost"] = _Figure(cost, count, True)
-    return figures
 
 
 def _mean(values: Vector, weights: Vector | None) -> Vector:
@@ -260,7 +267,7 @@ def _mean(values: Vector, weights: Vector | None) -> Vector:
 
 
 def _least_cost(
-    labelled: Labelled, found: Evidence, column: str, graded: Mask, costs: Costs, weights: Vector | None
+    labelled: Labelled, found: Evidence, column: str, graded: Mask, costs: Costs, defect_rate: float | None
 ) -> Callable[[Vector | None], Vector]:
     """Return what gives (R,) the cost per 1,000 images of the gate that is cheapest in each resample.
 
@@ -268,24 +275,14 @@ def _least_cost(
     images, chance in choosing them would pass for a difference: 19 % of equal pairs were told apart, now it is 2.5 %
     (tests.bench.compare).
     """
-    if labelled.good is None or not labelled.bad.any() or labelled.bad.all():
-        raise LabelError(
-            "costs need to know which class passes a part, and good and defective parts; name the class with --good."
-        )
-    outcomes = Outcomes(labelled.bad[graded], ~found.says(labelled.good)[graded])
-    score, share = found.gated(column)[graded], np.ones(int(graded.sum())) if weights is None else weights[graded]
+    outcomes = outcomes_of(labelled, found, graded)
+    score, weights = found.gated(column)[graded], line_weights(labelled.bad, defect_rate)[graded]
 
     def least(drawn: Vector | None) -> Vector:
-        cost: Vector = bill(score, outcomes, costs, share if drawn is None else drawn * share).gated.min(axis=1)
+        cost: Vector = bill(score, outcomes, costs, weights if drawn is None else drawn * weights).gated.min(axis=1)
         return cost
 
     return least
-
-
-def _line_weights(labelled: Labelled, rate: float) -> Vector:
-    bad = labelled.bad
-    found: Vector = np.where(bad, rate / max(1, bad.sum()), (1 - rate) / max(1, (~bad).sum()))
-    return found
 
 
 def _resampled(figures: Sequence[Mapping[str, _Figure]], total: int, graded: int) -> list[dict[str, Vector]]:
@@ -300,34 +297,14 @@ def _resampled(figures: Sequence[Mapping[str, _Figure]], total: int, graded: int
     return [{name: np.concatenate(some) for name, some in one.items()} for one in drawn]
 
 
-def _standing(
-    one: Contestant,
-    found: Evidence,
-    column: str,
-    whole: Mapping[str, float],
-    drawn: Mapping[str, Vector],
-    graded: Mask,
-    design: Mask,
-    target: float,
-    confidence: float,
-) -> Standing:
-    estimates = {name: _estimate(whole[name], drawn[name]) for name in whole}
-    made = promise(one.labelled, found, column, design, kind="risk", target=target, confidence=confidence)
-    timed = []
-    for samples in (k for k in SUBSETS if k <= one.labelled.num_samples and k in one.seconds):
-        fewer = evidence(one.labelled, samples)
+def _by_samples(one: Contestant, column: str, graded: Mask) -> tuple[tuple[int, float, float], ...]:
+    """Return (samples, seconds an image, AURC) for every number of samples that was timed."""
+    found = []
+    for k in (k for k in SUBSETS if k <= one.labelled.num_samples and k in one.seconds):
+        fewer = evidence(one.labelled, k)
         area = Ladder.of(fewer.gated(column)[graded], fewer.wrong[graded]).aurc()[0]
-        timed.append((samples, one.seconds[samples], float(area)))
-    return Standing(
-        one,
-        estimates["accuracy"],
-        estimates["aurc"],
-        estimates["coverage"],
-        estimates.get("cost"),
-        made.coverage if made.holds else None,
-        one.seconds.get(found.num_samples),
-        tuple(timed),
-    )
+        found.append((k, one.seconds[k], float(area)))
+    return tuple(found)
 
 
 def _estimate(value: float, drawn: NDArray[np.float64]) -> Estimate:

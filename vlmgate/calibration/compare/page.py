@@ -1,7 +1,6 @@
-"""Write the page of a comparison: one file that opens from any disk, without a network.
+"""The page of a comparison: one file that opens from any disk, without a network. Call `write_page`.
 
-Knows what was found and how a page is put together; knows nothing of how it was found. What users and models have named
-is escaped by the template, and stands in no picture: there, models are letters.
+What users and models have named is escaped by the template, and stands in no picture: there, models are letters.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.calibration.charts import BLUE, GREEN, GREY, ORANGE, RED, svg
-from vlmgate.calibration.compare import report
+from vlmgate.calibration.compare import text
 from vlmgate.calibration.compare.compare import Comparison
-from vlmgate.calibration.compare.verdict import verdicts
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.page import data_uri, write_html
 from vlmgate.version import __version__
 
-_FAR_APART = 6  # times as slow; on one scale the faster models would be a heap at the edge
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
+_FAR_APART = 6  # times as slow; on a linear scale the faster models would lie on top of each other
 _COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 
 
@@ -26,15 +25,15 @@ def write_page(found: Comparison, labels: Labels, out: Path) -> Path:
     content = {
         "version": __version__,
         "title": f"{len(found.standings)} models on {found.images:,} labelled images",
-        "answers": verdicts(found),
+        "answers": text.verdicts(found),
         "labels": f"{labels.source}: {labels.form}.",
-        "names": report.names(found),
-        "titles": report.titles(found),
-        "rows": report.rows(found),
-        "notes": report.notes(found),
+        "names": text.names(found),
+        "titles": text.titles(found),
+        "rows": text.rows(found),
+        "notes": text.notes(found),
         "picture": data_uri(quality_and_time(found)),
     }
-    return write_html(out, "comparison.html.j2", content)
+    return write_html(out, _TEMPLATE, content)
 
 
 def is_page(path: Path) -> bool:
@@ -50,7 +49,7 @@ def quality_and_time(found: Comparison) -> bytes:
 
     def draw(axes: Any) -> None:
         for i, standing in enumerate(found.standings):
-            colour, name = _COLOURS[i % len(_COLOURS)], report.letter(i)
+            colour, name = _COLOURS[i % len(_COLOURS)], text.letter(i)
             if standing.by_samples:
                 counts, seconds, areas = zip(*standing.by_samples, strict=True)
                 axes.plot(seconds, areas, color=colour, marker="o", markersize=3, linewidth=1)

@@ -1,7 +1,4 @@
-"""Run a comparison: let one model after the other read the labelled images, or take results; compare; write the page.
-
-Knows files and the order of work; knows nothing of how models are compared or of how anything is shown.
-"""
+"""Run a comparison: let every model read the labelled images, or take results; compare them; write the page."""
 
 from __future__ import annotations
 
@@ -16,24 +13,23 @@ from vlmgate.calibration.compare.compare import Comparison, Contestant, compare
 from vlmgate.calibration.compare.page import is_page, write_page
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
-from vlmgate.calibration.readings import join
-from vlmgate.calibration.run import MEMORY, TIMED, Load, completed, labelled_folder, read_labelled
+from vlmgate.calibration.readings import Labelled, join
+from vlmgate.calibration.run import MEMORY, Load, Stopped, completed, labelled_folder, read_labelled, seconds_of
 from vlmgate.captioner import load_captioner
 from vlmgate.config import BUILTIN, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
 from vlmgate.report.image import short_model
-from vlmgate.run.outcome import ScanResult
 from vlmgate.run.progress import Progress
 from vlmgate.store.result import read_result
 
 
 @dataclass(frozen=True, slots=True)
 class CompareConfig:
-    """What a comparison is told beside how images are read."""
+    """The options of a comparison, besides those of reading."""
 
     sources: tuple[Path, ...]  # one labelled folder, results, or both
     models: tuple[str, ...]  # that read the folder
-    out: Path  # the page; readings lie beside it
+    out: Path  # the page; readings lie in the same folder
     labels: Path | None = None
     label_column: str | None = None
     label_map: Mapping[str, str] = field(default_factory=dict)
@@ -54,13 +50,6 @@ class Compared:
     labels: Labels
     results: tuple[Path, ...]  # one for each model
     page: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """A comparison whose readings are not complete; the same command goes on."""
-
-    result: ScanResult
 
 
 def run_comparison(
@@ -107,7 +96,7 @@ def run_comparison(
         target_risk=config.target_risk,
         confidence=config.confidence,
         score=config.score,
-        costs=_costs(config.costs, len(paths)),
+        costs=config.costs * (len(paths) if len(config.costs) == 1 else 1) or None,
         defect_rate=config.defect_rate,
     )
     page = write_page(found, labels, config.out) if config.page else None
@@ -147,28 +136,24 @@ def _readings_of(out: Path, model: str) -> Path:
 
 
 def _contestants(paths: Sequence[Path], labels: Labels, config: CompareConfig) -> list[Contestant]:
-    told = [read_result(path, features=False) for path in paths]
-    for path, (_, provenance) in zip(paths, told, strict=True):
+    results = [read_result(path, features=False) for path in paths]
+    for path, (_, provenance) in zip(paths, results, strict=True):
         if not provenance.get("complete", True):
             raise UsageError(f"{path}: that run was not finished; finish it first, the same command goes on.")
-    models = [short_model((provenance.get("model") or {}).get("model", "?")) for _, provenance in told]
+    models = [short_model((provenance.get("model") or {}).get("model", "?")) for _, provenance in results]
     names = [m if models.count(m) == 1 else path.stem for m, path in zip(models, paths, strict=True)]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     return [
         _contestant(name, join(records, provenance, labels, label_map=config.label_map, good=config.good), provenance)
-        for name, (records, provenance) in zip(names, told, strict=True)
+        for name, (records, provenance) in zip(names, results, strict=True)
     ]
 
 
-def _contestant(name: str, labelled: Any, provenance: Mapping[str, Any]) -> Contestant:
-    seconds = {int(k): float(v) for k, v in (provenance.get(TIMED) or {}).items()}
+def _contestant(name: str, labelled: Labelled, provenance: Mapping[str, Any]) -> Contestant:
+    seconds = seconds_of(provenance)
     if not seconds:  # a scan times whole batches with all its samples
         timed = [record.seconds for record in labelled.records if record.seconds is not None]
         seconds = {labelled.num_samples: sum(timed) / len(timed)} if timed else {}
     memory = provenance.get(MEMORY)
     return Contestant(name, labelled, provenance, seconds, memory if isinstance(memory, int) else None)
-
-
-def _costs(given: Sequence[Costs], count: int) -> list[Costs] | None:
-    return None if not given else list(given) * (count if len(given) == 1 else 1)

@@ -1,6 +1,6 @@
-"""The gate of a run, wherever it comes from, and whether its promise holds tonight.
+"""The gate of a run, from options or a gate file, and whether its promise holds for the images of the run.
 
-Knows configurations, gate files and rows; knows nothing of how images are read or of how anything is shown.
+`gate_of` makes the gate, `check_same` compares the run with the calibration, `drift_of` compares the images.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vlmgate.scores.reference import checkpoint_reference
 log = logging.getLogger(__name__)
 
 _OF_SAMPLES = ("vendi_score", "answer_share", "mean_logprob")
-_AT_ONCE = 2048  # images whose features are in memory together
-_UNLIKE = 5  # images that are named, the most unlike first
+_IN_MEMORY = 2048  # images whose features are in memory together
+_MOST_UNLIKE = 5  # images that are named, the most unlike first
 
 
 @dataclass(frozen=True, slots=True)
-class Tonight:
+class RunGate:
     """The gate of one run; `file` is None where it does not come from a file."""
 
     gate: Gate
@@ -44,7 +44,7 @@ class Tonight:
         return self.features if self.file is not None and self.file.measures_novelty else None
 
 
-def gate_of(config: ScanConfig) -> Tonight:
+def gate_of(config: ScanConfig) -> RunGate:
     """Return the gate of a run; raises `GateError` where it means nothing, and for columns that cannot be filled."""
     if config.model.endpoint is not None and config.reference is not None:
         raise GateError("--reference compares vision features, which a model server does not show; leave it out.")
@@ -60,37 +60,34 @@ def gate_of(config: ScanConfig) -> Tonight:
             own=own_limits(config.sampling) if config.model.model == BUILTIN else (),
         )
         _check_columns(gate, config)
-        return Tonight(gate)
-    for option, given in (("threshold", config.threshold), ("review-budget", config.review_budget)):
+        return RunGate(gate)
+    own: dict[str, object] = {"threshold": config.threshold, "review-budget": config.review_budget}
+    own |= {"limit": config.limits or None, "reference": config.reference}
+    for option, given in own.items():
         if given is not None:
             raise GateError(f"--gate and --{option} exclude each other: a gate's promise holds for its own limits.")
-    if config.limits or config.reference is not None:
-        option = "limit" if config.limits else "reference"
-        raise GateError(f"--gate and --{option} exclude each other: a gate's promise holds for its own limits.")
-    tonight = from_file(config.gate)
-    file = tonight.file
+    found = from_file(config.gate)
+    file = found.file
     assert file is not None
     if config.score != file.gate.score or config.kernel != file.kernel:
         raise GateError(f"{config.gate}: goes by {file.gate.score} ({file.kernel}); leave out --score and --kernel.")
     _check_place(file, config)
-    path = feature_file(file, config.gate)
-    tonight = Tonight(file.gate, file, Reference.load(path) if path else None)
-    if tonight.reference is None:
+    if found.reference is None:
         _check_columns(file.gate, config)
-    return tonight
+    return found
 
 
-def from_file(gate: Path) -> Tonight:
+def from_file(path: Path) -> RunGate:
     """Return what a gate file says, with the features that it was calibrated on; raises `GateError`."""
-    file = read_gate(gate)
-    path = feature_file(file, gate)
-    return Tonight(file.gate, file, Reference.load(path) if path else None)
+    file = read_gate(path)
+    features = feature_file(file, path)
+    return RunGate(file.gate, file, Reference.load(features) if features else None)
 
 
-def check_same(tonight: Tonight, config: ScanConfig, checkpoint: Mapping[str, str]) -> None:
+def check_same(gate: RunGate, config: ScanConfig, checkpoint: Mapping[str, str]) -> None:
     """Raise `GateError` where the run would read otherwise than what was calibrated."""
-    if tonight.file is not None:
-        other = differences(tonight.file, config.sampling, checkpoint, config.images.pages)
+    if gate.file is not None:
+        other = differences(gate.file, config.sampling, checkpoint, config.images.pages)
         if other:
             raise GateError(
                 f"{config.gate}: was calibrated for something else: {'; '.join(other)}. Leave those options out, or "
@@ -135,24 +132,24 @@ def _check_columns(gate: Gate, config: ScanConfig) -> None:
 
 
 def drift_of(
-    tonight: Tonight, records: Sequence[Record], readings: Mapping[Content, Reading] | None = None
+    gate: RunGate, records: Sequence[Record], readings: Mapping[Content, Reading] | None = None
 ) -> dict[str, Any] | None:
-    """Return how tonight's images differ from those of the calibration; None without a gate file.
+    """Return how a run's images differ from those of the calibration; None without a gate file.
 
     `readings` hold the features, by content, where the rows do not. Copies count once, and what was not read
     does not count.
     """
-    if tonight.file is None:
+    if gate.file is None:
         return None
     try:
-        return _drift(tonight, tonight.file, records, readings)
+        return _drift(gate, gate.file, records, readings)
     except Exception as error:  # a figure less, and no reason to lose a night's result
         log.warning("whether these images look like the calibrated ones cannot be told", exc_info=error)
         return None
 
 
 def _drift(
-    tonight: Tonight,
+    gate: RunGate,
     file: GateFile,
     records: Sequence[Record],
     readings: Mapping[Content, Reading] | None,
@@ -163,13 +160,13 @@ def _drift(
     columns: dict[str, Values] = {name: [getattr(r, name) for r in read] for name in file.drift if name != "novelty"}
     if {r.num_samples for r in read} - {None, file.sampling["num_samples"]}:  # fewer come to other figures
         columns = {name: values for name, values in columns.items() if name not in _OF_SAMPLES}
-    strange = _strangeness(read, tonight.features, readings)
+    strange = _strangeness(read, gate.features, readings)
     if strange is not None:
         # What the reference was made of lies nearer to it than anything new, so it says nothing of novelty.
-        own = set(tonight.features.note.split()) if tonight.features else set()
+        own = set(gate.features.note.split()) if gate.features else set()
         columns["novelty"] = [float(v) for r, v in zip(read, strange, strict=True) if str(r.sha256)[:16] not in own]
     found = shifts(file.drift, columns)
-    unlike = [] if strange is None else [int(i) for i in np.argsort(-np.nan_to_num(strange, nan=-1.0))[:_UNLIKE]]
+    unlike = [] if strange is None else [int(i) for i in np.argsort(-np.nan_to_num(strange, nan=-1.0))[:_MOST_UNLIKE]]
     return {
         "images": len(read),
         "calibrated_on": file.data.get("images"),
@@ -192,6 +189,6 @@ def _strangeness(
         reading = readings.get(content_of(record)) if readings is not None else None
         return record.vision_features if reading is None else reading.features
 
-    parts = (records[i : i + _AT_ONCE] for i in range(0, len(records), _AT_ONCE))
+    parts = (records[i : i + _IN_MEMORY] for i in range(0, len(records), _IN_MEMORY))
     found = np.concatenate([reference.novelty_of([features_of(record) for record in part]) for part in parts])
     return found if np.isfinite(found).any() else None
