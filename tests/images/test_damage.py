@@ -125,9 +125,8 @@ def test_a_jpeg_may_be_padded_before_its_end(tmp_path: Path) -> None:
         accepted(tmp_path, data[:-2] + bytes(512) + END)
         accepted(tmp_path, data[:-2] + b"\xff" * 512 + END)
         accepted(tmp_path, data + bytes(512))
-    ends_in_a_zero = next(
-        data for width in range(200, 320) if (data := encoded(photo(width), "JPEG")).endswith(b"\0" + END)
-    )
+    ends_in_a_zero = encoded(Image.new("RGB", (16, 24), (128,) * 3), "JPEG")
+    assert ends_in_a_zero.endswith(b"\0" + END)  # or this tests nothing
     for zeros in (16, 512):
         accepted(tmp_path, ends_in_a_zero[:-2] + bytes(zeros) + END)
 
