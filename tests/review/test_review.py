@@ -29,7 +29,7 @@ from vlmgate.gate.rules import Gate
 from vlmgate.review.items import facts_of
 from vlmgate.review.make import MARKER, held
 from vlmgate.review.marks import differing, pieces, shown
-from vlmgate.review.page import policy, render, safe_json
+from vlmgate.review.render import policy, render, safe_json
 from vlmgate.review.sentences import apart, sentence
 from vlmgate.review.verdicts import Verdict, VerdictError, VerdictFile, checked, from_csv, to_csv
 from vlmgate.store.result import read_result, write_result

@@ -26,7 +26,7 @@ from vlmgate.images import sources_of
 from vlmgate.report.image import short_model
 from vlmgate.report.summary import in_words
 from vlmgate.review.items import Item, choose, facts_of, scales
-from vlmgate.review.page import GENERATOR, render
+from vlmgate.review.render import GENERATOR, render
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
 from vlmgate.store.result import read_result
