@@ -243,6 +243,14 @@ class Reason(StrEnum):
     LEAST_UNCERTAIN = "least_uncertain"  # less uncertain than those that fill the review budget
 
 
+UNREAD = frozenset((Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED))  # the model has said nothing
+# No score and no limit changes where an image with one of these goes.
+UNSCORABLE = UNREAD | {
+    *(Reason.NON_FINITE, Reason.EMPTY_CAPTION, Reason.REFUSED, Reason.CUT_OFF),
+    *(Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Where one image goes and why; `threshold` is the limit it was compared with, null where none was."""

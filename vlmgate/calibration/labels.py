@@ -12,13 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from vlmgate.calibration.read_tables import COUNTED_WITH_HEADER, TABLES, read_rows
-from vlmgate.data import VERDICTS
+from vlmgate.data import VERDICTS, Content, Key
 from vlmgate.errors import LabelError
 from vlmgate.export.cells import undefused
 from vlmgate.images import Walk, find_images
 
 Kind = Literal["class", "verdict", "ambiguity"]
-Key = tuple[str, int]  # (file_name, page)
 
 AMBIGUITY = ("clear", "ambiguous")
 LABEL_COLUMNS = ("label", "class", "category", "defect", "condition", "target", "verdict")
@@ -35,7 +34,7 @@ class Labels:
     source: Path
     folder: Path | None  # the file names below are relative to it; None for a table that lies apart from images
     by_name: Mapping[Key, str] = field(default_factory=dict)
-    by_content: Mapping[Key, str] = field(default_factory=dict)  # (sha256, page); goes before the name
+    by_content: Mapping[Content, str] = field(default_factory=dict)  # goes before the name
     readings: Mapping[Key, str] = field(default_factory=dict)  # by name, what a person says it should have read
     ignored: tuple[str, ...] = ()  # what was left out, in words
     written: Mapping[Key, Key] = field(default_factory=dict)  # a name with \\, as a row has it → its key in by_name
@@ -205,7 +204,7 @@ class _Table:
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> Labels:
         names: dict[Key, set[str]] = {}
-        contents: dict[Key, set[str]] = {}
+        contents: dict[Content, set[str]] = {}
         readings: dict[Key, str] = {}
         blank = 0
         for number, row in enumerate(rows, start=_first_number(self.path)):

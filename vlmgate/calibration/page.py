@@ -13,7 +13,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ from vlmgate.errors import OutputError, UsageError, plain
 from vlmgate.export.pictures import Pictures
 from vlmgate.version import __version__
 
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
+_STYLE = Path(__file__).with_name("sheet.css")  # of this page and of the comparison's
 _WORST = 10
 _PREVIEW = 560  # pixels, longest side
 
@@ -55,17 +56,16 @@ def write_page(
 ) -> Path:
     """Write `OUT_calibration/index.html` and return it; raises `OutputError`."""
     page = out.with_name(f"{out.stem}_calibration") / "index.html"
-    return write_html(page, "calibration.html.j2", _content(found, labels, seconds, provenance, gate))
+    return write_html(page, _TEMPLATE, _content(found, labels, seconds, provenance, gate))
 
 
-def write_html(page: Path, template: str, content: Mapping[str, Any]) -> Path:
+def write_html(page: Path, template: Path, content: Mapping[str, Any]) -> Path:
     """Write a page of one file, in one step, and return it; its folder is made. Raises `OutputError`."""
     import jinja2
     from markupsafe import Markup
 
-    templates = resources.files("vlmgate").joinpath("templates")
-    source = templates.joinpath(template).read_text(encoding="utf-8")
-    style = Markup(templates.joinpath("sheet.css").read_text(encoding="utf-8"))
+    source = template.read_text(encoding="utf-8")
+    style = Markup(_STYLE.read_text(encoding="utf-8"))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["plain"] = plain
     text = environment.from_string(source).render({"style": style, **content})

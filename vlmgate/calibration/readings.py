@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmgate.calibration.figures import Vector
-from vlmgate.calibration.labels import Key, Kind, Labels
-from vlmgate.data import Decision, Reason, Record, Route, Scores
+from vlmgate.calibration.labels import Kind, Labels
+from vlmgate.data import UNREAD, Content, Decision, Key, Reason, Record, Route, Scores
 from vlmgate.errors import LabelError
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate, Limit, bars
-from vlmgate.run.rescore import quality_of, said_of
+from vlmgate.run.rescore import said_of
 from vlmgate.scores.kernels import WORDS, Kernel
 from vlmgate.scores.score import Said, Scorer
 
@@ -29,7 +29,6 @@ Mask = NDArray[np.bool_]
 GOOD = frozenset(
     ("good", "ok", "okay", "none", "normal", "pass", "passed", "clean", "fine", "intact", "no defect", "defect free")
 )
-UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED, Reason.NOT_READ)
 # What a gate may look at; columns that order images as another one does are left out.
 SCORES = (
     "vendi_score",
@@ -149,7 +148,7 @@ def _matched(
 ) -> tuple[list[tuple[Record, str]], list[str]]:
     """Return rows with their labels, each content once, and what was left out in words."""
     by_name = _as_the_result_names_them(labels.beside({record.file_name for record in records}), provenance)
-    found: dict[Key, tuple[Record, set[str]]] = {}
+    found: dict[Content, tuple[Record, set[str]]] = {}
     unread = matched = 0
     for record in records:
         label = labels.by_content.get((record.sha256, record.page)) if record.sha256 else None
@@ -333,7 +332,7 @@ def evidence(
     strange = list(labelled.novelties if novelty is None else novelty)
     told = [scorer.score(one, far) for one, far in zip(said, strange, strict=True)]
     candidates = [
-        Candidate((str(r.sha256), r.page), scores, reason, quality_of(r), far)
+        replace(Candidate.of(r, reason, scores), novelty=far)
         for r, (scores, reason), far in zip(labelled.records, told, strange, strict=True)
     ]
     answers = tuple(scores.answer for scores, _ in told)

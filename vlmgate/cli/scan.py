@@ -284,14 +284,13 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
 
 def code_of(records: Sequence[Record], limit: tuple[float | None, int | None], *, complete: bool = True) -> int:
     """Return the exit code of a result: 4 beyond --max-routed, 3 where images are missing or could not be read."""
-    from vlmgate.data import Reason, Route
+    from vlmgate.data import UNREAD, Route
 
     routed = sum(r.route == Route.HUMAN_REVIEW for r in records)
     share, count = limit
     if (share is not None and routed > share * len(records)) or (count is not None and routed > count):
         return 4
-    lacking = (Reason.UNREADABLE, Reason.MODEL_FAILED, Reason.NOT_READ)
-    return 3 if not complete or any(r.reason in lacking for r in records) else 0
+    return 3 if not complete or any(r.reason in UNREAD for r in records) else 0
 
 
 def print_result(

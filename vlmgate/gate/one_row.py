@@ -12,20 +12,13 @@ from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, cast
 
-from vlmgate.data import Caption, Decision, Finish, Quality, Reason, Record, Scores
+from vlmgate.data import UNSCORABLE, Caption, Decision, Finish, Quality, Reason, Record, Scores
 from vlmgate.gate.file import GateFile
 from vlmgate.gate.rules import Candidate, decide
 from vlmgate.scores.novelty import Reference, pack
 from vlmgate.scores.refusals import degenerate, degenerate_answers
 from vlmgate.scores.score import doubt
 
-# What a result says of a row that no score can save; the others are decisions of another gate.
-_NO_READING = frozenset(
-    (
-        *(Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED, Reason.NON_FINITE, Reason.EMPTY_CAPTION),
-        *(Reason.REFUSED, Reason.CUT_OFF, Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER),
-    )
-)
 _REASONS = frozenset(Reason)  # which are texts
 
 
@@ -46,7 +39,7 @@ def judge(row: Record | Mapping[str, Any], gate: GateFile, reference: Reference 
 def _no_reading(told: Mapping[str, Any], scores: Scores, gate: GateFile) -> Reason | None:
     """Return why a row is no reading; None for one that scores may judge."""
     reason = told.get("reason")
-    if reason in _NO_READING:
+    if reason in UNSCORABLE:
         return Reason(reason)
     if not _missing(reason) and reason not in _REASONS:  # of another program, or a slip
         return Reason.NO_SCORE

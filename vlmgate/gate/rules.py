@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from vlmgate.data import Decision, Quality, Reason, Record, Route, Scores
+from vlmgate.data import Content, Decision, Quality, Reason, Record, Route, Scores
 from vlmgate.errors import GateError
 
 Side = Literal["<=", ">="]
@@ -256,11 +256,18 @@ _OF_SCORES, _OF_QUALITY = ({field.name for field in fields(kind)} for kind in (S
 class Candidate:
     """What is known of one row when its route is chosen; `reason` is set where no score can save it."""
 
-    key: tuple[str, int]  # (sha256, page): what shares it shares a decision; and the last word among equals
+    key: Content  # what shares it shares a decision; breaks ties in a budget
     scores: Scores | Record | None  # a row has the columns of all three
     reason: Reason | None
     quality: Quality | Record | None = None
     novelty: float | None = None
+
+    @classmethod
+    def of(cls, row: Record, reason: Reason | None, scores: Scores | None = None) -> Candidate:
+        """Return what a gate looks at in a row; `scores` take the place of its own."""
+        read = row.sha256 is not None and (row.num_samples is not None or row.captions is not None)
+        key = (str(row.sha256) if read else row.file_name, row.page)
+        return cls(key, scores or row, reason, row, row.novelty)
 
     def value(self, column: str) -> float | None:
         """Return what it has in a column; None where that cannot be compared."""

@@ -21,6 +21,7 @@ from rich.text import Text
 from vlmgate.config import BUILTIN, ScanConfig
 from vlmgate.data import ModelInfo, Reason, Record, Route
 from vlmgate.errors import plain
+from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import COLUMNS, Gate
 from vlmgate.scores.words import content_words
 from vlmgate.version import __version__
@@ -29,42 +30,6 @@ BUILTIN_NOTICE = (
     "The built-in model knows rendered sample parts only; of your own images it says nothing worth having. "
     "Name a real one: --model FOLDER or --model HUB_ID (see README, 'Choosing a model')."
 )
-WORDS = {
-    Reason.UNREADABLE: "unreadable",
-    Reason.NOT_READ: "not read yet",
-    Reason.MODEL_FAILED: "model failed",
-    Reason.NON_FINITE: "model overflowed",
-    Reason.EMPTY_CAPTION: "empty caption",
-    Reason.REFUSED: "refused",
-    Reason.CUT_OFF: "caption cut off",
-    Reason.EMPTY_ANSWER: "empty answer",
-    Reason.ANSWER_CUT_OFF: "answer cut off",
-    Reason.NO_ANSWER: "no answer",
-    Reason.NO_SCORE: "no score",
-    Reason.BEYOND_LIMIT: "beyond limit",
-    Reason.DISAGREED: "disagreed",
-    Reason.MOST_UNCERTAIN: "most uncertain",
-    Reason.AGREED: "agreed",
-    Reason.LEAST_UNCERTAIN: "least uncertain",
-}
-_WHY = {
-    Reason.UNREADABLE: "the file could not be read as an image",
-    Reason.NOT_READ: "the run ended before its turn; the same command goes on",
-    Reason.MODEL_FAILED: "the model raised an error on it",
-    Reason.NON_FINITE: "the model's numbers overflowed",
-    Reason.EMPTY_CAPTION: "at least one caption says nothing",
-    Reason.REFUSED: "at least one caption declines to answer",
-    Reason.CUT_OFF: "at least one caption was cut off at --max-new-tokens",
-    Reason.EMPTY_ANSWER: "at least one answer says nothing",
-    Reason.ANSWER_CUT_OFF: "at least one answer was cut off at --max-answer-tokens",
-    Reason.NO_ANSWER: "no choice was named more often than every other",
-    Reason.NO_SCORE: "a column that has a limit cannot be computed",
-    Reason.BEYOND_LIMIT: "a column is beyond its limit",
-    Reason.DISAGREED: "the captions differ more than the limit allows",
-    Reason.MOST_UNCERTAIN: "it is among the most uncertain images, which fill the review budget",
-    Reason.AGREED: "the captions agree within the limit",
-    Reason.LEAST_UNCERTAIN: "it is not more uncertain than the images that fill the review budget",
-}
 
 
 def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int, first_samples: int | None = None) -> str:
@@ -181,7 +146,7 @@ def print_record(record: Record, provenance: Mapping[str, Any], console: Console
 
 def why(record: Record, provenance: Mapping[str, Any]) -> str:
     """Return the reason in a plain sentence, with the figures that decided."""
-    sentence = _WHY[Reason(record.reason)]
+    sentence = REASON_WORDS[Reason(record.reason)].why
     if record.error:
         sentence += f" ({record.error})"
     column = record.decided_by or provenance["gate"]["score"]

@@ -21,8 +21,9 @@ from rich.text import Text
 from vlmgate.config import BUILTIN
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import plain
+from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
-from vlmgate.report.image import BUILTIN_NOTICE, WORDS, header_line
+from vlmgate.report.image import BUILTIN_NOTICE, header_line
 from vlmgate.scores.words import content_words
 from vlmgate.store.result import SCHEMA_VERSION
 
@@ -70,7 +71,7 @@ def reason_of(record: Record) -> str:
 def in_words(reason: str) -> str:
     """Return what `reason_of` says, for people: "novelty beyond limit"."""
     name, _, column = reason.partition(":")
-    words = WORDS[Reason(name)]
+    words = REASON_WORDS[Reason(name)].short
     return f"{column} {words}" if name == Reason.BEYOND_LIMIT else f"{words}: {column}" if column else words
 
 

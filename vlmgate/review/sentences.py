@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from vlmgate.data import Reason, Record
 from vlmgate.errors import plain
+from vlmgate.gate.reasons import REASON_WORDS
 
 # Column → what its value says; {k} = number of readings or answers, {v} = the value, {c} = value × number.
 # True = a share, told in per cent.
@@ -34,18 +35,6 @@ _STATEMENTS: dict[str, tuple[str, bool]] = {
     "clipped_dark": ("{v} of the picture is black", True),
     "clipped_bright": ("{v} of the picture is white", True),
 }
-_PLAIN = {
-    Reason.UNREADABLE: "The file could not be read as an image",
-    Reason.NOT_READ: "The scan ended before the turn of this image, so the model has not read it",
-    Reason.MODEL_FAILED: "The model raised an error on this image",
-    Reason.NON_FINITE: "The model's numbers overflowed while it read this image",
-    Reason.EMPTY_CAPTION: "At least one of the model's {k} readings says nothing",
-    Reason.REFUSED: "At least one of the model's {k} readings declines to answer",
-    Reason.CUT_OFF: "At least one of the model's {k} readings was cut off before its end",
-    Reason.EMPTY_ANSWER: "At least one of the model's {k} answers says nothing",
-    Reason.ANSWER_CUT_OFF: "At least one of the model's {k} answers was cut off before its end",
-    Reason.NO_ANSWER: "No choice was named more often than every other in the model's {k} answers",
-}
 _OF_ANSWERS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
 _ANSWER_REASONS = (Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER)
 
@@ -58,10 +47,10 @@ def sentence(record: Record, score: str, *, audit: bool = False) -> str:
 
 
 def _of_reason(record: Record, reason: Reason, column: str) -> str:
-    if reason in _PLAIN:
+    if words := REASON_WORDS[reason].page:
         number = len((record.answers if reason in _ANSWER_REASONS else record.captions) or ())
         error = f": {plain(record.error)}" if record.error else ""
-        return _PLAIN[reason].format(k=number) + error + "."
+        return words.format(k=number) + error + "."
     value: float | None = getattr(record, column)
     if reason is Reason.NO_SCORE or value is None:
         return f"There is no {column} for this image, and a limit asks for it."

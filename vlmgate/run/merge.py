@@ -19,30 +19,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlmgate.data import Reason, Record, Route, Scores
+from vlmgate.data import UNSCORABLE, Reason, Record, Route
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.of_run import Tonight, drift_of, from_file
 from vlmgate.gate.rules import Candidate, Gate, decide
 from vlmgate.images import find_images
-from vlmgate.run.rescore import quality_of
 from vlmgate.run.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store.result import read_provenance, read_result
 from vlmgate.version import __version__
 
-# Reasons that hold whatever the limits are. NO_SCORE is one of them where no column is named beside it.
-_WHATEVER_THE_GATE = frozenset(
-    {
-        *(Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED, Reason.NON_FINITE, Reason.EMPTY_CAPTION),
-        *(Reason.REFUSED, Reason.CUT_OFF, Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER),
-    }
-)
 # What belongs to a file and its name; all other columns belong to its bytes, and copies share them.
 _OF_THE_FILE = (
     *("file_name", "page", "num_pages", "sha256", "width", "height", "mode", "conversion"),
     *("seed", "duplicate_of", "seconds"),
 )
-_SCORES = tuple(field.name for field in fields(Scores) if field.name != "medoid")
 _MODEL_KEYS = ("model", "revision", "architecture", "num_parameters", "dtype", "image_processor")
 
 Key = tuple[str, int]
@@ -278,7 +269,7 @@ def _shared(rows: Sequence[Record]) -> list[Record]:
     for row in rows:
         if row.sha256 is not None:
             names.setdefault((row.sha256, row.page), row.file_name)
-    for row in sorted(rows, key=lambda one: Reason(one.reason) not in _WHATEVER_THE_GATE):
+    for row in sorted(rows, key=lambda one: Reason(one.reason) not in UNSCORABLE):
         if row.sha256 is not None and row.captions is not None:
             readings.setdefault((row.sha256, row.page), row)
     return [_as_copy(row, names, readings) for row in rows]
@@ -309,12 +300,9 @@ def _decided(rows: Sequence[Record], gate: Gate) -> list[Record]:
 
 def _candidate(row: Record) -> Candidate:
     """Return what the gate looks at, as it was when the row was decided the first time."""
-    content = (row.sha256, row.page) if row.sha256 and row.captions is not None else (row.file_name, row.page)
     reason = Reason(row.reason)
-    unscored = reason is Reason.NO_SCORE and row.decided_by is None
-    scores = Scores(**{name: getattr(row, name) for name in _SCORES}, medoid=None)
-    whatever = reason if unscored or reason in _WHATEVER_THE_GATE else None
-    return Candidate(content, scores, whatever, quality_of(row), row.novelty)
+    unscored = reason is Reason.NO_SCORE and row.decided_by is None  # whatever the limits are
+    return Candidate.of(row, reason if unscored or reason in UNSCORABLE else None)
 
 
 # --- provenance -------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def rescore(
         _key(r): (NOTHING, Reason(r.reason)) for r in records if r.captions is None
     }
     told = scored | unread
-    decisions = decide([Candidate(_key(r), *told[_key(r)], quality_of(r), r.novelty) for r in records], gate)
+    decisions = decide([Candidate.of(r, told[_key(r)][1], told[_key(r)][0]) for r in records], gate)
     rows = [_renewed(r, told[_key(r)][0], decision) for r, decision in zip(records, decisions, strict=True)]
     note = {
         "from": source.name,
@@ -127,11 +127,6 @@ def _captions(
         return None
     told = zip(texts, finishes or (), logprobs or (), strict=True)
     return tuple(Caption(text, cast(Finish, finish), logprob, 0) for text, finish, logprob in told)
-
-
-def quality_of(record: Record) -> Quality:
-    """Return how well the picture was taken, as a row holds it."""
-    return Quality(**{field.name: getattr(record, field.name) for field in fields(Quality)})
 
 
 def _renewed(record: Record, scores: Scores, decision: Decision) -> Record:

@@ -177,7 +177,7 @@ def _readings(contents: Iterable[Content], journal: Journal) -> dict[Content, Re
 
 def decide_rows(rows: Sequence[Row], gate: Gate) -> list[Record]:
     """Return the rows of the result, each with its route; what `completed` adds is null."""
-    decisions = decide([_candidate(row) for row in rows], gate)
+    decisions = decide([Candidate.of(row.record, row.reason) for row in rows], gate)
     return [
         replace(
             row.record,
@@ -188,13 +188,6 @@ def decide_rows(rows: Sequence[Row], gate: Gate) -> list[Record]:
         )
         for row, decision in zip(rows, decisions, strict=True)
     ]
-
-
-def _candidate(row: Row) -> Candidate:
-    record = row.record
-    read = record.num_samples is not None
-    key = (str(record.sha256), record.page) if read else (record.file_name, record.page)
-    return Candidate(key, record if read else None, row.reason, record if read else None, record.novelty)
 
 
 def completed(

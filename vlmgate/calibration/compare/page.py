@@ -17,6 +17,7 @@ from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.page import data_uri, write_html
 from vlmgate.version import __version__
 
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
 _FAR_APART = 6  # times as slow; on one scale the faster models would be a heap at the edge
 _COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 
@@ -34,7 +35,7 @@ def write_page(found: Comparison, labels: Labels, out: Path) -> Path:
         "notes": report.notes(found),
         "picture": data_uri(quality_and_time(found)),
     }
-    return write_html(out, "comparison.html.j2", content)
+    return write_html(out, _TEMPLATE, content)
 
 
 def is_page(path: Path) -> bool:
