@@ -1,0 +1,71 @@
+"""What every reason for a decision is called: in a table, in a sentence, and on the review page."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vlmgate.data import Reason
+
+
+class ReasonWords(NamedTuple):
+    """One reason in words."""
+
+    short: str  # in counts and tables
+    why: str  # after "routed: " or "accepted: "
+    page: str | None = None  # begins a sentence; {k} = number of readings or answers; None = the limit says it
+
+
+REASON_WORDS = {
+    Reason.UNREADABLE: ReasonWords(
+        "unreadable", "the file could not be read as an image", "The file could not be read as an image"
+    ),
+    Reason.NOT_READ: ReasonWords(
+        "not read yet",
+        "the run ended before its turn; the same command goes on",
+        "The scan ended before the turn of this image, so the model has not read it",
+    ),
+    Reason.MODEL_FAILED: ReasonWords(
+        "model failed", "the model raised an error on it", "The model raised an error on this image"
+    ),
+    Reason.NON_FINITE: ReasonWords(
+        "model overflowed",
+        "the model's numbers overflowed",
+        "The model's numbers overflowed while it read this image",
+    ),
+    Reason.EMPTY_CAPTION: ReasonWords(
+        "empty caption", "at least one caption says nothing", "At least one of the model's {k} readings says nothing"
+    ),
+    Reason.REFUSED: ReasonWords(
+        "refused",
+        "at least one caption declines to answer",
+        "At least one of the model's {k} readings declines to answer",
+    ),
+    Reason.CUT_OFF: ReasonWords(
+        "caption cut off",
+        "at least one caption was cut off at --max-new-tokens",
+        "At least one of the model's {k} readings was cut off before its end",
+    ),
+    Reason.EMPTY_ANSWER: ReasonWords(
+        "empty answer", "at least one answer says nothing", "At least one of the model's {k} answers says nothing"
+    ),
+    Reason.ANSWER_CUT_OFF: ReasonWords(
+        "answer cut off",
+        "at least one answer was cut off at --max-answer-tokens",
+        "At least one of the model's {k} answers was cut off before its end",
+    ),
+    Reason.NO_ANSWER: ReasonWords(
+        "no answer",
+        "no choice was named more often than every other",
+        "No choice was named more often than every other in the model's {k} answers",
+    ),
+    Reason.NO_SCORE: ReasonWords("no score", "a column that has a limit cannot be computed"),
+    Reason.BEYOND_LIMIT: ReasonWords("beyond limit", "a column is beyond its limit"),
+    Reason.DISAGREED: ReasonWords("disagreed", "the captions differ more than the limit allows"),
+    Reason.MOST_UNCERTAIN: ReasonWords(
+        "most uncertain", "it is among the most uncertain images, which fill the review budget"
+    ),
+    Reason.AGREED: ReasonWords("agreed", "the captions agree within the limit"),
+    Reason.LEAST_UNCERTAIN: ReasonWords(
+        "least uncertain", "it is not more uncertain than the images that fill the review budget"
+    ),
+}
