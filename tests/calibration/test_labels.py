@@ -13,10 +13,10 @@ import pytest
 
 from tests.support.fakes import folder_of, picture_file
 from tests.support.results import row
-from vlmgate.calibration import read_tables as tables
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.readings import join
 from vlmgate.errors import LabelError
+from vlmgate.export import sheet as tables
 
 
 def by_name(labels: Labels) -> dict[str, str]:

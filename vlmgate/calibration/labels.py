@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from vlmgate.calibration.read_tables import COUNTED_WITH_HEADER, TABLES, read_rows
 from vlmgate.data import VERDICTS, Content, Key
 from vlmgate.errors import LabelError
 from vlmgate.export.cells import undefused
+from vlmgate.export.sheet import TABLES, Cells, read_rows
 from vlmgate.images import Walk, find_images
 
 Kind = Literal["class", "verdict", "ambiguity"]
@@ -166,7 +166,7 @@ def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> La
 
 def _of_table(path: Path, column: str | None) -> Labels:
     rows = list(read_rows(path))
-    header = list(rows[0]) if rows else []
+    header = list(rows[0][1]) if rows else []
     name = _label_column(header, column)
     if name is None:
         known = f"a column '{column}'" if column else f"one of the columns {', '.join(LABEL_COLUMNS)}"
@@ -175,23 +175,19 @@ def _of_table(path: Path, column: str | None) -> Labels:
     if "file_name" not in header and "sha256" not in header:
         raise LabelError(f"{path}: needs a column file_name (or sha256) that says which image a label is of.")
     _check_cells(path, rows, name)
-    verdicts = {_text(row.get(name)).casefold() for row in rows} - {""}
+    verdicts = {_text(row.get(name)).casefold() for _, row in rows} - {""}
     kind: Kind = "verdict" if name == "verdict" or (verdicts and verdicts <= set(VERDICTS)) else "class"
     if kind == "class" and verdicts and verdicts <= set(AMBIGUITY):
         kind = "ambiguity"
     return _Table(path, name, kind).read(rows)
 
 
-def _check_cells(path: Path, rows: Sequence[Mapping[str, Any]], column: str) -> None:
+def _check_cells(path: Path, rows: Sequence[tuple[int, Cells]], column: str) -> None:
     """Raise `LabelError` where a list or an object stands for one of the texts that are looked at."""
-    for number, row in enumerate(rows, start=_first_number(path)):
+    for number, row in rows:
         for name in (column, "file_name", "page", "sha256", "reading"):
             if isinstance(row.get(name), list | dict):
                 raise LabelError(f"{path}: row {number} has a list or an object as {name}; it takes one text there.")
-
-
-def _first_number(path: Path) -> int:
-    return 2 if path.suffix.lower() in COUNTED_WITH_HEADER else 1
 
 
 @dataclass
@@ -202,12 +198,12 @@ class _Table:
     column: str
     kind: Kind
 
-    def read(self, rows: Sequence[Mapping[str, Any]]) -> Labels:
+    def read(self, rows: Sequence[tuple[int, Cells]]) -> Labels:
         names: dict[Key, set[str]] = {}
         contents: dict[Content, set[str]] = {}
         readings: dict[Key, str] = {}
         blank = 0
-        for number, row in enumerate(rows, start=_first_number(self.path)):
+        for number, row in rows:
             label = self._label(row, number)
             if label is None:
                 blank += 1
@@ -283,4 +279,4 @@ def _shown(text: str, most: int = 40) -> str:
 
 
 def _header(path: Path) -> list[str]:
-    return list(next(read_rows(path), {}))
+    return list(next(read_rows(path), (0, {}))[1])
