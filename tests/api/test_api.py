@@ -20,8 +20,9 @@ from vlmgate import Gate, GateError, NoImagesError, Progressed, Reason, Route, U
 from vlmgate.api.options import CalibrateOptions, ScanOptions
 from vlmgate.cli import app
 from vlmgate.config import SamplingConfig
-from vlmgate.gate.file import GateFile, sampling_of, write_gate
+from vlmgate.gate.file import GateFile, sampling_of
 from vlmgate.gate.rules import Gate as Rule
+from vlmgate.store.files import write_gate
 
 CLASSES = ("none", "dent", "crack")
 

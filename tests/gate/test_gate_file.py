@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import GateError
 from vlmgate.gate.drift import Kept
-from vlmgate.gate.file import GateFile, differences, read_gate, sampling_of, write_gate
+from vlmgate.gate.file import GateFile, differences, read_gate, sampling_of
 from vlmgate.gate.rules import Gate, Limit, never
+from vlmgate.store.files import write_gate
 from vlmgate.store.result import read_provenance, write_result
 
 SAMPLING = SamplingConfig(question="Which?", choices=("ok", "a dent"), num_samples=8)

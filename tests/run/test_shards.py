@@ -25,11 +25,12 @@ from vlmgate.cli import app
 from vlmgate.config import ImageConfig, ScanConfig, Shard
 from vlmgate.data import Reason, Record
 from vlmgate.errors import ConfigError, GateError, PartsError, StoreError
-from vlmgate.gate.file import sampling_of, write_gate
+from vlmgate.gate.file import sampling_of
 from vlmgate.gate.rules import Gate, Limit
 from vlmgate.run.loop import scan
 from vlmgate.run.merge import Merged, merge
 from vlmgate.run.shards import holds, place_of, seen
+from vlmgate.store.files import write_gate
 from vlmgate.store.result import read_result, write_result
 
 SHARDS = 4

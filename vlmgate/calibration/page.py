@@ -7,9 +7,7 @@ names or captions is escaped by the template, and pictures are images, in which 
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from vlmgate.calibration.study import Study
 from vlmgate.data import Record
 from vlmgate.errors import OutputError, UsageError, plain
 from vlmgate.export.pictures import Pictures
+from vlmgate.store.files import write_file
 from vlmgate.version import __version__
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -69,18 +68,13 @@ def write_html(page: Path, template: Path, content: Mapping[str, Any]) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["plain"] = plain
     text = environment.from_string(source).render({"style": style, **content})
-    temporary = page.with_name(f".{page.stem}.{os.getpid()}.tmp")
     try:
         page.parent.mkdir(exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, page)
+        write_file(page, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError(
             f"{page}: cannot write the page ({error.strerror}); make room, or give another -o."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return page
 
 

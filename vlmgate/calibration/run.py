@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -27,13 +26,14 @@ from vlmgate.captioner.machine import begin_peak, end_peak
 from vlmgate.config import DEFAULT_QUESTION, CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Picture
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
-from vlmgate.gate.file import GateFile, is_gate, sampling_of, write_gate
+from vlmgate.gate.file import GateFile, is_gate, sampling_of
 from vlmgate.images import find_images, open_pages
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
 from vlmgate.run.progress import Progress
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.kernels import check_kernel, load_kernel
+from vlmgate.store.files import write_file, write_gate
 from vlmgate.store.result import read_provenance, read_result, write_result
 from vlmgate.version import __version__
 
@@ -270,17 +270,13 @@ def _keep_features(found: Study, out: Path) -> tuple[Path, str]:
     import hashlib
 
     assert found.reference is not None
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}.npz")
+    content = found.reference.to_npz()
+    digest = hashlib.sha256(content).hexdigest()
+    path = out.with_name(f"{out.stem}.{digest[:8]}.features.npz")
     try:
-        found.reference.save(temporary)
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        path = out.with_name(f"{out.stem}.{digest[:8]}.features.npz")
-        os.replace(temporary, path)
+        write_file(path, content)
     except OSError as error:
         raise OutputError(f"{out}: cannot write the features beside it ({error.strerror}); make room.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path, digest
 
 

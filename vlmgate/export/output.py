@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from vlmgate.errors import OutputError, StoreError, plain
-from vlmgate.store.result import temporary_beside
+from vlmgate.store.files import new_file, temporary_beside
 
 
 def check(out: Path, source: Path, *, overwrite: bool) -> None:
@@ -42,16 +42,8 @@ def file_at(path: Path) -> Iterator[BinaryIO]:
                 yield file
             return
         target = path.resolve() if path.is_symlink() else path
-        temporary = temporary_beside(target)
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with new_file(target) as file:
+            yield file
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -6,12 +6,10 @@ allowed on the command line alone.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.config import SERVER, SamplingConfig
-from vlmgate.errors import GateError, OutputError, one_line, plain
+from vlmgate.errors import GateError, one_line, plain
 from vlmgate.gate.drift import COLUMNS, FEWEST, QUANTILES, Kept
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit
 
@@ -229,23 +227,13 @@ def _short(value: object) -> str:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_gate(path: Path, gate: GateFile, about: Sequence[str] = ()) -> None:
-    """Write a gate file in one step, with a comment on every part; a former one is kept aside. Raises `OutputError`."""
+def text_of(gate: GateFile, about: Sequence[str], path: Path) -> str:
+    """Return the text of a gate file, with a comment on every part; `path` is where it will lie."""
     if gate.promise:
         gate = replace(gate, promise=dict(gate.promise) | {"of_gate": _fingerprint(gate)})
     text = _text_of(gate, about)
     _read(tomllib.loads(text), path)  # what is written can be read
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        if path.exists():
-            os.replace(path, path.with_name(f"{path.stem}.old{path.suffix}"))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write the gate ({error.strerror}); give another -o.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    return text
 
 
 def _text_of(gate: GateFile, about: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ Call `make_review`; `held` keeps other processes out meanwhile.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.render import GENERATOR, render
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
+from vlmgate.store.files import write_file
 from vlmgate.store.result import read_result
 from vlmgate.version import __version__
 
@@ -315,14 +315,9 @@ def _fresh_folder(out: Path) -> Iterator[Path]:
 
 
 def _write_file(out: Path, page: bytes) -> None:
-    temporary = out.with_name(f".{out.name}.new")
     try:
-        temporary.write_bytes(page)
-        os.replace(temporary, out)
+        write_file(out, page)
     except OSError as error:
         raise StoreError(
             f"{out}: cannot write the review ({error.strerror}); make room, or give another -o."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

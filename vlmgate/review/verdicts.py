@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from vlmgate.data import VERDICTS
 from vlmgate.errors import StoreError
 from vlmgate.review.items import Item
-from vlmgate.store.result import sync_folder
+from vlmgate.store.files import write_file
 
 COLUMNS = ("file_name", "page", "sha256", "verdict", "reading", "note", "at", "audit", "route")
 LONGEST = {"reading": 10_000, "note": 10_000}  # characters
@@ -107,13 +106,7 @@ class VerdictFile:
         changed = {name: said for name, said in self.given.items() if name != key}
         if verdict is not None:
             changed[key] = verdict
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("wb") as file:
-            file.write(to_csv(self.items, changed).encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
-        sync_folder(self.path.parent)
+        write_file(self.path, to_csv(self.items, changed).encode("utf-8"))
         self.given = changed
 
     def as_json(self) -> dict[str, dict[str, str]]:

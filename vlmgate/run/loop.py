@@ -53,6 +53,7 @@ from vlmgate.scores.kernels import WORDS, Kernel, check_kernel, load_kernel
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.reference import ReferenceFolder, checkpoint_reference, told_of_reference
 from vlmgate.scores.score import Scorer
+from vlmgate.store.files import write_file
 from vlmgate.store.journal import Journal, is_journal
 from vlmgate.store.result import Outputs, write_result
 from vlmgate.store.rows import Row, build_rows, completed, decide_rows
@@ -99,7 +100,7 @@ def scan(
         checkpoint = model_fingerprint(config.model)
         check_same(tonight, config, checkpoint)
         wanted = fingerprint(config, checkpoint)
-        folder = ReferenceFolder(config.reference, outputs.reference, wanted) if config.reference else None
+        folder = ReferenceFolder(config.reference, outputs.reference, wanted, write_file) if config.reference else None
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:

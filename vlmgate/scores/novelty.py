@@ -9,8 +9,9 @@ hundredth of the reference itself lies when it is held out.
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -109,21 +110,26 @@ class Reference:
         distances: Matrix = np.sqrt(squared)
         return distances
 
-    def save(self, path: Path) -> None:
-        """Write the reference to a .npz file, without pickle; raises `NoveltyError`."""
+    def to_npz(self) -> bytes:
+        """Return the reference as the content of a .npz file, without pickle."""
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            method=np.array(self.method),
+            mean=self.mean.astype(np.float32),
+            scale=self.scale.astype(np.float32),
+            rows=self.rows.astype(np.float32),
+            rest=np.array(self.rest),
+            unit=np.array(self.unit),
+            count=np.array(self.count),
+            note=np.array(self.note),
+        )
+        return file.getvalue()
+
+    def save(self, path: Path, write: Callable[[Path, bytes], object] = Path.write_bytes) -> None:
+        """Write the reference to a .npz file; a run gives a `write` that is atomic. Raises `NoveltyError`."""
         try:
-            with path.open("wb") as file:
-                np.savez_compressed(
-                    file,
-                    method=np.array(self.method),
-                    mean=self.mean.astype(np.float32),
-                    scale=self.scale.astype(np.float32),
-                    rows=self.rows.astype(np.float32),
-                    rest=np.array(self.rest),
-                    unit=np.array(self.unit),
-                    count=np.array(self.count),
-                    note=np.array(self.note),
-                )
+            write(path, self.to_npz())
         except OSError as error:
             raise NoveltyError(f"{path}: cannot write the reference ({error.strerror}).") from error
 

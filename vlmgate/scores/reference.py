@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,18 @@ def checkpoint_reference(model: ModelConfig) -> Reference | None:
 class ReferenceFolder:
     """A folder of images that the model is meant for."""
 
-    def __init__(self, folder: Path, kept: Path, fingerprint: Mapping[str, Any]) -> None:
-        """Find the images; raises `UsageError` where there are none. Nothing is opened yet."""
-        self.folder, self.kept = folder, kept
+    def __init__(
+        self,
+        folder: Path,
+        kept: Path,
+        fingerprint: Mapping[str, Any],
+        write: Callable[[Path, bytes], object] = Path.write_bytes,
+    ) -> None:
+        """Find the images; raises `UsageError` where there are none. Nothing is opened yet.
+
+        `write` puts the content of the kept file in its place; a run gives one that is atomic.
+        """
+        self.folder, self.kept, self._write = folder, kept, write
         self.sources: Sequence[Source] = find_images(folder).sources
         if not self.sources:
             raise NoImagesError(f"{folder}: no image found; name a folder of images for --reference.")
@@ -67,7 +76,7 @@ class ReferenceFolder:
         """Fit the reference to packed features and keep it; raises `NoveltyError` where it cannot be had."""
         if not features:
             raise NoveltyError(f"{self.folder}: this model shows no vision features, so --reference cannot be used.")
-        Reference.fit(unpack(features), note=self._note).save(self.kept)
+        Reference.fit(unpack(features), note=self._note).save(self.kept, self._write)
         return Reference.load(self.kept)  # rounded as the next run will find it
 
 

@@ -36,6 +36,7 @@ from vlmgate.data import (
     key_of,
 )
 from vlmgate.errors import OutputError, ResumeError, StoreError
+from vlmgate.store.files import sync_folder, unused
 from vlmgate.store.lines import (
     checked,
     counts_of,
@@ -47,7 +48,6 @@ from vlmgate.store.lines import (
     sealed,
     to_json,
 )
-from vlmgate.store.result import sync_folder, unused
 from vlmgate.store.spill import Shelf
 
 log = logging.getLogger(__name__)

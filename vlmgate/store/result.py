@@ -5,19 +5,17 @@ Knows files and rows; knows nothing of models or of how a decision is reached.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, one_line
+from vlmgate.store.files import new_file, unused
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,32 +75,6 @@ class Outputs:
                 raise OutputError(f"{self.parquet}: exists and is no result of vlmgate; give another -o.") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Force names to the disk, not only contents, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network disks cannot
-                raise
-        finally:
-            os.close(descriptor)
-
-
-def temporary_beside(path: Path) -> Path:
-    """Return a name that no other writer has: in containers every process may have the same number."""
-    return path.with_name(f".vlmgate.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")
-
-
-def unused(path: Path) -> Path:
-    """Return the path, or the first `stem.N.suffix` beside it that does not exist."""
-    candidate, n = path, 1
-    while candidate.exists():
-        candidate, n = path.with_name(f"{path.stem}.{n}{path.suffix}"), n + 1
-    return candidate
-
-
 # --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
@@ -139,15 +111,13 @@ def write_result(
     have captions. What is there and would be missed is kept beside it: the result of another run, or one with more
     readings, as `STEM.old.parquet`; a damaged file as `STEM.damaged.parquet`. Raises `StoreError`.
     """
-    temporary = temporary_beside(path)
+    if readings is None:
+        records = [*records]
+        readings = sum(record.captions is not None for record in records)
+    held = readings
     try:
-        if readings is None:
-            records = [*records]
-            readings = sum(record.captions is not None for record in records)
-        _write_table(temporary, records, provenance, readings)
-        _put_aside(path, readings, provenance)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with new_file(path, lambda: _put_aside(path, held, provenance)) as file:
+            _write_table(file, records, provenance, held)
     except OSError as error:
         raise StoreError(
             f"{path}: cannot write the result ({error.strerror}); make room and run the same command again, it resumes."
@@ -158,26 +128,20 @@ def write_result(
         raise StoreError(
             f"{path}: cannot write the result ({one_line(error)}); the readings are in the journal."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
-def _write_table(path: Path, records: Iterable[Record], provenance: Mapping[str, Any], readings: int) -> None:
+def _write_table(file: BinaryIO, records: Iterable[Record], provenance: Mapping[str, Any], readings: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     note = json.dumps(dict(provenance) | {"schema_version": SCHEMA_VERSION, "readings": readings}, allow_nan=False)
     columns = schema().with_metadata({METADATA_KEY: note.encode("ascii")})
     rows = iter(records)
-    with path.open("wb") as file:  # pyarrow cannot open every name that the system can
-        with pq.ParquetWriter(file, columns, compression="zstd") as writer:
-            while some := [*itertools.islice(rows, _ROWS)]:
-                values = {f.name: [_plain(getattr(record, f.name)) for record in some] for f in fields(Record)}
-                values[_FEATURES] = _unpacked([record.vision_features for record in some])
-                writer.write_table(pa.table(values, schema=columns))
-        file.flush()
-        os.fsync(file.fileno())
+    with pq.ParquetWriter(file, columns, compression="zstd") as writer:
+        while some := [*itertools.islice(rows, _ROWS)]:
+            values = {f.name: [_plain(getattr(record, f.name)) for record in some] for f in fields(Record)}
+            values[_FEATURES] = _unpacked([record.vision_features for record in some])
+            writer.write_table(pa.table(values, schema=columns))
 
 
 def _put_aside(path: Path, readings: int, provenance: Mapping[str, Any]) -> None:

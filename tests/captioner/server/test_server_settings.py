@@ -28,9 +28,10 @@ from vlmgate.captioner.server.probe import extras, request_of
 from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.errors import ConfigError, GateError
-from vlmgate.gate.file import GateFile, differences, sampling_of, write_gate
+from vlmgate.gate.file import GateFile, differences, sampling_of
 from vlmgate.gate.of_run import check_same, gate_of
 from vlmgate.gate.rules import Gate
+from vlmgate.store.files import write_gate
 
 URL = "http://gpu:8000/v1"
 KEYS = ("content", "refusal", "tool_calls", "reasoning_content", "text", "logprob")
