@@ -19,9 +19,10 @@ from tests.support.results import result_of, row
 from vlmgate.data import Record, Route
 from vlmgate.errors import UsageError
 from vlmgate.export import Only, Target
-from vlmgate.export.cells import CELL_CHARACTERS, defused, fitted, joined, split, undefused, visible
-from vlmgate.export.export import Exported, Options, export
+from vlmgate.export.export import Exported, export
 from vlmgate.export.sheet import read_sheet
+from vlmgate.export.targets import Options
+from vlmgate.export.text_formats import CELL_CHARACTERS, defused, fitted, joined, split, undefused, visible
 
 
 @pytest.fixture(autouse=True)
@@ -246,7 +247,7 @@ def test_the_sheet_is_laid_out_for_a_person(hostile: Path, tmp_path: Path) -> No
 def test_more_rows_than_a_sheet_has_are_refused_in_one_line(
     tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlmgate.export.cells.SHEET_ROWS", 3)
+    monkeypatch.setattr("vlmgate.export.text_formats.SHEET_ROWS", 3)
     rows = [row("a", route=Route.AUTO_ACCEPT), row("b"), row("c", route=Route.AUTO_ACCEPT)]
     source = result_of(tmp_path / "r.parquet", rows)
     with pytest.raises(UsageError, match="3 rows, and a sheet of Excel holds 2 and a header; use --only routed"):

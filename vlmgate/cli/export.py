@@ -9,7 +9,7 @@ import typer
 
 from vlmgate.cli.options import ResultArgument, app
 from vlmgate.errors import StoreError
-from vlmgate.export.targets import Only, Target
+from vlmgate.export.targets import Only, Options, Target
 from vlmgate.report.terminal import errors_in_one_line, give_up_stdout, say
 
 
@@ -42,8 +42,8 @@ def export(
 ) -> None:
     """Write a result for a spreadsheet, a program, a labelling tool or a training set: to a file or stdout."""
     with errors_in_one_line():
-        from vlmgate.export.export import Options, place_of
         from vlmgate.export.export import export as run
+        from vlmgate.export.export import place_of
 
         options = Options(only, columns, images, thumbnails, image_root, link, overwrite)
         try:
