@@ -42,6 +42,11 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "1,200 images"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 class VlmgateError(Exception):
     """Root of all errors that vlmgate raises on purpose; carries the exit code of the command line."""
 

@@ -9,8 +9,9 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from vlmgate.data import VERDICTS
+from vlmgate.errors import count
 from vlmgate.export import output
-from vlmgate.export.rows import FACTS, KEY, Row, Rows, StoredRows, Writer, count
+from vlmgate.export.rows import FACTS, KEY, Row, Rows, StoredRows, Writer
 from vlmgate.export.text_formats import dumped, visible
 
 IMAGE_ROOT = "/data/local-files/?d="

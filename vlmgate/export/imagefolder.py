@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vlmgate.config import ImageConfig
-from vlmgate.errors import NoImagesError, UsageError
+from vlmgate.errors import NoImagesError, UsageError, count
 from vlmgate.export import output
-from vlmgate.export.rows import FACTS, KEY, Row, StoredRows, Writer, count
+from vlmgate.export.rows import FACTS, KEY, Row, StoredRows, Writer
 
 if TYPE_CHECKING:
     from PIL import Image

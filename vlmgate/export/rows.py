@@ -137,8 +137,3 @@ class Writer:
         with output.standard_output(binary=self.binary) if out is None else output.file_at(out) as file:
             notes = self.write(rows, file)
         return [] if out is None else [out], notes
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from vlmgate.data import Record
-from vlmgate.errors import UsageError
-from vlmgate.export.rows import Row, StoredRows, Writer, count
+from vlmgate.errors import UsageError, count
+from vlmgate.export.rows import Row, StoredRows, Writer
 
 # As a person reads a sheet: which image, where it goes, what to fill in, what was said, how sure, how well taken.
 SHEET = (

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlmgate.data import VERDICTS
-from vlmgate.errors import StoreError, UsageError
+from vlmgate.errors import StoreError, UsageError, count
 from vlmgate.export.imagefolder import Pictures
-from vlmgate.export.rows import KEY, Row, Rows, StoredRows, Writer, count
+from vlmgate.export.rows import KEY, Row, Rows, StoredRows, Writer
 from vlmgate.export.text_formats import SHEET, check_sheet, fitted, notes_on_cut, text_of, visible
 
 _WIDTHS = {  # characters; others by what they hold
