@@ -16,14 +16,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from vlmgate.config import BUILTIN
 from vlmgate.data import Reason, Record, Route
-from vlmgate.errors import count, plain
+from vlmgate.errors import count
 from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
-from vlmgate.report.image import BUILTIN_NOTICE, header_line
+from vlmgate.report.image import BUILTIN_NOTICE, header_line, print_line
 from vlmgate.scores.words import content_words
 from vlmgate.store.result import SCHEMA_VERSION
 
@@ -75,15 +74,13 @@ def in_words(reason: str) -> str:
 def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out: Path, console: Console) -> None:
     """Print the table that splits the folder, and what to do next."""
     gate, sampling = Gate.of(provenance["gate"]), provenance["sampling"]
-    console.print(
-        Text(header_line(provenance["model"], gate, sampling["num_samples"], sampling.get("first_samples"))),
-        soft_wrap=True,
-    )
+    fewest, most = sampling.get("first_samples"), sampling["num_samples"]
+    print_line(console, header_line(provenance["model"], gate, most, fewest))
     console.print()
     console.print(_summary_table(summarise(records)))
     console.print()
     for line in _summary_notes(records, provenance, gate, out):
-        console.print(Text(plain(line)), soft_wrap=True)
+        print_line(console, line)
 
 
 def _summary_table(figures: Mapping[str, Any]) -> Table:
@@ -288,8 +285,7 @@ def print_routed(records: Sequence[Record], provenance: Mapping[str, Any], conso
         value = _score_of(record, gate)
         page = f" (page {record.page})" if (record.num_pages or 1) > 1 else ""
         figure = "–" if value is None else f"{value:.3f}"
-        line = f"{figure:>8}  {in_words(reason_of(record)):<16}  {plain(record.file_name)}{page}"
-        console.print(Text(line), soft_wrap=True)
+        print_line(console, f"{figure:>8}  {in_words(reason_of(record)):<16}  {record.file_name}{page}")
 
 
 def _quoted(text: str) -> str:
