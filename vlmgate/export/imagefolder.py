@@ -64,11 +64,10 @@ class Pictures:
         if name in self.paths and row.get("sha256"):
             source = Source(name, self.paths[name])
             config = ImageConfig("first" if page == 1 else "all", self.max_pixels)
-            for found in open_pages(source, config):
-                if isinstance(found, Picture) and found.file.page == page:
-                    if found.file.sha256 == row["sha256"]:
-                        return found.rgb
-                    break
+            pages = (one for one in open_pages(source, config) if isinstance(one, Picture) and one.file.page == page)
+            found = next(pages, None)
+            if found is not None and found.file.sha256 == row["sha256"]:
+                return found.rgb
         self.missing.append(name)
         return None
 
@@ -97,15 +96,14 @@ class ImageFolderWriter(Writer):
 
         (train := folder / _TRAIN).mkdir()
         names = [name for name in self.columns if name not in ("file_name", ORIGINAL, "image")]
-        keys = [pa.field("file_name", pa.string()), pa.field(ORIGINAL, pa.string())]
-        schema = pa.schema([*keys, *(rows.schema().field(name) for name in names)])
+        held, keys = rows.schema(), [pa.field(name, pa.string()) for name in ("file_name", ORIGINAL)]
+        schema = pa.schema([*keys, *(held.field(name) for name in names)])
         done: list[dict[str, Any]] = []
         with pq.ParquetWriter(train / "metadata.parquet", schema, compression="zstd") as metadata:
             for number, row in enumerate(rows, 1):
-                name = self._image(row, number, train)
-                if name is not None:
-                    keys_of_row = {"file_name": name, ORIGINAL: row["file_name"]}
-                    done.append(keys_of_row | {column: row.get(column) for column in names})
+                if (name := self._image(row, number, train)) is not None:
+                    facts = {column: row.get(column) for column in names}
+                    done.append({"file_name": name, ORIGINAL: row["file_name"]} | facts)
                 if len(done) == _AT_ONCE:
                     metadata.write_table(pa.Table.from_pylist(done, schema=schema))
                     done = []
