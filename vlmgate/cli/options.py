@@ -125,6 +125,23 @@ ResultArgument = Annotated[
 ]
 
 
+def option_table(command: str) -> str:
+    """Return the options of a command as a Markdown table: option, default, environment name, what it is for."""
+    rows = ["| option | default | environment | what it is for |", "|---|---|---|---|"]
+    for option in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
+        if option.param_type_name != "option" or not option.name:
+            continue
+        text, _, usual = str(option.help or "").removesuffix("]").partition(" [default: ")
+        shown = option.show_default if isinstance(option.show_default, str) else option.default
+        value = usual or (
+            "" if shown is None or shown is False or option.required else str(getattr(shown, "value", shown))
+        )
+        flags = ", ".join(f"`{flag}`" for flag in option.opts)
+        cells = (flags, value, f"`VLMGATE_{command}_{option.name}`".upper(), text)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
 def read_gate_options(context: typer.Context, path: Path | None) -> Path | None:
     """Let a gate file say all that a scan must have in common with what was calibrated."""
     if path is not None:
