@@ -20,7 +20,7 @@ from vlmgate.export.imagefolder import ImageFolderWriter
 from vlmgate.export.json_lines import JsonLinesWriter
 from vlmgate.export.pictures import Pictures
 from vlmgate.export.rows import Counted, RecordRows, StoredRows
-from vlmgate.export.targets import Only, Target
+from vlmgate.export.targets import Only, Options, Target
 from vlmgate.export.text_formats import ExcelWriter, PlainWriter
 from vlmgate.export.writers import Writer
 from vlmgate.export.xlsx import XlsxWriter
@@ -31,32 +31,6 @@ if TYPE_CHECKING:
 
 _ROUTES = {Only.ROUTED: Route.HUMAN_REVIEW, Only.ACCEPTED: Route.AUTO_ACCEPT}
 _IN_A_FILE = {Target.XLSX: ".xlsx", Target.IMAGEFOLDER: ".imagefolder"}  # go there unless told otherwise
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What may be told of an export; None = the target's own way."""
-
-    only: Only | None = None
-    columns: str | None = None  # names, separated by commas
-    images: Path | None = None  # the folder that was scanned; None = where it was
-    thumbnails: bool = False
-    image_root: str | None = None  # what comes before a file's name in a URL
-    link: bool = False
-    overwrite: bool = False
-
-    def check(self, target: Target) -> None:
-        """Raise `UsageError` for what this target makes nothing of."""
-        for given, option, others in (
-            (self.thumbnails, "--thumbnails", (Target.XLSX,)),
-            (self.image_root is not None, "--image-root", (Target.LABEL_STUDIO,)),
-            (self.link, "--link", (Target.IMAGEFOLDER,)),
-            (self.images is not None, "--images", (Target.XLSX, Target.IMAGEFOLDER)),
-        ):
-            if given and target not in others:
-                raise UsageError(f"{option} goes with --to {' or '.join(others)} only; leave it out.")
-        if self.images is not None and target is Target.XLSX and not self.thumbnails:
-            raise UsageError("--images is for thumbnails; add --thumbnails, or leave it out.")
 
 
 @dataclass(frozen=True, slots=True)
