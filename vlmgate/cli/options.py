@@ -40,6 +40,11 @@ class _InOrder(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(self.commands, key=ORDER.index)
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for parameter in self.get_params(ctx):
+            parameter.show_envvar = False  # type: ignore[attr-defined]
+        super().format_options(ctx, formatter)
+
 
 class _Command(TyperCommand):
     """A command whose help lists the everyday options, panel by panel."""
@@ -52,10 +57,11 @@ class _Command(TyperCommand):
             if record is not None and not (opt is not None and opt.rare):
                 argument = parameter.param_type_name == "argument"
                 panels["Arguments" if argument else opt.panel if opt else Panel.OUTPUT].append(record)
+        width = max(len(name) for records in panels.values() for name, _ in records)
         for panel, records in panels.items():
             if records:
                 with formatter.section(panel):
-                    formatter.write_dl(records)
+                    formatter.write_dl([(name.ljust(width), text) for name, text in records])
 
 
 app = typer.Typer(
@@ -94,10 +100,11 @@ def _parameter(opt: Opt) -> inspect.Parameter:
         opt.flag,
         *([opt.short] if opt.short else []),
         help=opt.help + (f" [default: {opt.shown}]" if opt.shown else ""),
-        metavar=opt.metavar,
+        metavar=opt.metavar or ("<str>" if opt.kind == list[str] | None else None),
         is_eager=opt.eager,
         callback=_CALLBACKS[opt.name] if opt.eager else None,
         show_default=False,
+        show_envvar=False,
     )
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(opt.name, keyword, default=opt.default, annotation=Annotated[opt.kind, option])
@@ -138,8 +145,9 @@ def command(
         signature = [*(p.replace(kind=keyword) for p in arguments), *map(_parameter, known.values())]
         run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
         run.__doc__ = function.__doc__
-        sources = f" Each can also be set in the environment (VLMGATE_{name.upper()}_OUT=…)" + " or in --config." * toml
-        epilog = "All options: vlmgate help options." + (sources if toml else sources + ".")
+        example = f"VLMGATE_{name}_{next(iter(own))}=…".upper()
+        file = " or in --config" if toml else ""
+        epilog = f"All options: vlmgate help options. Each can also be set in the environment ({example}){file}."
         return app.command(name, cls=_Command, short_help=short_help, epilog=epilog)(run)
 
     return decorate

@@ -33,8 +33,10 @@ class Costs:
     escape: float = _cost(200.0, "Cost of a bad part that passes.", name="cost_escape")
     overkill: float = _cost(20.0, "Cost of a good part that is rejected.", name="cost_overkill")
     review: float = _cost(1.5, "Cost of a person's look at one image.", name="cost_review")
-    reviewer_miss: float = _rate(0.1, "Share of bad parts that a person passes.", rare=True)
-    reviewer_false_alarm: float = _rate(0.02, "Share of good parts that a person rejects.", rare=True)
+    reviewer_miss: float = _rate(0.1, "Share of bad parts that a person passes.", rare=True, label="reviewer-miss")
+    reviewer_false_alarm: float = _rate(
+        0.02, "Share of good parts that a person rejects.", rare=True, label="reviewer-false-alarm"
+    )
     overhead: float = _cost(
         0.0, "Upkeep and running cost of the model, per 1,000 images.", name="cost_overhead", rare=True
     )

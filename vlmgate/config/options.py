@@ -50,6 +50,7 @@ class Opt:
     rare: bool = False  # listed by `vlmgate help options` only
     metavar: str | None = None
     name: str = ""  # where it is not that of the field
+    label: str = ""  # in messages, where it is not the name
     kind: Any = None  # type of what is typed, where it is not that of the field; `parse` then reads it
     typed: Any = None  # the default as it is typed, likewise
     default: Any = None  # filled in
@@ -94,8 +95,9 @@ class Opt:
 
     def check(self, value: Any) -> None:
         """Raise `ConfigError` for a value of the field that is out of range."""
+        name = self.label or self.name
         if self.test is not None:
-            require(bool(self.test(value)), self.name, value, self.allowed)
+            require(bool(self.test(value)), name, value, self.allowed)
         elif any(bound is not None for bound in (self.gt, self.ge, self.lt, self.le)):
             inside = (
                 math.isfinite(value)
@@ -104,10 +106,10 @@ class Opt:
                 and (self.lt is None or value < self.lt)
                 and (self.le is None or value <= self.le)
             )
-            require(inside, self.name, value, self.allowed or f"{self._bounds()}{self.note and ' ' + self.note}")
+            require(inside, name, value, self.allowed or f"{self._bounds()}{self.note and ' ' + self.note}")
         elif get_origin(self.kind) is Literal:
             known = get_args(self.kind)
-            require(value in known, self.name, value, ", ".join(known))
+            require(value in known, name, value, ", ".join(known))
 
     def _bounds(self) -> str:
         """Return the bounds in words: "2 to 1024", "above 0 and at most 1"."""
