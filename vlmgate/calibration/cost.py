@@ -8,50 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vlmgate.calibration.figures import RESAMPLES, Vector, resampled
-from vlmgate.errors import ConfigError
+from vlmgate.config import Costs as Costs
 
 FEW = 10  # accepted errors; a threshold that hangs on fewer is chance
 FOLDS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What the plant pays; raises `ConfigError` for a negative cost or a rate outside [0, 1]."""
-
-    escape: float = 200.0  # a bad part that passes
-    overkill: float = 20.0  # a good part that is rejected
-    review: float = 1.5  # a person looks at an image
-    reviewer_miss: float = 0.1  # share of bad parts that the person passes
-    reviewer_false_alarm: float = 0.02  # share of good parts that the person rejects
-    overhead: float = 0.0  # of the model, per 1,000 images
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            most = 1.0 if field.name in ("reviewer_miss", "reviewer_false_alarm") else math.inf
-            if not (math.isfinite(value) and 0 <= value <= most):
-                allowed = "0 to 1" if most == 1.0 else "0 or more"
-                raise ConfigError(f"{field.name.replace('_', '-')} is {value}; allowed: {allowed}.")
-
-    def worst_trusted(self, says_good: bool) -> float:
-        """Return the chance of being wrong from which on a reading is better looked at; infinite if never.
-
-        Who accepts "good" pays p C_escape; who routes it pays C_review + p m C_escape + (1 − p) f C_overkill; they are
-        equal at p = (C_review + f C_overkill) / ((1 − m) C_escape + f C_overkill). For a reading that rejects the part
-        the two errors change places: p = (C_review + m C_escape) / ((1 − f) C_overkill + m C_escape).
-        """
-        missed, alarmed = self.reviewer_miss * self.escape, self.reviewer_false_alarm * self.overkill
-        if says_good:
-            kept, gained = self.review + alarmed, self.escape - missed + alarmed
-        else:
-            kept, gained = self.review + missed, self.overkill - alarmed + missed
-        return kept / gained if gained > 0 else math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)

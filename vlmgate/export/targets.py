@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from vlmgate.config.options import Panel, opt
 from vlmgate.errors import UsageError
 
 FILL_IN = ("verdict", "reading", "note")  # columns that are empty in a sheet, for a person to fill in
@@ -42,13 +43,15 @@ class Only(StrEnum):
 class Options:
     """What may be asked of an export; None = the target's own way."""
 
-    only: Only | None = None
-    columns: str | None = None  # names, separated by commas
-    images: Path | None = None  # the folder that was scanned; None = where it was
-    thumbnails: bool = False
-    image_root: str | None = None  # what comes before a file's name in a URL
-    link: bool = False
-    overwrite: bool = False
+    only: Only | None = opt(None, "Leave out the rest.", panel=Panel.READ)
+    columns: str | None = opt(None, "Which columns, in this order, separated by commas.", panel=Panel.READ)
+    images: Path | None = opt(
+        None, "Folder that was scanned, for thumbnails and imagefolder.", panel=Panel.READ, usual="as RESULT says"
+    )
+    thumbnails: bool = opt(False, "xlsx: a small picture in each row.")
+    image_root: str | None = opt(None, "label-studio: what comes before file names.", usual="/data/local-files/?d=")
+    link: bool = opt(False, "imagefolder: hard links instead of copies.")
+    overwrite: bool = opt(False, "Replace the file that is there.")
 
     def check(self, target: Target) -> None:
         """Raise `UsageError` for what this target makes nothing of."""

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmgate.config import ImageConfig
+from vlmgate.config import ImageConfig, ReviewConfig
 from vlmgate.data import Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line, plain
 from vlmgate.gate.rules import COLUMNS, Gate
@@ -41,16 +41,7 @@ MOST_IN_ONE_FILE = 500  # images; browsers give up on larger pages
 _SIDES_IN_ONE_FILE = {50: LARGEST, 150: 1024, MOST_IN_ONE_FILE: 640}
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a person may ask of a review."""
-
-    out: Path | None = None  # None = beside the result
-    images: Path | None = None  # None = the folder that was scanned
-    accepted: int = 0  # how many auto-accepted images to draw
-    seed: int = 0
-    single_file: bool = False
-    workers: int = 0
+Options = ReviewConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +19,12 @@ from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.readings import join
 from vlmgate.calibration.run import MEMORY, TIMED, Load, completed, labelled_folder, read_labelled
 from vlmgate.captioner import load_captioner
-from vlmgate.config import BUILTIN, ScanConfig
+from vlmgate.config import BUILTIN, CompareConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
 from vlmgate.report.image import short_model
 from vlmgate.run.outcome import ScanResult
 from vlmgate.run.progress import Progress
 from vlmgate.store.result import read_result
-
-
-@dataclass(frozen=True, slots=True)
-class CompareConfig:
-    """What a comparison is told beside how images are read."""
-
-    sources: tuple[Path, ...]  # one labelled folder, results, or both
-    models: tuple[str, ...]  # that read the folder
-    out: Path  # the page; readings lie beside it
-    labels: Path | None = None
-    label_column: str | None = None
-    label_map: Mapping[str, str] = field(default_factory=dict)
-    good: str | None = None
-    score: str | None = None
-    target_risk: float = 0.1
-    confidence: float = 0.95
-    costs: tuple[Costs, ...] = ()  # none, one for all models, or one each
-    defect_rate: float | None = None
-    page: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +71,7 @@ def run_comparison(
         )
     read = []
     if folder is not None:
-        wanted = completed(reading, labels, folder, config.label_map, question)
+        wanted = completed(reading, labels, folder, config.mapped(), question)
         for model in config.models:
             out = _readings_of(config.out, model)
             progress.message(f"Reading with {short_model(model)} …")
@@ -156,7 +137,7 @@ def _contestants(paths: Sequence[Path], labels: Labels, config: CompareConfig) -
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     return [
-        _contestant(name, join(records, provenance, labels, label_map=config.label_map, good=config.good), provenance)
+        _contestant(name, join(records, provenance, labels, label_map=config.mapped(), good=config.good), provenance)
         for name, (records, provenance) in zip(names, told, strict=True)
     ]
 
