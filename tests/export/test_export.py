@@ -19,9 +19,10 @@ from tests.support.results import result_of, row
 from vlmgate.data import Record, Route
 from vlmgate.errors import UsageError
 from vlmgate.export import Only, Target
-from vlmgate.export.export import Exported, export
+from vlmgate.export.export import Exported, export, writer_of
+from vlmgate.export.rows import Writer
 from vlmgate.export.sheet import read_sheet
-from vlmgate.export.targets import Options
+from vlmgate.export.targets import FILL_IN, Options
 from vlmgate.export.text_formats import CELL_CHARACTERS, defused, fitted, joined, split, undefused, visible
 
 
@@ -71,6 +72,12 @@ def the_captions(text: str) -> list[str]:
 
 def test_there_are_enough_hostile_texts_and_each_once() -> None:
     assert len(STRINGS) >= 60 and len(set(STRINGS)) == len(STRINGS)
+
+
+def test_every_format_has_a_writer_that_says_what_it_writes() -> None:
+    for target in Target:
+        writer = writer_of(target)
+        assert issubclass(writer, Writer) and set(writer.usual) <= {*Record.__dataclass_fields__, *FILL_IN}
 
 
 # --- for programs -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ Call `make_review`. What comes from a file name, a caption, an answer or a perso
 JSON in which no character means anything to HTML, and `textContent` alone puts it on the screen.
 """
 
-from vlmgate.review.make import Made, Options, make_review
+from vlmgate.config import ReviewConfig as Options
+from vlmgate.review.make import Made, make_review
 
 __all__ = ["Made", "Options", "make_review"]

@@ -41,9 +41,6 @@ MOST_IN_ONE_FILE = 500  # images; browsers give up on larger pages
 _SIDES_IN_ONE_FILE = {50: LARGEST, 150: 1024, MOST_IN_ONE_FILE: 640}
 
 
-Options = ReviewConfig
-
-
 @dataclass(frozen=True, slots=True)
 class Made:
     """A review that lies on disk."""
@@ -56,7 +53,7 @@ class Made:
     reused: bool = False  # it was there already
 
 
-def output_of(result: Path, options: Options) -> Path:
+def output_of(result: Path, options: ReviewConfig) -> Path:
     """Return where the review of a result goes."""
     name = f"{result.stem}_review"
     return options.out or result.with_name(f"{name}.html" if options.single_file else name)
@@ -64,7 +61,7 @@ def output_of(result: Path, options: Options) -> Path:
 
 def make_review(
     result: Path,
-    options: Options,
+    options: ReviewConfig,
     *,
     reuse: bool = False,
     begin: Callable[[int], None] = lambda _: None,
@@ -117,7 +114,7 @@ def make_review(
     return made
 
 
-def _images_of(provenance: Mapping[str, Any], options: Options) -> Path:
+def _images_of(provenance: Mapping[str, Any], options: ReviewConfig) -> Path:
     images = options.images or Path(provenance["folder"])
     if not images.exists():
         raise NoImagesError(f"{images}: the scanned folder is not there; say where it is now with --images FOLDER.")
@@ -139,7 +136,7 @@ def _page(
     provenance: Mapping[str, Any],
     items: Sequence[Item],
     previews: Mapping[int, Preview | Lacking],
-    options: Options,
+    options: ReviewConfig,
 ) -> bytes:
     gate, sampling = Gate.of(provenance["gate"]), provenance["sampling"]
     facts = [facts_of(item, gate) | _shown(previews[item.number]) for item in items]
@@ -174,7 +171,7 @@ def _shown(preview: Preview | Lacking) -> dict[str, Any]:
 
 
 def _about(
-    records: Sequence[Record], provenance: Mapping[str, Any], gate: Gate, audits: int, options: Options
+    records: Sequence[Record], provenance: Mapping[str, Any], gate: Gate, audits: int, options: ReviewConfig
 ) -> list[tuple[str, str]]:
     """Return what the page says of the run, as (name, text)."""
     routed = sum(record.route == Route.HUMAN_REVIEW for record in records)
@@ -196,7 +193,7 @@ def _about(
 # --- what may be replaced ---------------------------------------------------------------------------------------------
 
 
-def _marker(result: Path, provenance: Mapping[str, Any], options: Options, images: Path) -> dict[str, Any]:
+def _marker(result: Path, provenance: Mapping[str, Any], options: ReviewConfig, images: Path) -> dict[str, Any]:
     """Return what a review folder says of its making; equal ones show the same."""
     return {
         "vlmgate_review": FORMAT,
