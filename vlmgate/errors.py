@@ -49,6 +49,11 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return shorten(f"{type(error).__name__}: {error}", limit)
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "1,200 images"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 class VlmgateError(Exception):
     """Root of all errors that vlmgate raises on purpose; carries the exit code of the command line."""
 

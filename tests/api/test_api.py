@@ -7,8 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from types import UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
@@ -21,6 +24,8 @@ from vlmgate import Gate, GateError, NoImagesError, Progressed, Reason, Route, U
 from vlmgate.api.options import CalibrateOptions, ScanOptions
 from vlmgate.cli import app
 from vlmgate.config import SamplingConfig
+from vlmgate.config.commands import CALIBRATE, SCAN
+from vlmgate.config.options import Opt
 from vlmgate.gate.file import GateFile, sampling_of
 from vlmgate.gate.rules import Gate as Rule
 from vlmgate.store.files import write_gate
@@ -78,6 +83,20 @@ def test_options_are_those_of_the_command_line() -> None:
     own = {"out", "config", "format", "quiet", "verbose", "max_routed", "null", "folder", "source"}
     for name, options in (("scan", ScanOptions), ("calibrate", CalibrateOptions)):
         assert {p.name for p in commands[name].params} - own == set(options.__annotations__), name
+
+
+@pytest.mark.parametrize(("declared", "options"), [(SCAN, ScanOptions), (CALIBRATE, CalibrateOptions)])
+def test_options_take_what_is_declared(declared: Mapping[str, Opt], options: type) -> None:
+    """Whatever the command line hands on is a value that the type of the Python option allows, None included."""
+    hints = get_type_hints(options)
+    assert list(declared) and set(hints) == set(declared)
+    for name, opt in declared.items():
+        allowed = set(get_args(hints[name])) if get_origin(hints[name]) in (Union, UnionType) else {hints[name]}
+        for kind in get_args(opt.kind) if get_origin(opt.kind) in (Union, UnionType) else (opt.kind,):
+            if opt.several and kind is not type(None):
+                assert {str, Sequence[str]} <= allowed, name
+            else:
+                assert kind in allowed or kind is type(None), name
 
 
 def test_scan_returns_what_is_in_the_file_and_prints_nothing(

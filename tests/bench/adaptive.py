@@ -19,10 +19,9 @@ from pathlib import Path
 from scipy.stats import beta
 
 from tests.bench._timing import table, write
-from vlmgate.api.options import split_samples
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.builtin import weights_folder
-from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
+from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, split_samples
 from vlmgate.data import Picture, Route
 from vlmgate.factory import measure
 from vlmgate.gate.early_stop import Foresight, looks
@@ -91,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", default="4..16")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    first, most = split_samples(options.samples, 8)
+    first, most = split_samples(options.samples)
     groups = _read(options, SamplingConfig(num_samples=most))
     rows, figures = [], {}
     for threshold in THRESHOLDS:

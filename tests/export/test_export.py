@@ -19,9 +19,11 @@ from tests.support.results import result_of, row
 from vlmgate.data import Record, Route
 from vlmgate.errors import UsageError
 from vlmgate.export import Only, Target
-from vlmgate.export.cells import CELL_CHARACTERS, defused, fitted, joined, split, undefused, visible
-from vlmgate.export.export import Exported, Options, export
+from vlmgate.export.export import Exported, export, writer_of
+from vlmgate.export.rows import Writer
 from vlmgate.export.sheet import read_sheet
+from vlmgate.export.targets import FILL_IN, Options
+from vlmgate.export.text_formats import CELL_CHARACTERS, defused, fitted, joined, split, undefused, visible
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,12 @@ def the_captions(text: str) -> list[str]:
 
 def test_there_are_enough_hostile_texts_and_each_once() -> None:
     assert len(STRINGS) >= 60 and len(set(STRINGS)) == len(STRINGS)
+
+
+def test_every_format_has_a_writer_that_says_what_it_writes() -> None:
+    for target in Target:
+        writer = writer_of(target)
+        assert issubclass(writer, Writer) and set(writer.usual) <= {*Record.__dataclass_fields__, *FILL_IN}
 
 
 # --- for programs -----------------------------------------------------------------------------------------------------
@@ -246,7 +254,7 @@ def test_the_sheet_is_laid_out_for_a_person(hostile: Path, tmp_path: Path) -> No
 def test_more_rows_than_a_sheet_has_are_refused_in_one_line(
     tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlmgate.export.cells.SHEET_ROWS", 3)
+    monkeypatch.setattr("vlmgate.export.text_formats.SHEET_ROWS", 3)
     rows = [row("a", route=Route.AUTO_ACCEPT), row("b"), row("c", route=Route.AUTO_ACCEPT)]
     source = result_of(tmp_path / "r.parquet", rows)
     with pytest.raises(UsageError, match="3 rows, and a sheet of Excel holds 2 and a header; use --only routed"):

@@ -19,7 +19,8 @@ from tests.support.results import result_of, row
 from vlmgate.config import ImageConfig
 from vlmgate.errors import OutputError, UsageError
 from vlmgate.export import Target
-from vlmgate.export.export import Exported, Options, export
+from vlmgate.export.export import Exported, export
+from vlmgate.export.targets import Options
 from vlmgate.run.loop import scan
 from vlmgate.store.result import read_result
 

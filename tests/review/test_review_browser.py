@@ -1,11 +1,14 @@
 """The review page in a real Chromium: keys, saving, hostile texts, no network, accessibility.
 
-Needs the extra `browser` and, from the system, Chromium and its driver (Debian: chromium, chromium-driver). For the
-check of accessibility VLMGATE_AXE names axe.min.js of the npm package axe-core (`npm pack axe-core`).
+Needs the extra `browser` and Chromium from the system (Debian: chromium); Playwright drives it and downloads nothing.
+For the check of accessibility VLMGATE_AXE names axe.min.js of the npm package axe-core (`npm pack axe-core`).
+Where Chromium or its driver fails, and not the page, a test is tried once more with a fresh Chromium.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import csv
 import io
 import json
@@ -13,9 +16,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,56 +26,103 @@ from tests.support.fakes import DISAGREE, picture_file
 from tests.support.hostile_page import HOSTILE, as_file_name
 from tests.support.reviewing import five, items_of, result_of, reviewed
 from vlmgate.errors import plain
-from vlmgate.review.marks import shown
-from vlmgate.review.page import render
+from vlmgate.review.items import shown
+from vlmgate.review.render import render
 from vlmgate.review.server import ReviewServer
 from vlmgate.review.verdicts import Verdict, cell, checked, from_csv, to_csv
 
-pytest.importorskip("selenium", reason="the extra `browser` is not installed")
+if TYPE_CHECKING:
+    from playwright.async_api import Page
+
+for package in ("playwright", "pytest_rerunfailures"):
+    pytest.importorskip(package, reason="the extra `browser` is not installed")
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="Chromium and chromedriver are not installed (Debian: chromium-driver)"
-)
+PATIENCE = 30  # seconds that one command to Chromium may take
+NOT_THE_PAGE = [r"^(Timeout|TargetClosed)Error", "Page crashed", "Target crashed", "Connection closed"]
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)"),
+    pytest.mark.flaky(reruns=1, only_rerun=NOT_THE_PAGE),
+]
 SIZES = {"desktop": (1400, 900), "tablet": (820, 1180), "phone": (390, 844)}
+NAMED_KEYS = ("Enter", "Escape", "End", "Backspace")
+
+
+class Chromium:
+    """A headless Chromium, started when it is needed, and anew after it failed."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.stack: contextlib.AsyncExitStack | None = None
+        self.browser: Any = None
+        self.failed = False
+
+    def do(self, command: Coroutine[Any, Any, Any]) -> Any:
+        """Return what a command of Playwright returns; raises `TimeoutError` where it takes too long."""
+        try:
+            return self.loop.run_until_complete(asyncio.wait_for(command, PATIENCE))
+        except TimeoutError:
+            self.failed = True
+            raise
+
+    def new_page(self) -> Page:
+        """Return an empty page that shares no storage and no cache with others."""
+        if self.failed or self.browser is None or not self.browser.is_connected():
+            self.stop()
+            self.failed = False
+            self.do(self._start())
+        return self.do(self._new_page())
+
+    async def _start(self) -> None:
+        from playwright.async_api import async_playwright
+
+        self.stack = contextlib.AsyncExitStack()
+        playwright = await self.stack.enter_async_context(async_playwright())
+        self.browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--disable-gpu", "--disable-dev-shm-usage"], chromium_sandbox=False
+        )
+
+    async def _new_page(self) -> Page:
+        context = await self.browser.new_context(accept_downloads=True)
+        context.set_default_timeout(1000 * PATIENCE)
+        return await context.new_page()
+
+    def stop(self) -> None:
+        stack, self.stack = self.stack, None
+        if stack is not None:
+            with contextlib.suppress(Exception):
+                self.do(stack.aclose())
 
 
 class Browser:
-    """A headless Chromium on one page."""
+    """One page of Chromium, with the requests that it makes and what it logs."""
 
-    def __init__(self, downloads: Path) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM or ""
-        for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-            options.add_argument(argument)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-        self.driver.set_script_timeout(60)
-        self.downloads = downloads
-        self.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+    def __init__(self, chromium: Chromium, downloads: Path) -> None:
+        self.do, self.page, self.downloads = chromium.do, chromium.new_page(), downloads
+        self.logged: list[str] = []
+        self._asked: list[str] = []
+        self.page.on("console", lambda message: self.logged.append(message.text))
+        self.protocol = self.do(self.page.context.new_cdp_session(self.page))
+        self.protocol.on("Network.requestWillBeSent", lambda event: self._asked.append(event["request"]["url"]))
+        self.command("Network.enable")
         self.look("desktop")
 
     def command(self, name: str, **parameters: Any) -> Any:
-        return self.driver.execute_cdp_cmd(name, parameters)
+        """Send a command of the DevTools protocol."""
+        return self.do(self.protocol.send(name, parameters))
 
     def look(self, size: str, *, dark: bool = False) -> None:
         width, height = SIZES[size]
-        self.command(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.command("Emulation.setEmulatedMedia", features=[scheme])
+        self.do(self.page.set_viewport_size({"width": width, "height": height}))
+        self.do(self.page.emulate_media(color_scheme="dark" if dark else "light"))
 
     def open(self, path: Path | str) -> Browser:
         """Open a page, and wait until it is ready."""
-        self.driver.get_log("performance")
-        self.driver.get("about:blank")
-        self.driver.get(path if isinstance(path, str) else (path / "index.html" if path.is_dir() else path).as_uri())
+        self._asked.clear()
+        self.do(self.page.goto("about:blank"))
+        page = path if isinstance(path, str) else (path / "index.html" if path.is_dir() else path).as_uri()
+        self.do(self.page.goto(page))
         self.wait_for(lambda: self.run("return document.documentElement.dataset.ready") == "yes")
         return self
 
@@ -81,7 +131,9 @@ class Browser:
         self.wait_for(lambda: self.open(path) and shows())
 
     def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
+        """Return what a script returns, a promise's value when it has one."""
+        whole = f"(given) => (function () {{ {script} }}).apply(null, given)"
+        return self.do(self.page.evaluate(whole, list(arguments)))
 
     def wait_for(self, done: Callable[[], Any], seconds: float = 20) -> Any:
         end = time.monotonic() + seconds
@@ -91,14 +143,10 @@ class Browser:
         return value
 
     def press(self, *keys: str) -> None:
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def chord(self, held: str, key: str) -> None:
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.driver).key_down(held).send_keys(key).key_up(held).perform()
+        """Press named keys ("Enter", "Control+Enter"), and type everything else."""
+        for key in keys:
+            named = key.rpartition("+")[2] in NAMED_KEYS
+            self.do(self.page.keyboard.press(key) if named else self.page.keyboard.type(key))
 
     def text(self, identity: str) -> str:
         told: str = self.run("return document.getElementById(arguments[0]).textContent", identity)
@@ -106,30 +154,45 @@ class Browser:
 
     def verdicts(self) -> list[dict[str, str]]:
         """Download verdicts.csv with its key, and return its rows."""
-        for old in self.downloads.iterdir():
-            old.unlink()
-        self.press("d")
-        path = self.downloads / "verdicts.csv"
-        self.wait_for(path.exists)
+        path = self.do(self._downloaded())
         return list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8"), newline="")))
 
+    async def _downloaded(self) -> Path:
+        async with self.page.expect_download() as expected:
+            await self.page.keyboard.press("d")
+        download = await expected.value
+        assert download.suggested_filename == "verdicts.csv"
+        await download.save_as(self.downloads / "verdicts.csv")
+        return self.downloads / "verdicts.csv"
+
     def requests(self) -> list[str]:
-        """Return the addresses that were asked for since the last call."""
-        messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
-        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        """Return the addresses that were asked for since the last call, or since the page was opened."""
+        asked = self._asked.copy()
+        self._asked.clear()
+        return asked
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("downloads"))
+def started() -> Iterator[Chromium]:
+    chromium = Chromium()
+    yield chromium
+    chromium.stop()
+    chromium.loop.close()
+
+
+@pytest.fixture
+def chromium(started: Chromium, tmp_path: Path) -> Iterator[Browser]:
+    """An empty page of a Chromium that works."""
+    browser = Browser(started, tmp_path / "downloads")
     yield browser
-    browser.driver.quit()
+    if not started.failed:
+        with contextlib.suppress(Exception):  # of a Chromium that has gone; the next test gets a fresh one
+            browser.do(browser.page.context.close())
 
 
 @pytest.fixture
 def page(chromium: Browser, tmp_path: Path) -> Browser:
     """The review of five images, three routed and two accepted."""
-    chromium.look("desktop")
     return chromium.open(reviewed(five(tmp_path), accepted=2).out)
 
 
@@ -155,17 +218,15 @@ def test_keys_give_verdicts_and_move_on(page: Browser) -> None:
 
 
 def test_everything_can_be_done_from_the_keyboard(page: Browser) -> None:
-    from selenium.webdriver.common.keys import Keys
-
     page.press("e")
     assert page.run("return document.activeElement.id") == "edit-text"
     page.press("a dent, ", "ünd more")
     page.wait_for(lambda: page.run("return document.getElementById('edit-text').value") == "a dent, ünd more")
-    page.chord(Keys.CONTROL, Keys.ENTER)
+    page.press("Control+Enter")
     page.wait_for(lambda: page.text("name") == "part_4.png")
     page.press("k")
     page.wait_for(lambda: page.text("own") == "a dent, ünd more")
-    page.press("n", "seen under a lamp", Keys.ENTER)
+    page.press("n", "seen under a lamp", "Enter")
     assert page.run("return document.activeElement.id") == "stage", "Enter leaves the field"
     page.press("j")
     assert page.text("name") == "part_4.png"
@@ -175,19 +236,19 @@ def test_everything_can_be_done_from_the_keyboard(page: Browser) -> None:
     assert page.text("zoom-text") != zoomed
     page.press("?")
     assert page.run("return document.getElementById('help-dialog').open")
-    page.press("c", Keys.ESCAPE)
+    page.press("c", "Escape")
     assert page.text("progress-text") == "1 of 5", "keys do not reach the page behind a dialog"
-    page.press("/", "part_5", Keys.ESCAPE)
+    page.press("/", "part_5", "Escape")
     assert page.text("position") == "1 of 1" and page.text("name") == "part_5.png"
     page.press("/", "none such")
     assert page.run("return document.getElementById('nothing').hidden") is False
-    page.driver.find_element("id", "show-all").click()
+    page.do(page.page.click("#show-all"))
     assert page.text("position").endswith("of 5")
     page.press("g")
-    page.press(Keys.END)
-    page.press(Keys.ENTER)
+    page.press("End")
+    page.press("Enter")
     assert page.text("position") == "5 of 5" and page.text("reason") == "accepted, audit"
-    page.press(Keys.BACKSPACE)
+    page.press("Backspace")
     (row,) = page.verdicts()
     assert (row["verdict"], row["reading"], row["note"]) == ("wrong", "a dent, ünd more", "")
 
@@ -203,7 +264,7 @@ def test_a_key_right_after_a_dialog_is_for_the_page(page: Browser) -> None:
     assert page.text("own") == "a scratch" and page.text("progress-text").startswith("2 of 5")
     focused = "return document.activeElement.id"
     page.wait_for(lambda: page.run(focused) == "stage")
-    page.press("?", "\ue00c")  # Escape
+    page.press("?", "Escape")
     page.wait_for(lambda: page.run(focused) == "stage")
     assert [(row["verdict"], row["reading"]) for row in page.verdicts()] == [("wrong", "a scratch"), ("unusable", "")]
 
@@ -263,14 +324,11 @@ def test_verdicts_survive_a_reload_and_leaving_warns(page: Browser, tmp_path: Pa
 
 def test_without_storage_the_page_works_and_says_so(chromium: Browser, tmp_path: Path) -> None:
     source = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('no') }})"
-    script = chromium.command("Page.addScriptToEvaluateOnNewDocument", source=source)["identifier"]
-    try:
-        chromium.open(reviewed(five(tmp_path)).out)
-        assert "keeps nothing for this page" in chromium.text("warning")
-        chromium.press("w")
-        assert leaving_warns(chromium) and [row["verdict"] for row in chromium.verdicts()] == ["wrong"]
-    finally:
-        chromium.command("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+    chromium.do(chromium.page.add_init_script(source))
+    chromium.open(reviewed(five(tmp_path)).out)
+    assert "keeps nothing for this page" in chromium.text("warning")
+    chromium.press("w")
+    assert leaving_warns(chromium) and [row["verdict"] for row in chromium.verdicts()] == ["wrong"]
 
 
 SEEN = """
@@ -337,8 +395,7 @@ def test_hostile_texts_are_shown_as_text_and_come_back_unharmed(chromium: Browse
 
 
 def test_no_request_leaves_the_page(page: Browser, tmp_path: Path) -> None:
-    page.requests()
-    page.driver.get_log("browser")
+    page.logged.clear()
     page.open(tmp_path / "r_review")
     page.press("w", "c", "g")
     page.wait_for(lambda: page.run("return document.querySelectorAll('.tile img').length") == 5)
@@ -347,10 +404,9 @@ def test_no_request_leaves_the_page(page: Browser, tmp_path: Path) -> None:
     assert any("/previews/000001.jpg" in url for url in asked)
     assert {url.split(":")[0] for url in asked if url != "about:blank"} <= {"file", "data", "blob"}
     assert all(url.startswith((tmp_path / "r_review").as_uri()) for url in asked if url.startswith("file:"))
-    refused = "const done = arguments[0]; fetch('http://127.0.0.1:9/').then(() => done('sent'), () => done('refused'))"
-    assert page.driver.execute_async_script(refused) == "refused"
-    logged = [entry["message"] for entry in page.driver.get_log("browser")]
-    assert logged and all("Content Security Policy" in message for message in logged), "only what this test tried"
+    assert page.run("return fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')") == "refused"
+    page.wait_for(lambda: page.logged or page.run("return 0"))
+    assert all("Content Security Policy" in message for message in page.logged), "only what this test tried"
 
 
 def test_a_picture_is_never_shown_beside_another_reading(chromium: Browser, tmp_path: Path) -> None:
@@ -368,8 +424,6 @@ def test_a_picture_is_never_shown_beside_another_reading(chromium: Browser, tmp_
 
 
 def test_the_grid_holds_only_what_is_seen(chromium: Browser, tmp_path: Path) -> None:
-    from selenium.webdriver.common.keys import Keys
-
     items = [
         {"name": f"{i:05}.png", "key": str(i), "page": 1, "reason": "disagreed", "why": "It is.", "lacking": "None"}
         for i in range(10_000)
@@ -380,7 +434,7 @@ def test_the_grid_holds_only_what_is_seen(chromium: Browser, tmp_path: Path) -> 
     chromium.open(tmp_path / "many.html")
     chromium.press("g")
     assert 0 < chromium.run("return document.querySelectorAll('.tile').length") < 100
-    chromium.press(Keys.END)
+    chromium.press("End")
     chromium.wait_for(lambda: chromium.run("return document.querySelector('[aria-selected=true]').id") == "tile-9999")
     assert chromium.run("return document.querySelectorAll('.tile').length") < 100
     box = (
@@ -435,7 +489,7 @@ def test_served_verdicts_reach_the_disk_and_the_next_shift(chromium: Browser, tm
         try:
             chromium.open(server.address)
             assert chromium.text("progress-text").startswith(f"{shift - 1} of 3")
-            assert "token" not in chromium.driver.current_url
+            assert "token" not in chromium.page.url
             chromium.press("w")
             chromium.wait_for(lambda n=shift: (made.out / "verdicts.csv").exists() and len(rows()) == n)
             chromium.wait_for(lambda: not leaving_warns(chromium))
@@ -461,8 +515,6 @@ axe.run(document, {resultTypes: ["violations"]}).then((told) => JSON.stringify(t
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_axe_finds_nothing_serious(chromium: Browser, tmp_path: Path, size: str, dark: bool) -> None:
-    from selenium.webdriver.common.keys import Keys
-
     result = result_of(
         tmp_path, [f"{i}.png" for i in range(4)], lambda _: DISAGREE, answer=lambda _: ("ok", "unsure"), broken=True
     )
@@ -474,9 +526,9 @@ def test_axe_finds_nothing_serious(chromium: Browser, tmp_path: Path, size: str,
         "reading": ("j",),
         "judged": ("2", "k"),
         "grid": ("g",),
-        "help": (Keys.ENTER, "?"),
-        "edit": (Keys.ESCAPE, "e"),
-        "warning": (Keys.ESCAPE,),
+        "help": ("Enter", "?"),
+        "edit": ("Escape", "e"),
+        "warning": ("Escape",),
     }
     for state, keys in states.items():
         chromium.press(*keys)

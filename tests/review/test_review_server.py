@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.reviewing import five, reviewed
 from vlmgate.errors import OutputError
-from vlmgate.review.make import Options, make_review
+from vlmgate.review import Options, make_review
 from vlmgate.review.server import MOST_BYTES, ReviewServer
 
 

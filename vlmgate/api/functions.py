@@ -22,8 +22,9 @@ from vlmgate.api.options import (
     ScanOptions,
     calibrate_configs,
     gate_options,
+    given_of,
     is_there,
-    options_of,
+    options_of_gate,
     scan_config,
 )
 from vlmgate.config import ScanConfig
@@ -136,7 +137,7 @@ class Gate:
     @property
     def reads(self) -> Mapping[str, Any]:
         """Return the options that a scan must have for the gate to hold."""
-        return options_of(self.file)
+        return options_of_gate(self.file)
 
     @cached_property
     def _reference(self) -> Reference | None:
@@ -184,7 +185,7 @@ def scan(
     if isinstance(named, Path) and not is_there(named):
         raise UsageError(f"{named}: no such folder or image; name a folder of images.")
     gate = options.get("gate")
-    told: Any = options if gate is None else gate_options(Path(gate)) | _given(options)
+    told: Any = options if gate is None else gate_options(Path(gate)) | given_of(options)
     done = run(scan_config(named, None if out is None else Path(out), told), _Teller(progress))
     _raise_what_ended(done)
     return ScanResult(done.records, done.outputs.parquet, done.provenance)
@@ -229,10 +230,6 @@ def _check_names(options: Mapping[str, Any], known: Any, function: str) -> None:
             near = difflib.get_close_matches(name, known.__annotations__, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise TypeError(f"{function}() got an unexpected keyword argument '{name}'{hint}")
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _raise_what_ended(run: Run) -> None:

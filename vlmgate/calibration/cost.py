@@ -8,36 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vlmgate.calibration.figures import RESAMPLES, Mask, Vector, resampled
-from vlmgate.errors import ConfigError
+from vlmgate.config import Costs as Costs
 
 FEW_ERRORS = 10  # accepted; a threshold that rests on fewer is chance
 FOLDS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What the plant pays; raises `ConfigError` for a negative cost or a rate outside [0, 1]."""
-
-    escape: float = 200.0  # a bad part that passes
-    overkill: float = 20.0  # a good part that is rejected
-    review: float = 1.5  # a person looks at an image
-    reviewer_miss: float = 0.1  # share of bad parts that the person passes
-    reviewer_false_alarm: float = 0.02  # share of good parts that the person rejects
-    overhead: float = 0.0  # of the model, per 1,000 images
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            most = 1.0 if field.name in ("reviewer_miss", "reviewer_false_alarm") else math.inf
-            if not (math.isfinite(value) and 0 <= value <= most):
-                allowed = "0 to 1" if most == 1.0 else "0 or more"
-                raise ConfigError(f"{field.name.replace('_', '-')} is {value}; allowed: {allowed}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

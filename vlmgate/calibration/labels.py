@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from vlmgate.data import VERDICTS, Key
 from vlmgate.errors import LabelError
-from vlmgate.export.cells import undefused
 from vlmgate.export.sheet import TABLES, Cells, read_rows
+from vlmgate.export.text_formats import undefused
 from vlmgate.images import Walk, find_images
 
 Kind = Literal["class", "verdict", "ambiguity"]

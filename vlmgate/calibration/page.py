@@ -22,7 +22,7 @@ from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.study import Study, outcomes_of
 from vlmgate.data import Record
 from vlmgate.errors import OutputError, UsageError, plain
-from vlmgate.export.pictures import Pictures
+from vlmgate.export.imagefolder import Pictures
 from vlmgate.store.files import write_file
 from vlmgate.version import __version__
 

@@ -7,27 +7,28 @@ from typing import Annotated
 
 import typer
 
-from vlmgate.cli.options import MaxRoutedOption, QuietOption, ScanFormat, ScanFormatOption, app
-from vlmgate.cli.scan import code_of, max_routed_of, print_result
-from vlmgate.report.terminal import complain, errors_in_one_line, reader_may_leave, say
+from vlmgate.cli.options import MaxRouted, Quiet, ScanFormat, command
+from vlmgate.cli.scan import code_of, end, max_routed_of, print_result
+from vlmgate.config.options import Opt, Panel
+from vlmgate.report.terminal import reader_may_leave, say
 
 
-@app.command(short_help="Make one result of the shards of a folder.")
+@command(short_help="Make one result of the shards of a folder.")
 def merge(
     parts: Annotated[
         list[Path],
         typer.Argument(metavar="PART...", help="Parquet files that `vlmgate scan --shard` wrote.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet file to write.", show_default=False)],
+    out: Annotated[Path, Opt("Parquet file to write.", short="-o")],
     incomplete: Annotated[
-        bool, typer.Option("--incomplete", help="Merge what is there; images that are missing are marked unread.")
+        bool, Opt("Merge what is there; images that are missing are marked unread.", panel=Panel.READ)
     ] = False,
     gate: Annotated[
-        Path | None, typer.Option(help="Where the gate file of the parts is now. [default: where it was]")
+        Path | None, Opt("Where the gate file of the parts is now.", panel=Panel.READ, usual="where it was")
     ] = None,
-    max_routed: MaxRoutedOption = None,
-    format: ScanFormatOption = ScanFormat.TABLE,
-    quiet: QuietOption = False,
+    max_routed: MaxRouted = None,
+    format: ScanFormat = "table",
+    quiet: Quiet = False,
 ) -> None:
     """Make one result of the results of all shards of a folder, as one scan of it would have written.
 
@@ -35,22 +36,19 @@ def merge(
     1 fatal, 2 usage or parts that do not belong together, 3 done but some images were not or could not be read, 4 more
     than --max-routed.
     """
-    with errors_in_one_line():
-        from vlmgate.run.merge import merge as run
-        from vlmgate.run.rescore import check_output
-        from vlmgate.store.result import write_result
+    from vlmgate.run.merge import merge as run
+    from vlmgate.run.rescore import check_output
+    from vlmgate.store.result import write_result
 
-        most = max_routed_of(max_routed)
-        for part in parts:
-            check_output(out, part)
-        done = run(parts, incomplete=incomplete, gate_file=gate)
-        write_result(out, done.records, done.provenance)
+    most = max_routed_of(max_routed)
+    for part in parts:
+        check_output(out, part)
+    done = run(parts, incomplete=incomplete, gate_file=gate)
+    write_result(out, done.records, done.provenance)
     if not quiet:
         for note in done.notes:
             say(note)
     code = code_of(done.records, most, complete=done.provenance["complete"])
     with reader_may_leave():
         print_result(done.records, done.provenance, out, format, code)
-    if code == 4:
-        complain(f"more images were routed to a person than --max-routed {max_routed} allows.")
-    raise typer.Exit(code)
+    end(code, max_routed)

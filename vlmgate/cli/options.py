@@ -1,24 +1,37 @@
-"""What several commands may be told, and how a command is begun.
+"""How a command is made from the options that `vlmgate.config` declares, and what their help looks like.
 
-Knows option names and their help; knows nothing of what is done with them.
+Call `command` to register a function as a command, `option_table` for all options of a command in Markdown.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from vlmgate.api.options import gate_options
-from vlmgate.config import load_toml
-from vlmgate.errors import UsageError
+from vlmgate.config.options import REQUIRED, Opt, Panel, check_together, load_toml, resolved
 from vlmgate.report.terminal import errors_in_one_line
 
 # As they are needed, one after the other.
 ORDER = ("scan", "merge", "calibrate", "compare", "review", "export", "show", "info", "rescore", "doctor", "help")
+
+Given = dict[str, Any]  # every option that a command shares with others, by its name
+ResultArgument = Annotated[
+    Path, typer.Argument(metavar="RESULT", help="Parquet file that `vlmgate scan` wrote.", show_default=False)
+]
+Quiet = Annotated[bool, Opt("Only errors on stderr.", short="-q")]
+Format = Annotated[Literal["table", "json"], Opt("How stdout is written.")]
+ScanFormat = Annotated[
+    Literal["table", "json", "csv"], Opt("How stdout is written; csv = the rows, when the run ends.")
+]
+MaxRouted = Annotated[str | None, Opt("Exit with 4 when more than this goes to people: 20% or 500.")]
+
+_commands: dict[str, dict[str, Opt]] = {}  # the options of each
 
 
 class _InOrder(TyperGroup):
@@ -27,105 +40,49 @@ class _InOrder(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(self.commands, key=ORDER.index)
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for parameter in self.get_params(ctx):
+            parameter.show_envvar = False  # type: ignore[attr-defined]
+        super().format_options(ctx, formatter)
+
+
+class _Command(TyperCommand):
+    """A command whose help lists the everyday options, panel by panel."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{panel: [] for panel in Panel}}
+        for parameter in self.get_params(ctx):
+            opt = _commands[str(self.name)].get(str(parameter.name))
+            record = parameter.get_help_record(ctx)
+            if record is not None and not (opt is not None and opt.rare):
+                argument = parameter.param_type_name == "argument"
+                panels["Arguments" if argument else opt.panel if opt else Panel.OUTPUT].append(record)
+        width = max(len(name) for records in panels.values() for name, _ in records)
+        for panel, records in panels.items():
+            if records:
+                with formatter.section(panel):
+                    formatter.write_dl([(name.ljust(width), text) for name, text in records])
+
 
 app = typer.Typer(
     name="vlmgate",
     cls=_InOrder,
     help="Sampled vision-language inspection: readings that agree are auto-accepted, the others go to a person.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VLMGATE"},
 )
 
 
-class Format(StrEnum):
-    TABLE = "table"
-    JSON = "json"
+def _read_toml(context: typer.Context, path: Path | None) -> None:
+    if path is not None:
+        with errors_in_one_line():
+            known = {name: opt for name, opt in _commands[str(context.command.name)].items() if name != "config"}
+            context.default_map = {**(context.default_map or {}), **load_toml(path, known)}
 
 
-class ScanFormat(StrEnum):
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-
-
-class PagesChoice(StrEnum):
-    FIRST = "first"
-    ALL = "all"
-
-
-PromptOption = Annotated[str, typer.Option(help="What the model is asked about each image.")]
-NoAbstainOption = Annotated[bool, typer.Option("--no-abstain", help="Do not offer to be unsure.")]
-AnswerTokensOption = Annotated[int, typer.Option(help="An answer is cut off here, and its image goes to a person.")]
-TemperatureOption = Annotated[float, typer.Option(help="Sampling temperature; 0.8 to 1 separates best.")]
-TopPOption = Annotated[float, typer.Option(help="Nucleus sampling; 1 = off.")]
-TopKOption = Annotated[int, typer.Option(help="Sample from the K likeliest tokens only; 0 = off.")]
-NewTokensOption = Annotated[int, typer.Option(help="A caption is cut off here, and its image goes to a person.")]
-SeedOption = Annotated[int, typer.Option(help="Same seed, same captions.")]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Images per batch; changes speed, not captions.",
-        show_default="8; on a GPU as many as fit, up to 32; of a server twice --concurrency",
-    ),
-]
-PagesOption = Annotated[
-    PagesChoice, typer.Option(help="Of files with several pages: the first, or a row for every page.")
-]
-MaxPixelsOption = Annotated[int, typer.Option(help="Refuse larger images (a guard against decompression bombs).")]
-WorkersOption = Annotated[int, typer.Option(help="Decoding threads; 0 = from the number of cores.")]
-RestartOption = Annotated[bool, typer.Option("--restart", help="Read everything again; the old journal is kept aside.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="How stdout is written.")]
-ScanFormatOption = Annotated[
-    ScanFormat, typer.Option("--format", help="How stdout is written; csv = the rows, when the run ends.")
-]
-MaxRoutedOption = Annotated[
-    str | None, typer.Option(help="Exit with 4 when more than this goes to people: 20% or 500.")
-]
-RayOption = Annotated[
-    str | None,
-    typer.Option(help="Read with the workers of a Ray cluster: auto, local or host:port; see README, 'Many machines'."),
-]
-RayWorkersOption = Annotated[int, typer.Option(help="Workers, each with a model; 0 = as many as there is room for.")]
-GpusOption = Annotated[
-    float | None, typer.Option(help="GPUs for each worker; a fraction shares one. [default: 1 where there are any]")
-]
-ShardOption = Annotated[
-    str | None, typer.Option(help="Read one share of the folder, such as 3/16; `vlmgate merge` joins them.")
-]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="'builtin', a checkpoint folder, or a hub id.")]
-RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
-]
-EndpointOption = Annotated[
-    str | None, typer.Option(metavar="URL", help="OpenAI-compatible server of --model NAME: http://host:8000/v1.")
-]
-MaxSideOption = Annotated[int, typer.Option(help="With --endpoint: shrink images to this many pixels a side.")]
-ConcurrencyOption = Annotated[int, typer.Option(help="With --endpoint: requests at once.")]
-TimeoutOption = Annotated[float, typer.Option(help="With --endpoint: seconds that a request may take.")]
-RetriesOption = Annotated[int, typer.Option(help="With --endpoint: how often a request is tried again.")]
-ScoreOption = Annotated[str, typer.Option(help="Column that images are ordered by; see README, 'The scores'.")]
-KernelOption = Annotated[
-    str, typer.Option(help="How captions are compared: words, minilm, embedding:FOLDER or nli:FOLDER.")
-]
-ThresholdOption = Annotated[float | None, typer.Option(help="Accept up to this score (from it, where lower is worse).")]
-BudgetOption = Annotated[str | None, typer.Option(help="Route the most uncertain: a share (10%) or a number (200).")]
-LimitOption = Annotated[
-    list[str] | None, typer.Option("--limit", help="Accept only within this, too: 'abstain_rate <= 0.25'. Repeatable.")
-]
-
-ResultArgument = Annotated[
-    Path, typer.Argument(metavar="RESULT", help="Parquet file that `vlmgate scan` wrote.", show_default=False)
-]
-
-
-def read_gate_options(context: typer.Context, path: Path | None) -> Path | None:
+def _read_gate(context: typer.Context, path: Path | None) -> Path | None:
     """Let a gate file say all that a scan must have in common with what was calibrated."""
     if path is not None:
         with errors_in_one_line():
@@ -133,21 +90,76 @@ def read_gate_options(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-def read_toml(context: typer.Context, path: Path | None) -> Path | None:
-    if path is not None:
-        with errors_in_one_line():
-            own = ("folder", "source", "sources", "config")  # of the command line alone
-            options = {p.name: p for p in context.command.params if p.name and p.name not in own}
-            several = [name for name, option in options.items() if getattr(option, "multiple", False)]
-            values = load_toml(path, options, several)
-            for name, value in values.items():
-                if isinstance(value, bool) != bool(getattr(options[name], "is_flag", False)):
-                    raise UsageError(f"{path}: {name} = {value!r} is no value for this option.")
-            context.default_map = {**(context.default_map or {}), **values}
-    return path
+_CONFIG = Opt("TOML file with any of these options.", name="config", kind=Path | None, eager=True)
+_CALLBACKS = {"config": _read_toml, "gate": _read_gate}  # of eager options
 
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="TOML file with any of these options.", is_eager=True, callback=read_toml),
-]
+def _parameter(opt: Opt) -> inspect.Parameter:
+    """Return an option as a parameter that typer reads."""
+    option = typer.Option(
+        opt.flag,
+        *([opt.short] if opt.short else []),
+        help=opt.help + (f" [default: {opt.shown}]" if opt.shown else ""),
+        metavar=opt.metavar or ("<str>" if opt.kind == list[str] | None else None),
+        is_eager=opt.eager,
+        callback=_CALLBACKS[opt.name] if opt.eager else None,
+        show_default=False,
+        show_envvar=False,
+    )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(opt.name, keyword, default=opt.default, annotation=Annotated[opt.kind, option])
+
+
+def command(
+    options: Mapping[str, Opt] | None = None, *, short_help: str, toml: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as the command of its name: with its own options, and with `options`.
+
+    A parameter whose annotation holds an `Opt` is an option; `given` takes the values of all `options` by their names.
+    What goes wrong is told in one line. With `toml` there is `--config`.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own: dict[str, Opt] = {}
+        parameters = dict(inspect.signature(function, eval_str=True).parameters)
+        for name, parameter in parameters.items():
+            for opt in getattr(parameter.annotation, "__metadata__", ()):
+                if isinstance(opt, Opt):
+                    own[name] = resolved(name, get_args(parameter.annotation)[0], parameter.default, opt)
+        known = {**({"config": _CONFIG} if toml else {}), **own, **(options or {})}
+        name = function.__name__
+        _commands[name] = known
+
+        def run(**values: Any) -> None:
+            with errors_in_one_line():
+                check_together(known, values)
+                for each, opt in own.items():
+                    if values[each] is not None:
+                        opt.check(values[each])
+                mine = {each: values[each] for each in parameters if each != "given"}
+                given = {each: values[each] for each in options or {}}
+                function(**mine, **({} if options is None else {"given": given}))
+
+        arguments = [p for each, p in parameters.items() if each not in own and each != "given"]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        signature = [*(p.replace(kind=keyword) for p in arguments), *map(_parameter, known.values())]
+        run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+        run.__doc__ = function.__doc__
+        example = f"VLMGATE_{name}_{next(iter(own))}=…".upper()
+        file = " or in --config" if toml else ""
+        epilog = f"All options: vlmgate help options. Each can also be set in the environment ({example}){file}."
+        return app.command(name, cls=_Command, short_help=short_help, epilog=epilog)(run)
+
+    return decorate
+
+
+def option_table(command: str) -> str:
+    """Return all options of a command as a Markdown table: option, default, environment name, what it is for."""
+    rows = ["| option | default | environment | what it is for |", "|---|---|---|---|"]
+    panels = list(Panel)
+    for opt in sorted(_commands[command].values(), key=lambda opt: panels.index(opt.panel)):
+        flags = ", ".join(f"`{flag}`" for flag in (opt.flag, opt.short) if flag)
+        default = "required" if opt.default is REQUIRED else opt.shown
+        cells = (flags, default, f"`VLMGATE_{command}_{opt.name}`".upper(), opt.help)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)

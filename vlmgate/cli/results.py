@@ -8,71 +8,56 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmgate.cli.options import (
-    BudgetOption,
-    Format,
-    FormatOption,
-    LimitOption,
-    ResultArgument,
-    ScoreOption,
-    ThresholdOption,
-    app,
-)
+from vlmgate.cli.options import Format, Given, ResultArgument, command
 from vlmgate.config import BUILTIN, SamplingConfig
+from vlmgate.config.commands import RESCORE
+from vlmgate.config.options import Opt, Panel
 from vlmgate.errors import UsageError
-from vlmgate.report.terminal import console, errors_in_one_line, reader_may_leave
+from vlmgate.report.terminal import console, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.calibration.audit import Audit
     from vlmgate.data import Record
 
 
-@app.command(short_help="Score and split a result anew, without the model.")
+@command(RESCORE, short_help="Score and split a result anew, without the model.")
 def rescore(
+    given: Given,
     result: ResultArgument,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Parquet file to write. [default: RESULT.rescored.parquet]"),
-    ] = None,
-    score: ScoreOption = "vendi_score",
-    kernel: Annotated[str | None, typer.Option(help="As for scan. [default: that of RESULT]")] = None,
-    threshold: ThresholdOption = None,
-    review_budget: BudgetOption = None,
-    limit: LimitOption = None,
-    format: FormatOption = Format.TABLE,
+    out: Annotated[Path | None, Opt("Parquet file to write.", short="-o", usual="RESULT.rescored.parquet")] = None,
+    format: Format = "table",
 ) -> None:
     """Score and split a result anew, from what is stored in it: no model reads and no image is opened.
 
     The gate is that of the options, as for scan; RESULT itself stays as it is.
     """
-    with errors_in_one_line():
-        from vlmgate.gate.rules import make_gate
-        from vlmgate.report.summary import print_summary, summary_json
-        from vlmgate.run.rescore import check_columns, check_output
-        from vlmgate.run.rescore import rescore as run
-        from vlmgate.scores.kernels import check_kernel, load_kernel
-        from vlmgate.store.result import read_result, write_result
+    from vlmgate.gate.rules import make_gate
+    from vlmgate.report.summary import print_summary, summary_json
+    from vlmgate.run.rescore import check_columns, check_output
+    from vlmgate.run.rescore import rescore as run
+    from vlmgate.scores.kernels import check_kernel, load_kernel
+    from vlmgate.store.result import read_result, write_result
 
-        target = out or result.with_suffix(".rescored.parquet")
-        check_output(target, result)
-        records, provenance = read_result(result)
-        sampling, name = provenance["sampling"], kernel or provenance["kernel"]
-        check_kernel(name)
-        gate = make_gate(
-            num_samples=sampling["num_samples"],
-            score=score,
-            threshold=threshold,
-            review_budget=review_budget,
-            limits=limit or (),
-            answered=sampling.get("question") is not None,
-            kernel=name,
-            own=_own_limits(records, provenance),
-        )
-        check_columns(records, gate)
-        done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)
-        write_result(target, done.records, done.provenance)
+    target = out or result.with_suffix(".rescored.parquet")
+    check_output(target, result)
+    records, provenance = read_result(result)
+    sampling, name = provenance["sampling"], given["kernel"] or provenance["kernel"]
+    check_kernel(name)
+    gate = make_gate(
+        num_samples=sampling["num_samples"],
+        score=given["score"],
+        threshold=given["threshold"],
+        review_budget=given["review_budget"],
+        limits=given["limit"] or (),
+        answered=sampling.get("question") is not None,
+        kernel=name,
+        own=_own_limits(records, provenance),
+    )
+    check_columns(records, gate)
+    done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)
+    write_result(target, done.records, done.provenance)
     with reader_may_leave():
-        if format is Format.JSON:
+        if format == "json":
             print(summary_json(done.records, done.provenance, target, 0, None))
         else:
             print_summary(done.records, done.provenance, target, console())
@@ -89,43 +74,38 @@ def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str,
     return own_limits(SamplingConfig(**sampling | {"choices": tuple(sampling.get("choices", ()))}))
 
 
-@app.command(short_help="Show a result, or one image's captions and why.")
+@command(short_help="Show a result, or one image's captions and why.")
 def show(
     result: ResultArgument,
     name: Annotated[
         str | None, typer.Argument(help="file_name of one image, or the end of it. Without: the summary.")
     ] = None,
-    page: Annotated[int, typer.Option(help="Page of a file with several.")] = 1,
-    routed: Annotated[
-        bool, typer.Option("--routed", help="List the images routed to a human, the worst first.")
-    ] = False,
-    format: FormatOption = Format.TABLE,
+    page: Annotated[int, Opt("Page of a file with several.", panel=Panel.READ)] = 1,
+    routed: Annotated[bool, Opt("List the images routed to a human, the worst first.", panel=Panel.READ)] = False,
+    format: Format = "table",
 ) -> None:
     """Show one image's K captions and why it goes where it goes; without a name, the summary of the run or --routed."""
-    with errors_in_one_line():
-        from vlmgate.gate.rules import Gate
-        from vlmgate.report.image import print_record
-        from vlmgate.report.summary import print_routed, print_summary, routed_worst_first, summary_json
-        from vlmgate.store.result import SCHEMA_VERSION, read_result
+    from vlmgate.gate.rules import Gate
+    from vlmgate.report.image import print_record
+    from vlmgate.report.summary import print_routed, print_summary, routed_worst_first, summary_json
+    from vlmgate.store.result import SCHEMA_VERSION, read_result
 
-        records, provenance = read_result(result, features=False)
-        if routed and name is not None:
-            raise UsageError("--routed lists every routed image; leave out the name, or --routed.")
-        if routed and format is Format.JSON:
-            rows = [_as_dict(r) for r in routed_worst_first(records, Gate.of(provenance["gate"]))]
-            print(json.dumps({"schema_version": SCHEMA_VERSION, "routed": rows}, indent=2))
-        elif routed:
-            print_routed(records, provenance, console())
-        elif name is None and format is Format.JSON:
-            print(summary_json(records, provenance, result, 0, None))
-        elif name is None:
-            print_summary(records, provenance, result, console())
-        elif format is Format.JSON:
-            print(
-                json.dumps({"schema_version": SCHEMA_VERSION} | _as_dict(_find(records, name, page, result)), indent=2)
-            )
-        else:
-            print_record(_find(records, name, page, result), provenance, console())
+    records, provenance = read_result(result, features=False)
+    if routed and name is not None:
+        raise UsageError("--routed lists every routed image; leave out the name, or --routed.")
+    if routed and format == "json":
+        rows = [_as_dict(r) for r in routed_worst_first(records, Gate.of(provenance["gate"]))]
+        print(json.dumps({"schema_version": SCHEMA_VERSION, "routed": rows}, indent=2))
+    elif routed:
+        print_routed(records, provenance, console())
+    elif name is None and format == "json":
+        print(summary_json(records, provenance, result, 0, None))
+    elif name is None:
+        print_summary(records, provenance, result, console())
+    elif format == "json":
+        print(json.dumps({"schema_version": SCHEMA_VERSION} | _as_dict(_find(records, name, page, result)), indent=2))
+    else:
+        print_record(_find(records, name, page, result), provenance, console())
 
 
 def _as_dict(record: Record) -> dict[str, Any]:
@@ -159,35 +139,34 @@ def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
     raise UsageError(f"{result}: '{matches[0]}' has no page {page} in this result; it has {[r.page for r in rows]}.")
 
 
-@app.command(short_help="Tell how a result was made.")
+@command(short_help="Tell how a result was made.")
 def info(
     result: ResultArgument,
     verdicts: Annotated[
         list[Path] | None,
-        typer.Option(help="Table of verdicts to tally. Repeatable. [default: RESULT_review/verdicts.csv, if there]"),
+        Opt("Table of verdicts to tally. Repeatable.", panel=Panel.READ, usual="RESULT_review/verdicts.csv, if there"),
     ] = None,
-    format: FormatOption = Format.TABLE,
+    format: Format = "table",
 ) -> None:
     """Tell how a result was made: model, prompt, sampling, gate, versions, dates; and what people found in it."""
-    with errors_in_one_line():
-        from vlmgate.report.image import print_provenance
-        from vlmgate.store.result import read_provenance
+    from vlmgate.report.image import print_provenance
+    from vlmgate.store.result import read_provenance
 
-        provenance = read_provenance(result)
-        kept = result.with_name(f"{result.stem}_review") / "verdicts.csv"
-        tables = verdicts or ([kept] if kept.is_file() else [])
-        found = _audited(result, tables) if tables else None
-        if format is Format.JSON:
-            from dataclasses import asdict
+    provenance = read_provenance(result)
+    kept = result.with_name(f"{result.stem}_review") / "verdicts.csv"
+    tables = verdicts or ([kept] if kept.is_file() else [])
+    found = _audited(result, tables) if tables else None
+    if format == "json":
+        from dataclasses import asdict
 
-            print(json.dumps(provenance | ({"audit": asdict(found)} if found else {}), indent=2))
-            return
-        print_provenance(provenance, console())
-        if found:
-            from vlmgate.calibration.audit import lines
+        print(json.dumps(provenance | ({"audit": asdict(found)} if found else {}), indent=2))
+        return
+    print_provenance(provenance, console())
+    if found:
+        from vlmgate.calibration.audit import lines
 
-            for line in lines(found):
-                print(line)
+        for line in lines(found):
+            print(line)
 
 
 def _audited(result: Path, tables: list[Path]) -> Audit:

@@ -7,36 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmgate.cli.options import ResultArgument, app
-from vlmgate.errors import UsageError
-from vlmgate.report.terminal import console, errors_in_one_line, reader_may_leave
+from vlmgate.cli.options import Given, Quiet, ResultArgument, command
+from vlmgate.config import ReviewConfig
+from vlmgate.config.commands import REVIEW
+from vlmgate.config.options import Opt, build
+from vlmgate.report.terminal import console, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.review import Made
 
 
-@app.command(short_help="Write a page to look at the routed images.")
+@command(REVIEW, short_help="Write a page to look at the routed images.")
 def review(
+    given: Given,
     result: ResultArgument,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write. [default: RESULT_review]", show_default=False)
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Where the scanned images are now. [default: where they were]")
-    ] = None,
-    accepted: Annotated[
-        int, typer.Option(min=0, help="Show so many auto-accepted images, too, drawn at random: an audit.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same sample of accepted images.")] = 0,
-    single_file: Annotated[
-        bool, typer.Option("--single-file", help="One .html file with the pictures inside, for up to 500 images.")
-    ] = False,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="Serve the page on this machine; verdicts are written to disk at once.")
-    ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="For --serve; 0 = any that is free.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, max=256, help="Threads; 0 = from the number of cores.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
+    serve: Annotated[bool, Opt("Serve the page on this machine; verdicts are written to disk at once.")] = False,
+    port: Annotated[int, Opt("For --serve; 0 = any that is free.", ge=0, le=65535)] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Write a page to look at the routed images, the worst first, and to say of each reading whether it is true.
 
@@ -44,33 +31,26 @@ def review(
     page as verdicts.csv, or with --serve written into the folder as they are made. Exit codes: 0 done, 1 fatal, 2
     usage, 3 done but some images are missing or have changed since they were read.
     """
-    with errors_in_one_line():
-        if single_file and serve:
-            raise UsageError("--single-file and --serve exclude each other; give one of them.")
-        from vlmgate.report.image import TerminalProgress
-        from vlmgate.review import Options, make_review
-        from vlmgate.review.make import held, output_of
-        from vlmgate.store.result import read_provenance
+    from vlmgate.report.image import TerminalProgress
+    from vlmgate.review import make_review
+    from vlmgate.review.make import held, output_of
+    from vlmgate.store.result import read_provenance
 
-        read_provenance(result)  # before anything is left beside it
-        options = Options(out, images, accepted, seed, single_file, workers)
-        progress = TerminalProgress(console(stderr=True), quiet=quiet)
-        with held(output_of(result, options)):
-            try:
-                made = make_review(
-                    result,
-                    options,
-                    reuse=serve,
-                    begin=lambda total: progress.start(total, 0),
-                    advance=progress.advance,
-                )
-            finally:
-                progress.stop()
-            with reader_may_leave():
-                _tell(made, options.accepted, seed)
-            if serve:
-                _serve(made, port)
-                return
+    read_provenance(result)  # before anything is left beside it
+    options = build(ReviewConfig, given)
+    progress = TerminalProgress(console(stderr=True), quiet=quiet)
+    with held(output_of(result, options)):
+        try:
+            made = make_review(
+                result, options, reuse=serve, begin=lambda total: progress.start(total, 0), advance=progress.advance
+            )
+        finally:
+            progress.stop()
+        with reader_may_leave():
+            _tell(made, options.accepted, options.seed)
+        if serve:
+            _serve(made, port)
+            return
     with reader_may_leave():
         print(f"Next: open {_address(made.out)} in a browser.")
     raise typer.Exit(3 if any(one.kind != "unreadable" for _, one in made.lacking) else 0)

@@ -1,7 +1,4 @@
-"""Which columns, and in what order.
-
-Knows names of columns; knows nothing of what is in them.
-"""
+"""Which columns of a result are written, and in what order. Call `choose`, then `to_read`."""
 
 from __future__ import annotations
 
@@ -10,48 +7,25 @@ from collections.abc import Collection, Sequence
 
 from vlmgate.data import Record
 from vlmgate.errors import UsageError
-from vlmgate.export.targets import FILL_IN, SHEETS, Target
-
-KEY = ("file_name", "page", "sha256")  # what a row is found by when a sheet comes back
-# As a person reads a sheet: which image, where it goes, what to fill in, what was said, how sure, how well taken.
-_SHEET = (
-    *("file_name", "page", "route", "reason", "verdict", "caption", "captions", "answer", "answer_share"),
-    *("vendi_score", "agreement", "novelty", "decided_by", "threshold", "sharpness", "exposure", "noise"),
-    *("width", "height", "conversion", "error", "duplicate_of", "sha256"),
-)
-_BESIDE = ("page", "sha256", "route", "reason", "decided_by", "answer", "vendi_score", "agreement", "novelty")
-_EVERYTHING = tuple(name for name in Record.__dataclass_fields__ if name != "vision_features")
-_DEFAULT: dict[Target, tuple[str, ...]] = {
-    **dict.fromkeys(SHEETS, _SHEET),
-    Target.JSONL: _EVERYTHING,
-    Target.LABEL_STUDIO: ("file_name", *_BESIDE, "caption", "error"),
-    Target.COCO: _BESIDE,
-    Target.IMAGEFOLDER: (*_BESIDE, "caption", "captions"),
-}
-# What a writer looks at besides, whether it is a column or not.
-_LOOKED_AT: dict[Target, tuple[str, ...]] = {
-    Target.XLSX: KEY,
-    Target.LABEL_STUDIO: (*KEY, "captions", "agreement", "answer"),
-    Target.COCO: ("file_name", "width", "height", "captions"),
-    Target.IMAGEFOLDER: (*KEY, "width"),
-}
+from vlmgate.export.rows import Writer
+from vlmgate.export.targets import FILL_IN
 
 
-def to_read(target: Target, columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns of the file that a writer needs for these columns of its own."""
-    wanted = dict.fromkeys((*columns, *_LOOKED_AT.get(target, ())))
+def to_read(writer: type[Writer], columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns of the result that a writer needs, to write these columns."""
+    wanted = dict.fromkeys((*columns, *writer.looks_at))
     return tuple(name for name in wanted if name not in FILL_IN)
 
 
-def choose(target: Target, wanted: str | None, held: Collection[str]) -> tuple[str, ...]:
-    """Return the columns that were asked for by name, or those that this target usually gets.
+def choose(writer: type[Writer], wanted: str | None, held: Collection[str]) -> tuple[str, ...]:
+    """Return the columns that were asked for by name, or those that this format usually gets.
 
-    `held` are those of the file. Raises `UsageError` for a column that there is not, or not here.
+    `held` are those of the result. Raises `UsageError` for a column that there is not, or not in this format.
     """
     if wanted is None:
-        return _DEFAULT[target]
+        return writer.usual
     names = [name.strip() for name in wanted.split(",")]
-    known = [*dict.fromkeys((*Record.__dataclass_fields__, *held)), *(FILL_IN if target in SHEETS else ())]
+    known = [*dict.fromkeys((*Record.__dataclass_fields__, *held)), *(FILL_IN if writer.fill_in else ())]
     for name in names:
         if name not in known:
             raise UsageError(f"--columns: there is no column '{name}'{_near(name, known)}")

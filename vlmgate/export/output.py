@@ -1,12 +1,8 @@
-"""Where an export goes: a file that appears in one step, a folder likewise, or stdout.
-
-Knows paths and streams; knows nothing of formats.
-"""
+"""Where an export goes: a file or a folder that appears in one step, or stdout. Call `check` first."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 import sys
@@ -36,20 +32,24 @@ def file_at(path: Path) -> Iterator[BinaryIO]:
     """
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; give -o a file name.")
-    try:
+    with _errors_in_one_line(path):
         if path.exists() and not path.is_file():
             with path.open("wb") as file:
                 yield file
             return
-        target = path.resolve() if path.is_symlink() else path
-        with new_file(target) as file:
+        with new_file(path.resolve() if path.is_symlink() else path) as file:
             yield file
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or give another -o."
-        ) from error
+        why = error.strerror or error
+        raise StoreError(f"{path}: cannot be written ({why}); make room or give another -o.") from error
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def folder_at(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path}: is there and not empty; give another -o, or move it away yourself.")
     target = path.resolve()
     temporary = temporary_for(target)
-    try:
+    with _errors_in_one_line(path):
         temporary.mkdir()
         try:
             yield temporary
@@ -68,10 +68,6 @@ def folder_at(path: Path) -> Iterator[Path]:
             os.replace(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or give another -o."
-        ) from error
 
 
 @contextlib.contextmanager
@@ -84,28 +80,17 @@ def standard_output(*, binary: bool) -> Iterator[BinaryIO]:
         return
     if binary:
         raise OutputError("this format is none to look at; give -o FILE, or pipe it.")
-    screen = io.BufferedWriter(_Screen())
-    yield cast(BinaryIO, screen)
-    screen.flush()
+    yield cast(BinaryIO, _Screen())
 
 
-class _Screen(io.RawIOBase):
+class _Screen:
     """A terminal that a file name or a caption cannot steer."""
 
     def __init__(self) -> None:
         self._part = b""  # of a line
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        given = bytes(cast(memoryview, data))
-        lines = (self._part + given).split(b"\n")
-        self._part = lines.pop()
+    def write(self, data: bytes) -> int:
+        *lines, self._part = (self._part + data).split(b"\n")
         for line in lines:
-            cells = line.decode("utf-8", "replace").split("\t")
-            print("\t".join(plain(cell) for cell in cells))
-        return len(given)
-
-    def flush(self) -> None:
-        sys.stdout.flush()
+            print("\t".join(plain(cell) for cell in line.decode("utf-8", "replace").split("\t")))
+        return len(data)

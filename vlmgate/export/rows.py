@@ -1,23 +1,27 @@
-"""The rows of a result, a batch at a time, as often as they are asked for.
+"""The rows of a result, a batch at a time, as often as they are asked for; and what a writer of them is.
 
-Knows Parquet and records; knows nothing of what becomes of the rows.
+Call `StoredRows` for the rows; a format is a subclass of `Writer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol
 
-from vlmgate.data import Record, Route
+from vlmgate.data import Route
 from vlmgate.errors import StoreError
+from vlmgate.export import output
+from vlmgate.export.targets import Options
 from vlmgate.store.result import opened
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Row = Mapping[str, Any]  # column → str, int, float, a list of those, or None
+KEY = ("file_name", "page", "sha256")  # what a row is found by when a sheet comes back
+FACTS = ("page", "sha256", "route", "reason", "decided_by", "answer", "vendi_score", "agreement", "novelty")
 _AT_ONCE = 1024  # rows
 _BUFFER = 1 << 20  # bytes of a column that are read from the file at once; without it, a column of a row group is
 
@@ -30,7 +34,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredRows:
     """The rows of a Parquet file, in its order; a column that it does not hold is null.
 
@@ -40,12 +44,14 @@ class StoredRows:
     path: Path
     columns: Sequence[str]
     route: Route | None = None  # only these
+    passed: int = 0  # rows since they were last asked for
 
     def __iter__(self) -> Iterator[Row]:
-        unknown = dict.fromkeys(self.columns)
+        self.passed, unknown = 0, dict.fromkeys(self.columns)
         for batch in self._batches(self.columns):
             names = batch.schema.names
             for values in zip(*(_values(column) for column in batch.columns), strict=True):
+                self.passed += 1
                 yield unknown | dict(zip(names, values, strict=True))
 
     def __len__(self) -> int:
@@ -70,8 +76,13 @@ class StoredRows:
             return pq.read_schema(file)
 
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield batches with those of the columns that the file holds, and the route where it decides."""
-        return _converted(self.path, self._read(columns))
+        """Yield batches with those of the columns that the file holds; whatever a damaged file raises is one line."""
+        import pyarrow as pa
+
+        try:
+            yield from self._read(columns)
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            raise StoreError(f"{self.path}: cannot be read ({' '.join(str(error).split())}); scan again.") from error
 
     def _read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         import pyarrow.compute as pc
@@ -86,16 +97,6 @@ class StoredRows:
                     yield batch if self.route is None else batch.filter(pc.equal(batch["route"], self.route.value))
 
 
-def _converted(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Pass batches on; whatever a damaged file raises becomes one line."""
-    import pyarrow as pa
-
-    try:
-        yield from batches
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({' '.join(str(error).split())}); scan again.") from error
-
-
 def _values(column: pa.Array) -> list[Any]:
     import pyarrow as pa
 
@@ -104,33 +105,35 @@ def _values(column: pa.Array) -> list[Any]:
     return list(column.to_pylist())
 
 
-@dataclass(frozen=True, slots=True)
-class RecordRows:
-    """Rows that do not lie in a file yet."""
+class Writer:
+    """Writes rows in one format, in the order in which they come unless the format's docstring says otherwise."""
 
-    records: Collection[Record]
+    usual: ClassVar[tuple[str, ...]]  # the columns that are written unless others are asked for
+    looks_at: ClassVar[tuple[str, ...]] = ()  # columns that are read besides, whether they are written or not
+    fill_in: ClassVar[bool] = False  # it is a sheet in which a person may fill in the columns `FILL_IN`
+    binary: ClassVar[bool] = False  # nothing that a terminal could show
+    suffix: ClassVar[str] = ""  # without -o, it goes to a file named as the result with this suffix; "" = to stdout
 
-    def __iter__(self) -> Iterator[Row]:
-        names = [name for name in Record.__dataclass_fields__ if name != "vision_features"]
-        for record in self.records:
-            yield {name: getattr(record, name) for name in names}
+    def __init__(
+        self, columns: Sequence[str], provenance: Mapping[str, Any] | None = None, options: Options | None = None
+    ) -> None:
+        self.columns, self.provenance, self.options = columns, provenance or {}, options or Options()
 
-    def __len__(self) -> int:
-        return len(self.records)
+    @staticmethod
+    def check_installed() -> None:
+        """Raise `UsageError` where a package that it needs is not installed."""
 
+    @staticmethod
+    def places(out: Path) -> tuple[Path, ...]:
+        """Return all that is written for this `-o`."""
+        return (out,)
 
-@dataclass(slots=True)
-class Counted:
-    """Rows that are counted while they go by."""
+    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+        """Write all rows; return what the user should know of them, a line each."""
+        raise NotImplementedError
 
-    rows: Rows
-    passed: int = 0
-
-    def __iter__(self) -> Iterator[Row]:
-        self.passed = 0
-        for row in self.rows:
-            self.passed += 1
-            yield row
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    def save(self, rows: StoredRows, out: Path | None) -> tuple[list[Path], list[str]]:
+        """Write all rows to a file, or to stdout for None; return what was written, and notes as `write` does."""
+        with output.standard_output(binary=self.binary) if out is None else output.file_at(out) as file:
+            notes = self.write(rows, file)
+        return [] if out is None else [out], notes

@@ -20,7 +20,7 @@ from typing import Any
 
 from vlmgate.data import VERDICTS
 from vlmgate.errors import LabelError, UsageError
-from vlmgate.export.cells import undefused
+from vlmgate.export.text_formats import undefused
 from vlmgate.store.result import opened
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx", ".json")

@@ -1,23 +1,20 @@
 """A workbook for people: one sheet, frozen header, filters, a verdict to choose, thumbnails on request.
 
-Knows sheets of Excel and their limits; knows nothing of where a row comes from. Every text is written as a string, so
-that none is a formula, a link or a number.
+Every text is written as a string, so that none is a formula, a link or a number.
 """
 
 from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from vlmgate.data import VERDICTS
-from vlmgate.errors import StoreError, UsageError
-from vlmgate.export.cells import CELL_CHARACTERS, check_sheet, fitted, text_of, visible
-from vlmgate.export.pictures import Pictures
-from vlmgate.export.rows import Row, Rows
-from vlmgate.export.writers import count
+from vlmgate.errors import StoreError, UsageError, count
+from vlmgate.export.imagefolder import Pictures
+from vlmgate.export.rows import KEY, Row, Rows, StoredRows, Writer
+from vlmgate.export.text_formats import SHEET, check_sheet, fitted, notes_on_cut, text_of, visible
 
 _WIDTHS = {  # characters; others by what they hold
     **{"file_name": 36, "caption": 48, "captions": 60, "answers": 40, "reading": 30, "note": 40, "sha256": 16},
@@ -26,27 +23,32 @@ _WIDTHS = {  # characters; others by what they hold
 _THUMBNAIL = 96  # pixels, the longer side
 
 
-def check_installed() -> None:
-    """Raise `UsageError` where there is nothing to write a workbook with."""
-    try:
-        import xlsxwriter  # noqa: F401 - whether it is there
-    except ImportError as error:
-        raise UsageError(
-            "--to xlsx needs XlsxWriter: pip install 'vlmgate[xlsx]'; --to excel-csv needs nothing."
-        ) from error
-
-
-@dataclass(slots=True)
-class XlsxWriter:
+class XlsxWriter(Writer):
     """Writes row by row in constant memory; thumbnails alone stay in memory until the end.
 
     Raises `UsageError` where there are more rows than a sheet has.
     """
 
-    columns: Sequence[str]
+    usual, fill_in, looks_at = SHEET, True, KEY
+    binary, suffix = True, ".xlsx"
     pictures: Pictures | None = None  # None = no thumbnails
-    binary: ClassVar[bool] = True
-    cut: int = 0
+    cut = 0
+
+    @staticmethod
+    def check_installed() -> None:
+        """Raise `UsageError` where there is nothing to write a workbook with."""
+        try:
+            import xlsxwriter  # noqa: F401 - whether it is there
+        except ImportError as error:
+            raise UsageError(
+                "--to xlsx needs XlsxWriter: pip install 'vlmgate[xlsx]'; --to excel-csv needs nothing."
+            ) from error
+
+    def save(self, rows: StoredRows, out: Path | None) -> tuple[list[Path], list[str]]:
+        """Write as every writer does, after the images were found."""
+        if self.options.thumbnails:
+            self.pictures = Pictures.of(self.options.images, self.provenance)
+        return super().save(rows, out)
 
     def write(self, rows: Rows, file: BinaryIO) -> list[str]:
         """Write all rows."""
@@ -121,13 +123,10 @@ class XlsxWriter:
         sheet.insert_image(number, 0, "thumbnail.jpg", place)
 
     def _notes(self) -> list[str]:
-        notes = [f"{count(self.cut, 'cell')} cut at Excel's {CELL_CHARACTERS:,} characters."] if self.cut else []
-        if self.pictures and self.pictures.missing:
-            gone = self.pictures.missing
-            notes.append(
-                f"{count(len(gone), 'image')} without a thumbnail (gone, changed since the scan, or unreadable), "
-                f"first: {gone[0]}"
-            )
+        notes = notes_on_cut(self.cut)
+        if self.pictures and (gone := self.pictures.missing):
+            lacking = f"{count(len(gone), 'image')} without a thumbnail (gone, changed since the scan, or unreadable)"
+            notes.append(f"{lacking}, first: {gone[0]}")
         return notes
 
 

@@ -1,7 +1,7 @@
-"""What a person sees of a run and of one image: header, progress, captions and answers, a result's provenance.
+"""What a person sees of a run and of one image: header, progress, captions and answers, where a result comes from.
 
-Knows rows and how to show them on a terminal; knows nothing of how they were made. Nothing that comes from an image, a
-caption or a file name is ever read as markup, and control characters are shown, not sent.
+Call `TerminalProgress` during a run, `print_record` for one image, `print_provenance` for a result. Nothing that comes
+from an image, a caption or a file name is ever read as markup, and control characters are shown, not sent.
 """
 
 from __future__ import annotations
@@ -54,13 +54,12 @@ class TerminalProgress:
     def __init__(self, console: Console, *, quiet: bool = False, every: float = 60.0) -> None:
         self.console, self.quiet, self.every = console, quiet, every
         self._bar: Progress | None = None
-        self._total = self._done = self._begun_with = 0
-        self._begun = self._told = time.monotonic()
+        self._total = self._done = self._done_before = 0
+        self._begun = self._last = time.monotonic()
 
     def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None:
-        sampling = config.sampling
-        told = asdict(model) if model else None
-        self.message(header_line(told, gate, sampling.num_samples, sampling.first_samples))
+        sampling, facts = config.sampling, asdict(model) if model else None
+        self.message(header_line(facts, gate, sampling.num_samples, sampling.first_samples))
         if config.model.model == BUILTIN:
             self.message(BUILTIN_NOTICE)
 
@@ -71,8 +70,8 @@ class TerminalProgress:
     def start(self, total: int, done: int) -> None:
         self._begun = time.monotonic()
         if not self._total:  # a folder that is watched begins again and again
-            self._told = self._begun
-        self._total, self._done, self._begun_with = total, done, done
+            self._last = self._begun
+        self._total, self._done, self._done_before = total, done, done
         if self.quiet or not self.console.is_terminal:
             return
         self._bar = Progress(
@@ -96,9 +95,9 @@ class TerminalProgress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0], images)
-        elif now - self._told >= self.every:
-            self._told = now
-            rate = (self._done - self._begun_with) / max(1e-9, now - self._begun)
+        elif now - self._last >= self.every:
+            self._last = now
+            rate = (self._done - self._done_before) / max(1e-9, now - self._begun)
             left = (self._total - self._done) / rate / 60 if rate else float("inf")
             self.message(f"{self._done:,} of {self._total:,} files, {rate:.2f} files/s, about {left:,.0f} min left")
 
@@ -114,12 +113,12 @@ class TerminalProgress:
 def print_record(record: Record, provenance: Mapping[str, Any], console: Console) -> None:
     """Print one image's captions and answers, its scores, where it goes and why."""
     page = f" (page {record.page} of {record.num_pages})" if (record.num_pages or 1) > 1 else ""
-    console.print(Text(plain(record.file_name) + page, style="bold"), soft_wrap=True)
+    print_line(console, record.file_name + page, style="bold")
     if record.width:
-        facts = f"{record.width} × {record.height} pixels, {record.mode}"
-        console.print(Text(plain(facts + (f"; {record.conversion}" if record.conversion else ""))), soft_wrap=True)
+        converted = f"; {record.conversion}" if record.conversion else ""
+        print_line(console, f"{record.width} × {record.height} pixels, {record.mode}{converted}")
     if record.duplicate_of:
-        console.print(Text(plain(f"the same bytes as {record.duplicate_of}, whose reading it shares")), soft_wrap=True)
+        print_line(console, f"the same bytes as {record.duplicate_of}, whose reading it shares")
     routed = record.route == Route.HUMAN_REVIEW
     console.print(
         Text("routed to human" if routed else "auto-accepted", style="bold yellow" if routed else "bold green")
@@ -130,18 +129,23 @@ def print_record(record: Record, provenance: Mapping[str, Any], console: Console
         console.print()
         console.print(_table_of("caption", record.captions, record.caption_finishes))
         if differ := _differences(record.captions):
-            console.print(Text(plain(f"They differ on: {differ}")), soft_wrap=True)
+            print_line(console, f"They differ on: {differ}")
     if record.answers:
         console.print()
         console.print(_table_of("answer", record.answers, record.answer_finishes))
-        told = f"They come to: {record.answer}" if record.answer is not None else "They come to no answer."
-        console.print(Text(plain(told)), soft_wrap=True)
+        answer = f"They come to: {record.answer}" if record.answer is not None else "They come to no answer."
+        print_line(console, answer)
     console.print()
     for name, column in COLUMNS.items():
         value = getattr(record, name)
         if value is not None or name in ("vendi_score", "agreement", "mean_dissimilarity", "mean_logprob"):
             worse = {True: "higher = worse", False: "lower = worse", None: "both ends = worse"}[column.higher_is_worse]
             console.print(Text(f"{name:<20}{'–' if value is None else format(value, '.3f'):>9}   {worse}"))
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print a text that is never read as markup, and never cut at the edge of the terminal."""
+    console.print(Text(plain(text), style=style), soft_wrap=True)
 
 
 def why(record: Record, provenance: Mapping[str, Any]) -> str:
@@ -173,9 +177,8 @@ def _table_of(title: str, said: Sequence[str], finishes: Sequence[str] | None) -
 def _differences(captions: Sequence[str], most: int = 12) -> str:
     """Return the content words that some captions assert and others do not, with the number that do."""
     counted = Counter(word for caption in captions for word in content_words(caption))
-    split = [
-        (word, n) for word, n in sorted(counted.items(), key=lambda item: (-item[1], item[0])) if n < len(captions)
-    ]
+    ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    split = [(word, n) for word, n in ordered if n < len(captions)]
     shown = ", ".join(f"{word.replace('¬', 'no ')} ({n} of {len(captions)})" for word, n in split[:most])
     return shown + (", …" if len(split) > most else "")
 

@@ -1,7 +1,7 @@
 """The end of a run: the table that splits the folder, what was accepted, what to do next; and the list of the routed.
 
-Knows rows and how to sum them up; knows nothing of how they were made. What comes from an image, a caption, an answer
-or a file name is never read as markup.
+Call `print_summary`, `print_routed` or `summary_json`. What comes from an image, a caption, an answer or a file name is
+never read as markup.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from vlmgate.config import BUILTIN
 from vlmgate.data import Reason, Record, Route
-from vlmgate.errors import plain
+from vlmgate.errors import count
 from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
-from vlmgate.report.image import BUILTIN_NOTICE, header_line
+from vlmgate.report.image import BUILTIN_NOTICE, header_line, print_line
 from vlmgate.scores.words import content_words
 from vlmgate.store.result import SCHEMA_VERSION
 
@@ -40,12 +39,16 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         median = round(statistics.median(scores), 6) if scores else None
         return {"images": len(rows), "share": len(rows) / total if total else 0.0, "median_vendi_score": median}
 
-    routes = {
-        route.value: group(rows := [r for r in records if r.route == route])
-        | {"reasons": {reason: group([r for r in rows if reason_of(r) == reason]) for reason in _reasons(rows)}}
-        | {"answers": dict(Counter(r.answer for r in rows if r.answer is not None).most_common())}
-        for route in Route
-    }
+    routes = {}
+    for route in Route:
+        rows = [row for row in records if row.route == route]
+        by_reason: dict[str, list[Record]] = {}
+        for row in rows:
+            by_reason.setdefault(reason_of(row), []).append(row)
+        ordered = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
+        answers = Counter(row.answer for row in rows if row.answer is not None)
+        reasons = {reason: group(members) for reason, members in ordered}
+        routes[route.value] = group(rows) | {"reasons": reasons, "answers": dict(answers.most_common())}
     return {
         "images": total,
         "duplicates": sum(r.duplicate_of is not None for r in records),
@@ -53,13 +56,6 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "model_failed": sum(r.reason == Reason.MODEL_FAILED for r in records),
         **routes,
     }
-
-
-def _reasons(rows: Sequence[Record]) -> list[str]:
-    return [
-        reason
-        for reason, _ in sorted(Counter(reason_of(r) for r in rows).items(), key=lambda item: (-item[1], item[0]))
-    ]
 
 
 def reason_of(record: Record) -> str:
@@ -78,15 +74,13 @@ def in_words(reason: str) -> str:
 def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out: Path, console: Console) -> None:
     """Print the table that splits the folder, and what to do next."""
     gate, sampling = Gate.of(provenance["gate"]), provenance["sampling"]
-    console.print(
-        Text(header_line(provenance["model"], gate, sampling["num_samples"], sampling.get("first_samples"))),
-        soft_wrap=True,
-    )
+    fewest, most = sampling.get("first_samples"), sampling["num_samples"]
+    print_line(console, header_line(provenance["model"], gate, most, fewest))
     console.print()
     console.print(_summary_table(summarise(records)))
     console.print()
     for line in _summary_notes(records, provenance, gate, out):
-        console.print(Text(plain(line)), soft_wrap=True)
+        print_line(console, line)
 
 
 def _summary_table(figures: Mapping[str, Any]) -> Table:
@@ -117,7 +111,7 @@ def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gat
         often = [pair for pair in accepted_readings(accepted) if pair[1] > 1]
         meaning = "Auto-accepted means: the reading is taken for true, be it 'no defect' or 'a crack'."
         notes.append(meaning + (" Most often:" if often else ""))
-        notes += [f"  {count:>6,}  {caption}" for caption, count in often]
+        notes += [f"  {times:>6,}  {caption}" for caption, times in often]
         notes += _notes_on_answers(accepted, provenance)
     if (provenance["model"] or {}).get("model") == BUILTIN:
         notes.append(BUILTIN_NOTICE)
@@ -134,7 +128,7 @@ def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gat
             f"{'All' if accepted else 'None'} of the images were accepted, so this limit does not separate them. "
             "--review-budget 10% sends the most uncertain to people, whatever the model's wording."
         )
-    notes.append(f"Wrote {out} ({_count(len(records), 'row')}).")
+    notes.append(f"Wrote {out} ({count(len(records), 'row')}).")
     notes += _notes_on_files(records, provenance)
     worst = worst_routed(records, gate)
     if worst:
@@ -174,9 +168,9 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
         return notes
     moved = [column for column in drift["columns"] if column["alarm"]]
     if moved:
-        told = "; ".join(f"{c['column']} {c['before']:.4g} → {c['now']:.4g} (gap {c['gap']:.2f})" for c in moved)
+        medians = "; ".join(f"{c['column']} {c['before']:.4g} → {c['now']:.4g} (gap {c['gap']:.2f})" for c in moved)
         lost = ", so its promise does not hold" if promise else ""
-        notes.append(f"These images do not look like those that the gate was calibrated on{lost}. Medians: {told}.")
+        notes.append(f"These images do not look like those that the gate was calibrated on{lost}. Medians: {medians}.")
         if drift["most_unlike"]:
             notes.append("Most unlike: " + ", ".join(f"{name} ({far:.2f})" for name, far in drift["most_unlike"]))
         notes.append(
@@ -188,49 +182,31 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) -> list[str]:
-    notes = []
-    broken = [r for r in records if r.reason in _UNREAD]
-    if broken:
-        first = f"{broken[0].file_name} ({broken[0].error})"
-        notes.append(f"{_count(len(broken), 'image')} could not be read, first: {first}")
-    cut = sum(r.reason == Reason.CUT_OFF for r in records)
-    if cut:
-        limit = provenance["sampling"]["max_new_tokens"]
-        notes.append(f"{_count(cut, 'image')} with captions cut off at {limit} tokens; --max-new-tokens lets them end.")
-    cut = sum(r.reason == Reason.ANSWER_CUT_OFF for r in records)
-    if cut:
-        limit = provenance["sampling"]["max_answer_tokens"]
-        notes.append(
-            f"{_count(cut, 'image')} with answers cut off at {limit} tokens; --max-answer-tokens lets them end."
-        )
-    several = [r for r in records if (r.num_pages or 1) > 1]
-    if several and provenance["image_config"]["pages"] == "first":
-        first = several[0].file_name
-        notes.append(
-            f"{_count(len(several), 'file')} with several pages, of which the first was read, e.g. {first}; --pages all"
-        )
-    converted = [r for r in records if r.conversion]
-    if converted:
-        example = f"{converted[0].file_name} ({converted[0].conversion})"
-        notes.append(
-            f"{_count(len(converted), 'image')} converted to 8-bit RGB, see the column conversion, e.g. {example}"
-        )
+    sampling, first_page = provenance["sampling"], provenance["image_config"]["pages"] == "first"
+    reasons = Counter(r.reason for r in records)
     copies = sum(r.duplicate_of is not None for r in records)
-    if copies:
-        notes.append(f"{_count(copies, 'exact duplicate')} sharing the reading of another file.")
-    if provenance["ignored"]:
-        first = provenance["ignored_first"][0]
-        notes.append(f"{_count(provenance['ignored'], 'file')} ignored, being no image, first: {first}")
-    if provenance["gone"]:
-        first = provenance["gone_first"][0]
-        notes.append(f"{_count(provenance['gone'], 'file')} read before and gone from the folder, first: {first}")
-    waiting = sum(r.reason == Reason.NOT_READ for r in records)
-    if waiting:
+    broken = [f"{r.file_name} ({r.error})" for r in records if r.reason in _UNREAD]
+    several = [r.file_name for r in records if first_page and (r.num_pages or 1) > 1]
+    converted = [f"{r.file_name} ({r.conversion})" for r in records if r.conversion]
+    ignored, gone = (provenance.get(name) or () for name in ("ignored_first", "gone_first"))
+    captions = f"with captions cut off at {sampling['max_new_tokens']} tokens; --max-new-tokens lets them end."
+    answers = f"with answers cut off at {sampling.get('max_answer_tokens')} tokens; --max-answer-tokens lets them end."
+    counts = (
+        (len(broken), "image", f"could not be read, first: {_first(broken)}"),
+        (reasons[Reason.CUT_OFF], "image", captions),
+        (reasons[Reason.ANSWER_CUT_OFF], "image", answers),
+        (len(several), "file", f"with several pages, of which the first was read, e.g. {_first(several)}; --pages all"),
+        (len(converted), "image", f"converted to 8-bit RGB, see the column conversion, e.g. {_first(converted)}"),
+        (copies, "exact duplicate", "sharing the reading of another file."),
+        (provenance["ignored"], "file", f"ignored, being no image, first: {_first(ignored)}"),
+        (provenance["gone"], "file", f"read before and gone from the folder, first: {_first(gone)}"),
+    )
+    notes = [f"{count(number, noun)} {rest}" for number, noun, rest in counts if number]
+    if waiting := reasons[Reason.NOT_READ]:
         merged = provenance.get("merged")
         on = "Run their shards, then merge again." if merged else "The same command goes on where it stopped."
-        notes.append(f"Not complete: {_count(waiting, 'image')} not read yet. {on}")
-    shard = provenance.get("shard")
-    if shard:
+        notes.append(f"Not complete: {count(waiting, 'image')} not read yet. {on}")
+    if shard := provenance.get("shard"):
         notes.append(
             f"This is shard {shard['index']} of {shard['count']}; a review budget and copies are those of the shard "
             "alone until `vlmgate merge` joins all of them."
@@ -244,10 +220,14 @@ def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) ->
         )
     seconds = [r.seconds for r in records if r.seconds is not None]
     if seconds:
-        told = _where_time_went(provenance.get("time"))
+        went = _where_time_went(provenance.get("time"))
         each = statistics.fmean(seconds)
-        notes.append(f"The model took {each:.2g} s an image, {sum(seconds) / 60:,.1f} min in all.{told}")
+        notes.append(f"The model took {each:.2g} s an image, {sum(seconds) / 60:,.1f} min in all.{went}")
     return notes
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] if names else ""
 
 
 def _where_time_went(time: Mapping[str, Any] | None) -> str:
@@ -263,10 +243,6 @@ def _where_time_went(time: Mapping[str, Any] | None) -> str:
     }
     parts = [f"{time[key] / time['seconds']:.0%} {name}" for key, name in names.items() if key in time]
     return f" This run read {time['images_per_second']:.3g} images/s: {', '.join(parts)}."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def accepted_readings(accepted: Sequence[Record], most: int = 5) -> list[tuple[str, int]]:
@@ -309,8 +285,7 @@ def print_routed(records: Sequence[Record], provenance: Mapping[str, Any], conso
         value = _score_of(record, gate)
         page = f" (page {record.page})" if (record.num_pages or 1) > 1 else ""
         figure = "–" if value is None else f"{value:.3f}"
-        line = f"{figure:>8}  {in_words(reason_of(record)):<16}  {plain(record.file_name)}{page}"
-        console.print(Text(line), soft_wrap=True)
+        print_line(console, f"{figure:>8}  {in_words(reason_of(record)):<16}  {record.file_name}{page}")
 
 
 def _quoted(text: str) -> str:

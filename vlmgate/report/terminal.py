@@ -1,7 +1,4 @@
-"""The edges of the program: what it says on stderr, and how it ends.
-
-Knows streams, one-line errors and exit codes; knows nothing of commands.
-"""
+"""The edges of the program: what it says on stderr, and how it ends. Call `errors_in_one_line` around a command."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from vlmgate.errors import VlmgateError, one_line
+from vlmgate.errors import VlmgateError, one_line, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,28 +50,20 @@ def in_plain_letters() -> str:
         if not isinstance(error, UnicodeEncodeError):
             raise error
         lacking = error.object[error.start : error.end]
-        return "".join(_IN_PLAIN_LETTERS.get(c) or _escaped(c) for c in lacking), error.end
+        escaped = (c.encode("ascii", "backslashreplace").decode("ascii") for c in lacking)
+        return "".join(_IN_PLAIN_LETTERS.get(c, e) for c, e in zip(lacking, escaped, strict=True)), error.end
 
     codecs.register_error("vlmgate", replaced)
     return "vlmgate"
 
 
-def _escaped(character: str) -> str:
-    return character.encode("ascii", "backslashreplace").decode("ascii")
-
-
 def complain(text: str) -> None:
-    """Print one line on stderr, whatever a path or an exception put into it, if there is anybody to read it."""
-    from vlmgate.errors import plain
-
-    with contextlib.suppress(OSError):
-        print(plain(f"vlmgate: error: {' '.join(text.split())}"), file=sys.stderr, flush=True)
+    """Print one line on stderr for an error, whatever a path or an exception put into it."""
+    say(f"vlmgate: error: {' '.join(text.split())}")
 
 
 def say(text: str) -> None:
-    """Print one line on stderr that is no error, whatever a file name put into it."""
-    from vlmgate.errors import plain
-
+    """Print one line on stderr, whatever a file name put into it, if there is anybody to read it."""
     with contextlib.suppress(OSError):
         print(plain(text), file=sys.stderr, flush=True)
 

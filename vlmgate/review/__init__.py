@@ -1,16 +1,15 @@
-"""The page on which people look at what was routed to them, and what comes of it.
+"""The page on which people look at what was routed to them, and their verdicts.
 
-Knows rows, pictures, pages and verdicts; knows nothing of models, or of how an image was read or decided.
+    items ──► previews ──► render ──► make ──► server
+    which     upright JPEG   HTML     written    the same page from
+    why       of each        + data   in one     127.0.0.1, verdicts
+                                      step       on disk (verdicts)
 
-    items ──► previews ──► page ──► folder ──► server
-    which     upright JPEG   HTML    written     the same page from
-    why       of each        + data  in one step 127.0.0.1, verdicts on disk
-     └─ sentences, marks                           └─ verdicts
-
-What comes from a file name, a caption, an answer or a person is text on the page: it gets there as JSON in which no
-character means anything to HTML, and is put on the screen by `textContent` alone.
+Call `make_review`. What comes from a file name, a caption, an answer or a person is text on the page: it gets there as
+JSON in which no character means anything to HTML, and `textContent` alone puts it on the screen.
 """
 
-from vlmgate.review.make import Made, Options, make_review
+from vlmgate.config import ReviewConfig as Options
+from vlmgate.review.make import Made, make_review
 
 __all__ = ["Made", "Options", "make_review"]

@@ -1,28 +1,53 @@
-"""Which images are looked at, in which order, and what the page is told of each.
-
-Knows rows, gates and what a reviewer has to know; knows nothing of files, pixels or HTML.
-"""
+"""Which images a person looks at, in which order, and what the page says of each. Call `choose`, then `facts_of`."""
 
 from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import UsageError, plain
+from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import COLUMNS, HIGHER_IS_WORSE, Gate
 from vlmgate.report.summary import reason_of, routed_worst_first
-from vlmgate.review.marks import differing, pieces, shown
-from vlmgate.review.sentences import sentence
-from vlmgate.scores.words import content_words
+from vlmgate.scores.words import NEGATION, content_words, places
 
-LONGEST = 4000  # characters of a caption or an answer that the page is told
-MOST_TEXTS = 64  # different captions or answers of one image that the page is told
-_SIDES = {True: "<=", False: ">="}
+LONGEST = 4000  # characters of a caption or an answer that the page shows
+MOST_TEXTS = 64  # different captions or answers of one image that the page shows
+_NUMBERS = frozenset("two three four five six seven eight nine ten eleven twelve dozen".split())
+_JOINED = re.compile(r"[\s-]?")  # what two marked words may have between them and still be one mark
+# Column → what its value says; {k} = number of readings or answers, {v} = the value, {c} = value × number.
+# True = a share, shown in per cent.
+_STATEMENTS: dict[str, tuple[str, bool]] = {
+    "vendi_score": ("The model read this {k} times and gave about {v} different readings", False),
+    "agreement": ("The model's {k} readings agree by {v}", True),
+    "mean_dissimilarity": ("Any two of the model's {k} readings differ by {v} on average", True),
+    "mean_logprob": ("The model's own words had a mean log-probability of {v}", False),
+    "semantic_entropy": ("The model's {k} readings mean different things (semantic entropy {v})", False),
+    "predictive_entropy": ("The model was not sure of its own words (predictive entropy {v})", False),
+    "cocoa": ("Doubt about single words times difference between the {k} readings comes to {v} (cocoa)", False),
+    "view_contrast": ("A little noise in the picture changes the reading by {v}", True),
+    "answer_share": ("{v} of the model's answers, {c} of {k}, name the same choice", True),
+    "answer_entropy": ("The model's {k} answers are divided (answer entropy {v})", False),
+    "abstain_rate": ("The model was unsure in {v} of its answers, {c} of {k}", True),
+    "unparsable_rate": ("{v} of the model's answers, {c} of {k}, could not be understood", True),
+    "doubt": ("Differing readings and a strange image come to a doubt of {v}", False),
+    "novelty": ("The distance of this image from what the model is meant for (novelty) is {v}", False),
+    "sharpness": ("The sharpness of the picture is {v}", False),
+    "exposure": ("The mean brightness of the picture is {v}", True),
+    "contrast": ("The contrast of the picture is {v}", False),
+    "noise": ("The noise in the picture is {v} grey levels", False),
+    "clipped_dark": ("{v} of the picture is black", True),
+    "clipped_bright": ("{v} of the picture is white", True),
+}
+_OF_ANSWERS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
+_ANSWER_REASONS = (Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +89,10 @@ def choose(records: Sequence[Record], gate: Gate, *, accepted: int = 0, seed: in
 
 
 def facts_of(item: Item, gate: Gate) -> dict[str, Any]:
-    """Return what the page is told of one image, but for its preview; what is absent is left out.
+    """Return what the page knows of one image, without its preview; what is absent is left out.
 
-    name: file name as it is shown, raw: as it is, where that differs; key; why: sentence; captions and answers: see
-    `_said`; typical: index of the caption that was taken for the reading; scale: see `_scale`.
+    name: file name as shown; raw: as it is, where that differs; why: sentence; captions and answers: see `_said`;
+    typical: index of the caption that was taken for the reading; scale: see `_scale`.
     """
     row = item.record
     captions, typical = _captions(row)
@@ -93,11 +118,8 @@ def facts_of(item: Item, gate: Gate) -> dict[str, Any]:
 
 
 def _about(row: Record) -> str | None:
-    if not row.width:
-        return None
-    return plain(
-        f"{row.width:,} × {row.height:,} pixels, {row.mode}" + (f"; {row.conversion}" if row.conversion else "")
-    )
+    converted = f"; {row.conversion}" if row.conversion else ""
+    return plain(f"{row.width:,} × {row.height:,} pixels, {row.mode}{converted}") if row.width else None
 
 
 def _captions(row: Record) -> tuple[list[dict[str, Any]], int | None]:
@@ -122,18 +144,18 @@ def _said(
 ) -> list[dict[str, Any]]:
     """Return what was sampled, the same texts merged, the most frequent first.
 
-    times: how often; text: pieces, the second, fourth … of which others disagree with; finish, where the model did not
+    times: how often; text: pieces, the second, fourth … of which others disagree with; finish: where the model did not
     end it; same: asserts what the reading does.
     """
     ends = finishes or ("stop",) * len(texts or ())
     counted = Counter((text[:LONGEST], finish) for text, finish in zip(texts or (), ends, strict=True))
-    told = counted.most_common(MOST_TEXTS)
-    if reading is not None and all(text != reading[:LONGEST] for (text, _), _ in told):
-        told[-1] = next(one for one in counted.items() if one[0][0] == reading[:LONGEST])
-    ranges = differing([text for (text, _), _ in told]) if marked else [[] for _ in told]
+    kept = counted.most_common(MOST_TEXTS)
+    if reading is not None and all(text != reading[:LONGEST] for (text, _), _ in kept):
+        kept[-1] = next(one for one in counted.items() if one[0][0] == reading[:LONGEST])
+    ranges = differing([text for (text, _), _ in kept]) if marked else [[] for _ in kept]
     return [
         {"times": times, "text": pieces(text, where)} | ({} if finish == "stop" else {"finish": finish})
-        for ((text, finish), times), where in zip(told, ranges, strict=True)
+        for ((text, finish), times), where in zip(kept, ranges, strict=True)
     ]
 
 
@@ -144,21 +166,18 @@ def _scale(row: Record, gate: Gate) -> list[Any] | None:
     if value is None or not math.isfinite(value) or row.captions is None:
         return None
     limit = row.threshold if row.decided_by or row.reason == Reason.DISAGREED else gate.threshold
-    if limit is None or not math.isfinite(limit):
-        return [column, value, None, _SIDES[HIGHER_IS_WORSE.get(column, True)]]
+    if limit is not None and not math.isfinite(limit):
+        limit = None
     upper = HIGHER_IS_WORSE.get(column, True)
-    if row.reason == Reason.BEYOND_LIMIT:
+    if limit is not None and row.reason == Reason.BEYOND_LIMIT:
         upper = value > limit
-    return [column, value, limit, _SIDES[upper]]
+    return [column, value, limit, "<=" if upper else ">="]
 
 
-def scales(items: Sequence[Item], told: Sequence[Mapping[str, Any]], num_samples: int) -> dict[str, list[float]]:
+def scales(all_facts: Sequence[Mapping[str, Any]], num_samples: int) -> dict[str, list[float]]:
     """Return the ends of each column's scale; where it has none, what is seen and the limits, with a margin."""
     ends: dict[str, list[float]] = {}
-    for facts in told:
-        if "scale" not in facts:
-            continue
-        column, value, limit, _ = facts["scale"]
+    for column, value, limit, _ in (facts["scale"] for facts in all_facts if "scale" in facts):
         low, high = COLUMNS[column].low, COLUMNS[column].high
         here = [value, limit if limit is not None else value]
         seen = ends.setdefault(column, [min(here), max(here)])
@@ -167,3 +186,104 @@ def scales(items: Sequence[Item], told: Sequence[Mapping[str, Any]], num_samples
             float(num_samples) if high is None else high if math.isfinite(high) else max(seen[1], 1.1 * max(here)),
         ]
     return ends
+
+
+# --- why an image is on the page, in words that need no knowledge of scores -------------------------------------------
+
+
+def sentence(record: Record, score: str, *, audit: bool = False) -> str:
+    """Return why an image is looked at; `score` is the gate's, which decided where no other column is named."""
+    why = _of_reason(record, Reason(record.reason), record.decided_by or score)
+    return ("Accepted without a person, and drawn at random for this audit. " if audit else "") + why
+
+
+def _of_reason(record: Record, reason: Reason, column: str) -> str:
+    if words := REASON_WORDS[reason].page:
+        number = len((record.answers if reason in _ANSWER_REASONS else record.captions) or ())
+        error = f": {plain(record.error)}" if record.error else ""
+        return words.format(k=number) + error + "."
+    value: float | None = getattr(record, column)
+    if reason is Reason.NO_SCORE or value is None:
+        return f"There is no {column} for this image, and a limit asks for it."
+    limit = record.threshold
+    statement, share = _STATEMENTS[column]
+    told, limited = apart(value, limit, share=share)
+    number = len((record.answers if column in _OF_ANSWERS else record.captions) or ())
+    statement = statement.format(k=number, v=told, c=round(value * number) if share else None)
+    if reason is Reason.MOST_UNCERTAIN:
+        return f"{statement}; it is among the most uncertain images, which fill the review budget."
+    if reason is Reason.LEAST_UNCERTAIN or limit is None:
+        return f"{statement}; the images that fill the review budget are more uncertain."
+    upper = HIGHER_IS_WORSE.get(column, True) if value == limit else (value < limit) == (reason is Reason.AGREED)
+    verb = "are" if column == "vendi_score" else "is"
+    return f"{statement}; {'up to' if upper else 'at least'} {limited} {verb} accepted."
+
+
+def apart(value: float, limit: float | None, *, share: bool) -> tuple[str, str]:
+    """Return both in as few digits as tell them apart, at least two."""
+    write: Callable[[float, int], str] = _per_cent if share else _significant
+    for digits in range(2, 8):
+        told = write(value, digits), "" if limit is None else write(limit, digits)
+        if limit is None or value == limit or told[0] != told[1]:
+            break
+    return told
+
+
+def _significant(value: float, digits: int) -> str:
+    if 1 <= abs(value) < 10:
+        return f"{value:,.{max(0, digits - 1)}f}"
+    return f"{value:.{digits}g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _per_cent(value: float, digits: int) -> str:
+    return f"{value * 100:.{digits - 2}f}%"
+
+
+# --- which words several readings of one image disagree on ------------------------------------------------------------
+
+
+def differing(texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Return for each text the ranges of characters (start, end) of the words that not every text asserts.
+
+    A word counts as it is bound: "scratch" in "no scratch" is another word than in "a scratch", and the negator is part
+    of the difference. Numbers count; function words and filler do not. Texts without a word are not compared with.
+    """
+    sets = [content_words(text) for text in texts]
+    spoken = [words for words in sets if words]
+    common = frozenset.intersection(*spoken) if spoken else frozenset()
+    counted = any(_is_number(word.lstrip("¬")) for words in sets for word in words - common)
+    return [_ranges(text, words - common, counted) for text, words in zip(texts, sets, strict=True)]
+
+
+def _is_number(word: str) -> bool:
+    return word in _NUMBERS or word[:1].isdecimal()
+
+
+def _ranges(text: str, unshared: frozenset[str], counted: bool) -> list[tuple[int, int]]:
+    negated = any(word.startswith("¬") for word in unshared)
+    found: list[tuple[int, int]] = []
+    for start, end, words in places(text):
+        marked = (
+            (negated and NEGATION in words)
+            or (counted and "one" in words)
+            or any(word in unshared or f"¬{word}" in unshared for word in words)
+        )
+        if not marked:
+            continue
+        if found and (start <= found[-1][1] or _JOINED.fullmatch(text, found[-1][1], start)):
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def pieces(text: str, ranges: Sequence[tuple[int, int]]) -> list[str]:
+    """Return a text cut at the ranges: what is not marked and what is, in turn, fit to be shown."""
+    cuts = [0, *(place for pair in ranges for place in pair), len(text)]
+    return [shown(text[a:b]) for a, b in pairwise(cuts)]
+
+
+def shown(text: str) -> str:
+    """Return a text as a page shows it: lines stay lines, all else that could steer a display is escaped."""
+    lines = text.replace("\r\n", "\n").replace("\t", " ").split("\n")
+    return "\n".join(plain(line) for line in lines)

@@ -1,6 +1,6 @@
-"""From a result to the review of it on disk: a folder, or a single file, put in its place in one step.
+"""From a result to the review of it on disk: a folder, or a single file, which appears in one step.
 
-Knows the order of the work, and what may be replaced; knows nothing of HTML, pixels or browsers.
+Call `make_review`; `held` keeps other processes out meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmgate.config import ImageConfig
+from vlmgate.config import ImageConfig, ReviewConfig
 from vlmgate.data import Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line, plain
 from vlmgate.gate.rules import COLUMNS, Gate
@@ -25,8 +25,8 @@ from vlmgate.images import sources_of
 from vlmgate.report.image import short_model
 from vlmgate.report.summary import in_words
 from vlmgate.review.items import Item, choose, facts_of, scales
-from vlmgate.review.page import GENERATOR, render
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
+from vlmgate.review.render import GENERATOR, render
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
 from vlmgate.store.files import write_file
 from vlmgate.store.result import read_result
@@ -42,18 +42,6 @@ _SIDES_IN_ONE_FILE = {50: LARGEST, 150: 1024, MOST_IN_ONE_FILE: 640}
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a person may ask of a review."""
-
-    out: Path | None = None  # None = beside the result
-    images: Path | None = None  # None = the folder that was scanned
-    accepted: int = 0  # how many auto-accepted images to draw
-    seed: int = 0
-    single_file: bool = False
-    workers: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Made:
     """A review that lies on disk."""
 
@@ -65,7 +53,7 @@ class Made:
     reused: bool = False  # it was there already
 
 
-def output_of(result: Path, options: Options) -> Path:
+def output_of(result: Path, options: ReviewConfig) -> Path:
     """Return where the review of a result goes."""
     name = f"{result.stem}_review"
     return options.out or result.with_name(f"{name}.html" if options.single_file else name)
@@ -73,7 +61,7 @@ def output_of(result: Path, options: Options) -> Path:
 
 def make_review(
     result: Path,
-    options: Options,
+    options: ReviewConfig,
     *,
     reuse: bool = False,
     begin: Callable[[int], None] = lambda _: None,
@@ -81,8 +69,8 @@ def make_review(
 ) -> Made:
     """Write the review of a result; with `reuse`, one that was made of the same with the same options stays as it is.
 
-    `begin` is told how many images there are, `advance` how many more are done. Raises `UsageError` for what the user
-    can put right, and `StoreError` where the disk does not take it.
+    `begin` gets the number of images, `advance` how many more are done. Raises `UsageError` for what the user can
+    put right, and `StoreError` where the disk does not take it.
     """
     records, provenance = read_result(result, features=False)
     gate = Gate.of(provenance["gate"])
@@ -102,39 +90,38 @@ def make_review(
     config = ImageConfig(**provenance["image_config"] | {"workers": options.workers})
     sources = sources_of(provenance, options.images)
     begin(len(items))
+    largest = LARGEST
     if options.single_file:
         largest = next(side for most, side in _SIDES_IN_ONE_FILE.items() if len(items) <= most)
-        previews = make_previews(items, sources, config, into=None, largest=largest, advance=advance)
+
+    def written(into: Path | None) -> tuple[bytes, Made]:
+        previews = make_previews(items, sources, config, into=into, largest=largest, advance=advance)
         page = _page(result, records, provenance, items, previews, options)
+        lacking = [(item, one) for item in items if isinstance(one := previews[item.number], Lacking)]
+        on_disk = sum(one.size_bytes for one in previews.values() if isinstance(one, Preview))
+        return page, Made(out, items, passed, lacking, len(page) + on_disk)
+
+    if options.single_file:
+        page, made = written(None)
         _write_file(out, page)
-        return Made(out, items, passed, _lacking(items, previews), len(page))
+        return made
     with _fresh_folder(out) as fresh:
-        previews = make_previews(items, sources, config, into=fresh, advance=advance)
-        page = _page(result, records, provenance, items, previews, options)
+        page, made = written(fresh)
         (fresh / PAGE).write_bytes(page)
-        lacking = _lacking(items, previews)
-        kept = marker | {"at": datetime.now(UTC).isoformat(timespec="seconds"), "bytes": _size(page, previews)}
-        kept["lacking"] = [[item.number, asdict(one)] for item, one in lacking]
+        kept = marker | {"at": datetime.now(UTC).isoformat(timespec="seconds"), "bytes": made.size_bytes}
+        kept["lacking"] = [[item.number, asdict(one)] for item, one in made.lacking]
         (fresh / MARKER).write_text(json.dumps(kept, indent=2), encoding="ascii")
-    return Made(out, items, passed, lacking, _size(page, previews))
+    return made
 
 
-def _images_of(provenance: Mapping[str, Any], options: Options) -> Path:
+def _images_of(provenance: Mapping[str, Any], options: ReviewConfig) -> Path:
     images = options.images or Path(provenance["folder"])
     if not images.exists():
         raise NoImagesError(f"{images}: the scanned folder is not there; say where it is now with --images FOLDER.")
     return images
 
 
-def _size(page: bytes, previews: Mapping[int, Preview | Lacking]) -> int:
-    return len(page) + sum(one.size_bytes for one in previews.values() if isinstance(one, Preview))
-
-
-def _lacking(items: Sequence[Item], previews: Mapping[int, Preview | Lacking]) -> list[tuple[Item, Lacking]]:
-    return [(item, one) for item in items if isinstance(one := previews[item.number], Lacking)]
-
-
-# --- what the page is told --------------------------------------------------------------------------------------------
+# --- what the page holds ----------------------------------------------------------------------------------------------
 
 
 def review_id(provenance: Mapping[str, Any]) -> str:
@@ -149,10 +136,10 @@ def _page(
     provenance: Mapping[str, Any],
     items: Sequence[Item],
     previews: Mapping[int, Preview | Lacking],
-    options: Options,
+    options: ReviewConfig,
 ) -> bytes:
     gate, sampling = Gate.of(provenance["gate"]), provenance["sampling"]
-    told = [facts_of(item, gate) | _shown(previews[item.number]) for item in items]
+    facts = [facts_of(item, gate) | _shown(previews[item.number]) for item in items]
     audits = sum(item.audit for item in items)
     data = {
         "id": review_id(provenance),
@@ -162,11 +149,11 @@ def _page(
         "reasons": {
             r: "accepted, audit" if r == "audit" else in_words(r) for r in dict.fromkeys(i.reason for i in items)
         },
-        "scales": scales(items, told, sampling["num_samples"]),
+        "scales": scales(facts, sampling["num_samples"]),
         "worse": {name: column.higher_is_worse for name, column in COLUMNS.items()},
         "question": plain(sampling["question"]) if sampling.get("question") else None,
         "about": _about(records, provenance, gate, audits, options),
-        "items": told,
+        "items": facts,
     }
     try:
         return render(data, f"Review of {plain(result.name)}").encode("utf-8")
@@ -177,26 +164,24 @@ def _page(
 def _shown(preview: Preview | Lacking) -> dict[str, Any]:
     if isinstance(preview, Lacking):
         return {"lacking": preview.why}
-    told: dict[str, Any] = {"size": [preview.width, preview.height]}
+    shown: dict[str, Any] = {"size": [preview.width, preview.height]}
     if preview.jpeg is not None:
-        told["src"] = f"data:image/jpeg;base64,{base64.b64encode(preview.jpeg).decode('ascii')}"
-    return told
+        shown["src"] = f"data:image/jpeg;base64,{base64.b64encode(preview.jpeg).decode('ascii')}"
+    return shown
 
 
 def _about(
-    records: Sequence[Record], provenance: Mapping[str, Any], gate: Gate, audits: int, options: Options
+    records: Sequence[Record], provenance: Mapping[str, Any], gate: Gate, audits: int, options: ReviewConfig
 ) -> list[tuple[str, str]]:
     """Return what the page says of the run, as (name, text)."""
     routed = sum(record.route == Route.HUMAN_REVIEW for record in records)
     model = provenance["model"] or {}
     accepted = f"{len(records) - routed:,}"
+    drawn = f"{audits:,} of {accepted} auto-accepted, drawn at random (seed {options.seed})"
     pairs = [
         ("Images", f"{len(records):,}; {routed:,} routed to a person, {accepted} auto-accepted"),
         ("Rule", gate.describe()),
-        (
-            "Audit",
-            f"{audits:,} of {accepted} auto-accepted, drawn at random (seed {options.seed})" if audits else "none",
-        ),
+        ("Audit", drawn if audits else "none"),
         ("Model", short_model(model["model"]) if model else "none"),
         ("Asked", provenance["sampling"]["prompt"]),
         ("Scanned", provenance["finished"]),
@@ -208,7 +193,7 @@ def _about(
 # --- what may be replaced ---------------------------------------------------------------------------------------------
 
 
-def _marker(result: Path, provenance: Mapping[str, Any], options: Options, images: Path) -> dict[str, Any]:
+def _marker(result: Path, provenance: Mapping[str, Any], options: ReviewConfig, images: Path) -> dict[str, Any]:
     """Return what a review folder says of its making; equal ones show the same."""
     return {
         "vlmgate_review": FORMAT,
@@ -255,10 +240,10 @@ def _is_our_page(path: Path) -> bool:
 def read_marker(folder: Path) -> dict[str, Any] | None:
     """Return what a review folder says of its making, or None for any other folder."""
     try:
-        told = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return told if isinstance(told, dict) and told.get("vlmgate_review") == FORMAT else None
+    return found if isinstance(found, dict) and found.get("vlmgate_review") == FORMAT else None
 
 
 def _as_it_is(out: Path, marker: Mapping[str, Any], items: list[Item], passed: int) -> Made | None:

@@ -1,6 +1,6 @@
 """The pictures of the page: upright 8-bit JPEGs of the files that the model read, or why there is none.
 
-Knows files and pixels; knows nothing of captions or pages. A file that is not what the model read has no preview.
+Call `make_previews`. A file that is not what the model read has no preview.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmgate.config import ImageConfig
-from vlmgate.data import Picture, Reason, Record, Source, Unreadable
+from vlmgate.data import Reason, Source, Unreadable
 from vlmgate.errors import plain
 from vlmgate.images import read_ahead
 from vlmgate.review.items import Item
@@ -33,11 +33,11 @@ Page = tuple[str, int]  # (file_name, page)
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Two JPEGs of one image, on disk or in hand."""
+    """Two JPEGs of one image on disk, or the larger one in memory."""
 
     width: int  # pixels of the preview
     height: int
-    size_bytes: int
+    size_bytes: int  # on disk
     jpeg: bytes | None = None  # the preview, where it is not written to a file
 
 
@@ -60,8 +60,8 @@ def make_previews(
 ) -> dict[int, Preview | Lacking]:
     """Return by number a preview of each item, or why there is none.
 
-    `into` is the folder whose sub-folders `previews` and `thumbs` are filled; None keeps the previews in hand. Only
-    files among `images` are opened, whatever path a result names.
+    `into` is the folder whose sub-folders `previews` and `thumbs` are filled; None keeps the previews in memory. Only
+    files among `images` are opened, whatever path a result names. `largest` is in pixels of the longer side.
     """
     wanted = {(item.record.file_name, item.record.page): item for item in items}
     found = {source.file_name: source for source in images}
@@ -92,7 +92,7 @@ def make_previews(
 def _encoded(
     sources: Sequence[Source], wanted: dict[Page, Item], config: ImageConfig, into: Path | None, largest: int
 ) -> Iterator[tuple[Item, Preview | Lacking]]:
-    """Yield what becomes of each wanted page; decoding and encoding each have threads of their own."""
+    """Yield the preview of each wanted page, or why there is none; decoding and encoding have separate threads."""
     workers = config.workers or min(8, os.cpu_count() or 1)
     waiting: deque[tuple[Item, Future[Preview]]] = deque()
     with ThreadPoolExecutor(workers, "vlmgate-encode") as pool, closing(read_ahead(sources, config)) as line:
@@ -103,38 +103,27 @@ def _encoded(
                 item = wanted.get((opened.source.file_name, page))
                 if item is None:
                     continue
-                lacking = _lacking(item.record, result)
-                if lacking is not None or isinstance(result, Unreadable):
-                    yield item, lacking or Lacking("This file cannot be read now", "changed")
-                    continue
-                waiting.append((item, pool.submit(_encode, result.rgb, item.number, into, largest)))
+                if isinstance(result, Unreadable):
+                    yield item, Lacking(f"This file cannot be read now: {plain(result.reason)}", "changed")
+                elif item.record.sha256 not in (None, result.file.sha256):
+                    why = "This file has changed since the model read it, so what it shows now is not what was read"
+                    yield item, Lacking(why, "changed")
+                else:
+                    waiting.append((item, pool.submit(_encode, result.rgb, item.number, into, largest)))
                 del opened, result  # or the picture would stay in memory while the next is waited for
-                while len(waiting) > 2 * workers:
+                if len(waiting) > 2 * workers:
                     done, future = waiting.popleft()
                     yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
+            yield from ((item, future.result()) for item, future in waiting)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _lacking(row: Record, result: Picture | Unreadable) -> Lacking | None:
-    """Say why a page is not shown, or None where it is what the model read."""
-    if isinstance(result, Unreadable):
-        return Lacking(f"This file cannot be read now: {plain(result.reason)}", "changed")
-    if row.sha256 is not None and result.file.sha256 != row.sha256:
-        return Lacking(
-            "This file has changed since the model read it, so what it shows now is not what was read", "changed"
-        )
-    return None
 
 
 def _encode(rgb: Image.Image, number: int, into: Path | None, largest: int) -> Preview:
     preview = _shrunk(rgb, largest)
     jpeg = _jpeg(preview, 95 if max(preview.size) <= _FINE else 85)
     if into is None:
-        return Preview(preview.width, preview.height, len(jpeg), jpeg)
+        return Preview(preview.width, preview.height, 0, jpeg)
     thumbnail = _jpeg(_shrunk(preview, THUMBNAIL), 78)
     (into / "previews" / f"{number:06d}.jpg").write_bytes(jpeg)
     (into / "thumbs" / f"{number:06d}.jpg").write_bytes(thumbnail)

@@ -1,6 +1,6 @@
-"""The review from this machine's own address, with verdicts written to disk as they are made.
+"""The review page from this machine's own address, with verdicts written to disk as they are made.
 
-Knows HTTP and whom to trust; knows nothing of how a page or a picture was made.
+Make a `ReviewServer`, open its `address`, call `serve_forever`.
 
 Who may talk to it: a browser on this machine that was opened with the token, which only whoever started the server has
 seen. A page of another site in that same browser may not: its requests carry another Origin, lack the cookie
@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from vlmgate.errors import OutputError
 from vlmgate.review.make import PAGE, VERDICTS_FILE, Made
-from vlmgate.review.page import head, policy
+from vlmgate.review.render import head, policy
 from vlmgate.review.verdicts import VerdictError, VerdictFile, checked
 
 HOST = "127.0.0.1"
@@ -95,8 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(self._get)
 
-    def do_HEAD(self) -> None:
-        self._answer(self._get)
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
 
     def do_POST(self) -> None:
         self._answer(self._post)
@@ -124,8 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
             cookies = SimpleCookie(self.headers.get("Cookie", ""))
         except CookieError:
             cookies = SimpleCookie()
-        told = cookies.get(self.server.cookie)
-        if told is None or not self.server.knows(told.value):
+        cookie = cookies.get(self.server.cookie)
+        if cookie is None or not self.server.knows(cookie.value):
             raise _Refusal(
                 HTTPStatus.FORBIDDEN, "Open the address that `vlmgate review --serve` printed, token included."
             )
@@ -147,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {"Content-Security-Policy": policy("served")},
             )
         elif parts.path == "/verdicts":
-            self._send(HTTPStatus.OK, json.dumps(self.server.verdicts.told()).encode(), "application/json")
+            self._send(HTTPStatus.OK, json.dumps(self.server.verdicts.as_json()).encode(), "application/json")
         elif picture and 1 <= int(picture[2]) <= self.server.numbers:
             self._send_file(self.server.folder / picture[1] / f"{int(picture[2]):06d}.jpg")
         else:
@@ -176,17 +175,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _keep(self, body: bytes) -> None:
         try:
-            told = json.loads(body.decode("utf-8"))
-            if not isinstance(told, dict) or told.get("key") not in self.server.verdicts.keys:
+            sent = json.loads(body.decode("utf-8"))
+            if not isinstance(sent, dict) or sent.get("key") not in self.server.verdicts.keys:
                 raise VerdictError("there is no such image in this review")
-            verdict = checked(told)
+            verdict = checked(sent)
         except (ValueError, TypeError, RecursionError) as error:  # VerdictError is one, and so is bad JSON
             raise _Refusal(HTTPStatus.BAD_REQUEST, f"No verdict: {error}.") from error
         try:
             with self.server.lock:
                 if self.server.ended:
                     raise _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "The review is not served any more.")
-                self.server.verdicts.put(told["key"], verdict)
+                self.server.verdicts.put(sent["key"], verdict)
         except OSError as error:
             why = f"{VERDICTS_FILE} cannot be written ({error.strerror}); is it open in another program?"
             raise _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, why) from error

@@ -1,7 +1,4 @@
-"""What people said of the images: checked, and kept in one CSV file that is always whole.
-
-Knows verdicts and CSV; knows nothing of pages, servers or pictures.
-"""
+"""What people said of the images: checked, and kept in one CSV file that is always whole. Call `VerdictFile`."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ COLUMNS = ("file_name", "page", "sha256", "verdict", "reading", "note", "at", "a
 LONGEST = {"reading": 10_000, "note": 10_000}  # characters
 # What makes a spreadsheet take a cell for a formula, when it comes first; after quotes, so that one can be taken off.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
-_UNTOLD = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]|[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_NOT_KEPT = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]|[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +37,9 @@ class VerdictError(ValueError):
     """What came is no verdict."""
 
 
-def checked(told: Mapping[str, Any], at: datetime | None = None) -> Verdict | None:
+def checked(sent: Mapping[str, Any], at: datetime | None = None) -> Verdict | None:
     """Return the verdict that a page sent, None where it was taken back; raises `VerdictError`."""
-    verdict, reading, note = (told.get(name, "") for name in ("verdict", "reading", "note"))
+    verdict, reading, note = (sent.get(name, "") for name in ("verdict", "reading", "note"))
     if not (isinstance(verdict, str) and isinstance(reading, str) and isinstance(note, str)):
         raise VerdictError("verdict, reading and note are texts")
     if verdict not in ("", *VERDICTS):
@@ -52,7 +49,7 @@ def checked(told: Mapping[str, Any], at: datetime | None = None) -> Verdict | No
     if not verdict:
         return None
     when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return Verdict(verdict, _UNTOLD.sub("", reading), _UNTOLD.sub("", note), when)
+    return Verdict(verdict, _NOT_KEPT.sub("", reading), _NOT_KEPT.sub("", note), when)
 
 
 def cell(text: str) -> str:
@@ -66,13 +63,11 @@ def to_csv(items: Iterable[Item], given: Mapping[str, Verdict]) -> str:
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(COLUMNS)
     for item in items:
-        said = given.get(item.key)
-        if said is None:
-            continue
-        row = item.record
-        texts = (said.verdict, said.reading, said.note, said.at)
-        audit = "true" if item.audit else "false"
-        writer.writerow([cell(v) for v in (row.file_name, str(row.page), row.sha256 or "", *texts, audit, row.route)])
+        if said := given.get(item.key):
+            row, audit = item.record, "true" if item.audit else "false"
+            texts = (said.verdict, said.reading, said.note, said.at)
+            values = (row.file_name, str(row.page), row.sha256 or "", *texts, audit, row.route)
+            writer.writerow([cell(value) for value in values])
     return out.getvalue()
 
 
@@ -83,8 +78,7 @@ def from_csv(text: str, items: Sequence[Item]) -> dict[str, Verdict]:
     for row in csv.DictReader(io.StringIO(text, newline="")):
         key = keys.get((row.get("file_name") or "", row.get("page") or "", row.get("sha256") or ""))
         if key is not None and row.get("verdict") in VERDICTS:
-            told = {name: row.get(name) or "" for name in ("verdict", "reading", "note", "at")}
-            given[key] = Verdict(**{name: _uncell(value) for name, value in told.items()})
+            given[key] = Verdict(*(_uncell(row.get(name) or "") for name in ("verdict", "reading", "note", "at")))
     return given
 
 
@@ -115,6 +109,6 @@ class VerdictFile:
         write_file(self.path, to_csv(self.items, changed).encode("utf-8"))
         self.given = changed
 
-    def told(self) -> dict[str, dict[str, str]]:
-        """Return what the page is told at its start."""
+    def as_json(self) -> dict[str, dict[str, str]]:
+        """Return the verdicts by key, as the page asks for them at its start."""
         return {key: asdict(said) for key, said in self.given.items()}

@@ -5,41 +5,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlmgate.calibration.compare.compare import Comparison, Contestant, compare
 from vlmgate.calibration.compare.page import is_page, write_page
-from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.readings import Labelled, join
 from vlmgate.calibration.run import MEMORY, Load, Stopped, completed, labelled_folder, read_labelled, seconds_of
 from vlmgate.captioner import load_captioner
-from vlmgate.config import BUILTIN, ScanConfig
+from vlmgate.config import BUILTIN, CompareConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
 from vlmgate.report.image import short_model
 from vlmgate.run.progress import Progress
 from vlmgate.store.result import read_result
-
-
-@dataclass(frozen=True, slots=True)
-class CompareConfig:
-    """The options of a comparison, besides those of reading."""
-
-    sources: tuple[Path, ...]  # one labelled folder, results, or both
-    models: tuple[str, ...]  # that read the folder
-    out: Path  # the page; readings lie in the same folder
-    labels: Path | None = None
-    label_column: str | None = None
-    label_map: Mapping[str, str] = field(default_factory=dict)
-    good: str | None = None
-    score: str | None = None
-    target_risk: float = 0.1
-    confidence: float = 0.95
-    costs: tuple[Costs, ...] = ()  # none, one for all models, or one each
-    defect_rate: float | None = None
-    page: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +59,7 @@ def run_comparison(
         )
     read = []
     if folder is not None:
-        wanted = completed(reading, labels, folder, config.label_map, question)
+        wanted = completed(reading, labels, folder, config.mapped(), question)
         for model in config.models:
             out = _readings_of(config.out, model)
             progress.message(f"Reading with {short_model(model)} …")
@@ -145,7 +125,7 @@ def _contestants(paths: Sequence[Path], labels: Labels, config: CompareConfig) -
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     return [
-        _contestant(name, join(records, provenance, labels, label_map=config.label_map, good=config.good), provenance)
+        _contestant(name, join(records, provenance, labels, label_map=config.mapped(), good=config.good), provenance)
         for name, (records, provenance) in zip(names, results, strict=True)
     ]
 

@@ -1,6 +1,6 @@
-"""The page itself: one HTML file that holds its style, its program and the data, and asks no network for anything.
+"""The page as one HTML file that holds its style, its program and the data, and asks no network for anything.
 
-Knows HTML, what must be escaped in it, and what a browser is allowed to do; knows nothing of rows or files of images.
+Call `render`. The template, the style and the parts of the program lie in `page/`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
+PAGE = Path(__file__).parent / "page"
 PARTS = ("basics", "verdicts", "picture", "reading", "grid", "page")  # of the program, in the order they build on
 GENERATOR = '<meta name="generator" content="vlmgate review">'
 
@@ -23,14 +23,14 @@ Mode = Literal["file", "served"]
 @lru_cache
 def program() -> str:
     """Return the page's JavaScript, all of it in one function."""
-    parts = [(TEMPLATES / "review" / f"{name}.js").read_text(encoding="utf-8") for name in PARTS]
+    parts = [(PAGE / f"{name}.js").read_text(encoding="utf-8") for name in PARTS]
     return '(() => {\n"use strict";\n' + "\n".join(parts) + "\n})();"
 
 
 @lru_cache
 def style() -> str:
     """Return the page's CSS."""
-    return (TEMPLATES / "review" / "review.css").read_text(encoding="utf-8")
+    return (PAGE / "review.css").read_text(encoding="utf-8")
 
 
 def policy(mode: Mode) -> str:
@@ -76,9 +76,9 @@ def render(data: Mapping[str, Any], title: str) -> str:
     from markupsafe import Markup
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("review.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         title=title,
         generator=Markup(GENERATOR),
         head=Markup(head("file")),

@@ -1,0 +1,176 @@
+"""What is asked of labelled images: a gate with a promise, or which model is worth it; and what the plant pays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from vlmgate.config.options import Panel, check, opt, require
+from vlmgate.errors import ConfigError
+
+_labels, _promise = partial(opt, panel=Panel.READ), partial(opt, panel=Panel.SPLIT)
+_cost = partial(opt, panel=Panel.COSTS, kind=float | None, ge=0)
+_rate = partial(_cost, le=1)
+
+
+def share(value: str | float, option: str) -> float:
+    """Read "1%" and 0.01 alike; raises `ConfigError` for what is no number."""
+    text = str(value).strip()
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise ConfigError(f"{option} is '{value}'; give a share such as 1% or 0.01.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What the plant pays; raises `ConfigError` for a negative cost or a rate outside [0, 1]."""
+
+    escape: float = _cost(200.0, "Cost of a bad part that passes.", name="cost_escape")
+    overkill: float = _cost(20.0, "Cost of a good part that is rejected.", name="cost_overkill")
+    review: float = _cost(1.5, "Cost of a person's look at one image.", name="cost_review")
+    reviewer_miss: float = _rate(0.1, "Share of bad parts that a person passes.", rare=True, label="reviewer-miss")
+    reviewer_false_alarm: float = _rate(
+        0.02, "Share of good parts that a person rejects.", rare=True, label="reviewer-false-alarm"
+    )
+    overhead: float = _cost(
+        0.0, "Upkeep and running cost of the model, per 1,000 images.", name="cost_overhead", rare=True
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def worst_trusted(self, says_good: bool) -> float:
+        """Return the chance of being wrong from which on a reading is better looked at; infinite if never.
+
+        Who accepts "good" pays p C_escape; who routes it pays C_review + p m C_escape + (1 − p) f C_overkill; they are
+        equal at p = (C_review + f C_overkill) / ((1 − m) C_escape + f C_overkill). For a reading that rejects the part
+        the two errors change places: p = (C_review + m C_escape) / ((1 − f) C_overkill + m C_escape).
+        """
+        missed, alarmed = self.reviewer_miss * self.escape, self.reviewer_false_alarm * self.overkill
+        if says_good:
+            kept, gained = self.review + alarmed, self.escape - missed + alarmed
+        else:
+            kept, gained = self.review + missed, self.overkill - alarmed + missed
+        return kept / gained if gained > 0 else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledConfig:
+    """What a calibration and a comparison have in common."""
+
+    _: KW_ONLY
+    labels: Path | None = _labels(
+        None, "Labelled folder or table of labels or verdicts.", usual="LABELLED, or the folder of the result"
+    )  # None = the folder that is read, or that of the result
+    label_column: str | None = _labels(None, "Column of the table with the labels.", rare=True)
+    label_map: tuple[str, ...] = _labels(
+        (), "'NAME=CHOICE': another name for a label; 'NAME=' drops it. Repeatable.", rare=True
+    )
+    good: str | None = _labels(None, "Class that passes a part.", usual="the one called good, ok, none, …")
+    score: str | None = _promise(None, "Column that the gate goes by.", usual="the best")
+    target_risk: float = _promise(
+        0.1,
+        "What is promised at most: 1% or 0.01.",
+        kind=str,
+        typed="10%",
+        parse=share,
+        gt=0,
+        lt=1,
+        allowed="between 0% and 100%",
+    )
+    confidence: float = _promise(
+        0.95,
+        "With which confidence.",
+        kind=str,
+        typed="95%",
+        parse=share,
+        ge=0.5,
+        lt=1,
+        allowed="between 50% and 100%",
+    )
+    defect_rate: float | None = opt(
+        None,
+        "Share of bad parts on the line, for costs.",
+        panel=Panel.COSTS,
+        rare=True,
+        kind=str,
+        usual="as labelled",
+        parse=share,
+        gt=0,
+        lt=1,
+        allowed="between 0% and 100%",
+    )  # of the line
+    page: bool = opt(True, "Write no page.", rare=True, name="no_page", typed=False, parse=lambda no, _: not no)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def mapped(self) -> dict[str, str]:
+        """Return the label map; raises `ConfigError` for what is no pair."""
+        pairs = [text.partition("=") for text in self.label_map]
+        for name, sign, choice in pairs:
+            require(bool(sign and name.strip()), "label-map", f"{name}{sign}{choice}", "NAME=CHOICE, or NAME= to drop")
+        return {name.strip(): choice.strip() for name, _, choice in pairs}
+
+
+def _kernels(names: str | Sequence[str], _: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([names] if isinstance(names, str) else names)) or ("words",)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateConfig(LabelledConfig):
+    """Everything that a calibration needs to know besides how images are read."""
+
+    source: Path  # labelled folder, or a result
+    out: Path  # gate file
+    kernels: tuple[str, ...] = _promise(
+        ("words",),
+        "How captions are compared, as for scan. Repeatable.",
+        name="kernel",
+        rare=True,
+        usual="words",
+        parse=_kernels,
+        test=bool,
+        allowed="at least one",
+    )
+    gate_samples: int | None = _promise(
+        None, "K of the gate.", rare=True, usual="the fewest samples that will do", ge=2
+    )
+    target: Literal["risk", "escapes"] = _promise(
+        "risk", "risk: of accepted readings, wrong. escapes: of defective parts, passed."
+    )
+    per_answer: bool = _promise(False, "Let the good answer have its own limit, where it gains.", rare=True)
+    rule: Literal["guarantee", "cost"] = _promise(
+        "guarantee", "Which gate is written: the guaranteed one, or that of least cost."
+    )
+    limits: tuple[str, ...] = _promise(
+        (), "Limit that holds besides, as for scan. Repeatable.", name="limit", rare=True
+    )
+    novelty_limit: float = _promise(
+        1.0,
+        "Route images more unlike the labelled ones; 1 = their strangest hundredth, inf = off.",
+        rare=True,
+        test=lambda limit: 0 < limit <= 1e6 or math.isinf(limit),
+        allowed="above 0; inf = none",
+    )  # of novelty measured from the calibration set
+
+
+@dataclass(frozen=True, slots=True)
+class CompareConfig(LabelledConfig):
+    """What a comparison needs to know besides how images are read."""
+
+    sources: tuple[Path, ...]  # one labelled folder, results, or both
+    out: Path  # the page; readings lie beside it
+    models: tuple[str, ...] = opt(
+        (),
+        "Model that reads LABELLED, as for scan. Repeatable; results go before.",
+        panel=Panel.MODEL,
+        name="model",
+        short="-m",
+    )
+    costs: tuple[Costs, ...] = ()  # none, one for all models, or one each

@@ -1,0 +1,231 @@
+"""How images are read: which model, how its captions are drawn, how files become pixels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+from urllib.parse import urlsplit
+
+from vlmgate.config.options import Panel, check, opt, require
+from vlmgate.errors import ConfigError
+
+BUILTIN = "builtin"
+SERVER = "a model server"  # in the place of a checkpoint; no hub id can be spelt so
+DEFAULT_QUESTION = "Which of these does the part show?"
+ABSTENTION = "unsure"  # the word that the prompt offers
+DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in one short sentence."
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+USUAL_BATCH = 8  # images
+
+Pages = Literal["first", "all"]
+_model, _sampling = partial(opt, panel=Panel.MODEL), partial(opt, panel=Panel.SAMPLING)
+_server, _files = partial(opt, panel=Panel.SERVER, rare=True), partial(opt, panel=Panel.READ)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """A model server that speaks OpenAI's chat protocol, and how it is asked. Its key comes from the environment."""
+
+    url: str  # e.g. "http://gpu1:8000/v1"
+    max_side: int = _server(
+        2048, "With --endpoint: shrink images to this many pixels a side.", ge=28, le=65_536, note="pixels"
+    )
+    concurrency: int = _server(16, "With --endpoint: requests at once.", ge=1, le=1024)
+    timeout: float = _server(
+        300.0, "With --endpoint: seconds that a request may take.", gt=0, le=86_400, note="seconds"
+    )
+    # With growing pauses of a minute at most: two to three minutes in all.
+    retries: int = _server(8, "With --endpoint: how often a request is tried again.", ge=0, le=100)
+
+    def __post_init__(self) -> None:
+        _check_url(self.url)
+        check(self)
+
+
+def _check_url(url: str) -> None:
+    """Raise `ConfigError` for what is no plain URL; one that may hold a password is not repeated."""
+    allowed = "a URL such as http://host:8000/v1"
+    try:
+        parts = urlsplit(url)
+        plain = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ConfigError(f"endpoint is no URL; allowed: {allowed}.") from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            f"endpoint has a user, a query or a fragment; allowed: {allowed}. A key goes into VLMGATE_API_KEY."
+        )
+    printable = url.isascii() and url.isprintable() and " " not in url
+    require(parts.scheme in ("http", "https") and plain and printable, "endpoint", url, allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model, and where it runs: here, or behind `endpoint`. A server knows `model` by a name."""
+
+    model: str = _model(
+        BUILTIN,
+        "'builtin', a checkpoint folder, or a hub id.",
+        short="-m",
+        test=str.strip,
+        allowed="'builtin', a checkpoint folder or a hub id",
+    )
+    revision: str | None = _model(None, "Branch, tag or commit of a hub id.", rare=True)
+    device: str = _model(
+        "auto",
+        "auto, cpu, cuda, cuda:N or mps.",
+        test=re.compile(r"auto|cpu|mps|cuda(:\d+)?", re.ASCII).fullmatch,
+        allowed="auto, cpu, cuda, cuda:N, mps",
+    )
+    dtype: str = _model(
+        "auto", "auto, float32, bfloat16 or float16.", rare=True, test=DTYPES.__contains__, allowed=", ".join(DTYPES)
+    )
+    trust_remote_code: bool = _model(False, "Run Python code that comes with the checkpoint.", rare=True)
+    endpoint: EndpointConfig | None = opt(
+        None,
+        "OpenAI-compatible server of --model NAME: http://host:8000/v1.",
+        panel=Panel.SERVER,
+        kind=str,
+        metavar="URL",
+        into="url",
+        alone="is of model servers; name one with --endpoint.",
+    )  # None = the model runs here
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.endpoint is None:
+            return
+        if self.model == BUILTIN:
+            raise ConfigError("--endpoint needs --model NAME, the name by which the server knows its model.")
+        local = {"revision": None, "device": "auto", "dtype": "auto", "trust_remote_code": False}
+        for name, usual in local.items():
+            if getattr(self, name) != usual:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} is of a model that runs here; leave it out beside --endpoint.")
+
+
+def question_prompt(question: str, choices: Sequence[str], *, abstain: bool) -> str:
+    """Return the prompt that asks for one of `choices`; with `abstain` it offers to be unsure as well."""
+    offer = f", or {ABSTENTION} if you cannot tell" if abstain else ""
+    return f"{question.strip()} Answer with one of: {', '.join(choices)}{offer}."
+
+
+def split_samples(text: str) -> tuple[int, int]:
+    """Return the fewest and the most of "4..16"; raises `ConfigError`."""
+    match = re.fullmatch(r"\s*(\d{1,4})\s*\.\.\s*(\d{1,4})\s*", text, re.ASCII)
+    if match is None:
+        raise ConfigError(f"--samples is '{text}'; give the fewest and the most, such as 4..16.")
+    return int(match[1]), int(match[2])
+
+
+def _split(choices: str | Sequence[str], _: str) -> tuple[str, ...]:
+    """Return what stands between the commas of a text; several texts as they are."""
+    return tuple(choice.strip() for choice in (choices.split(",") if isinstance(choices, str) else choices))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How captions are drawn; every value is explicit, nothing comes from a checkpoint's generation_config."""
+
+    prompt: str = _model(
+        DEFAULT_PROMPT, "What the model is asked about each image.", test=str.strip, allowed="a non-empty text"
+    )
+    num_samples: int = _sampling(
+        8, "K, captions per image.", short="-k", ge=2, le=1024, note="(one caption cannot disagree)"
+    )  # K
+    first_samples: int | None = _sampling(
+        None,
+        "Draw the fewest, and go on to K = the most where they do not decide: 4..16.",
+        name="samples",
+        kind=str,
+        metavar="FEWEST..MOST",
+        parse=lambda text, _: split_samples(text)[0],
+    )  # drawn before it is looked whether more are needed; None = K at once
+    temperature: float = _sampling(1.0, "Sampling temperature; 0.8 to 1 separates best.", gt=0)
+    top_p: float = _sampling(1.0, "Nucleus sampling; 1 = off.", rare=True, gt=0, le=1)
+    top_k: int = _sampling(0, "Sample from the K likeliest tokens only; 0 = off.", rare=True, ge=0)
+    max_new_tokens: int = _sampling(
+        64, "A caption is cut off here, and its image goes to a person.", rare=True, ge=1, le=32768
+    )
+    seed: int = _sampling(0, "Same seed, same captions.", ge=0, le=2**63 - 1, allowed="0 to 2^63 - 1")
+    batch_size: int | None = _sampling(
+        None,
+        "Images per batch; changes speed, not captions.",
+        rare=True,
+        usual="8; on a GPU as many as fit, up to 32; of a server twice --concurrency",
+        ge=1,
+        le=4096,
+    )  # changes captions only by rounding; None = see `batch`
+    question: str | None = _model(
+        None,
+        "Closed question, asked besides the captions.",
+        usual=f"{DEFAULT_QUESTION} (with --choices)",
+        test=str.strip,
+        allowed="a non-empty text",
+    )  # asked K times
+    choices: tuple[str, ...] = _model(
+        (), "What may be answered, separated by commas.", kind=str, parse=_split, commas=True
+    )
+    abstain: bool = _model(
+        True, "Do not offer to be unsure.", rare=True, name="no_abstain", typed=False, parse=lambda no, _: not no
+    )  # the prompt offers to be unsure
+    max_answer_tokens: int = _sampling(
+        16, "An answer is cut off here, and its image goes to a person.", rare=True, ge=1, le=32768
+    )
+    views: int = _sampling(
+        1, "Sample from so many noised copies of each image; divides K.", rare=True
+    )  # K / V samples from each; 1 = the image alone
+    view_noise: float = _sampling(20.0, "Standard deviation of their noise, of 255.", rare=True, gt=0, le=255)
+
+    @property
+    def batch(self) -> int:
+        """Return how many images a batch has, unless the captioner knows better and nothing was asked for."""
+        return self.batch_size or USUAL_BATCH
+
+    @property
+    def at_once(self) -> int:
+        """Return how many images are read at once: more where few samples are drawn first, for as many rows."""
+        return self.batch * (1 if self.first_samples is None else self.num_samples // self.first_samples)
+
+    @property
+    def question_prompt(self) -> str | None:
+        """Return the question as the model is asked it, with the choices; None where no question is asked.
+
+        >>> SamplingConfig(question="What is it?", choices=("a crack", "a dent")).question_prompt
+        'What is it? Answer with one of: a crack, a dent, or unsure if you cannot tell.'
+        """
+        return None if self.question is None else question_prompt(self.question, self.choices, abstain=self.abstain)
+
+    def __post_init__(self) -> None:
+        check(self)
+        first, most = self.first_samples, self.num_samples
+        if first is not None:
+            require(2 <= first < most, "samples", f"{first}..{most}", "FEWEST..MOST, 2 or more, such as 4..16")
+            require(self.views == 1, "views", self.views, "1 with --samples")
+        if self.question is None:
+            require(not self.choices, "choices", self.choices, "none without a question")
+        else:  # without choices no answer could be counted
+            different = {choice.strip().casefold() for choice in self.choices} - {""}
+            require(len(different) == len(self.choices) >= 2, "choices", self.choices, "two or more different ones")
+        divides = self.views >= 1 and most % self.views == 0
+        require(divides, "views", self.views, f"1 or more that divides num_samples ({most})")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """How files become pixels."""
+
+    pages: Pages = _files("first", "Of files with several pages: the first, or a row for every page.")
+    max_pixels: int = _files(
+        500_000_000, "Refuse larger images (a guard against decompression bombs).", rare=True, ge=1
+    )  # width x height of a page
+    workers: int = _files(
+        0, "Decoding threads; 0 = from the number of cores.", rare=True, ge=0, le=256, note="(0 = automatic)"
+    )
+    least_side: int = 0  # large JPEGs are decoded smaller, down to sides of so many pixels; 0 = never
+
+    def __post_init__(self) -> None:
+        check(self)
+        require(self.least_side >= 0, "least_side", self.least_side, "0 or more")
