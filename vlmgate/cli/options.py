@@ -57,7 +57,8 @@ class _Command(TyperCommand):
             if record is not None and not (opt is not None and opt.rare):
                 argument = parameter.param_type_name == "argument"
                 panels["Arguments" if argument else opt.panel if opt else Panel.OUTPUT].append(record)
-        width = max(len(name) for records in panels.values() for name, _ in records)
+        widths = [len(name) for records in panels.values() for name, _ in records]
+        width = max(width for width in widths if width <= 28)  # longer ones stand alone in their line
         for panel, records in panels.items():
             if records:
                 with formatter.section(panel):
