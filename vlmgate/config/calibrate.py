@@ -85,6 +85,7 @@ class LabelledConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        self.mapped()
 
     def mapped(self) -> dict[str, str]:
         """Return the label map; raises `ConfigError` for what is no pair."""

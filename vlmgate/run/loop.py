@@ -19,7 +19,7 @@ from vlmgate.captioner import Captioner, KnowsItsBatch, load_captioner
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.captioner.trial import trial_picture
 from vlmgate.config import ClusterConfig, ModelConfig, SamplingConfig, ScanConfig, fingerprint
-from vlmgate.data import Entry, Failure, ModelInfo, Picture, Reading, Reason, Record, Route, Source
+from vlmgate.data import MODEL_KEYS, Entry, Failure, ModelInfo, Picture, Reading, Reason, Record, Route, Source
 from vlmgate.errors import EndpointError, FatalError, LostReadingError, ModelError, OutputError, VlmgateError, one_line
 from vlmgate.gate.early_stop import Foresight, check_gate, told_of_saving
 from vlmgate.gate.of_run import Tonight, check_same, drift_of, gate_of
@@ -62,7 +62,7 @@ from vlmgate.version import __version__
 log = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 16  # then a picture that must be readable tells whether it is the model or the images
-_MODEL_KEYS = ("revision", "architecture", "num_parameters", "dtype", "device_kind", "image_processor")
+_MODEL_KEYS = (*MODEL_KEYS, "device_kind")
 
 
 def scan(

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlmgate.data import Reason, Record, Route, Scores
+from vlmgate.data import MODEL_KEYS, Reason, Record, Route, Scores
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.of_run import Tonight, drift_of, from_file
@@ -43,7 +43,6 @@ _OF_THE_FILE = (
     *("seed", "duplicate_of", "seconds"),
 )
 _SCORES = tuple(field.name for field in fields(Scores) if field.name != "medoid")
-_MODEL_KEYS = ("model", "revision", "architecture", "num_parameters", "dtype", "image_processor")
 
 Key = tuple[str, int]
 
@@ -143,7 +142,7 @@ def _settings(part: Part) -> dict[str, Any]:
 
 def _model(part: Part) -> dict[str, Any]:
     model = part.provenance["model"]
-    told = {f"model.{key}": model.get(key) for key in _MODEL_KEYS}
+    told = {f"model.{key}": model.get(key) for key in ("model", *MODEL_KEYS)}
     kind = str(model.get("device")).split(":")[0]
     reference = part.provenance.get("reference") or {}
     novelty = {key: reference.get(key) for key in ("folder", "images", "method")}
