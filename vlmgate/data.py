@@ -144,6 +144,10 @@ class Reading:
     quality: Quality | None = None
 
 
+# Keys of a model that decide its readings: two runs that differ in one of them do not belong together.
+MODEL_KEYS = ("revision", "architecture", "num_parameters", "dtype", "image_processor")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a captioner says of itself, for the header of a run and the provenance of its result."""

@@ -84,17 +84,29 @@ def test_help_fits_80_columns_and_cuts_no_word(command: str) -> None:
 @pytest.mark.parametrize("command", SNAPSHOT)
 def test_the_table_of_a_command_names_all_its_options(command: str) -> None:
     table = option_table(command)
-    lines = table.splitlines()
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
     options = [p for p in COMMANDS[command].params if p.param_type_name == "option"]
-    assert len(lines) == 2 + len(options) and {line.replace("\\|", "").count("|") for line in lines} == {5}
+    assert len(rows) == len(options) and {row.replace("\\|", "").count("|") for row in rows} == {5}
     for parameter in options:
         assert f"`{parameter.opts[0]}`" in table and f"`VLMGATE_{command}_{parameter.name}`".upper() in table
 
 
-def test_every_default_in_the_table_is_the_default() -> None:
+def test_the_table_tells_defaults_and_choices() -> None:
     table = option_table("calibrate")
     assert "| `--num-samples`, `-k` | 16 | `VLMGATE_CALIBRATE_NUM_SAMPLES` | Most captions per image. |" in table
     assert "| `--target-risk` | 10% |" in table and "| `--no-page` |  |" in table
+    assert "| `--max-pixels` | 500,000,000 |" in table and "| `--novelty-limit` | 1 |" in table
+    assert "How stdout is written. One of table, json. |" in table
+    assert table.index("**What to read**") < table.index("**Which go to a person**") < table.index("**Output**")
+
+
+def test_a_gate_that_the_toml_names_brings_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--config is read before --gate, so that a gate from a file counts as one from the command line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "c.toml").write_text('gate = "none.toml"')
+    done = CliRunner().invoke(app, ["scan", "images", "--config", "c.toml"])
+    assert done.exit_code == 2 and "none.toml: cannot read the gate" in done.stderr
 
 
 # --- the declarations -------------------------------------------------------------------------------------------------
@@ -110,6 +122,7 @@ def test_every_default_in_the_table_is_the_default() -> None:
         ("top_p", float("nan"), "above 0 and at most 1"),
         ("top_k", -1, "0 or more"),
         ("seed", 2**63, r"0 to 2\^63 - 1"),
+        ("seed", 10**400, r"0 to 2\^63 - 1"),
         ("prompt", "  ", "a non-empty text"),
     ],
 )

@@ -1,14 +1,13 @@
 """Scan, calibrate and judge from Python: the same as the command line, and nothing printed.
 
-Knows how to call what the command line calls, and how to hand it back; knows nothing of how any of it is done. Options
-have the names of the command line with "_" for "-"; those of a gate are the gate's unless given. What goes wrong is
-raised as one of `vlmgate.errors`. Whatever ends a run early (a signal, a dead model), what was read is in its journal
-and result, and the same call goes on. Heavy imports stay inside the functions.
+Call `scan` or `calibrate`, then `Gate.load(...).decide(row)`. Options have the names of the command line with "_" for
+"-"; those of a gate are the gate's unless given. What goes wrong is raised as one of `vlmgate.errors`. Whatever ends a
+run early (a signal, a dead model), what was read is in its journal and result, and the same call goes on. Heavy imports
+stay inside the functions.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +27,8 @@ from vlmgate.api.options import (
     scan_config,
 )
 from vlmgate.config import ScanConfig
+from vlmgate.config.commands import CALIBRATE, SCAN
+from vlmgate.config.options import Opt, unknown
 from vlmgate.data import Decision, ModelInfo, Record, Route
 from vlmgate.errors import UsageError
 
@@ -180,7 +181,7 @@ def scan(
     """
     from vlmgate.run.loop import scan as run
 
-    _check_names(options, ScanOptions, "scan")
+    _check_names(options, SCAN, "scan")
     named = Path(source) if isinstance(source, str | os.PathLike) else tuple(Path(one) for one in source)
     if isinstance(named, Path) and not is_there(named):
         raise UsageError(f"{named}: no such folder or image; name a folder of images.")
@@ -210,7 +211,7 @@ def calibrate(
     from vlmgate.calibration.run import calibrate as run
     from vlmgate.calibration.text import study_json
 
-    _check_names(options, CalibrateOptions, "calibrate")
+    _check_names(options, CALIBRATE, "calibrate")
     if not is_there(Path(source)):
         raise UsageError(f"{source}: no such folder or result; name a labelled folder.")
     settings, reading, costs, question = calibrate_configs(Path(source), Path(out), options)
@@ -223,13 +224,11 @@ def calibrate(
     return Calibration(gate, None if gate else done.why_none, done.result, done.page, json.loads(told))
 
 
-def _check_names(options: Mapping[str, Any], known: Any, function: str) -> None:
+def _check_names(options: Mapping[str, Any], known: Mapping[str, Opt], function: str) -> None:
     """Raise `TypeError` for a keyword that does not exist, as any function does."""
     for name in options:
-        if name not in known.__annotations__:
-            near = difflib.get_close_matches(name, known.__annotations__, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise TypeError(f"{function}() got an unexpected keyword argument '{name}'{hint}")
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected keyword argument '{name}'; {unknown(name, known)}")
 
 
 def _raise_what_ended(run: Run) -> None:

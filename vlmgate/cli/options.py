@@ -6,7 +6,7 @@ Call `command` to register a function as a command, `option_table` for all optio
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -57,7 +57,8 @@ class _Command(TyperCommand):
             if record is not None and not (opt is not None and opt.rare):
                 argument = parameter.param_type_name == "argument"
                 panels["Arguments" if argument else opt.panel if opt else Panel.OUTPUT].append(record)
-        width = max(len(name) for records in panels.values() for name, _ in records)
+        widths = [len(name) for records in panels.values() for name, _ in records]
+        width = max(width for width in widths if width <= 28)  # longer ones stand alone in their line
         for panel, records in panels.items():
             if records:
                 with formatter.section(panel):
@@ -100,6 +101,7 @@ def _parameter(opt: Opt) -> inspect.Parameter:
         opt.flag,
         *([opt.short] if opt.short else []),
         help=opt.help + (f" [default: {opt.shown}]" if opt.shown else ""),
+        rich_help_panel=opt.panel,
         metavar=opt.metavar or ("<str>" if opt.kind == list[str] | None else None),
         is_eager=opt.eager,
         callback=_CALLBACKS[opt.name] if opt.eager else None,
@@ -154,12 +156,19 @@ def command(
 
 
 def option_table(command: str) -> str:
-    """Return all options of a command as a Markdown table: option, default, environment name, what it is for."""
-    rows = ["| option | default | environment | what it is for |", "|---|---|---|---|"]
-    panels = list(Panel)
-    for opt in sorted(_commands[command].values(), key=lambda opt: panels.index(opt.panel)):
-        flags = ", ".join(f"`{flag}`" for flag in (opt.flag, opt.short) if flag)
-        default = "required" if opt.default is REQUIRED else opt.shown
-        cells = (flags, default, f"`VLMGATE_{command}_{opt.name}`".upper(), opt.help)
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)
+    """Return all options of a command in Markdown: a table for each panel, with defaults and environment names."""
+    tables = []
+    for panel in Panel:
+        options = [opt for opt in _commands[command].values() if opt.panel is panel]
+        if options:
+            rows = ["| option | default | environment | what it does |", "|---|---|---|---|"]
+            rows += [f"| {' | '.join(_cells(command, opt))} |" for opt in options]
+            tables.append("\n".join([f"**{panel}**", "", *rows]))
+    return "\n\n".join(tables)
+
+
+def _cells(command: str, opt: Opt) -> Iterator[str]:
+    yield ", ".join(f"`{flag}`" for flag in (opt.flag, opt.short) if flag)
+    yield "required" if opt.default is REQUIRED else opt.shown.replace("|", "\\|")
+    yield f"`VLMGATE_{command}_{opt.name}`".upper()
+    yield (opt.help + (f" One of {', '.join(opt.choices)}." if opt.choices else "")).replace("|", "\\|")

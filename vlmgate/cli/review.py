@@ -31,13 +31,13 @@ def review(
     page as verdicts.csv, or with --serve written into the folder as they are made. Exit codes: 0 done, 1 fatal, 2
     usage, 3 done but some images are missing or have changed since they were read.
     """
+    options = build(ReviewConfig, given)
     from vlmgate.report.image import TerminalProgress
     from vlmgate.review import make_review
     from vlmgate.review.make import held, output_of
     from vlmgate.store.result import read_provenance
 
     read_provenance(result)  # before anything is left beside it
-    options = build(ReviewConfig, given)
     progress = TerminalProgress(console(stderr=True), quiet=quiet)
     with held(output_of(result, options)):
         try:

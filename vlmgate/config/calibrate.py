@@ -26,6 +26,9 @@ def share(value: str | float, option: str) -> float:
         raise ConfigError(f"{option} is '{value}'; give a share such as 1% or 0.01.") from error
 
 
+_share = partial(_promise, kind=str, parse=share, gt=0, lt=1, allowed="between 0% and 100%")
+
+
 @dataclass(frozen=True, slots=True)
 class Costs:
     """What the plant pays; raises `ConfigError` for a negative cost or a rate outside [0, 1]."""
@@ -73,42 +76,16 @@ class LabelledConfig:
     )
     good: str | None = _labels(None, "Class that passes a part.", usual="the one called good, ok, none, …")
     score: str | None = _promise(None, "Column that the gate goes by.", usual="the best")
-    target_risk: float = _promise(
-        0.1,
-        "What is promised at most: 1% or 0.01.",
-        kind=str,
-        typed="10%",
-        parse=share,
-        gt=0,
-        lt=1,
-        allowed="between 0% and 100%",
+    target_risk: float = _share(0.1, "What is promised at most: 1% or 0.01.", typed="10%")
+    confidence: float = _share(0.95, "With which confidence.", typed="95%", ge=0.5, allowed="between 50% and 100%")
+    defect_rate: float | None = _share(
+        None, "Share of bad parts on the line, for costs.", panel=Panel.COSTS, rare=True, usual="as labelled"
     )
-    confidence: float = _promise(
-        0.95,
-        "With which confidence.",
-        kind=str,
-        typed="95%",
-        parse=share,
-        ge=0.5,
-        lt=1,
-        allowed="between 50% and 100%",
-    )
-    defect_rate: float | None = opt(
-        None,
-        "Share of bad parts on the line, for costs.",
-        panel=Panel.COSTS,
-        rare=True,
-        kind=str,
-        usual="as labelled",
-        parse=share,
-        gt=0,
-        lt=1,
-        allowed="between 0% and 100%",
-    )  # of the line
     page: bool = opt(True, "Write no page.", rare=True, name="no_page", typed=False, parse=lambda no, _: not no)
 
     def __post_init__(self) -> None:
         check(self)
+        self.mapped()
 
     def mapped(self) -> dict[str, str]:
         """Return the label map; raises `ConfigError` for what is no pair."""

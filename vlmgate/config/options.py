@@ -12,10 +12,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import operator
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields, is_dataclass, replace
-from enum import StrEnum
+from enum import Enum, StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -79,10 +80,20 @@ class Opt:
         return any(get_origin(kind) is list for kind in (self.kind, *get_args(self.kind)))
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """Return the values that it may have, where they are few."""
+        for kind in (self.kind, *get_args(self.kind)):
+            if get_origin(kind) is Literal:
+                return get_args(kind)
+            if isinstance(kind, type) and issubclass(kind, Enum):
+                return tuple(str(one) for one in kind)
+        return ()
+
+    @property
     def shown(self) -> str:
         """Return the default as a person reads it; "" for none."""
         none = self.default is None or self.default is False or self.default is REQUIRED
-        value = f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+        value = f"{self.default:,}" if type(self.default) is int else str(self.default).removesuffix(".0")
         return self.usual or ("" if none else value)
 
     def read(self, value: Any) -> Any:
@@ -96,20 +107,16 @@ class Opt:
     def check(self, value: Any) -> None:
         """Raise `ConfigError` for a value of the field that is out of range."""
         name = self.label or self.name
+        pairs = ((self.gt, operator.gt), (self.ge, operator.ge), (self.lt, operator.lt), (self.le, operator.le))
+        bounds = [(bound, holds) for bound, holds in pairs if bound is not None]
         if self.test is not None:
             require(bool(self.test(value)), name, value, self.allowed)
-        elif any(bound is not None for bound in (self.gt, self.ge, self.lt, self.le)):
-            inside = (
-                math.isfinite(value)
-                and (self.gt is None or value > self.gt)
-                and (self.ge is None or value >= self.ge)
-                and (self.lt is None or value < self.lt)
-                and (self.le is None or value <= self.le)
-            )
+        elif bounds:
+            finite = not isinstance(value, float) or math.isfinite(value)
+            inside = finite and all(holds(value, bound) for bound, holds in bounds)
             require(inside, name, value, self.allowed or f"{self._bounds()}{self.note and ' ' + self.note}")
-        elif get_origin(self.kind) is Literal:
-            known = get_args(self.kind)
-            require(value in known, name, value, ", ".join(known))
+        elif self.choices:
+            require(value in self.choices, name, value, ", ".join(self.choices))
 
     def _bounds(self) -> str:
         """Return the bounds in words: "2 to 1024", "above 0 and at most 1"."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vlmgate.config.options import Panel, opt
+from vlmgate.config.options import Panel, check, opt
 
 _read = partial(opt, panel=Panel.READ)
 
@@ -25,3 +25,6 @@ class ReviewConfig:
         excludes={"serve": "; give one of them."},
     )
     workers: int = _read(0, "Threads; 0 = from the number of cores.", ge=0, le=256)
+
+    def __post_init__(self) -> None:
+        check(self)

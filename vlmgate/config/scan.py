@@ -126,7 +126,7 @@ class ScanConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
-    score: str = _split("vendi_score", "Column that images are ordered by; see README, 'The scores'.")
+    score: str = _split("vendi_score", "Column that images are ordered by; see `vlmgate help scores`.")
     threshold: float | None = _split(None, "Accept up to this score (from it, where lower is worse).")
     review_budget: str | None = _split(
         None, "Route the most uncertain: a share (10%) or a number (200).", parse=lambda text, _: str(text)
@@ -158,7 +158,7 @@ class ScanConfig:
     )  # None = all of the folder
     cluster: ClusterConfig | None = _machines(
         None,
-        "Read with the workers of a Ray cluster: auto, local or host:port; see README, 'Many machines'.",
+        "Read with the workers of a Ray cluster: auto, local or host:port; see `vlmgate help clusters`.",
         name="ray",
         kind=str,
         into="address",

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlmgate.data import NO_READING, Reason, Record
+from vlmgate.data import MODEL_KEYS, NO_READING, Reason, Record
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.rules import Candidate, Gate, decide
@@ -34,7 +34,6 @@ _OF_THE_FILE = (
     *("file_name", "page", "num_pages", "sha256", "width", "height", "mode", "conversion"),
     *("seed", "duplicate_of", "seconds"),
 )
-_MODEL_KEYS = ("model", "revision", "architecture", "num_parameters", "dtype", "image_processor")
 
 Key = tuple[str, int]
 
@@ -134,7 +133,7 @@ def _settings(part: Part) -> dict[str, Any]:
 
 def _model(part: Part) -> dict[str, Any]:
     model = part.provenance["model"]
-    told = {f"model.{key}": model.get(key) for key in _MODEL_KEYS}
+    told = {f"model.{key}": model.get(key) for key in ("model", *MODEL_KEYS)}
     kind = str(model.get("device")).split(":")[0]
     reference = part.provenance.get("reference") or {}
     novelty = {key: reference.get(key) for key in ("folder", "images", "method")}

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmgate.captioner.location import model_fingerprint, picture_side
 from vlmgate.config import ModelConfig, ScanConfig, fingerprint
-from vlmgate.data import ModelInfo
+from vlmgate.data import MODEL_KEYS, ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError
 from vlmgate.gate.early_stop import check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
@@ -26,7 +26,7 @@ from vlmgate.store.journal import Journal, is_journal
 from vlmgate.store.result import Outputs
 
 # What the readings of one journal, and the workers of one cluster, must have in common.
-_OF_A_MODEL = ("revision", "architecture", "num_parameters", "dtype", "device_kind", "image_processor")
+_OF_A_MODEL = (*MODEL_KEYS, "device_kind")
 
 
 @dataclass(frozen=True, slots=True)
