@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tests.bench import _builtin as measure
+from tests.bench._anomalies import KINDS
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.fingerprint import model_fingerprint
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Quality, Sampled
-from vlmgate.factory import measure
-from vlmgate.factory.anomalies import KINDS
 from vlmgate.factory.world import Defect, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from scipy.stats import beta
 
+from tests.bench import _builtin as measure
 from tests.bench._timing import table, write
 from vlmgate.api.options import split_samples
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Route
-from vlmgate.factory import measure
 from vlmgate.gate.early_stop import Foresight, looks
 from vlmgate.gate.rules import Candidate, Gate, decide, make_gate
 from vlmgate.images import find_images, read_ahead

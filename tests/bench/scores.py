@@ -41,9 +41,9 @@ from tests.bench._common import (
     tell,
 )
 from tests.bench._peers import Texts, peers, values_of
+from tests.bench.builtin import Sheet
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import ConfigError
-from vlmgate.factory.evaluate import Sheet
 from vlmgate.scores.kernels import MINILM, WORDS, Kernel, check_kernel, load_kernel
 
 Kind = Literal["ours", "simple", "peer"]

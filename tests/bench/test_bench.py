@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.bench import _common, _peers, engine, export, scores, views
+from tests.bench._anomalies import KINDS
 from tests.bench._common import Area, Drawing, Read, Source, area, resampled
+from tests.bench.builtin import auroc
 from vlmgate.data import Caption, Quality
-from vlmgate.factory.anomalies import KINDS
-from vlmgate.factory.evaluate import auroc
 from vlmgate.factory.world import DEGRADATIONS, Defect, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE
 from vlmgate.scores.kernels import WordKernel

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from tests.bench import _builtin as measure
 from tests.bench._common import (
     BATCH,
     OF_QUALITY,
@@ -43,10 +44,9 @@ from tests.bench._common import (
     tasks,
     tell,
 )
+from tests.bench.builtin import Sheet
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig
-from vlmgate.factory import measure
-from vlmgate.factory.evaluate import Sheet
 from vlmgate.gate.rules import HIGHER_IS_WORSE
 from vlmgate.scores.kernels import WORDS, load_kernel
 

@@ -1,7 +1,6 @@
-"""Draw inspection photographs of parts, with the truth about them, from a seed.
+"""Draw inspection photographs of parts, with the truth about them, from a seed: `render`.
 
-Knows geometry, light and cameras; knows nothing of models, sentences or files. The same seed and the same library
-versions give the same pixels.
+The same seed and the same library versions give the same pixels.
 """
 
 from __future__ import annotations
@@ -15,11 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmgate.factory.defects import DRAW, Canvas
-from vlmgate.factory.degrade import degrade, to_image
-from vlmgate.factory.lookalikes import Extras, draw_look_alike
-from vlmgate.factory.photo import METALS, paint, photograph
-from vlmgate.factory.shapes import Field, Hole, Shape, draw_shape, hole_distance
+from vlmgate.factory.defects import DRAW, Canvas, Extras, draw_look_alike
+from vlmgate.factory.photo import METALS, degrade, paint, photograph, to_image
 from vlmgate.factory.world import (
     CLEAN,
     CONDITIONS,
@@ -34,7 +30,12 @@ from vlmgate.factory.world import (
     VIEW_SIZE,
     VISIBLE,
     Defect,
+    Field,
+    Hole,
+    Shape,
     Truth,
+    draw_shape,
+    hole_distance,
 )
 
 SIZES = (240, 260, 280, 300, 320)  # pixels, both ways

@@ -1,6 +1,6 @@
-"""Measure the built-in model on freshly drawn images: `python -m vlmgate.factory.evaluate --seed S`.
+"""Measure the built-in model on freshly drawn images: `python -m tests.bench.builtin --seed S`.
 
-Prints tables, and the same as JSON. Knows counts and bars; knows nothing of how images are drawn, read or scored.
+Prints tables, and writes the same figures as JSON and Markdown.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench import _builtin as measure
+from tests.bench._anomalies import KINDS
+from tests.bench._builtin import (
+    ASPECTS,
+    PHOTOGRAPH,
+    Reading,
+    draw,
+    photographs,
+    read,
+    seconds_per_image,
+)
+from tests.bench._sentences import majority
 from vlmgate.captioner.builtin import OWN_LIMITS, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Route
-from vlmgate.factory import measure
-from vlmgate.factory.anomalies import KINDS
-from vlmgate.factory.captions import majority
-from vlmgate.factory.measure import ASPECTS, PHOTOGRAPH, Reading, draw, photographs, read, seconds_per_image
 from vlmgate.factory.world import CONDITIONS, DEGRADATIONS, VISIBLE
 from vlmgate.gate.rules import decide, make_gate
 from vlmgate.scores.novelty import Reference
@@ -316,7 +324,7 @@ def mistaken(readings: Sequence[Reading]) -> Iterator[str]:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m vlmgate.factory.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.builtin", description=__doc__)
     parser.add_argument("--seed", type=int, required=True, help="of the images; any, training used none of them")
     parser.add_argument("--clean", type=int, default=600, help="clean images (default 600)")
     parser.add_argument("--each", type=int, default=60, help="images of each degradation, half strong (default 60)")
