@@ -81,6 +81,7 @@ def test_photographs_are_opened_as_what_is_no_part(tmp_path: Path) -> None:
     assert [(one.group, one.image.mode, one.made) for one in opened] == [("photograph", "RGB", None)] * 2
 
 
+@pytest.mark.slow
 def test_the_built_in_model_reads_its_world_and_doubts_what_it_cannot_see() -> None:
     """A small edition of `python -m tests.bench.builtin`; its bars are looser, for fewer images."""
     drawn = list(draw(seed=123, clean=60, each=4, anomalies=6))
@@ -106,6 +107,7 @@ def drawn() -> dict[str, bytes]:
     return {file.path: file.content for file in sample_files()}
 
 
+@pytest.mark.slow
 def test_the_sample_images_are_those_that_the_recipe_draws(drawn: dict[str, bytes]) -> None:
     kept = {path.relative_to(SAMPLES).as_posix() for path in SAMPLES.rglob("*") if path.is_file()}
     assert kept == set(drawn)
@@ -124,6 +126,7 @@ def test_the_sample_images_are_those_that_the_recipe_draws(drawn: dict[str, byte
                 assert ours.mode == "I;16" or np.abs(pixels - expected).mean() < 2.0
 
 
+@pytest.mark.slow
 def test_the_labelled_samples_say_what_they_show(drawn: dict[str, bytes]) -> None:
     rows = list(csv.DictReader(io.StringIO(drawn["labelled/metadata.csv"].decode())))
     assert len(rows) == len(CONDITIONS) * PER_CONDITION >= 200

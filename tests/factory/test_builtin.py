@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from vlmgate.factory.captions import (
     some_captions,
     true_answer,
 )
+from vlmgate.factory.checkpoint import build_processor
 from vlmgate.factory.render import SIZES, Wanted, render, render_relatives
 from vlmgate.factory.world import (
     CLEAN,
@@ -218,7 +220,19 @@ def test_every_question_drawn_has_a_true_answer_among_its_choices() -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return build_processor()
+
+
+@pytest.fixture
+def one_processor(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every training use the same tokenizer: to make it takes longer than these trainings."""
+    monkeypatch.setattr("vlmgate.factory.train.build_processor", lambda: processor)
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(one_processor: None, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -241,7 +255,8 @@ def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Pa
     assert processor.chat_template
 
 
-def test_with_minutes_in_place_of_steps_training_ends_in_time(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_with_minutes_in_place_of_steps_training_ends_in_time(one_processor: None, tmp_path: Path) -> None:
     from vlmgate.factory.train import Plan, train
 
     begin = time.monotonic()
@@ -251,7 +266,7 @@ def test_with_minutes_in_place_of_steps_training_ends_in_time(tmp_path: Path) ->
     assert 1.2 <= time.monotonic() - begin < 120  # seconds; a million steps would take a day
 
 
-def test_training_refuses_a_checkpoint_of_another_plan(tmp_path: Path) -> None:
+def test_training_refuses_a_checkpoint_of_another_plan(one_processor: None, tmp_path: Path) -> None:
     from vlmgate.factory.train import Plan, train
 
     small = {"scenes": 4, "held_out": 4, "vision_steps": 2, "language_steps": 1, "batch": 2, "warm_up": 1}

@@ -465,6 +465,7 @@ def lines_of_the_readme(mark: str) -> str:
     return after.partition("```")[0]
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_readme_does_what_it_says(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", *(f"part_{i}.png" for i in range(12)))
     command = tmp_path / "vlmgate"
