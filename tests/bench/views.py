@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from tests.bench import _builtin as measure
 from tests.bench._common import (
@@ -34,17 +33,18 @@ from tests.bench._common import (
     OF_QUALITY,
     Area,
     Read,
+    Sheet,
     Source,
     Task,
     add_options,
     command,
     drawing_of,
+    publish,
     readings,
     scores_of,
     tasks,
     tell,
 )
-from tests.bench.builtin import Sheet
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig
 from vlmgate.gate.rules import HIGHER_IS_WORSE
@@ -277,6 +277,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
+    parser.add_argument("--resamples", type=int, default=1000, help="of the images, for the intervals (default 1000)")
     parser.add_argument("--cache", type=Path, help="folder that keeps the readings and the times")
     parser.add_argument("--rounds", type=int, default=5, help="of timing (default 5)")
     parser.add_argument("--timed", type=int, default=BATCH, help=f"images a round (default {BATCH})")
@@ -293,18 +294,9 @@ def main() -> None:
         f"{timing.how}"
     )
     told, lines = list(sheets(found, caption)), list(verdict_lines(found))
-    console = Console(width=200, markup=False, highlight=False)
-    for sheet in told:
-        console.print(sheet.table())
-    for line in lines:
-        console.print(line)
-    if options.markdown:
-        text = "\n".join([*(sheet.markdown() for sheet in told), *(f"- {line}" for line in lines), ""])
-        options.markdown.write_text(text, encoding="utf-8")
-    if options.json:
-        data = {"schema_version": 1, "command": run, "seconds": {name_of(w): s for w, s in timing.seconds.items()}}
-        data["columns"] = [_column_data(column, found.tasks) for column in found.columns.values()]
-        options.json.write_text(json.dumps(data | {"gains": gains(found)}, indent=2) + "\n", encoding="utf-8")
+    data = {"schema_version": 1, "command": run, "seconds": {name_of(w): s for w, s in timing.seconds.items()}}
+    data["columns"] = [_column_data(column, found.tasks) for column in found.columns.values()]
+    publish(options, told, lines, data | {"gains": gains(found)})
 
 
 def _column_data(column: Column, names: Sequence[str]) -> dict[str, Any]:
