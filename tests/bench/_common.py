@@ -1,7 +1,4 @@
-"""What the benches of scores share: readings with their truth, kept in a file; scores of them; areas with intervals.
-
-Knows readings, scores and resampled images; knows nothing of which scores a bench compares, or how it shows them.
-"""
+"""What the benches of scores share: readings with their truth, kept in a file; scores of them; areas with intervals."""
 
 from __future__ import annotations
 

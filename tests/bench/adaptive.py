@@ -5,8 +5,6 @@
 The built-in model reads the sample images and freshly drawn ones K times; what a scan would have drawn of each, and how
 it would have decided, follows from those, for the first k samples are the same. Thresholds other than the model's own
 tell what another limit would do. Captions alone; a share that differs comes with its 95 % interval (Clopper & Pearson).
-
-Knows readings and decisions; knows nothing of how a scan draws.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ The second form takes families × image tokens × images at once, on smaller mod
 says how far fork and packed are above the floor of what they compute (see `roofline`), measured in the same run. It
 ends with 1 where packed took over 1.05 times as long as fork, by the median of the rounds' ratios. On one core of a
 server the whole grid takes three quarters of an hour.
-
-Knows shapes and clocks; knows nothing of how any way works.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Write the sample images: `python -m tests.bench.samples sample_images`.
 
-Knows renders and file formats; knows nothing of models. Drawn with a seed of its own that training never sees; the same
-library versions give the same bytes.
+They are drawn with a seed that training never sees; the same library versions give the same bytes.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ intervals of resampled images. The peers score the very same captions. They are 
 
     pip install --no-deps --target PEERS vendi-score==0.0.3 lm-polygraph==0.7.0 rouge-score==0.1.2 \\
         scipy scikit-learn joblib threadpoolctl cloudpickle narwhals nltk absl-py six
-
-Knows scores and rivals; knows nothing of how images are read, or of how a peer computes.
 """
 
 from __future__ import annotations

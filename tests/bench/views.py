@@ -7,8 +7,6 @@ set against one view with the largest K that takes no longer: seconds an image a
 once a round, in turn, so that a busy machine slows all of them; the medians count. More samples of one view begin with
 those that fewer would have been, so one reading with the most serves for all. Errors are each reading's own: with noise
 the majority may be another. Readings and times are kept in the cache; what is there already needs no model.
-
-Knows views, samples and time; knows nothing of how images are read or scored.
 """
 
 from __future__ import annotations

@@ -162,8 +162,8 @@ def true_answer(question: Question, seen: Seen) -> str:
     """Return the gravest visible defect that is listed, "unsure" where the truth cannot be seen, or the word for none.
 
     "unsure" is the answer where every listed defect of the part lies below the visibility bound, and where a listed
-    defect, were there one, would lie below it. Where it is not offered the truth is told, seen or not. "none" means
-    none of those listed.
+    defect, were there one, would lie below it. Where it is not offered the answer is the truth, seen or not. "none"
+    means none of those listed.
     """
     listed = [name for name in seen.conditions if name in question.choices]
     visible = [

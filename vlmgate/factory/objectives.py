@@ -57,12 +57,12 @@ class Heads(nn.Module):
 
 
 def draw_batch(
-    data: RenderedSet, picked: NDArray[np.int64], rng: np.random.Generator | None, device: str, told: bool = True
+    data: RenderedSet, picked: NDArray[np.int64], rng: np.random.Generator | None, device: str, truths: bool = True
 ) -> Batch:
     """Return the images `picked`; if `rng` is given, each in one of the eight ways to lay a square, and moved a little.
 
-    All are moved alike, by at most a quarter of a patch, and each is a little lighter or darker. Unless `told`, truths
-    and what is seen are left out, which saves time.
+    All are moved alike, by at most a quarter of a patch, and each is a little lighter or darker. Without
+    `truths`, they and what is seen are left out, which saves time.
     """
     images, patches = data.images(picked).to(device), data.patches(picked).to(device)
     conditions, positions, visibilities = (data[name][picked] for name in ("conditions", "positions", "visibilities"))
@@ -84,8 +84,8 @@ def draw_batch(
         shown=torch.from_numpy(shown.astype(np.float32)).to(device),
         places=torch.from_numpy(places.astype(np.float32)).to(device),
         patches=torch.where(flat == UNKNOWN, _NOT_A_TARGET, flat),
-        truths=tuple(map(truth_of, data["labels"][picked], conditions, positions)) if told else (),
-        seen=tuple(map(_seen, conditions, visibilities, data["ghosts"][picked])) if told else (),
+        truths=tuple(map(truth_of, data["labels"][picked], conditions, positions)) if truths else (),
+        seen=tuple(map(_seen, conditions, visibilities, data["ghosts"][picked])) if truths else (),
     )
 
 
@@ -199,10 +199,10 @@ class LanguageTask:
         text = embed(fed.to(device))
         image = model.model.multi_modal_projector(features).to(text.dtype)
         states = model.model.language_model(inputs_embeds=torch.cat([start, image, text], 1)).last_hidden_state
-        told = wanted.to(device).flatten()
-        kept = told != _NOT_A_TARGET
+        targets = wanted.to(device).flatten()
+        kept = targets != _NOT_A_TARGET
         logits = model.lm_head(states[:, -longest:].flatten(0, 1)[kept]).float()  # (tokens, vocabulary)
-        return functional.cross_entropy(logits, told[kept], reduction="none")
+        return functional.cross_entropy(logits, targets[kept], reduction="none")
 
 
 def head_accuracy(heads: Heads, features: Tensor, batch: Batch) -> NDArray[np.int64]:

@@ -43,7 +43,7 @@ _T = TypeVar("_T", str, float, int)
 _THIRD = 0.27  # part units; where the middle row and column end
 _MARGIN = 0.04  # part units; defects are not centred nearer than this to where one position becomes another
 _APART = 0.45  # part units between the middles of two defects
-_FLOOR = 0.02  # [0, 1] of full scale; texture below which nothing is told apart, however smooth the surface
+_FLOOR = 0.02  # [0, 1] of full scale; texture below which nothing can be made out, however smooth the surface
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,10 +131,10 @@ def render_relatives(seed: int | Sequence[int]) -> tuple[tuple[Render, bool], ..
         return ((first, False),)
     with_all, without = scene.with_all.undegraded(), scene.without.undegraded()
     shown = tuple(visibility(with_all, twin.undegraded()) for twin in scene.twins)
-    clean = _told(with_all, scene, scene.planned, shown, max(shown, default=VISIBLE))
+    clean = _with_truth(with_all, scene, scene.planned, shown, max(shown, default=VISIBLE))
     left = scene.planned[1:] if scene.planned else (scene.middling,)
     seen = shown[1:] if scene.planned else (visibility(without, with_all),)
-    twin = _told(without, scene, left, seen, max(seen, default=VISIBLE))
+    twin = _with_truth(without, scene, left, seen, max(seen, default=VISIBLE))
     return (first, False), (clean, False), (twin, True)
 
 
@@ -184,10 +184,10 @@ def _drawn(seed: int | Sequence[int], wanted: Wanted) -> tuple[Render, _Drawn]:
     ghost = max(seen, default=0.0)
     if not planned:
         ghost = visibility(made.without, real) if kind != CLEAN else VISIBLE
-    return _told(real, made, planned, seen, ghost), made
+    return _with_truth(real, made, planned, seen, ghost), made
 
 
-def _told(shot: Shot, drawn: _Drawn, planned: Sequence[_Planned], seen: Sequence[float], ghost: float) -> Render:
+def _with_truth(shot: Shot, drawn: _Drawn, planned: Sequence[_Planned], seen: Sequence[float], ghost: float) -> Render:
     """Return a photograph with the truth about it, its defects gravest first."""
     order = sorted(range(len(planned)), key=lambda i: CONDITIONS.index(planned[i].condition))
     scene, sharp = drawn.scene, shot.image is shot.sharp and drawn.kind != "misframing"
@@ -292,7 +292,7 @@ class Shot:
         return replace(self, image=self.sharp)
 
     def dropping(self, i: int) -> Shot:
-        """Return the same photograph, told without defect `i`."""
+        """Return the same photograph, as if defect `i` were not on it."""
         return replace(
             self, masks=self.masks[:i] + self.masks[i + 1 :], positions=self.positions[:i] + self.positions[i + 1 :]
         )

@@ -221,7 +221,7 @@ class Trainer:
 
     def _vision_loss(self) -> Tensor:
         rng = self._rng(self.step)
-        batch = draw_batch(self.data, self._pick(rng, self.plan.batch), rng, self.device, told=False)
+        batch = draw_batch(self.data, self._pick(rng, self.plan.batch), rng, self.device, truths=False)
         return vision_loss(self.heads, read_features(self.model, batch.pixels), batch)
 
     def _language_loss(self) -> Tensor:
