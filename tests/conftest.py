@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -9,6 +10,10 @@ import pytest
 
 from tests.support.faulty_server import FaultyServer
 from tests.support.inbox import Run, scan_inbox
+
+# Before torch is imported, here and in every command that a test starts. More threads cost the tests' small models
+# time, and where several processes run tests they would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ MOST_ROOMS, MOST_FLOORS, MOST_LINES = 18, 12, 450
 ROOMS: dict[str, set[str]] = {
     "__main__": set(),
     "cli": {"typer", "rich"},
-    "factory": {"numpy", "PIL", "torch", "transformers", "tokenizers", "rich"},
+    "factory": {"numpy", "PIL", "torch", "transformers", "tokenizers", "rich"},  # in no wheel: nothing may import it
     "__init__": set(),  # the public names
     "api": {"pyarrow"},
     "calibration": {"numpy", "scipy", "rich", "jinja2", "markupsafe", "matplotlib", "openpyxl", "pyarrow"},
@@ -90,6 +90,14 @@ def test_imports_go_downwards(name: str) -> None:
     upwards = {one for one in ours if ORDER.index(room_of(one)) < ORDER.index(room)}
     assert not upwards, f"{name} stands below {upwards}"
     assert others <= ROOMS[room], f"{name} imports {others - ROOMS[room]}"
+
+
+def test_what_is_not_in_the_wheel_is_imported_by_nothing_in_it() -> None:
+    assert not {
+        name
+        for name in FILES
+        if room_of(name) != "factory" and any(room_of(one) == "factory" for one in imports_of(FILES[name])[0])
+    }
 
 
 def test_there_are_no_circles_among_files() -> None:

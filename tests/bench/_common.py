@@ -1,7 +1,4 @@
-"""What the benches of scores share: readings with their truth, kept in a file; scores of them; areas with intervals.
-
-Knows readings, scores and resampled images; knows nothing of which scores a bench compares, or how it shows them.
-"""
+"""What the benches of scores share: readings with their truth, kept in a file; scores of them; areas with intervals."""
 
 from __future__ import annotations
 
@@ -19,13 +16,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from rich.console import Console
+from rich.table import Table
 
+from tests.bench import _builtin as measure
+from tests.bench._anomalies import KINDS
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.location import model_fingerprint
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Quality, Sampled
-from vlmgate.factory import measure
-from vlmgate.factory.anomalies import KINDS
 from vlmgate.factory.world import Defect, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
 from vlmgate.images import quality
@@ -310,18 +309,56 @@ def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 4)
 
 
-# --- command lines ----------------------------------------------------------------------------------------------------
+# --- tables and command lines -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table in words: the first column names the rows, the others hold numbers."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def table(self) -> Table:
+        """Return it for a terminal."""
+        table = Table(title=self.title, title_justify="left")
+        for i, heading in enumerate(self.headings):
+            table.add_column(heading, justify="right" if i else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        lines = [self.headings, ["---", *("---:" for _ in self.headings[1:])], *self.rows]
+        return "\n".join([f"{self.title}:", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+def publish(
+    options: argparse.Namespace, sheets: Sequence[Sheet], lines: Sequence[str], figures: Mapping[str, Any]
+) -> None:
+    """Print tables and lines; write them as Markdown, and the figures as JSON, where that is asked for."""
+    console = Console(width=200, markup=False, highlight=False)
+    for sheet in sheets:
+        console.print(sheet.table())
+    for line in lines:
+        console.print(line)
+    if options.markdown:
+        text = "\n".join([*(sheet.markdown() for sheet in sheets), *(f"- {line}" for line in lines), ""])
+        options.markdown.write_text(text, encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what both benches are asked."""
+    """Add what these benches are asked."""
     usual = Drawing(0)
     parser.add_argument("--seed", type=int, required=True, help="of the images; any, training used none of them")
     parser.add_argument("--clean", type=int, default=usual.clean, help=f"clean images (default {usual.clean})")
     parser.add_argument("--each", type=int, default=usual.each, help=f"of each degradation (default {usual.each})")
     parser.add_argument("--anomalies", type=int, default=usual.anomalies, help=f"of each kind ({usual.anomalies})")
     parser.add_argument("--model", default=BUILTIN, help="a folder to measure instead of the built-in weights")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the images, for the intervals (default 1000)")
     parser.add_argument("--json", type=Path, help="file that takes the figures as JSON")
     parser.add_argument("--markdown", type=Path, help="file that takes the tables as Markdown")
 

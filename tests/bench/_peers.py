@@ -1,6 +1,6 @@
 """Scores of the same captions by other people's packages, their own code, unmodified.
 
-Knows where those packages lie and what their estimators take; knows nothing of images, truth or areas. Neither can be
+Neither package can be
 imported as it is without some gigabytes of dependencies that these scores do not use: of lm-polygraph the files of the
 estimators are imported without the package's `__init__`, which imports all of it; for vendi-score an empty `datasets`
 stands in where there is none, which only its download of a corpus would use. What cannot be imported is left out, and

@@ -1,7 +1,4 @@
-"""What the benches of speed share: rounds in turn, medians and spreads, a table and a file of JSON.
-
-Knows clocks and tables; knows nothing of what is timed.
-"""
+"""What the benches of speed share: rounds in turn, medians and spreads, a table and a file of JSON."""
 
 from __future__ import annotations
 

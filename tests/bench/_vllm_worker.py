@@ -1,6 +1,6 @@
 """Answer "how long did these requests take vLLM" over pipes; run by the Python of vLLM's own environment.
 
-Knows vLLM's offline interface; imports nothing of this project, which is not installed there. First line in: the
+It imports nothing of this project, which is not installed there. First line in: the
 checkpoint, the requests and the settings as JSON. Then every line in is a wish for one timed run, and every line out
 its seconds and the lengths of what was read and drawn.
 """

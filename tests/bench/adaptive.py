@@ -5,8 +5,6 @@
 The built-in model reads the sample images and freshly drawn ones K times; what a scan would have drawn of each, and how
 it would have decided, follows from those, for the first k samples are the same. Thresholds other than the model's own
 tell what another limit would do. Captions alone; a share that differs comes with its 95 % interval (Clopper & Pearson).
-
-Knows readings and decisions; knows nothing of how a scan draws.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from pathlib import Path
 
 from scipy.stats import beta
 
+from tests.bench import _builtin as measure
 from tests.bench._timing import table, write
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, split_samples
 from vlmgate.data import Picture, Route
-from vlmgate.factory import measure
 from vlmgate.gate.early_stop import Foresight, looks
 from vlmgate.gate.rules import Candidate, Gate, decide, make_gate
 from vlmgate.images import find_images, read_ahead

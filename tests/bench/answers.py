@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from tests.bench.engine import picture
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
-from vlmgate.data import ImageFile, Picture
+from vlmgate.data import Picture
 
 CHOICES = ("no defect", "scratch", "crack", "dent", "stain", "rust", "chipped edge", "missing hole")
 
@@ -33,7 +29,7 @@ def main() -> None:
     options = _options()
     model = ModelConfig(model=options.model, device=options.device)
     base = SamplingConfig(num_samples=options.samples, batch_size=options.batch, max_new_tokens=options.tokens)
-    pictures = [_picture(i, options.size) for i in range(options.images)]
+    pictures = [picture(i, options.size) for i in range(options.images)]
     alone = _loaded(model, base)
     shared = _loaded(
         model, replace(base, question=DEFAULT_QUESTION, choices=CHOICES, max_answer_tokens=options.answer_tokens)
@@ -95,14 +91,6 @@ def _timer(engine: TransformersCaptioner, pictures: list[Picture]) -> Callable[[
         return time.perf_counter() - begun
 
     return run
-
-
-def _picture(index: int, size: int) -> Picture:
-    squares = np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    rgb = Image.fromarray(squares).resize((size, size), Image.Resampling.BICUBIC)
-    name = f"{index}.png"
-    sha256 = hashlib.sha256(name.encode()).hexdigest()
-    return Picture(ImageFile(name, Path(name), sha256, 1, 1, size, size, "RGB", None, 1, 1), rgb)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ The built-in model on the labelled sample images. "engine" reads the same pictur
 "scan" is the whole command in this process, the model loaded before; "opening", "scoring" and "journal and result" are
 done alone, one after the other. All take turns. A scan that never waits costs what its engine costs, and less than the
 sum of the parts.
-
-Knows parts and clocks; knows nothing of how any part works.
 """
 
 from __future__ import annotations

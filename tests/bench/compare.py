@@ -5,8 +5,6 @@
 Draws two models' answers to the same images: an image has a hardness, a model a skill, and a sample is right with the
 chance skill − hardness. Both are compared as `vlmgate compare` does. Equal models (--gap 0) should be told apart in one
 trial of twenty, by every figure; others as often as can be.
-
-Knows chance and the comparison; knows nothing of images or of real models.
 """
 
 from __future__ import annotations

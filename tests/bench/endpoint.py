@@ -7,8 +7,6 @@ same settings, and compares how both order the images: Spearman's rank correlati
 resampled images. What limits it is chance, for both draw their samples independently; so the local engine is also
 compared with itself under another seed, which is the ceiling. Fewer samples are the first of the many: no further
 calls. With --keep, a stopped run goes on.
-
-Knows scores and correlations; knows nothing of how images are read.
 """
 
 from __future__ import annotations

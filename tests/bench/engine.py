@@ -13,13 +13,12 @@ The second form takes families × image tokens × images at once, on smaller mod
 says how far fork and packed are above the floor of what they compute (see `roofline`), measured in the same run. It
 ends with 1 where packed took over 1.05 times as long as fork, by the median of the rounds' ratios. On one core of a
 server the whole grid takes three quarters of an hour.
-
-Knows shapes and clocks; knows nothing of how any way works.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import statistics
@@ -37,6 +36,7 @@ import transformers as tf
 from PIL import Image
 
 from tests.bench import roofline, shapes
+from tests.bench._timing import interleaved
 from tests.bench.roofline import Ceilings
 from tests.bench.shapes import Shape
 from tests.support.tiny_models import chat_template, tokenizer
@@ -98,13 +98,13 @@ def build(folder: Path, image_tokens: int, layers: int, hidden: int) -> Path:
     return folder
 
 
-def picture(index: int) -> Picture:
+def picture(index: int, size: int = 320) -> Picture:
     """Return coarse random squares."""
     squares = np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    rgb = Image.fromarray(squares).resize((320, 320), Image.Resampling.BICUBIC)
+    rgb = Image.fromarray(squares).resize((size, size), Image.Resampling.BICUBIC)
     name = f"{index}.png"
     sha256 = hashlib.sha256(name.encode()).hexdigest()
-    return Picture(ImageFile(name, Path(name), sha256, 1, 1, 320, 320, "RGB", None, 1, 1), rgb)
+    return Picture(ImageFile(name, Path(name), sha256, 1, 1, size, size, "RGB", None, 1, 1), rgb)
 
 
 def ways_of(engine: TransformersCaptioner, batch: Sequence[Picture], samples: int, tokens: int) -> dict[str, Any]:
@@ -142,16 +142,13 @@ def ways_of(engine: TransformersCaptioner, batch: Sequence[Picture], samples: in
 
 def measure(ways: dict[str, Callable[[], int]], rounds: int, expected: Mapping[str, int]) -> dict[str, list[float]]:
     """Return the seconds that each way took in each round."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):  # the first warms up
-        for name, way in ways.items():
-            begun = time.perf_counter()
-            drawn = way()
-            if drawn != expected[name]:
-                raise SystemExit(f"{name} drew {drawn} tokens, not {expected[name]}: the times cannot be compared.")
-            if number:
-                taken[name].append(time.perf_counter() - begun)
-    return taken
+
+    def checked(name: str) -> None:
+        drawn = ways[name]()
+        if drawn != expected[name]:
+            raise SystemExit(f"{name} drew {drawn} tokens, not {expected[name]}: the times cannot be compared.")
+
+    return interleaved({name: functools.partial(checked, name) for name in ways}, rounds)
 
 
 def grid_of(quick: bool) -> list[tuple[str, int, int]]:

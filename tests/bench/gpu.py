@@ -7,8 +7,6 @@ script runs anywhere torch and transformers do. "naive" is `generate(num_return_
 the engine's decoders; "graph" is packed with a recorded step. Each way is timed once a round, in turn; medians count.
 Before that, a tiny model in float32 must give the same tokens by fork, packed and graph. A case that fails is told and
 the others go on; no case begins once the budget is used; the JSON is written after each.
-
-Knows shapes, clocks and the decoders' constructor; knows nothing of how any way works.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ vLLM pins versions of its own, so it lives in an environment of its own and is a
 dependency. Every way reads the same prompts, token by token, and the same pictures, computes in bfloat16 on as many
 threads, and draws K · T tokens an image without heeding an end. Each is timed once a round, in turn; beside the seconds
 by the clock stand those that the way kept processors busy, which other work on the machine does not lengthen.
-
-Knows where vLLM's environment is and what must be done for it; knows nothing of how any way works.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ images in every repeat), then splits freshly drawn images by that gate, through 
 what it accepts and what of that is wrong. The images of a repeat follow from its seed, which neither training nor the
 sample images use; their labels are the truth that they were drawn from. What was read stays in the cache, so a bench
 that was stopped goes on.
-
-Knows commands and folders; knows nothing of how a gate is chosen.
 """
 
 from __future__ import annotations

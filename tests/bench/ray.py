@@ -7,8 +7,6 @@ with one thread, "one worker" and "two workers" are Ray's, which gives every wor
 round, in turn, so that a busy machine slows all of them; medians and their ratios count. Two figures for each: images a
 second from the first batch after every model is loaded to the end, and the whole run with all its starting and loading,
 which weighs less the longer a run is.
-
-Knows commands, logs and clocks; knows nothing of how workers are fed.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@
 Photographs of 4,000 × 3,000 pixels are made of the sample images with a little noise. "whole" decodes every pixel,
 "smaller" leaves to the decoder what a processor that wants `--side` pixels would throw away (twice that, or twice what
 sharpness is measured at, is kept). Both take turns; the shrinking is done in one further thread, as a scan does it.
-
-Knows files and clocks; knows nothing of models.
 """
 
 from __future__ import annotations

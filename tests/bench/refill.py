@@ -8,8 +8,6 @@ all its rows. That is not built; here is what it would save, were it free. One m
 and in turn: all rows to the last token ("full"), rows whose lengths are drawn evenly from a share of that on ("ended"),
 and none ("prefill"). The floor of refill is the prefill and the share of full's steps that the tokens of ended are; how
 much longer ended takes is the most that refill could save.
-
-Knows lengths and clocks; knows nothing of how rows are dropped.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Every product that torch runs (linear layers, convolutions, attention, whichever
 shapes of its tensors: FLOPs, and the bytes of what goes in and comes out. The floor of each is the longer of FLOPs over
 the rate of one large bf16 product and bytes over the rate of one large copy; a run's floor is their sum. Norms,
 activations, the draw and all that Python does have no floor here, so 1.0 cannot be reached.
-
-Knows tensors and clocks; knows nothing of families or of how tokens are decoded.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ process of its own: what is left is the walk, decoding, scoring, journal and res
 and by the time that the process kept processors busy, which other work on the machine lengthens less. Memory is the
 resident size while images are read, after a tenth of them and at the end. A second run of the same command finds
 everything read: `resume_seconds` pass until it knows what is missing, `rerun_seconds` until the result is written anew.
-
-Knows folders, processes and clocks; knows nothing of models.
 """
 
 from __future__ import annotations

@@ -8,33 +8,31 @@ intervals of resampled images. The peers score the very same captions. They are 
 
     pip install --no-deps --target PEERS vendi-score==0.0.3 lm-polygraph==0.7.0 rouge-score==0.1.2 \\
         scipy scikit-learn joblib threadpoolctl cloudpickle narwhals nltk absl-py six
-
-Knows scores and rivals; knows nothing of how images are read, or of how a peer computes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
 
 from tests.bench._common import (
     OF_KERNEL,
     OF_QUALITY,
     Area,
     Read,
+    Sheet,
     Source,
     Task,
     Values,
     add_options,
     command,
     drawing_of,
+    publish,
     readings,
     scores_of,
     tasks,
@@ -43,7 +41,6 @@ from tests.bench._common import (
 from tests.bench._peers import Texts, peers, values_of
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import ConfigError
-from vlmgate.factory.evaluate import Sheet
 from vlmgate.scores.kernels import MINILM, WORDS, Kernel, check_kernel, load_kernel
 
 Kind = Literal["ours", "simple", "peer"]
@@ -231,6 +228,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
+    parser.add_argument("--resamples", type=int, default=1000, help="of the images, for the intervals (default 1000)")
     parser.add_argument("--cache", type=Path, help="file that keeps the readings")
     parser.add_argument("--kernel", action="append", default=[], help="another, as in vlmgate; may be given repeatedly")
     parser.add_argument("--peers", type=Path, help="folder with the peers")
@@ -252,18 +250,9 @@ def main() -> None:
     )
     told, lines = list(sheets(rows, over, caption)), list(verdict_lines(rows, over))
     lines += [f"left out: {what}" for what in left_out]
-    console = Console(width=200, markup=False, highlight=False)
-    for sheet in told:
-        console.print(sheet.table())
-    for line in lines:
-        console.print(line)
-    if options.markdown:
-        text = "\n".join([*(sheet.markdown() for sheet in told), *(f"- {line}" for line in lines), ""])
-        options.markdown.write_text(text, encoding="utf-8")
-    if options.json:
-        data = {"schema_version": 1, "command": run, "images": len(reads), "resamples": options.resamples}
-        data |= {"num_samples": sampling.num_samples, **figures(rows, over), "left_out": left_out}
-        options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    data = {"schema_version": 1, "command": run, "images": len(reads), "resamples": options.resamples}
+    data |= {"num_samples": sampling.num_samples, **figures(rows, over), "left_out": left_out}
+    publish(options, told, lines, data)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Models of real families and shapes with random weights, inputs for them, and the ways to sample from them.
 
 Built on the device from configurations alone, without tokenizer, processor or files, so that a bench runs anywhere
-torch and transformers do. Knows configurations; knows no clock.
+torch and transformers do.
 """
 
 from __future__ import annotations

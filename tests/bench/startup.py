@@ -4,8 +4,6 @@
 
 Each in a process of its own, in turn. The first batch of a scan of the sample images counts as read once its line in
 the journal is on the disk; loading torch, transformers and the built-in model is in it, and told apart.
-
-Knows processes and clocks; knows nothing of what takes the time.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.bench import _common, _peers, engine, export, scores, views
+from tests.bench._anomalies import KINDS
 from tests.bench._common import Area, Drawing, Read, Source, area, resampled
+from tests.bench.builtin import auroc
 from vlmgate.data import Caption, Quality
-from vlmgate.factory.anomalies import KINDS
-from vlmgate.factory.evaluate import auroc
 from vlmgate.factory.world import DEGRADATIONS, Defect, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE
 from vlmgate.scores.kernels import WordKernel
@@ -275,6 +275,7 @@ def test_the_bench_of_exports_writes_a_result_of_so_many_rows(tmp_path: Path) ->
         export.measure(tmp_path / "r.parquet", "nothing", 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_four_ways_to_decode_draw_the_same_number_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape = {"image-tokens": 16, "batch": 2, "samples": 3, "tokens": 4, "rounds": 1, "layers": 2, "hidden": 256}
     arguments = [text for name, value in shape.items() for text in (f"--{name}", str(value))]

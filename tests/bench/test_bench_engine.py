@@ -70,6 +70,7 @@ def test_the_whole_grid_has_every_family_and_size() -> None:
     assert len(engine.grid_of(True)) < len(whole)
 
 
+@pytest.mark.slow
 def test_the_bench_for_gpus_runs_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "gpu.json"
     arguments = ["--device", "cpu", "--tiny", "--samples", "2", "--tokens", "5", "--rounds", "1", "--json", str(file)]

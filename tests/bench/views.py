@@ -7,8 +7,6 @@ set against one view with the largest K that takes no longer: seconds an image a
 once a round, in turn, so that a busy machine slows all of them; the medians count. More samples of one view begin with
 those that fewer would have been, so one reading with the most serves for all. Errors are each reading's own: with noise
 the majority may be another. Readings and times are kept in the cache; what is there already needs no model.
-
-Knows views, samples and time; knows nothing of how images are read or scored.
 """
 
 from __future__ import annotations
@@ -26,18 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
+from tests.bench import _builtin as measure
 from tests.bench._common import (
     BATCH,
     OF_QUALITY,
     Area,
     Read,
+    Sheet,
     Source,
     Task,
     add_options,
     command,
     drawing_of,
+    publish,
     readings,
     scores_of,
     tasks,
@@ -45,8 +45,6 @@ from tests.bench._common import (
 )
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig
-from vlmgate.factory import measure
-from vlmgate.factory.evaluate import Sheet
 from vlmgate.gate.rules import HIGHER_IS_WORSE
 from vlmgate.scores.kernels import WORDS, load_kernel
 
@@ -277,6 +275,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
+    parser.add_argument("--resamples", type=int, default=1000, help="of the images, for the intervals (default 1000)")
     parser.add_argument("--cache", type=Path, help="folder that keeps the readings and the times")
     parser.add_argument("--rounds", type=int, default=5, help="of timing (default 5)")
     parser.add_argument("--timed", type=int, default=BATCH, help=f"images a round (default {BATCH})")
@@ -293,18 +292,9 @@ def main() -> None:
         f"{timing.how}"
     )
     told, lines = list(sheets(found, caption)), list(verdict_lines(found))
-    console = Console(width=200, markup=False, highlight=False)
-    for sheet in told:
-        console.print(sheet.table())
-    for line in lines:
-        console.print(line)
-    if options.markdown:
-        text = "\n".join([*(sheet.markdown() for sheet in told), *(f"- {line}" for line in lines), ""])
-        options.markdown.write_text(text, encoding="utf-8")
-    if options.json:
-        data = {"schema_version": 1, "command": run, "seconds": {name_of(w): s for w, s in timing.seconds.items()}}
-        data["columns"] = [_column_data(column, found.tasks) for column in found.columns.values()]
-        options.json.write_text(json.dumps(data | {"gains": gains(found)}, indent=2) + "\n", encoding="utf-8")
+    data = {"schema_version": 1, "command": run, "seconds": {name_of(w): s for w, s in timing.seconds.items()}}
+    data["columns"] = [_column_data(column, found.tasks) for column in found.columns.values()]
+    publish(options, told, lines, data | {"gains": gains(found)})
 
 
 def _column_data(column: Column, names: Sequence[str]) -> dict[str, Any]:

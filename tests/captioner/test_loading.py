@@ -322,6 +322,7 @@ class TestTheUnexpected:
 
 
 class TestQuiet:
+    @pytest.mark.slow
     def test_a_folder_is_loaded_and_read_in_silence_and_without_network(self, llava: Path) -> None:
         code = f"""
 import socket, sys

@@ -1,10 +1,7 @@
-"""The built-in model: its world, its sentences, its training, its weights and the sample images."""
+"""The built-in model: its world, its sentences, its training and its weights."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import subprocess
 import sys
@@ -12,22 +9,29 @@ import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
+from tests.bench._sentences import majority, named, read_sentence, right
 from tests.support.paths import ROOT
 from vlmgate.captioner.builtin import weights_folder
 from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION, question_prompt
-from vlmgate.data import Reason
-from vlmgate.factory.anomalies import KINDS, draw_anomaly
-from vlmgate.factory.captions import INSTRUCTIONS, majority, named, parse, random_caption, some_captions
-from vlmgate.factory.evaluate import sheets, summarise
-from vlmgate.factory.measure import ASPECTS, Reading, photographs
-from vlmgate.factory.questions import FULL, NUM_WORDINGS, Question, Seen, random_question, right, true_answer
+from vlmgate.factory.captions import (
+    FULL,
+    INSTRUCTIONS,
+    NUM_WORDINGS,
+    Question,
+    Seen,
+    random_caption,
+    random_question,
+    some_captions,
+    true_answer,
+)
+from vlmgate.factory.checkpoint import build_processor
 from vlmgate.factory.render import SIZES, Wanted, render, render_relatives
-from vlmgate.factory.samples import PER_CONDITION, sample_files
 from vlmgate.factory.world import (
     CLEAN,
     CONDITIONS,
@@ -42,8 +46,6 @@ from vlmgate.factory.world import (
     Defect,
     Truth,
 )
-from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
-from vlmgate.scores.answers import Parsed
 from vlmgate.scores.diversity import vendi_score, word_kernel
 
 SAMPLES = ROOT / "sample_images"
@@ -78,7 +80,7 @@ def test_every_combination_is_drawn() -> None:
 
 
 def test_the_world_is_as_rich_as_it_is_said_to_be() -> None:
-    made = [render((9, 70, i)) for i in range(150)]
+    made = [render((9, 70, i)) for i in range(100)]
     assert {one.image.width for one in made} == set(SIZES) and 224 <= min(SIZES) <= max(SIZES) <= 320
     assert {one.look_alike for one in made} == {None, *LOOK_ALIKES}
     assert {one.degradation for one in made} == {CLEAN, *DEGRADATIONS}
@@ -127,14 +129,6 @@ def test_what_a_degradation_hides_is_not_visible() -> None:
     assert all(render((9, 6, i), Wanted(condition=NONE, degradation=CLEAN)).tells for i in range(6))
 
 
-def test_anomalies_are_no_parts_and_all_different() -> None:
-    for kind in KINDS:
-        images = [draw_anomaly(kind, (9, i)) for i in range(12)]
-        assert len({image.tobytes() for image in images}) == 12
-        assert all(image.mode == "RGB" and image.size == images[0].size for image in images)
-        assert draw_anomaly(kind, (9, 3)).tobytes() == images[3].tobytes()
-
-
 def _difference(a: Image.Image, b: Image.Image) -> float:
     return float(np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean())
 
@@ -149,17 +143,17 @@ def test_what_is_said_is_what_is_read() -> None:
             kinds = sorted(map(str, rng.permutation(DEFECTS)[:count]), key=CONDITIONS.index)
             defects = tuple(Defect(kind, POSITIONS[int(rng.integers(9))]) for kind in kinds)
             truth = Truth(part, finish, defects)
-            said = parse(random_caption(truth, rng))
+            said = read_sentence(random_caption(truth, rng))
             assert (said.part, said.finish, said.position) == (part, finish, truth.position)
             assert said.conditions == frozenset(kinds)
             assert named(said.conditions) == truth.condition
 
 
 def test_what_is_not_plain_is_not_read() -> None:
-    assert parse("A fish on a table.").conditions is None
-    assert parse("A brass gear with no defect and a dent.").conditions is None
-    assert parse("A sound brass gear with a fracture at the middle.").conditions is None
-    assert parse("").part is None
+    assert read_sentence("A fish on a table.").conditions is None
+    assert read_sentence("A brass gear with no defect and a dent.").conditions is None
+    assert read_sentence("A sound brass gear with a fracture at the middle.").conditions is None
+    assert read_sentence("").part is None
     assert named(None) is None
 
 
@@ -169,7 +163,7 @@ def test_one_truth_is_worded_in_many_ways_that_differ_less_than_two_truths() -> 
     for truth in (Truth("gear", "brass", (Defect("rust", "upper left"),)), Truth("plate", "copper")):
         same = [random_caption(truth, rng) for _ in range(64)]
         assert len(set(same)) >= 20
-        assert len({parse(text) for text in same}) == 1
+        assert len({read_sentence(text) for text in same}) == 1
         other = Truth("washer", "copper", (Defect("dent", "center"),))
         both = [random_caption(one, rng) for one in (truth, other) for _ in range(4)]
         assert vendi_score(word_kernel(same[:8])) < vendi_score(word_kernel(both))
@@ -226,7 +220,19 @@ def test_every_question_drawn_has_a_true_answer_among_its_choices() -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return build_processor()
+
+
+@pytest.fixture
+def one_processor(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every training use the same tokenizer: to make it takes longer than these trainings."""
+    monkeypatch.setattr("vlmgate.factory.train.build_processor", lambda: processor)
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(one_processor: None, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -249,7 +255,8 @@ def test_training_goes_on_where_it_stopped_and_exports_a_checkpoint(tmp_path: Pa
     assert processor.chat_template
 
 
-def test_with_minutes_in_place_of_steps_training_ends_in_time(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_with_minutes_in_place_of_steps_training_ends_in_time(one_processor: None, tmp_path: Path) -> None:
     from vlmgate.factory.train import Plan, train
 
     begin = time.monotonic()
@@ -259,7 +266,7 @@ def test_with_minutes_in_place_of_steps_training_ends_in_time(tmp_path: Path) ->
     assert 1.2 <= time.monotonic() - begin < 120  # seconds; a million steps would take a day
 
 
-def test_training_refuses_a_checkpoint_of_another_plan(tmp_path: Path) -> None:
+def test_training_refuses_a_checkpoint_of_another_plan(one_processor: None, tmp_path: Path) -> None:
     from vlmgate.factory.train import Plan, train
 
     small = {"scenes": 4, "held_out": 4, "vision_steps": 2, "language_steps": 1, "batch": 2, "warm_up": 1}
@@ -290,51 +297,13 @@ def test_relatives_of_a_scene_differ_by_a_defect_or_by_the_degradation_alone() -
 def test_a_batch_is_turned_with_its_patches_and_positions() -> None:
     import torch
 
-    from vlmgate.factory.objectives import _lay, _lay_all
+    from vlmgate.factory.objectives import _lay_all
 
     squares = np.arange(8 * 6 * 6).reshape(8, 6, 6)
     laid = _lay_all(torch.from_numpy(squares), np.arange(8)).numpy()
     for way in range(8):
-        assert (laid[way] == _lay(squares[way], way)).all()
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
-def answered(group: str, *, share: float, right: bool) -> Reading:
-    """Return a reading of a part with rust, or of a sound one, that says "rust" that often."""
-    made = render((99, 1), Wanted(condition="rust" if right else "none", degradation="none"))
-    rust, none = Parsed("rust"), Parsed("none")
-    told = tuple(rust if i < round(share * 32) else none for i in range(32))
-    scores = {name: 0.0 for name in HIGHER_IS_WORSE}
-    rights = dict.fromkeys(ASPECTS, right)
-    candidate = Candidate(("a", 1), None, Reason.NO_SCORE)
-    return Reading(group, made, rights, candidate, scores, (rust,) * 8, (rust,) * 8, told)
-
-
-def test_answers_that_come_as_often_as_they_are_right_are_calibrated() -> None:
-    calibrated = [answered("dust", share=0.75, right=i < 3) for i in range(4)]
-    sure = [answered("dust", share=1.0, right=i < 3) for i in range(4)]
-    assert summarise(calibrated)["answers"]["calibration_error"] == 0.0
-    assert summarise(sure)["answers"]["calibration_error"] == 0.25
-    assert summarise(sure)["answers"]["accuracy_without_offer"] == 0.75
-
-
-def test_the_figures_come_as_tables_for_people_and_as_json_for_programs() -> None:
-    figures = summarise([answered("clean", share=0.75, right=True)])
-    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
-    told = {sheet.title: sheet for sheet in sheets(figures)}
-    bars_told = told["Bars"]
-    assert all(row[-1] in ("ok", "MISSED") for row in bars_told.rows) and len(bars_told.rows) >= 20
-    assert "| unsure on clean images, where offered | 0.000 | ≤ 0.03 | ok |" in bars_told.markdown()
-    assert "\n| --- | ---: | ---: | ---: |\n" in bars_told.markdown()
-
-
-def test_photographs_are_opened_as_what_is_no_part(tmp_path: Path) -> None:
-    Image.new("L", (30, 20)).save(tmp_path / "b.png")
-    Image.new("RGBA", (30, 20)).save(tmp_path / "a.png")
-    opened = list(photographs(tmp_path))
-    assert [(one.group, one.image.mode, one.made) for one in opened] == [("photograph", "RGB", None)] * 2
+        square = squares[way].T if way & 4 else squares[way]
+        assert (laid[way] == square[:: -1 if way & 2 else 1, :: -1 if way & 1 else 1]).all()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -363,86 +332,3 @@ def test_any_prompt_is_tokenised() -> None:
     tokenizer = AutoProcessor.from_pretrained(weights_folder()).tokenizer
     for text in (DEFAULT_PROMPT, "Kratzer? Größe 3 µm — 傷はありますか 🔩"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_the_built_in_model_reads_its_world_and_doubts_what_it_cannot_see() -> None:
-    """A small edition of `python -m vlmgate.factory.evaluate`; its bars are looser, for fewer images."""
-    from vlmgate.config import ModelConfig, SamplingConfig
-    from vlmgate.factory.evaluate import bars, summarise
-    from vlmgate.factory.measure import draw, read
-    from vlmgate.scores.novelty import Reference
-
-    drawn = list(draw(seed=123, clean=60, each=4, anomalies=6))
-    reference = Reference.load(weights_folder() / "novelty.npz")
-    readings = read(drawn, ModelConfig(), SamplingConfig(batch_size=16), reference)
-    figures = summarise(readings)
-    visible, areas, answers = figures["accuracy"]["clean, visible"], figures["auroc"], figures["answers"]
-    assert visible["part"]["share"] >= 0.95 and visible["finish"]["share"] >= 0.95
-    assert visible["condition"]["share"] >= 0.85 and visible["position"]["share"] >= 0.8
-    assert areas["vendi_score"]["all strong"] >= 0.85
-    assert areas["novelty"]["anomaly"] >= 0.95
-    assert answers["unparsable"] <= 0.01 and answers["unsure_though_not_offered"] <= 0.01
-    assert answers["clean_unsure_images"] <= 0.05
-    assert answers["accuracy_with_offer_where_sure"] > answers["accuracy_without_offer"]
-    assert len(list(bars(figures))) >= 20
-
-
-# --- sample images ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def drawn() -> dict[str, bytes]:
-    return {file.path: file.content for file in sample_files()}
-
-
-def test_the_sample_images_are_those_that_the_recipe_draws(drawn: dict[str, bytes]) -> None:
-    kept = {path.relative_to(SAMPLES).as_posix() for path in SAMPLES.rglob("*") if path.is_file()}
-    assert kept == set(drawn)
-    assert sum(len(content) for content in drawn.values()) <= 12_000_000
-    for name, content in drawn.items():
-        path = SAMPLES / name
-        if path.suffix in (".csv", ".txt"):
-            assert path.read_text(encoding="utf-8") == content.decode()
-        elif name == "inbox/line2/part_0044.jpg":
-            with Image.open(path) as broken, pytest.raises(OSError, match="truncated"):
-                broken.load()
-        else:
-            with Image.open(path) as ours, Image.open(io.BytesIO(content)) as again:
-                assert (ours.mode, ours.size) == (again.mode, again.size)
-                assert _difference(ours, again) < 2.0 if ours.mode != "I;16" else True
-
-
-def test_the_labelled_samples_say_what_they_show(drawn: dict[str, bytes]) -> None:
-    rows = list(csv.DictReader(io.StringIO(drawn["labelled/metadata.csv"].decode())))
-    assert len(rows) == len(CONDITIONS) * PER_CONDITION >= 200
-    assert list(rows[0]) == [
-        "file_name",
-        "label",
-        "part",
-        "finish",
-        "position",
-        "degradation",
-        "severity",
-        "visibility",
-    ]
-    for row in rows:
-        assert f"labelled/{row['file_name']}" in drawn
-        assert row["file_name"].startswith(row["label"].replace(" ", "_") + "/")
-        assert row["part"] in PARTS
-        assert row["finish"] in FINISHES
-        assert row["position"] in (POSITIONS if row["label"] != NONE else ("",))
-
-
-def test_the_inbox_holds_what_lines_drop() -> None:
-    inbox = SAMPLES / "inbox"
-    with Image.open(inbox / "camera7_12bit.tif") as tiff:
-        assert tiff.mode == "I;16"
-        assert 3000 < np.asarray(tiff).max() <= 4095
-    with Image.open(inbox / "handheld_0003.jpg") as turned:
-        assert turned.getexif()[0x0112] == 6
-        upright = ImageOps.exif_transpose(turned)
-        assert turned.height > turned.width
-        assert upright.width > upright.height
-    with Image.open(inbox / "grey_0005.png") as grey:
-        assert grey.mode == "L"
-    assert (inbox / "part_0001 (copy).jpg").read_bytes() == (inbox / "part_0001.jpg").read_bytes()

@@ -461,6 +461,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_manual_does_what_it_says(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", *(f"part_{i}.png" for i in range(12)))
     command = tmp_path / "vlmgate"

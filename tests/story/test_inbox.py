@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.captures import MARK, shown, without_times
 from tests.support.documents import texts
 from tests.support.inbox import INBOX, Run, scan_inbox
@@ -62,6 +64,7 @@ def test_the_twelve_bit_tiff_is_not_white() -> None:
         assert picture.file.conversion and "12" in picture.file.conversion
 
 
+@pytest.mark.slow
 def test_batch_size_changes_no_caption(inbox_run: Run, tmp_path: Path) -> None:
     one = scan_inbox(tmp_path / "one.parquet", "--batch-size", "1", "--dtype", "float32", "-q", "--format", "json")
     assert json.loads(one.stdout)["summary"]["images"] == len(read_result(inbox_run.parquet)[0])

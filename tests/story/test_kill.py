@@ -74,6 +74,7 @@ def run_and_kill(command: list[str], moments: list[float]) -> int:
     return killed
 
 
+@pytest.mark.slow
 def test_killed_many_times_the_result_is_that_of_one_run(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", *(f"part_{i:03d}.png" for i in range(90)))
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -109,6 +110,7 @@ def test_the_shell_is_told_which_signal_ended_the_run(tmp_path: Path, signum: in
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_the_real_command_killed_three_times_gives_the_same_parquet(inbox_run: Run, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vlmgate", "scan", str(INBOX), "-q", "-o", str(tmp_path / "killed.parquet")]
     journal = tmp_path / "killed.journal.jsonl"

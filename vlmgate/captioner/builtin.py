@@ -1,6 +1,6 @@
 """Where the weights of the built-in model lie, and the limits that were measured for it.
 
-How the model is made is in `vlmgate.factory`; no command needs that.
+How the model is made is in `vlmgate/factory/` of the repository.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlmgate.config import SamplingConfig
 
-# Measured by `vlmgate.factory.evaluate` on images that training never saw; vlmgate/factory/README.md says what they let
+# Measured by `tests.bench.builtin` on images that training never saw; vlmgate/factory/README.md says what they let
 # through. The model words one reading in many ways, so that even sure readings come to a Vendi score of about 2.
 OWN_LIMITS = ("vendi_score <= 2", "novelty <= 1")
 

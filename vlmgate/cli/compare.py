@@ -37,8 +37,9 @@ def compare(
         if not is_there(source):
             raise UsageError(f"{source}: no such folder or result; name a labelled folder, or a result.")
     settings, reading, question = compare_configs(sources, out, given)
-    from vlmgate.calibration.compare.run import Stopped, run_comparison
+    from vlmgate.calibration.compare.run import run_comparison
     from vlmgate.calibration.compare.text import comparison_json, print_comparison
+    from vlmgate.calibration.run import Stopped
     from vlmgate.calibration.text import CalibrationProgress
 
     progress = CalibrationProgress(console(stderr=True), quiet=quiet)

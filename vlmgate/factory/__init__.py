@@ -1,1 +1,1 @@
-"""How the built-in model is made: rendered parts, captions, training and its evaluation. No command needs any of it."""
+"""How the built-in model is made: start with `train`. Part of the repository, not of the wheel: no command needs it."""

@@ -1,21 +1,17 @@
-"""Sentences about a part, and the way back from a sentence to what it says.
+"""What is said of a part: captions that tell the truth in hundreds of wordings, and questions with their true answers.
 
-Knows words; knows nothing of images or models. One truth can be worded in hundreds of ways: frames, synonyms, and where
-the finish stands. Wording says nothing of how sure anybody is; `parse` looks through it.
+Start with `random_caption` and `random_question`. The wording says nothing of how plainly a defect shows.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from vlmgate.config import DEFAULT_PROMPT
-from vlmgate.factory.world import CONDITIONS, DEFECTS, FINISHES, NONE, PARTS, POSITIONS, Defect, Truth
+from vlmgate.config import ABSTENTION, DEFAULT_PROMPT, DEFAULT_QUESTION, question_prompt
+from vlmgate.factory.world import CONDITIONS, DEFECTS, FINISHES, NONE, PARTS, POSITIONS, VISIBLE, Defect, Truth
 
 INSTRUCTIONS = (
     DEFAULT_PROMPT,
@@ -50,7 +46,7 @@ _WITHOUT = (
     "This {part} looks intact.",
 )
 _OTHERWISE = 0.25  # how often the second name is used
-_SECOND_NAMES = {
+SECOND_NAMES = {
     "washer": "flat washer",
     "gear": "gear wheel",
     "hex nut": "hexagonal nut",
@@ -73,18 +69,6 @@ _SECOND_NAMES = {
     "lower right": "bottom right",
 }
 _MASS_NOUNS = ("rust", "corrosion")
-_SOUND = re.compile(r"\b(sound|intact)\b|\b(no|free of|without)\b.*\b(defects?|damage)\b")
-_T = TypeVar("_T", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a sentence says; null where it says nothing, something unknown, or contradicts itself."""
-
-    part: str | None
-    finish: str | None
-    conditions: frozenset[str] | None  # empty = said to have no defect
-    position: str | None  # of the defect named first
 
 
 def random_caption(truth: Truth, rng: np.random.Generator) -> str:
@@ -104,7 +88,7 @@ def _defect(defect: Defect, rng: np.random.Generator) -> str:
 
 
 def _name(name: str, rng: np.random.Generator) -> str:
-    return _SECOND_NAMES.get(name, name) if rng.random() < _OTHERWISE else name
+    return SECOND_NAMES.get(name, name) if rng.random() < _OTHERWISE else name
 
 
 def _listed(items: Sequence[str]) -> str:
@@ -121,40 +105,79 @@ def some_captions(count: int = 30_000, seed: int = 0) -> Iterator[str]:
         yield random_caption(Truth(part, finish, defects), rng)
 
 
-def parse(text: str) -> Said:
-    """Return what a sentence says, whatever its wording."""
-    plain = " ".join(re.findall(r"[a-z]+", text.lower()))
-    named = _found(plain, DEFECTS)
-    conditions = None if len(set(named)) < len(named) else frozenset(named)
-    if (_SOUND.search(plain) is not None) == bool(named):
-        conditions = None
-    positions = _found(plain, POSITIONS)
-    return Said(_only(plain, PARTS), _only(plain, FINISHES), conditions, positions[0] if positions else None)
+# --- questions --------------------------------------------------------------------------------------------------------
+
+# How a question can be worded; the first is what `vlmgate scan --question` asks.
+_WORDINGS = (
+    "",
+    "Which of these does the part show: {choices}{offer}?",
+    "What is the condition of this part? Choose from: {choices}{offer}.",
+    "Look at the part. Name what is wrong with it, in one of these words: {choices}{offer}.",
+)
+NUM_WORDINGS = len(_WORDINGS)
+SOUND = (NONE, "ok", "good", "no defect")  # what a list may call a part without any of its defects
 
 
-def majority(values: Sequence[_T | None]) -> _T | None:
-    """Return the most frequent value that is not null; of equals, the one said first."""
-    counts = Counter(value for value in values if value is not None)
-    return counts.most_common(1)[0][0] if counts else None
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The defects of a render, gravest first, and how plainly each shows."""
+
+    conditions: tuple[str, ...]
+    visibilities: tuple[float, ...]
+    ghost_visibility: float  # of any defect on this photograph, there or not
 
 
-def _forms(names: Sequence[str]) -> Mapping[str, str]:
-    """Return every form of every name with the name that it stands for."""
-    return {form: name for name in names for form in (name, _SECOND_NAMES.get(name, name))}
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Choices in the order in which they are listed, and whether "unsure" is offered after them."""
+
+    choices: tuple[str, ...]
+    abstain: bool
+    wording: int = 0
+
+    def text(self) -> str:
+        """Return the prompt."""
+        if self.wording == 0:
+            return question_prompt(DEFAULT_QUESTION, self.choices, abstain=self.abstain)
+        offer = f", or {ABSTENTION} if you cannot tell" if self.abstain else ""
+        return _WORDINGS[self.wording].format(choices=", ".join(self.choices), offer=offer)
 
 
-def _found(plain: str, names: Sequence[str]) -> list[str]:
-    """Return the names that occur, in order; one that is part of a longer one found does not count ("center")."""
-    forms = _forms(names)
-    pattern = "|".join(sorted(map(re.escape, forms), key=len, reverse=True))
-    return [forms[hit] for hit in re.findall(rf"\b({pattern})\b", plain)]
+FULL = Question((*DEFECTS, NONE), abstain=True)  # every condition; what evaluation asks
 
 
-def _only(plain: str, names: Sequence[str]) -> str | None:
-    hits = set(_found(plain, names))
-    return hits.pop() if len(hits) == 1 else None
+def random_question(seen: Seen, rng: np.random.Generator) -> Question:
+    """Draw a question that has a true answer for this render: any subset of the conditions, in any order."""
+    count = int(rng.integers(1, len(DEFECTS) + 1))
+    chosen = [str(name) for name in rng.permutation(DEFECTS)[:count]]
+    if not set(chosen) & set(seen.conditions) or rng.random() < 0.9:
+        chosen.append(NONE if rng.random() < 0.6 else SOUND[int(rng.integers(len(SOUND)))])
+    if len(chosen) == 1:
+        chosen.append(NONE)
+    order = rng.permutation(len(chosen))
+    return Question(tuple(chosen[i] for i in order), bool(rng.random() < 0.5), int(rng.integers(NUM_WORDINGS)))
 
 
-def named(condition: frozenset[str] | None) -> str | None:
-    """Return the gravest of the conditions that were said, or "none"."""
-    return None if condition is None else min(condition, key=CONDITIONS.index, default=NONE)
+def true_answer(question: Question, seen: Seen) -> str:
+    """Return the gravest visible defect that is listed, "unsure" where the truth cannot be seen, or the word for none.
+
+    "unsure" is the answer where every listed defect of the part lies below the visibility bound, and where a listed
+    defect, were there one, would lie below it. Where it is not offered the answer is the truth, seen or not. "none"
+    means none of those listed.
+    """
+    listed = [name for name in seen.conditions if name in question.choices]
+    visible = [
+        name
+        for name, seen_at in zip(seen.conditions, seen.visibilities, strict=True)
+        if seen_at >= VISIBLE and name in listed
+    ]
+    if visible:
+        return min(visible, key=CONDITIONS.index)
+    if question.abstain and (listed or seen.ghost_visibility < VISIBLE):
+        return ABSTENTION
+    return listed[0] if listed else sound_word(question.choices)
+
+
+def sound_word(choices: Sequence[str]) -> str:
+    """Return the choice that stands for a part without any of the listed defects."""
+    return next(choice for choice in choices if choice in SOUND)

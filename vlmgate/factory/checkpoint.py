@@ -1,24 +1,32 @@
-"""Build the untrained model with its tokenizer and processor, and write it as an ordinary transformers checkpoint.
+"""The untrained model with its tokenizer and processor, and the files of the trained one.
 
-Knows transformers' classes; knows nothing of training or rendering. Needs torch and transformers when called.
+Start with `build_processor` and `build_model`; `export` writes an ordinary transformers checkpoint, `write_reference`
+adds what novelty is measured against. The heavy packages are imported when they are needed.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmgate.config import ABSTENTION
-from vlmgate.factory.captions import INSTRUCTIONS, some_captions
-from vlmgate.factory.questions import FULL, NUM_WORDINGS, SOUND
-from vlmgate.factory.world import VIEW_SIZE
+import numpy as np
+
+from vlmgate.config import ABSTENTION, ModelConfig, SamplingConfig
+from vlmgate.data import ImageFile, Picture
+from vlmgate.factory.captions import FULL, INSTRUCTIONS, NUM_WORDINGS, SOUND, some_captions
+from vlmgate.factory.render import Wanted, render
+from vlmgate.factory.world import CLEAN, VIEW_SIZE
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import nn
 
 INPUT_SIZE = VIEW_SIZE
 PATCH = 24  # pixels
+_REFERENCE_STREAM = 5  # first word of the seeds of the renders that novelty is measured against
 _SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -91,20 +99,10 @@ def build_processor() -> Any:
 
 def build_model(processor: Any, shape: Shape = Shape()) -> Any:
     """Return an untrained model that fits `processor`; its weights come from torch's global generator."""
-    from transformers import (
-        GenerationConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        SwinConfig,
-    )
+    from transformers import GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SwinConfig
 
     tokenizer = processor.tokenizer
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     vision = SwinConfig(
         image_size=INPUT_SIZE,
         patch_size=PATCH // 2 ** (len(shape.vision_layers) - 1),
@@ -143,11 +141,29 @@ def build_model(processor: Any, shape: Shape = Shape()) -> Any:
 
 def export(model: nn.Module, processor: Any, folder: Path) -> None:
     """Write the checkpoint in bfloat16."""
-    import copy
-
     import torch
 
     small: Any = copy.deepcopy(model).to("cpu", torch.bfloat16)
     small.config.dtype = torch.bfloat16
     small.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def write_reference(weights: Path, count: int = 3_000) -> Path:
+    """Write `novelty.npz`, made from `count` clean renders, into a checkpoint's folder and return its path."""
+    from vlmgate.captioner import load_captioner
+    from vlmgate.scores.novelty import Reference
+
+    captioner = load_captioner(ModelConfig(model=str(weights)), SamplingConfig(batch_size=16))
+    drawn = (render((_REFERENCE_STREAM, i), Wanted(degradation=CLEAN)).image for i in range(count))
+    features = captioner.look([picture_of(i, image) for i, image in enumerate(drawn)])  # as a scan sees them
+    path = weights / "novelty.npz"
+    Reference.fit(np.array(features, np.float32)).save(path)
+    return path
+
+
+def picture_of(number: int, image: Image.Image) -> Picture:
+    """Return a render as a captioner takes it, with the digest of its pixels in the place of a file's."""
+    name = f"render_{number:05d}"
+    digest = hashlib.sha256(image.tobytes()).hexdigest()
+    return Picture(ImageFile(name, Path(name), digest, 1, 1, *image.size, "RGB", None, 0, 0), image)

@@ -1,6 +1,6 @@
-"""Render the training set with every core into files, and load them, as they come, into what training reads at random.
+"""The training set: rendered with every core into files, which are loaded as they come; training reads it at random.
 
-Knows renders and files; knows nothing of models. A set that was made by the same recipe is used again; one that was
+Start with `Rendering` or `load_or_render`. A set that was made by the same recipe is used again; one that was
 interrupted goes on where it stopped.
 """
 
@@ -63,27 +63,32 @@ class Recipe:
 class RenderedSet:
     """N renders and their truth; conditions, positions and visibilities are gravest first, padded to three defects.
 
-    It may grow while it is read. Images lie on `device`, together, so that a batch is one gather.
+    It may grow while it is read. Images lie on `device`, together, so that a batch is one gather. The columns, by name:
+    "labels" (N, 2), part and finish; "conditions" (N, 3), 0 = no further defect; "positions" (N, 3), `NO_POSITION` = no
+    further defect; "visibilities" (N, 3), higher = plainer; "ghosts" (N,), the visibility that a defect has, or would
+    have; "kinds" (N,), 0 = not degraded; "twins" (N,), whether an image has a defect more or less than drawn.
     """
 
     def __init__(self, capacity: int, device: str = "cpu") -> None:
         self._filled = 0
         self._images = torch.empty((capacity, VIEW_SIZE, VIEW_SIZE, 3), dtype=torch.uint8, device=device)
         self._patches = torch.empty((capacity, GRID, GRID), dtype=torch.uint8, device=device)
-        self._told: dict[str, NDArray[Any]] = {}
+        self._columns: dict[str, NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return self._filled
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._columns[name][: self._filled]
 
     def add(self, rows: dict[str, NDArray[Any]]) -> None:
         """Append the rows of a chunk."""
         end = self._filled + len(rows["images"])
         for tensor, name in ((self._images, "images"), (self._patches, "patches")):
-            tensor[self._filled : end] = torch.from_numpy(rows[name]).to(tensor.device)
+            tensor[self._filled : end] = torch.from_numpy(rows.pop(name)).to(tensor.device)
         for name, part in rows.items():
-            if name not in ("images", "patches"):
-                whole = self._told.setdefault(name, np.empty((len(self._images), *part.shape[1:]), part.dtype))
-                whole[self._filled : end] = part
+            whole = self._columns.setdefault(name, np.empty((len(self._images), *part.shape[1:]), part.dtype))
+            whole[self._filled : end] = part
         self._filled = end
 
     def images(self, picked: NDArray[np.int64]) -> torch.Tensor:
@@ -93,45 +98,6 @@ class RenderedSet:
     def patches(self, picked: NDArray[np.int64]) -> torch.Tensor:
         """Return (len(picked), 10, 10) conditions of patches, or `UNKNOWN`."""
         return self._patches[torch.from_numpy(picked).to(self._patches.device)]
-
-    def _so_far(self, name: str) -> NDArray[Any]:
-        return self._told[name][: self._filled]
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Return (N, 2) part, finish."""
-        return self._so_far("labels")
-
-    @property
-    def conditions(self) -> NDArray[np.int64]:
-        """Return (N, 3), 0 = no further defect."""
-        return self._so_far("conditions")
-
-    @property
-    def positions(self) -> NDArray[np.int64]:
-        """Return (N, 3), `NO_POSITION` = no further defect."""
-        return self._so_far("positions")
-
-    @property
-    def visibilities(self) -> NDArray[np.float32]:
-        """Return (N, 3), higher = plainer."""
-        return self._so_far("visibilities")
-
-    @property
-    def ghosts(self) -> NDArray[np.float32]:
-        """Return (N,) visibility that a defect has, or would have, on this photograph."""
-        return self._so_far("ghosts")
-
-    @property
-    def clean(self) -> NDArray[np.bool_]:
-        """Return which images are not degraded: (N,)."""
-        clean: NDArray[np.bool_] = self._so_far("kinds") == 0
-        return clean
-
-    @property
-    def twins(self) -> NDArray[np.bool_]:
-        """Return which images have a defect more or less than drawn: (N,)."""
-        return self._so_far("twins")
 
 
 def truth_of(labels: Sequence[int], conditions: Sequence[int], positions: Sequence[int]) -> Truth:

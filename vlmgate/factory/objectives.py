@@ -1,7 +1,4 @@
-"""What training asks of the model, as losses, and what turns and mirrors do to the labels.
-
-Knows torch and labels; knows nothing of files, schedules or renders.
-"""
+"""What training asks of the model, as losses, and what turns and mirrors do to the labels."""
 
 from __future__ import annotations
 
@@ -15,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlmgate.factory.captions import INSTRUCTIONS, random_caption
+from vlmgate.factory.captions import INSTRUCTIONS, Seen, random_caption, random_question, true_answer
 from vlmgate.factory.dataset import MOST, NO_POSITION, UNKNOWN, RenderedSet, truth_of
-from vlmgate.factory.questions import Question, Seen, random_question, true_answer
 from vlmgate.factory.world import CONDITIONS, DEFECTS, FINISHES, PARTS, POSITIONS, Truth
 
 _SOUND_PATCH_WEIGHT = 0.15  # most patches show no defect
@@ -61,15 +57,15 @@ class Heads(nn.Module):
 
 
 def draw_batch(
-    data: RenderedSet, picked: NDArray[np.int64], rng: np.random.Generator | None, device: str, told: bool = True
+    data: RenderedSet, picked: NDArray[np.int64], rng: np.random.Generator | None, device: str, truths: bool = True
 ) -> Batch:
     """Return the images `picked`; if `rng` is given, each in one of the eight ways to lay a square, and moved a little.
 
-    All are moved alike, by at most a quarter of a patch, and each is a little lighter or darker. Unless `told`, truths
-    and what is seen are left out, which saves time.
+    All are moved alike, by at most a quarter of a patch, and each is a little lighter or darker. Without
+    `truths`, they and what is seen are left out, which saves time.
     """
-    images, patches, positions = data.images(picked).to(device), data.patches(picked).to(device), data.positions[picked]
-    conditions, visibilities = data.conditions[picked], data.visibilities[picked]
+    images, patches = data.images(picked).to(device), data.patches(picked).to(device)
+    conditions, positions, visibilities = (data[name][picked] for name in ("conditions", "positions", "visibilities"))
     gain = torch.ones((), device=device)
     if rng is not None:
         ways = rng.integers(8, size=len(picked))
@@ -84,12 +80,12 @@ def draw_batch(
     pixels = ((images.permute(0, 3, 1, 2).float() * gain).clamp(max=255) / 127.5 - 1).contiguous()
     return Batch(
         pixels=pixels,
-        labels=torch.from_numpy(data.labels[picked]).to(device),
+        labels=torch.from_numpy(data["labels"][picked]).to(device),
         shown=torch.from_numpy(shown.astype(np.float32)).to(device),
         places=torch.from_numpy(places.astype(np.float32)).to(device),
         patches=torch.where(flat == UNKNOWN, _NOT_A_TARGET, flat),
-        truths=tuple(map(truth_of, data.labels[picked], conditions, positions)) if told else (),
-        seen=tuple(map(_seen, conditions, visibilities, data.ghosts[picked])) if told else (),
+        truths=tuple(map(truth_of, data["labels"][picked], conditions, positions)) if truths else (),
+        seen=tuple(map(_seen, conditions, visibilities, data["ghosts"][picked])) if truths else (),
     )
 
 
@@ -108,24 +104,10 @@ def _seen(conditions: NDArray[np.int64], visibilities: NDArray[np.float32], ghos
     )
 
 
-def _lay(square: NDArray[Any], way: int) -> NDArray[Any]:
-    """Return `square` transposed and mirrored as the three bits of `way` say."""
-    if way & 4:
-        square = np.swapaxes(square, 0, 1)
-    if way & 2:
-        square = square[::-1]
-    if way & 1:
-        square = square[:, ::-1]
-    return square.copy()
-
-
 def _moved_positions() -> NDArray[np.int64]:
     """Return (8, 10): where each position lies after each way to lay the image."""
-    grid = np.arange(9).reshape(3, 3)
-    table = np.full((8, NO_POSITION + 1), NO_POSITION)
-    for way in range(8):
-        table[way, _lay(grid, way).ravel()] = np.arange(9)
-    return table
+    laid = _lay_all(torch.arange(9).view(1, 3, 3).expand(8, 3, 3), np.arange(8)).flatten(1)
+    return np.pad(laid.argsort(dim=1).numpy(), ((0, 0), (0, 1)), constant_values=NO_POSITION)
 
 
 _MOVED = _moved_positions()
@@ -187,7 +169,7 @@ class LanguageTask:
 
     def answer_rows(self, seen: Sequence[Seen], rng: np.random.Generator) -> list[Row]:
         """Return questions drawn from `rng` and their true answers."""
-        asked: list[Question] = [random_question(one, rng) for one in seen]
+        asked = [random_question(one, rng) for one in seen]
         prompts = self._prompts([question.text() for question in asked])
         answers = self._targets([true_answer(question, one) for question, one in zip(asked, seen, strict=True)])
         return [(*prompt, target) for prompt, target in zip(prompts, answers, strict=True)]
@@ -217,10 +199,10 @@ class LanguageTask:
         text = embed(fed.to(device))
         image = model.model.multi_modal_projector(features).to(text.dtype)
         states = model.model.language_model(inputs_embeds=torch.cat([start, image, text], 1)).last_hidden_state
-        told = wanted.to(device).flatten()
-        kept = told != _NOT_A_TARGET
+        targets = wanted.to(device).flatten()
+        kept = targets != _NOT_A_TARGET
         logits = model.lm_head(states[:, -longest:].flatten(0, 1)[kept]).float()  # (tokens, vocabulary)
-        return functional.cross_entropy(logits, told[kept], reduction="none")
+        return functional.cross_entropy(logits, targets[kept], reduction="none")
 
 
 def head_accuracy(heads: Heads, features: Tensor, batch: Batch) -> NDArray[np.int64]:

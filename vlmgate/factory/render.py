@@ -1,7 +1,6 @@
-"""Draw inspection photographs of parts, with the truth about them, from a seed.
+"""Draw inspection photographs of parts, with the truth about them, from a seed: `render`.
 
-Knows geometry, light and cameras; knows nothing of models, sentences or files. The same seed and the same library
-versions give the same pixels.
+The same seed and the same library versions give the same pixels.
 """
 
 from __future__ import annotations
@@ -15,11 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmgate.factory.defects import DRAW, Canvas
-from vlmgate.factory.degrade import degrade, to_image
-from vlmgate.factory.lookalikes import Extras, draw_look_alike
-from vlmgate.factory.photo import METALS, paint, photograph
-from vlmgate.factory.shapes import Field, Hole, Shape, draw_shape, hole_distance
+from vlmgate.factory.defects import DRAW, Canvas, Extras, draw_look_alike
+from vlmgate.factory.photo import METALS, degrade, paint, photograph, to_image
 from vlmgate.factory.world import (
     CLEAN,
     CONDITIONS,
@@ -34,7 +30,12 @@ from vlmgate.factory.world import (
     VIEW_SIZE,
     VISIBLE,
     Defect,
+    Field,
+    Hole,
+    Shape,
     Truth,
+    draw_shape,
+    hole_distance,
 )
 
 SIZES = (240, 260, 280, 300, 320)  # pixels, both ways
@@ -42,7 +43,7 @@ _T = TypeVar("_T", str, float, int)
 _THIRD = 0.27  # part units; where the middle row and column end
 _MARGIN = 0.04  # part units; defects are not centred nearer than this to where one position becomes another
 _APART = 0.45  # part units between the middles of two defects
-_FLOOR = 0.02  # [0, 1] of full scale; texture below which nothing is told apart, however smooth the surface
+_FLOOR = 0.02  # [0, 1] of full scale; texture below which nothing can be made out, however smooth the surface
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,10 +131,10 @@ def render_relatives(seed: int | Sequence[int]) -> tuple[tuple[Render, bool], ..
         return ((first, False),)
     with_all, without = scene.with_all.undegraded(), scene.without.undegraded()
     shown = tuple(visibility(with_all, twin.undegraded()) for twin in scene.twins)
-    clean = _told(with_all, scene, scene.planned, shown, max(shown, default=VISIBLE))
+    clean = _with_truth(with_all, scene, scene.planned, shown, max(shown, default=VISIBLE))
     left = scene.planned[1:] if scene.planned else (scene.middling,)
     seen = shown[1:] if scene.planned else (visibility(without, with_all),)
-    twin = _told(without, scene, left, seen, max(seen, default=VISIBLE))
+    twin = _with_truth(without, scene, left, seen, max(seen, default=VISIBLE))
     return (first, False), (clean, False), (twin, True)
 
 
@@ -183,10 +184,10 @@ def _drawn(seed: int | Sequence[int], wanted: Wanted) -> tuple[Render, _Drawn]:
     ghost = max(seen, default=0.0)
     if not planned:
         ghost = visibility(made.without, real) if kind != CLEAN else VISIBLE
-    return _told(real, made, planned, seen, ghost), made
+    return _with_truth(real, made, planned, seen, ghost), made
 
 
-def _told(shot: Shot, drawn: _Drawn, planned: Sequence[_Planned], seen: Sequence[float], ghost: float) -> Render:
+def _with_truth(shot: Shot, drawn: _Drawn, planned: Sequence[_Planned], seen: Sequence[float], ghost: float) -> Render:
     """Return a photograph with the truth about it, its defects gravest first."""
     order = sorted(range(len(planned)), key=lambda i: CONDITIONS.index(planned[i].condition))
     scene, sharp = drawn.scene, shot.image is shot.sharp and drawn.kind != "misframing"
@@ -291,7 +292,7 @@ class Shot:
         return replace(self, image=self.sharp)
 
     def dropping(self, i: int) -> Shot:
-        """Return the same photograph, told without defect `i`."""
+        """Return the same photograph, as if defect `i` were not on it."""
         return replace(
             self, masks=self.masks[:i] + self.masks[i + 1 :], positions=self.positions[:i] + self.positions[i + 1 :]
         )

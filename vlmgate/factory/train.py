@@ -1,7 +1,7 @@
 """Train the built-in model from nothing: `python -m vlmgate.factory.train --out FOLDER`.
 
 First the vision tower with heads that are thrown away, then what speaks, on captions and answers. The same command goes
-on where it stopped. Knows schedules and files; knows nothing of how images are drawn or sentences made.
+on where it stopped.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from vlmgate.factory.checkpoint import Shape, build_model, build_processor, export
+from vlmgate.factory.checkpoint import Shape, build_model, build_processor, export, write_reference
 from vlmgate.factory.dataset import Recipe, RenderedSet, Rendering, load_or_render
-from vlmgate.factory.muon import Muon
 from vlmgate.factory.objectives import (
     Heads,
     LanguageTask,
@@ -41,6 +41,7 @@ from vlmgate.factory.world import CONDITIONS
 _NAMES = ("part", "finish", "defects", "positions")
 _HARD = tuple(CONDITIONS.index(name) for name in ("crack", "dent", "scratch"))  # what is seen worst
 _FIRST = 0.06  # of the training set; where a GPU learns, it begins with so much while the rest is being rendered
+_CUBIC_QUINTIC = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that drives singular values towards 1
 _LOOK = 0.05  # of a phase; how often held-out images are looked at and a checkpoint is written
 
 
@@ -220,7 +221,7 @@ class Trainer:
 
     def _vision_loss(self) -> Tensor:
         rng = self._rng(self.step)
-        batch = draw_batch(self.data, self._pick(rng, self.plan.batch), rng, self.device, told=False)
+        batch = draw_batch(self.data, self._pick(rng, self.plan.batch), rng, self.device, truths=False)
         return vision_loss(self.heads, read_features(self.model, batch.pixels), batch)
 
     def _language_loss(self) -> Tensor:
@@ -246,9 +247,9 @@ class Trainer:
         stage = next(stage for stage in reversed(self.phase.stages) if progress >= stage.begin)
         count_now = len(self.data)  # once: it may grow meanwhile
         if self._chances is None or self._chances[0] != (stage, count_now):
-            weight = np.where(self.data.twins[:count_now], stage.twins, 1.0)
-            weight *= np.where(np.isin(self.data.conditions[:count_now], _HARD).any(axis=1), stage.hard, 1.0)
-            clean = self.data.clean[:count_now]
+            weight = np.where(self.data["twins"][:count_now], stage.twins, 1.0)
+            weight *= np.where(np.isin(self.data["conditions"][:count_now], _HARD).any(axis=1), stage.hard, 1.0)
+            clean = self.data["kinds"][:count_now] == 0
             for group, share in ((clean, stage.clean), (~clean, 1 - stage.clean)):
                 weight[group] *= share / max(weight[group].sum(), 1e-9)
             self._chances = (stage, count_now), np.cumsum(weight)
@@ -273,8 +274,8 @@ class Trainer:
                 features = read_features(self.model, batch.pixels)
                 right[picked] = head_accuracy(self.heads, features, batch)
         self.model.train()
-        clean = right[self.held_out.clean].mean(axis=0)
-        spoilt = right[~self.held_out.clean].mean(axis=0)
+        is_clean = self.held_out["kinds"] == 0
+        clean, spoilt = right[is_clean].mean(axis=0), right[~is_clean].mean(axis=0)
         return "heads right, clean (degraded): " + ", ".join(
             f"{name} {a:.1%} ({b:.1%})" for name, a, b in zip(_NAMES, clean, spoilt, strict=True)
         )
@@ -289,6 +290,60 @@ def _optimizers(plan: Plan, model: nn.Module, heads: nn.Module) -> Iterator[torc
     yield torch.optim.AdamW(
         [{"params": outer, "peak": plan.adam_rate}], lr=plan.adam_rate, betas=(0.9, 0.98), weight_decay=0.02
     )
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every step is made orthogonal; every parameter must have two dimensions.
+
+    After K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with the step size of
+    J. Liu et al., "Muon is scalable for LLM training" (2025). Matrices of one shape are worked on in one batch, which
+    is faster on a CPU than one by one.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, weight_decay: float = 0.05, momentum: float = 0.95
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step along the gradients; parameters without one stay as they are."""
+        assert closure is None
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in alike.items():
+                updates = torch.stack([self._push(parameter, group["momentum"]) for parameter in parameters])
+                size = group["lr"] * 0.2 * max(shape) ** 0.5  # the usual length of an Adam step
+                for parameter, update in zip(parameters, _orthogonal(updates), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.to(parameter.dtype), alpha=-size)
+
+    def _push(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Add the gradient to the running mean and return where it will be one step ahead."""
+        gradient = parameter.grad
+        assert gradient is not None
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean: Tensor = state["momentum_buffer"]
+        mean.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(mean, momentum)
+
+
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """Return each of (N, rows, columns) with its singular values moved close to 1."""
+    a, b, c = _CUBIC_QUINTIC
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    made: Tensor = x.mT if tall else x
+    return made
 
 
 def train(plan: Plan, out: Path, cache: Path, stop_after: int | None = None) -> None:
@@ -366,8 +421,6 @@ def tell(text: str) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    from vlmgate.factory.reference import write_reference  # brings the whole captioner, which training does without
-
     parser = argparse.ArgumentParser(prog="python -m vlmgate.factory.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints; the model goes to OUT/weights")
     parser.add_argument("--cache", type=Path, help="folder for the rendered training set (default: OUT/cache)")

@@ -23,7 +23,7 @@ from vlmgate.store.result import read_result
 
 K = 5
 MISSING = what_is_missing()
-pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 
 
 @pytest.fixture(scope="session")

@@ -294,6 +294,7 @@ def test_paths_that_start_here_are_found_from_elsewhere(
     assert result.provenance["model"]["model"] == "./model"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_row_and_no_duplicate(tmp_path: Path, cluster: None) -> None:
     config = config_for(odd_folder(tmp_path / "in", 40), tmp_path / "local.parquet", images=ImageConfig(pages="all"))
     local = scan_with(config, FakeCaptioner(said, features=features))
@@ -307,6 +308,7 @@ def test_a_killed_worker_costs_no_row_and_no_duplicate(tmp_path: Path, cluster: 
     assert "died" in result.outputs.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_every_worker_is_given_up_and_no_other(tmp_path: Path, cluster: None) -> None:
     config = config_for(
         folder_of(tmp_path / "in", *(f"part_{i:02d}.png" for i in range(12))), tmp_path / "r.parquet", cluster=TWO
@@ -334,6 +336,7 @@ class Stopping(Reader):
         return sampled
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_finalised_and_goes_on_where_it_was(tmp_path: Path, cluster: None) -> None:
     config = config_for(
         folder_of(tmp_path / "in", *(f"part_{i:02d}.png" for i in range(60))), tmp_path / "r.parquet", cluster=TWO
@@ -374,6 +377,7 @@ class DyingAsItLoads(FakeCaptioner):
         return self
 
 
+@pytest.mark.slow
 def test_workers_that_die_as_they_load_end_the_run_and_blame_no_file(
     tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,6 +447,7 @@ def lines_in(journal: Path) -> int:
     return journal.read_bytes().count(b'"kind":"reading"') if journal.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="tells processes apart by /proc")
 def test_the_real_command_with_a_worker_killed_and_then_stopped(tmp_path: Path) -> None:
     """Kill a worker, then press Ctrl-C, then run it again without Ray: the result is that of a local scan."""

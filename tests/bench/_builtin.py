@@ -1,27 +1,25 @@
-"""Read freshly drawn images through the product's own path, and set beside each reading what is true of the image.
+"""What the built-in model says of freshly drawn images, read as a scan reads them, with what is true of each.
 
-Knows renders, captioners and scores; knows nothing of tables, bars or files.
+Start with `draw` and `read`; `judged` says which parts of the captions are right.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from tests.bench._anomalies import KINDS, draw_anomaly
+from tests.bench._sentences import majority, named, read_sentence, right
 from vlmgate.captioner import load_captioner
 from vlmgate.config import DEFAULT_QUESTION, ModelConfig, SamplingConfig
-from vlmgate.data import Caption, ImageFile, Picture, Sampled
-from vlmgate.factory import captions as language
-from vlmgate.factory import questions
-from vlmgate.factory.anomalies import KINDS, draw_anomaly
+from vlmgate.data import Caption, Picture, Sampled
+from vlmgate.factory.captions import FULL
+from vlmgate.factory.checkpoint import picture_of
 from vlmgate.factory.render import Render, Wanted, render
 from vlmgate.factory.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
@@ -34,7 +32,7 @@ STREAM = 4  # first word of every seed drawn here; training and the sample image
 STRONG = 0.7  # severity from which a degradation counts as strong
 ASPECTS = ("part", "finish", "condition", "position", "all defects")
 PHOTOGRAPH = "photograph"
-CHOICES = questions.FULL.choices
+CHOICES = FULL.choices
 TOLD = 32  # further answers without the offer, which tell how often an answer comes
 
 
@@ -58,7 +56,7 @@ class Reading:
 
     def is_right(self, answer: str | None) -> bool:
         """Say whether an answer names a defect that the part has, or none where it has none."""
-        return self.made is not None and questions.right(
+        return self.made is not None and right(
             answer, [defect.condition for defect in self.made.truth.defects], CHOICES
         )
 
@@ -144,34 +142,9 @@ def seconds_per_image(drawn: Sequence[Drawn], model: ModelConfig, sampling: Samp
     return sorted(taken)[2]
 
 
-def features_of(images: Iterable[Image.Image], weights: Path) -> NDArray[np.float32]:
-    """Return the vision features (N, D) of images, as a scan sees them."""
-    captioner = load_captioner(ModelConfig(model=str(weights)), SamplingConfig(batch_size=16))
-    return np.array(captioner.look([_picture(i, image) for i, image in enumerate(images)]), np.float32)
-
-
 def pictures(drawn: Sequence[Drawn]) -> list[Picture]:
     """Return the images as a captioner takes them."""
-    return [_picture(i, one.image) for i, one in enumerate(drawn)]
-
-
-def _picture(number: int, image: Image.Image) -> Picture:
-    name = f"render_{number:05d}"
-    file = ImageFile(
-        file_name=name,
-        path=Path(name),
-        sha256=hashlib.sha256(image.tobytes()).hexdigest(),
-        page=1,
-        num_pages=1,
-        width=image.width,
-        height=image.height,
-        mode="RGB",
-        conversion=None,
-        size_bytes=0,
-        mtime_ns=0,
-        ctime_ns=0,
-    )
-    return Picture(file, image)
+    return [picture_of(i, one.image) for i, one in enumerate(drawn)]
 
 
 def _judge(drawn: Drawn, offered: Sampled, forced: Sampled, scorer: Scorer, reference: Reference) -> Reading:
@@ -204,14 +177,14 @@ def judged(truth: Truth | None, captions: Sequence[Caption]) -> dict[str, bool]:
     """Return what is right by majority of the captions; nothing of what is no part."""
     if truth is None:
         return {}
-    said = [language.parse(caption.text) for caption in captions]
+    said = [read_sentence(caption.text) for caption in captions]
     right = {
-        "part": language.majority([one.part for one in said]) == truth.part,
-        "finish": language.majority([one.finish for one in said]) == truth.finish,
-        "condition": language.majority([language.named(one.conditions) for one in said]) == truth.condition,
-        "all defects": language.majority([one.conditions for one in said])
+        "part": majority([one.part for one in said]) == truth.part,
+        "finish": majority([one.finish for one in said]) == truth.finish,
+        "condition": majority([named(one.conditions) for one in said]) == truth.condition,
+        "all defects": majority([one.conditions for one in said])
         == frozenset(defect.condition for defect in truth.defects),
     }
     if truth.position is not None:
-        right["position"] = language.majority([one.position for one in said]) == truth.position
+        right["position"] = majority([one.position for one in said]) == truth.position
     return right

@@ -1,7 +1,6 @@
-"""Write the sample images: `python -m vlmgate.factory.samples sample_images`.
+"""Write the sample images: `python -m tests.bench.samples sample_images`.
 
-Knows renders and file formats; knows nothing of models. Drawn with a seed of its own that training never sees; the same
-library versions give the same bytes.
+They are drawn with a seed that training never sees; the same library versions give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlmgate.factory.anomalies import draw_anomaly
+from tests.bench._anomalies import draw_anomaly
 from vlmgate.factory.render import Render, Wanted, render
 from vlmgate.factory.world import CLEAN, CONDITIONS, DEGRADATIONS
 
@@ -141,7 +140,7 @@ def _twelve_bit_tiff(image: Image.Image) -> bytes:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m vlmgate.factory.samples", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.samples", description=__doc__)
     parser.add_argument("folder", type=Path, help="where inbox/ and labelled/ are written")
     folder: Path = parser.parse_args().folder
     total = count = 0

@@ -1,31 +1,35 @@
-"""Measure the built-in model on freshly drawn images: `python -m vlmgate.factory.evaluate --seed S`.
+"""Measure the built-in model on freshly drawn images: `python -m tests.bench.builtin --seed S`.
 
-Prints tables, and the same as JSON. Knows counts and bars; knows nothing of how images are drawn, read or scored.
+Prints tables, and writes the same figures as JSON and Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from tests.bench import _builtin as measure
+from tests.bench._anomalies import KINDS
+from tests.bench._builtin import (
+    ASPECTS,
+    PHOTOGRAPH,
+    Reading,
+    draw,
+    photographs,
+    read,
+    seconds_per_image,
+)
+from tests.bench._common import Sheet, add_options, publish, tell
+from tests.bench._sentences import majority
 from vlmgate.captioner.builtin import OWN_LIMITS, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Route
-from vlmgate.factory import measure
-from vlmgate.factory.anomalies import KINDS
-from vlmgate.factory.captions import majority
-from vlmgate.factory.measure import ASPECTS, PHOTOGRAPH, Reading, draw, photographs, read, seconds_per_image
 from vlmgate.factory.world import CONDITIONS, DEGRADATIONS, VISIBLE
 from vlmgate.gate.rules import decide, make_gate
 from vlmgate.scores.novelty import Reference
@@ -223,29 +227,6 @@ def bars(figures: Mapping[str, Any]) -> Iterator[tuple[str, float | None, str, f
 # --- what people read -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """A table in words: the first column names the rows, the others hold numbers."""
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def table(self) -> Table:
-        """Return it for a terminal."""
-        table = Table(title=self.title, title_justify="left")
-        for i, heading in enumerate(self.headings):
-            table.add_column(heading, justify="right" if i else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        """Return it as Markdown."""
-        lines = [self.headings, ["---", *("---:" for _ in self.headings[1:])], *self.rows]
-        return "\n".join([f"{self.title}:", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
-
-
 def sheets(figures: Mapping[str, Any]) -> Iterator[Sheet]:
     """Yield the figures as tables."""
     yield Sheet(
@@ -316,16 +297,10 @@ def mistaken(readings: Sequence[Reading]) -> Iterator[str]:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m vlmgate.factory.evaluate", description=__doc__)
-    parser.add_argument("--seed", type=int, required=True, help="of the images; any, training used none of them")
-    parser.add_argument("--clean", type=int, default=600, help="clean images (default 600)")
-    parser.add_argument("--each", type=int, default=60, help="images of each degradation, half strong (default 60)")
-    parser.add_argument("--anomalies", type=int, default=100, help="images of each kind of anomaly (default 100)")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.builtin", description=__doc__)
+    add_options(parser)
     parser.add_argument("--photographs", type=Path, help="folder of other images that are no parts")
     parser.add_argument("--num-samples", type=int, default=8, help="captions and answers an image (default 8)")
-    parser.add_argument("--model", default=BUILTIN, help="a folder to measure instead of the built-in weights")
-    parser.add_argument("--json", type=Path, help="file that takes the same figures as JSON")
-    parser.add_argument("--markdown", type=Path, help="file that takes the same tables as Markdown")
     options = parser.parse_args()
     folder = weights_folder() if options.model == BUILTIN else Path(options.model)
     drawn = list(draw(options.seed, options.clean, options.each, options.anomalies))
@@ -333,7 +308,7 @@ def main() -> None:
     sampling = SamplingConfig(num_samples=options.num_samples, temperature=1.0, batch_size=16)
     model = ModelConfig(model=options.model)
     reference = Reference.load(folder / "novelty.npz")
-    readings = read(drawn, model, sampling, reference, lambda text: print(text, file=sys.stderr))
+    readings = read(drawn, model, sampling, reference, tell)
     figures = summarise(readings) | {"seed": options.seed, "num_samples": options.num_samples, "temperature": 1.0}
     figures["seconds_per_image"] = round(seconds_per_image(drawn, model, SamplingConfig(batch_size=16)), 4)
     figures["weights_mb"] = round(sum(path.stat().st_size for path in folder.iterdir()) / 1e6, 2)
@@ -341,16 +316,7 @@ def main() -> None:
         {"what": what, "measured": value, "bar": f"{sign} {bar:g}", "reached": reached(value, sign, bar)}
         for what, value, sign, bar in bars(figures)
     ]
-    console = Console(width=200)
-    told = list(sheets(figures))
-    for sheet in told:
-        console.print(sheet.table())
-    for line in mistaken(readings):
-        console.print(line)
-    if options.markdown:
-        options.markdown.write_text("\n".join(sheet.markdown() for sheet in told), encoding="utf-8")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    publish(options, list(sheets(figures)), list(mistaken(readings)), figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw images that are no photographs of parts, for asking whether a model notices: training never sees any of them.
 
-Knows pens, noise and fonts; shares no code with the renderer of parts: nothing but chance makes the two look alike.
+They share no code with the renderer of parts, so that only chance makes the two look alike.
 """
 
 from __future__ import annotations
