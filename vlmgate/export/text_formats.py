@@ -49,6 +49,7 @@ class PlainWriter(Writer):
     start: ClassVar[bytes] = b""
     separator: ClassVar[str] = ","
     end: ClassVar[str] = "\n"
+    blank: ClassVar[str] = '""'  # in the place of an empty line, which would be no row
     quoted: ClassVar[re.Pattern[str]] = re.compile('[,"\r\n\0]|^\\s|\\s$|^$')  # csv leaves a lone CR bare beside LF
     counted = 0  # cells that a spreadsheet would run
 
@@ -58,7 +59,7 @@ class PlainWriter(Writer):
         values = ([row.get(name) for name in self.columns] for row in rows)
         for cells in chain([self.columns], values):
             line = self.separator.join(map(self._cell, cells))
-            file.write(((line or '""') + self.end).encode())  # an empty line would be no row
+            file.write(((line or self.blank) + self.end).encode())
         return self._notes()
 
     def _cell(self, value: Any) -> str:
@@ -89,7 +90,7 @@ class ExcelWriter(PlainWriter):
     Raises `UsageError` where there are more rows than a sheet has.
     """
 
-    start, end = b"\xef\xbb\xbf", "\r\n"
+    start, end, blank = b"\xef\xbb\xbf", "\r\n", ""
 
     def save(self, rows: StoredRows, out: Path | None) -> tuple[list[Path], list[str]]:
         """Write as every writer does, if a sheet holds so many rows."""
