@@ -10,6 +10,7 @@ import logging
 import signal
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -264,7 +265,7 @@ class Run:
 
     def _introduce(self, info: ModelInfo) -> None:
         """Check what a model says of itself against the journal, and show it; raises `ResumeError` for another."""
-        log.info("model %s", info)
+        log.info("model %s", asdict(info))
         with self.signals.held():
             self.writer.drain()
             self.plan.meet_model(info)
