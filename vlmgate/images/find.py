@@ -11,17 +11,17 @@ import codecs
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from vlmgate.data import Source, Unreadable
 from vlmgate.errors import NoImagesError, UsageError
 from vlmgate.images.formats import HEAD_BYTES, NOT_OPENABLE, OPENABLE, RefusedError, explain, extension_of, sniff
-from vlmgate.images.sources import Sources, path_in
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # "._name" files that macOS leaves on foreign disks: metadata, not the image
 
@@ -358,3 +358,61 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         if not stat.S_ISREG(mode):
             raise RefusedError(_special(mode))
         yield file
+
+
+# --- many files in little memory --------------------------------------------------------------------------------------
+
+
+class Files(Sequence[Source]):
+    """The files that numbers stand for, each made when it is looked at; two are equal only where they are the same."""
+
+    def __init__(self, at: Callable[[int], Source], numbers: Sequence[int]) -> None:
+        self._at, self._numbers = at, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Source]:
+        return map(self._at, self._numbers)  # what a sequence has otherwise takes an IndexError for the end
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Source]: ...
+
+    def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
+        numbers = self._numbers[index]
+        return self._at(numbers) if isinstance(numbers, int) else Files(self._at, numbers)
+
+
+class Sources(Files):
+    """The files of a folder: one text of all names, and where each of them ends.
+
+    A name takes its letters and 8 bytes, where a list of `Source` takes 300 for each; one that lies elsewhere more.
+    """
+
+    def __init__(self, root: str, names: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> None:
+        """Hold names, valid UTF-8, in the order given; `elsewhere` has the paths of those that are not root/name."""
+        self._root, self._elsewhere = root, dict(elsewhere or {})
+        text, self._ends = bytearray(), array("Q", [0])
+        for name in names:
+            text += name.encode()
+            self._ends.append(len(text))
+        self._text = bytes(text)
+        super().__init__(self._named, range(len(self._ends) - 1))
+
+    def _named(self, number: int) -> Source:
+        name = self._text[self._ends[number] : self._ends[number + 1]].decode()
+        return Source(name, self._elsewhere.get(name) or path_in(self._root, name))
+
+
+def chosen(sources: Sequence[Source], wanted: Callable[[Source], bool]) -> Sequence[Source]:
+    """Return the files that are wanted, in their order; each is asked after once, and now. All stay in memory."""
+    numbers = array("Q", (number for number, source in enumerate(sources) if wanted(source)))
+    return Files(sources.__getitem__, numbers)
+
+
+def path_in(root: str, name: str) -> str:
+    """Return the path of what a folder holds under a name in POSIX form."""
+    return os.path.join(root, name if os.sep == "/" else name.replace("/", os.sep))  # noqa: PTH118 - a text is wanted

@@ -22,8 +22,8 @@ from vlmgate.data import Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line, plain
 from vlmgate.gate.rules import COLUMNS, Gate
 from vlmgate.images import sources_of
-from vlmgate.report.image import short_model
 from vlmgate.report.summary import in_words
+from vlmgate.report.terminal import short_model
 from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.render import GENERATOR, render
