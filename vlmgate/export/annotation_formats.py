@@ -11,7 +11,7 @@ from urllib.parse import quote
 from vlmgate.data import VERDICTS
 from vlmgate.errors import count
 from vlmgate.export import output
-from vlmgate.export.rows import FACTS, KEY, Row, Rows, StoredRows, Writer
+from vlmgate.export.rows import FACTS, KEY, Row, StoredRows, Writer
 from vlmgate.export.text_formats import dumped, visible
 
 IMAGE_ROOT = "/data/local-files/?d="
@@ -46,7 +46,7 @@ class LabelStudioWriter(Writer):
                 file.write(self.config().encode())
         return written, notes
 
-    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+    def write(self, rows: StoredRows, file: BinaryIO) -> list[str]:
         """Write all tasks."""
         with tempfile.TemporaryFile() as spool:
             places: list[tuple[float, int, int]] = []  # (agreement, offset, bytes)
@@ -129,7 +129,7 @@ class CocoWriter(Writer):
     usual = FACTS
     looks_at = ("file_name", "width", "height", "captions")
 
-    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+    def write(self, rows: StoredRows, file: BinaryIO) -> list[str]:
         """Write all rows."""
         file.write(b'{"info": ' + dumped(self._info()) + b',\n"licenses": [],\n"images": [')
         images = _list(file, self._images(_opened(rows)))
@@ -157,7 +157,7 @@ class CocoWriter(Writer):
             yield {"id": number} | {name: row.get(name) for name in (*_EXPECTED[1:], *extra)}
 
 
-def _opened(rows: Rows) -> Iterator[Row]:
+def _opened(rows: StoredRows) -> Iterator[Row]:
     return (row for row in rows if row.get("width") is not None and row.get("height") is not None)
 
 

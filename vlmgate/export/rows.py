@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from vlmgate.data import Route
 from vlmgate.errors import StoreError
@@ -26,17 +26,9 @@ _AT_ONCE = 1024  # rows
 _BUFFER = 1 << 20  # bytes of a column that are read from the file at once; without it, a column of a row group is
 
 
-class Rows(Protocol):
-    """Rows that can be gone through several times; `len` is their number."""
-
-    def __iter__(self) -> Iterator[Row]: ...
-
-    def __len__(self) -> int: ...
-
-
 @dataclass(slots=True)
 class StoredRows:
-    """The rows of a Parquet file, in its order; a column that it does not hold is null.
+    """The rows of a Parquet file, in its order, as often as asked for; a column that it does not hold is null.
 
     What cannot be read raises `StoreError`, at whichever row.
     """
@@ -128,7 +120,7 @@ class Writer:
         """Return all that is written for this `-o`."""
         return (out,)
 
-    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+    def write(self, rows: StoredRows, file: BinaryIO) -> list[str]:
         """Write all rows; return what the user should know of them, a line each."""
         raise NotImplementedError
 

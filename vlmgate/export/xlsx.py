@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from vlmgate.data import VERDICTS
 from vlmgate.errors import StoreError, UsageError, count
 from vlmgate.export.imagefolder import Pictures
-from vlmgate.export.rows import KEY, Row, Rows, StoredRows, Writer
+from vlmgate.export.rows import KEY, Row, StoredRows, Writer
 from vlmgate.export.text_formats import SHEET, check_sheet, fitted, notes_on_cut, text_of, visible
 
 _WIDTHS = {  # characters; others by what they hold
@@ -50,7 +50,7 @@ class XlsxWriter(Writer):
             self.pictures = Pictures.of(self.options.images, self.provenance)
         return super().save(rows, out)
 
-    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+    def write(self, rows: StoredRows, file: BinaryIO) -> list[str]:
         """Write all rows."""
         import xlsxwriter
         from xlsxwriter.exceptions import FileCreateError, FileSizeError

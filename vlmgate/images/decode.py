@@ -47,10 +47,9 @@ def decode(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Image, s
     tiff_orientation = tags.get(ExifTags.Base.Orientation)
     image.load()
     if mode.startswith("I") or mode == "F":
+        values = np.asarray(image)
         if tags and mode == "I" and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
-            values = np.asarray(image).view(np.uint32)  # Pillow has no unsigned 32-bit mode
-        else:
-            values = np.asarray(image)
+            values = values.view(np.uint32)  # Pillow has no unsigned 32-bit mode
         declared = declared or _significant_maximum(values, _png_significant_bits(image, stream))
         grey, words = scale_to_8_bits(values, declared)
         notes.append(words)
@@ -156,7 +155,7 @@ def _refuse_what_pillow_gets_wrong(image: ImageFile.ImageFile) -> None:
     planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
     if max(bits) > 8 and len(bits) > 1 and planar:
         raise RefusedError(
-            "TIFF with separate 16-bit colour planes cannot be opened; save it with interleaved channels"
+            "TIFF with separate 16-bit colour planes cannot be opened; save it with channels interleaved"
         )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,7 +27,7 @@ from vlmgate.images.formats import HEAD_BYTES, NOT_OPENABLE, OPENABLE, RefusedEr
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # "._name" files that macOS leaves on foreign disks: metadata, not the image
 
 
-class _SpecialError(Exception):
+class _SpecialError(RefusedError):
     """Not a file: a pipe, a socket, a device."""
 
 
@@ -116,9 +117,9 @@ def _walk_tree(path: str, prefix: str, entered: set[str], found: _Found, links: 
             with os.scandir(path) as entries:
                 for entry in entries:
                     name = prefix + entry.name
-                    if not _is_folder(entry):
+                    if not _answer(entry.is_dir, otherwise=False):
                         _look_at_entry(entry, name, found)
-                    elif _is_link(entry):
+                    elif _answer(entry.is_symlink, otherwise=True):  # its path is resolved then, which is never wrong
                         links.append((entry.path, name + "/"))
                     else:
                         folders.append((entry.path, name + "/", os.path.join(real, entry.name)))  # noqa: PTH118 - as it is
@@ -126,39 +127,27 @@ def _walk_tree(path: str, prefix: str, entered: set[str], found: _Found, links: 
             found.unreadable.append((prefix.rstrip("/") or ".", f"folder cannot be listed: {_reason(error)}"))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _answer(question: Callable[[], bool], *, otherwise: bool) -> bool:
     try:
-        return entry.is_dir()
+        return question()
     except OSError:
-        return False
-
-
-def _is_link(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_symlink()
-    except OSError:
-        return True  # then its path is resolved, which is never wrong
+        return otherwise
 
 
 def _look_at_entry(entry: os.DirEntry[str], name: str, found: _Found) -> None:
-    """Put a file where it belongs; whatever is odd about it is told, and ends nothing."""
+    """Put a file where it belongs; whatever is odd about it is noted, and ends nothing."""
     extension = extension_of(entry.name)
     by_name = extension in OPENABLE or extension in NOT_OPENABLE
     try:
         if _is_image(entry, by_name):
             found.add(name, entry.path)
-        else:
-            found.ignored.append(name)
-    except _SpecialError as error:
-        if by_name:
-            found.unreadable.append((name, str(error)))
-        else:
-            found.ignored.append(name)
+            return
     except Exception as error:
-        if by_name or not extension:  # might be an image, or a folder of images on a disk that is not mounted
+        # Without an extension it might be an image, or a folder of images on a disk that is not mounted.
+        if by_name or not (extension or isinstance(error, _SpecialError)):
             found.unreadable.append((name, _reason(error)))
-        else:
-            found.ignored.append(name)
+            return
+    found.ignored.append(name)
 
 
 def _is_image(entry: os.DirEntry[str], by_name: bool) -> bool:
@@ -216,25 +205,19 @@ def find_listed(paths: Iterable[Path], base: Path) -> Walk:
     once = dict.fromkeys(places)
     # What lies under the base goes first, so that no path from elsewhere takes its name away.
     for place in sorted(once, key=lambda place: (_name_under(here, place) is None, place)):
-        stem = name = _name_under(here, place) or _name_elsewhere(place)
-        number = 1
-        while name in taken:
-            number += 1
-            name = f"{stem}~{number}"
-        taken.add(name)
+        name = _free(_name_under(here, place) or _name_elsewhere(place), taken)
         try:
             found.take(name, place, os.stat(place).st_mode)  # noqa: PTH116 - a text is at hand
         except Exception as error:  # a name that no file can have raises `ValueError`
             found.unreadable.append((name, _reason(error)))
     seen: set[str] = set()
     again = [place for place in places if place in seen or seen.add(place)]  # type: ignore[func-returns-value]
-    return _named(found, repeated=tuple(os.fsencode(place).decode("utf-8", "backslashreplace") for place in again))
+    return _named(found, repeated=tuple(map(_escaped, again)))
 
 
 def folders_of(walk: Walk) -> list[str]:
     """Return the folders that hold what a list named, so that the images can be found again for people to look at."""
-    folders = {os.fspath(source.path.parent) for source in walk.sources}
-    return sorted(os.fsencode(folder).decode("utf-8", "backslashreplace") for folder in folders)
+    return sorted(map(_escaped, {os.fspath(source.path.parent) for source in walk.sources}))
 
 
 def sources_of(provenance: Mapping[str, Any], folder: Path | None = None) -> Sequence[Source]:
@@ -294,7 +277,7 @@ def _named(found: _Found, repeated: tuple[str, ...] = ()) -> Walk:
     return Walk(
         Sources(found.root, sorted(names.get(name, name) for name in found.images), elsewhere),
         tuple(sorted(unreadable, key=lambda one: one.file_name)),
-        tuple(sorted(os.fsencode(name).decode("utf-8", "backslashreplace") for name in found.ignored)),
+        tuple(sorted(map(_escaped, found.ignored))),
         repeated,
     )
 
@@ -303,16 +286,18 @@ def _printable(raw: Sequence[str]) -> dict[str, str]:
     """Return a name that no other file has for each name that is no UTF-8."""
     odd = {name for name in raw if not _is_utf8(name)}
     taken = {name for name in raw if name not in odd} if odd else set()
-    names = {}
-    for name in sorted(odd):
-        stem = printable = os.fsencode(name).decode("utf-8", "backslashreplace")
-        number = 1
-        while printable in taken:
-            number += 1
-            printable = f"{stem}~{number}"
-        names[name] = printable
-        taken.add(printable)
-    return names
+    return {name: _free(_escaped(name), taken) for name in sorted(odd)}
+
+
+def _escaped(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return a name, or where it is taken the first of name~2, name~3, … that is not; and note it as taken."""
+    free = next(one for one in chain([name], (f"{name}~{number}" for number in count(2))) if one not in taken)
+    taken.add(free)
+    return free
 
 
 def turned_of(walk: Walk, names: Collection[str]) -> list[Unreadable]:
@@ -330,13 +315,8 @@ def _is_utf8(name: str) -> bool:
 
 
 def _special(mode: int) -> str:
-    if stat.S_ISFIFO(mode):
-        return "a named pipe, not a file"
-    if stat.S_ISSOCK(mode):
-        return "a socket, not a file"
-    if stat.S_ISDIR(mode):
-        return "a folder, not a file"
-    return "a device, not a file"
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
 def _reason(error: Exception) -> str:

@@ -22,8 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from vlmgate.errors import OutputError
-from vlmgate.review.make import PAGE, VERDICTS_FILE, Made
-from vlmgate.review.render import head, policy
+from vlmgate.review.make import PAGE, VERDICTS_FILE, Made, head, policy
 from vlmgate.review.verdicts import VerdictError, VerdictFile, checked
 
 HOST = "127.0.0.1"
