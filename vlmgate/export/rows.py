@@ -70,23 +70,19 @@ class StoredRows:
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield batches with those of the columns that the file holds; whatever a damaged file raises is one line."""
         import pyarrow as pa
-
-        try:
-            yield from self._read(columns)
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise StoreError(f"{self.path}: cannot be read ({' '.join(str(error).split())}); scan again.") from error
-
-    def _read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        with opened(self.path) as file:
-            stored = pq.ParquetFile(file, buffer_size=_BUFFER)
-            held = set(stored.schema_arrow.names)
-            wanted = [name for name in dict.fromkeys((*columns, "file_name", "route")) if name in held]
-            for group in range(stored.num_row_groups):  # all at once, each would keep its buffers to the end
-                for batch in stored.iter_batches(_AT_ONCE, [group], wanted, use_threads=False):
-                    yield batch if self.route is None else batch.filter(pc.equal(batch["route"], self.route.value))
+        try:
+            with opened(self.path) as file:
+                stored = pq.ParquetFile(file, buffer_size=_BUFFER)
+                held = set(stored.schema_arrow.names)
+                wanted = [name for name in dict.fromkeys((*columns, "file_name", "route")) if name in held]
+                for group in range(stored.num_row_groups):  # all at once, each would keep its buffers to the end
+                    for batch in stored.iter_batches(_AT_ONCE, [group], wanted, use_threads=False):
+                        yield batch if self.route is None else batch.filter(pc.equal(batch["route"], self.route.value))
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            raise StoreError(f"{self.path}: cannot be read ({' '.join(str(error).split())}); scan again.") from error
 
 
 def _values(column: pa.Array) -> list[Any]:

@@ -252,18 +252,14 @@ def _name_under(here: str, place: str) -> str | None:
     if place == here:
         return "."
     prefix = here if here.endswith(os.sep) else here + os.sep
-    return _posix(place[len(prefix) :]) if place.startswith(prefix) else None
+    return place[len(prefix) :].replace(os.sep, "/") if place.startswith(prefix) else None
 
 
 def _name_elsewhere(place: str) -> str:
     """Return a path without its root: "/data/a.png" → "data/a.png", "C:\\\\a.png" → "C/a.png"."""
     drive, rest = os.path.splitdrive(place)
-    parts = [part for part in _posix(drive).replace(":", "").split("/") if part]
-    return "/".join([*parts, *(part for part in _posix(rest).split("/") if part)]) or "."
-
-
-def _posix(path: str) -> str:
-    return path.replace(os.sep, "/") if os.sep != "/" else path
+    parts = f"{drive.replace(':', '')}{os.sep}{rest}".replace(os.sep, "/").split("/")
+    return "/".join(part for part in parts if part) or "."
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
@@ -307,11 +303,7 @@ def turned_of(walk: Walk, names: Collection[str]) -> list[Unreadable]:
 
 
 def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
 def _special(mode: int) -> str:
@@ -395,4 +387,4 @@ def chosen(sources: Sequence[Source], wanted: Callable[[Source], bool]) -> Seque
 
 def path_in(root: str, name: str) -> str:
     """Return the path of what a folder holds under a name in POSIX form."""
-    return os.path.join(root, name if os.sep == "/" else name.replace("/", os.sep))  # noqa: PTH118 - a text is wanted
+    return os.path.join(root, name.replace("/", os.sep))  # noqa: PTH118 - a text is wanted

@@ -81,7 +81,9 @@ def make_review(
     gate = Gate.of(provenance["gate"])
     items = choose(records, gate, accepted=options.accepted, seed=options.seed)
     passed = sum(record.route == Route.AUTO_ACCEPT for record in records)
-    out, images = output_of(result, options), _images_of(provenance, options)
+    out, images = output_of(result, options), options.images or Path(provenance["folder"])
+    if not images.exists():
+        raise NoImagesError(f"{images}: the scanned folder is not there; say where it is now with --images FOLDER.")
     marker = _marker(result, provenance, options, images)
     walked = options.images is not None or not provenance.get("listed")
     _check_output(out, images if walked else None, marker, single_file=options.single_file)
@@ -118,13 +120,6 @@ def make_review(
         kept["lacking"] = [[item.number, asdict(one)] for item, one in made.lacking]
         (fresh / MARKER).write_text(json.dumps(kept, indent=2), encoding="ascii")
     return made
-
-
-def _images_of(provenance: Mapping[str, Any], options: ReviewConfig) -> Path:
-    images = options.images or Path(provenance["folder"])
-    if not images.exists():
-        raise NoImagesError(f"{images}: the scanned folder is not there; say where it is now with --images FOLDER.")
-    return images
 
 
 # --- what the page holds ----------------------------------------------------------------------------------------------
