@@ -69,26 +69,15 @@ class LabelStudioWriter(Writer):
 
     def config(self) -> str:
         """Return the labelling configuration, whose controls are those that the predictions name."""
-        from xml.sax.saxutils import quoteattr  # brings half of the network library along
-
-        verdicts = "".join(f"    <Choice value={quoteattr(verdict)}/>\n" for verdict in VERDICTS)
-        answers = "".join(f"    <Choice value={quoteattr(visible(choice))}/>\n" for choice in self._choices())
-        asked = (
-            f'  <Header value="Answer"/>\n  <Choices name="answer" toName="image" choice="single">\n{answers}'
-            "  </Choices>\n"
-            if answers
-            else ""
-        )
         return (
             "<View>\n"
             '  <Text name="file_name" value="$file_name"/>\n'
             '  <Image name="image" value="$image" zoom="true"/>\n'
             '  <Header value="What the model said"/>\n'
             '  <TextArea name="caption" toName="image" editable="true" maxSubmissions="0"/>\n'
-            f"{asked}"
-            '  <Header value="The reading is"/>\n'
-            f'  <Choices name="verdict" toName="image" choice="single" required="true">\n{verdicts}  </Choices>\n'
-            "</View>\n"
+            + (_control("answer", "Answer", self._choices()) if self._choices() else "")
+            + _control("verdict", "The reading is", VERDICTS, ' required="true"')
+            + "</View>\n"
         )
 
     def _choices(self) -> Sequence[str]:
@@ -114,6 +103,15 @@ class LabelStudioWriter(Writer):
         agreement = row.get("agreement")
         score = {} if agreement is None else {"score": min(1.0, max(0.0, agreement))}
         return {"model_version": version, "result": results} | score
+
+
+def _control(name: str, title: str, choices: Sequence[str], more: str = "") -> str:
+    """Return a control of the labelling configuration that lets one of these be chosen."""
+    from xml.sax.saxutils import quoteattr  # brings half of the network library along
+
+    listed = "".join(f"    <Choice value={quoteattr(visible(choice))}/>\n" for choice in choices)
+    start = f'  <Header value="{title}"/>\n  <Choices name="{name}" toName="image" choice="single"{more}>\n'
+    return f"{start}{listed}  </Choices>\n"
 
 
 def _result(control: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
