@@ -23,7 +23,7 @@ from vlmgate.factory.checkpoint import picture_of
 from vlmgate.factory.render import Render, Wanted, render
 from vlmgate.factory.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
-from vlmgate.images import quality
+from vlmgate.images.pages import measure
 from vlmgate.scores.answers import Parsed, parse
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Said, Scorer
@@ -150,7 +150,7 @@ def pictures(drawn: Sequence[Drawn]) -> list[Picture]:
 def _judge(drawn: Drawn, offered: Sampled, forced: Sampled, scorer: Scorer, reference: Reference) -> Reading:
     novelty = float(reference.novelty([offered.features or ()])[0])
     scores, reason = scorer.score(Said(offered.captions, offered.answers, offered.views), novelty)
-    candidate = Candidate((drawn.group, 1), scores, reason, quality.measure(drawn.image), novelty)
+    candidate = Candidate((drawn.group, 1), scores, reason, measure(drawn.image), novelty)
     return Reading(
         group=drawn.group,
         made=drawn.made,

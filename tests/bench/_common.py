@@ -27,7 +27,7 @@ from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Quality, Sampled
 from vlmgate.factory.world import Defect, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
-from vlmgate.images import quality
+from vlmgate.images import pages
 from vlmgate.scores.kernels import Kernel
 from vlmgate.scores.novelty import Reference, pack
 from vlmgate.scores.score import Said, Scorer
@@ -141,7 +141,7 @@ def _read(drawn: measure.Drawn, sampled: Sampled, reference: Reference) -> Read:
         truth=drawn.made.truth if drawn.made else None,
         novelty=float(reference.novelty([sampled.features])[0]) if sampled.features else None,
         features=pack(sampled.features),
-        quality=quality.measure(drawn.image),
+        quality=pages.measure(drawn.image),
     )
 
 

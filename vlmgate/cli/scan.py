@@ -15,7 +15,7 @@ from vlmgate.cli.options import Given, MaxRouted, Quiet, ScanFormat, command
 from vlmgate.config.commands import SCAN
 from vlmgate.config.options import Opt, Panel
 from vlmgate.errors import UsageError
-from vlmgate.report.terminal import complain, console, crashes_to, reader_may_leave
+from vlmgate.report.terminal import TerminalProgress, complain, console, crashes_to, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.data import Record
@@ -69,7 +69,6 @@ def scan(
     most = max_routed_of(max_routed)
     if verbose:
         _log_to_stderr()
-    from vlmgate.report.image import TerminalProgress
     from vlmgate.run.loop import scan as run
     from vlmgate.run.progress import Aside
 

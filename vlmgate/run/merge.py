@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.data import MODEL_KEYS, NO_READING, Reason, Record
-from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
+from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError, count
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.rules import Candidate, Gate, decide
 from vlmgate.gate.run_gate import RunGate, drift_of, from_file
@@ -181,7 +181,7 @@ class _Lacking:
             which = ", ".join(map(str, self.missing[:5])) + (", …" if len(self.missing) > 5 else "")
             found.append(
                 f"{len(self.missing)} of {self.latest.shard.count} shards are missing: {which} "
-                f"({images:,} {'image' if images == 1 else 'images'}); run and name them, or say --incomplete."
+                f"({count(images, 'image')}); run and name them, or say --incomplete."
             )
         found += [
             f"{p.path}: was stopped before its end; its command goes on where it stopped, or say --incomplete."

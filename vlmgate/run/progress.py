@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Told what happens, in the order in which it happens; `vlmgate.report.image` shows it to people."""
+    """Told what happens, in the order in which it happens; `vlmgate.report.terminal` shows it to people."""
 
     def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None: ...
     def message(self, text: str) -> None: ...

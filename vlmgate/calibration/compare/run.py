@@ -17,7 +17,7 @@ from vlmgate.calibration.run import MEMORY, Load, Stopped, completed, labelled_f
 from vlmgate.captioner import load_captioner
 from vlmgate.config import BUILTIN, CompareConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
-from vlmgate.report.image import short_model
+from vlmgate.report.terminal import short_model
 from vlmgate.run.progress import Progress
 from vlmgate.store.result import read_result
 
