@@ -1,7 +1,7 @@
 """Where a model's files are, and what they say before it is loaded; nothing here needs torch or the network.
 
-Start with `locate` (the package, a folder or the hub), `model_fingerprint` (is this the same model?) and
-`picture_side` (how large does it want its pictures?).
+Start with `locate` (the package, a folder or the hub), `model_fingerprint` (is this the same model?),
+`picture_side` (how large does it want its pictures?) and `own_limits` (of the built-in model).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmgate.captioner.builtin import weights_folder
-from vlmgate.config import BUILTIN, SERVER, ModelConfig
+from vlmgate.config import BUILTIN, SERVER, ModelConfig, SamplingConfig
 from vlmgate.errors import ModelError
 
 PIPELINE = "1"  # raised when the way from a picture to a server's text changes
@@ -33,6 +32,10 @@ _PLAIN = frozenset(
 )
 _OFTEN_OFF = frozenset({"do_image_splitting", "do_pan_and_scan"})  # off, they mean nothing
 MOST = 4096  # pixels; a processor that wants more, or says so by mistake, wants its pictures whole
+
+# Measured by `tests.bench.builtin` on images that training never saw; vlmgate/factory/README.md says what they let
+# through. The model words one reading in many ways, so that even sure readings come to a Vendi score of about 2.
+OWN_LIMITS = ("vendi_score <= 2", "novelty <= 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,25 @@ def _refuse_code_from_elsewhere(folder: Path) -> None:
             f"{folder} asks for code from {named[1]}. Take that line out of its config.json, or allow it with "
             "--trust-remote-code."
         )
+
+
+# --- the built-in model -----------------------------------------------------------------------------------------------
+
+
+def weights_folder() -> Path:
+    """Return the folder of the built-in checkpoint; any transformers code can load it by this path."""
+    return Path(__file__).resolve().parent / "weights"
+
+
+def own_limits(sampling: SamplingConfig) -> tuple[str, ...]:
+    """Return the limits that were measured for the built-in model; none where captions are drawn in another way.
+
+    Fewer samples have lower Vendi scores, and so have those of a lower temperature: the same limit would accept more.
+    """
+    usual = SamplingConfig()
+    drawn = ("prompt", "temperature", "top_p", "top_k")
+    same = all(getattr(sampling, name) == getattr(usual, name) for name in drawn)
+    return OWN_LIMITS if same and sampling.num_samples >= usual.num_samples else ()
 
 
 # --- which model it is ------------------------------------------------------------------------------------------------

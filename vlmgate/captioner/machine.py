@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.pictures import trial_picture
+from vlmgate.captioner.streams import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import EndpointError, ModelError, one_line
 

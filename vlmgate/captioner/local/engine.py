@@ -14,17 +14,21 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from vlmgate.captioner.local import memory, trials
-from vlmgate.captioner.local.checkpoint import describe, load_checkpoint
+from vlmgate.captioner.local import trials
+from vlmgate.captioner.local.checkpoint import (
+    describe,
+    keep_freed_memory,
+    load_checkpoint,
+    out_of_memory,
+    quiet,
+    release,
+)
 from vlmgate.captioner.local.features import Features
 from vlmgate.captioner.local.fork import ForkDecoder, Pick
-from vlmgate.captioner.local.prompts import length_varies
-from vlmgate.captioner.local.runner import Runner
+from vlmgate.captioner.local.runner import Runner, length_varies
 from vlmgate.captioner.local.shared_prefill import Continuation, Prefill
-from vlmgate.captioner.pictures import views_of
 from vlmgate.captioner.protocol import Enough
-from vlmgate.captioner.quiet import quiet
-from vlmgate.captioner.streams import Stream
+from vlmgate.captioner.streams import Stream, views_of
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ModelInfo, Picture, Sampled, Times
 
@@ -48,7 +52,7 @@ class TransformersCaptioner:
         """Load the model; raises `ModelError` in one line."""
         checkpoint = load_checkpoint(model)
         if checkpoint.device.type == "cpu":
-            memory.keep_freed_memory()
+            keep_freed_memory()
         self._runner = runner = Runner(checkpoint, sampling)
         with quiet():
             self._length_varies = length_varies(runner.encode)
@@ -134,7 +138,7 @@ class TransformersCaptioner:
                 self._limit = len(batch) // 2
                 logger.warning("out of memory with %d images at once; going on with %d", len(batch), self._limit)
                 self._runner.recordings.clear()
-                memory.release(self._runner.checkpoint.device)
+                release(self._runner.checkpoint.device)
             else:
                 found += done
         return found
@@ -254,6 +258,6 @@ def _if_it_fits(act: Callable[[Sequence[Picture]], list[T]], batch: Sequence[Pic
     try:
         return act(batch)
     except (RuntimeError, MemoryError) as error:
-        if len(batch) == 1 or not memory.out_of_memory(error):
+        if len(batch) == 1 or not out_of_memory(error):
             raise
     return None

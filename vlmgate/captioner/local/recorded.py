@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from vlmgate.captioner.local.fork import ForkDecoder, Log, cache_key
+from vlmgate.captioner.local.checkpoint import out_of_memory
+from vlmgate.captioner.local.fork import Draw, ForkDecoder, Log, Sampler, Warp, cache_key
 from vlmgate.captioner.local.layers import UnsuitableError, attention_folded
-from vlmgate.captioner.local.memory import out_of_memory
 from vlmgate.captioner.local.packed import PackedDecoder, Sequences, checked_logits
-from vlmgate.captioner.local.sampling import Draw, Sampler, Warp
 from vlmgate.errors import shorten
 
 logger = logging.getLogger(__name__)
