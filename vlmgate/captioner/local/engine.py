@@ -1,7 +1,7 @@
 """Caption with any vision-language checkpoint that transformers loads, on the route *packed* or *fork*.
 
-Start with `TransformersCaptioner`: it loads a checkpoint, tries which faster ways are right for it, and reads pictures
-in batches that fit into memory.
+Start with `TransformersCaptioner`: it tries which faster ways are right for a checkpoint, and reads pictures in batches
+that fit into memory.
 """
 
 from __future__ import annotations
@@ -15,14 +15,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from vlmgate.captioner.local import trials
-from vlmgate.captioner.local.checkpoint import (
-    describe,
-    keep_freed_memory,
-    load_checkpoint,
-    out_of_memory,
-    quiet,
-    release,
-)
+from vlmgate.captioner.local.checkpoint import describe, load_checkpoint, out_of_memory, quiet, release
 from vlmgate.captioner.local.features import Features
 from vlmgate.captioner.local.fork import ForkDecoder, Pick
 from vlmgate.captioner.local.runner import Runner, length_varies
@@ -51,8 +44,6 @@ class TransformersCaptioner:
     def __init__(self, model: ModelConfig, sampling: SamplingConfig) -> None:
         """Load the model; raises `ModelError` in one line."""
         checkpoint = load_checkpoint(model)
-        if checkpoint.device.type == "cpu":
-            keep_freed_memory()
         self._runner = runner = Runner(checkpoint, sampling)
         with quiet():
             self._length_varies = length_varies(runner.encode)

@@ -1,8 +1,8 @@
 """What is tried once on a loaded checkpoint: which faster ways are right for it, and how many images fit.
 
-Start with `lay_out_weights`, `can_pack`, `shared_tails` and `fitting`, in this order. Whatever the structure of a model
-promises, a few steps are computed both ways and their logits compared. Both ways give the same captions, so a trial
-decides about time and memory only; one that fails, in whatever way, leaves the slower way.
+Call `lay_out_weights`, `can_pack`, `shared_tails` and `fitting`, in this order. A few steps are computed both ways and
+their logits compared. Both ways give the same captions, so a trial decides about time and memory only; one that fails,
+in whatever way, leaves the slower way.
 """
 
 from __future__ import annotations
@@ -88,10 +88,7 @@ def draws_alike(runner: Runner) -> bool:
 
 
 def shared_tails(runner: Runner) -> Tails | None:
-    """Return how the two prompts end where answers may go on from the captions' prefill.
-
-    None where they may not, or where no question is asked.
-    """
+    """Return how the two prompts end where answers may go on from the captions' prefill; else, or unasked, None."""
     if runner.ask is None:
         return None
     with _or_else("captions and answers are prefilled apart"):
@@ -124,8 +121,7 @@ class Footprint:
     def image(self, route: str, samples: int, tokens: int) -> int:
         """Return the bytes of an image with K samples of T tokens; `route` is fork or packed.
 
-        The fork has K copies of prompt and tokens besides the prompt's own cache. Packed has one copy of the prompt,
-        at other addresses, and the tokens of each branch.
+        The fork copies the prompt's cache K times; packed copies it once.
         """
         kept = samples * (self.prompt + tokens) if route == "fork" else self.prompt + samples * tokens
         return self.prefill + kept * self.token + samples * self.vocabulary * 4 * LOGIT_COPIES
@@ -145,10 +141,9 @@ def images_that_fit(free: int, image: int, most: int) -> int:
 
 
 def fitting(runner: Runner, route: str, limit: int) -> int:
-    """Return how many images at once a GPU's free memory is likely to hold; no less than 1, no more than asked for.
+    """Return how many images at once a GPU's free memory is likely to hold: 1 to what is asked for; `limit` fitted.
 
-    Estimated from the prefill of one small picture: larger ones may take more, and then the batch is halved. `limit`
-    is what fitted so far.
+    Estimated from the prefill of one small picture: larger ones may take more, and then the batch is halved.
     """
     checkpoint, sampling = runner.checkpoint, runner.sampling
     device = checkpoint.device
