@@ -23,8 +23,7 @@ CHUNKS = 512  # evenly spaced samples of a larger file: a changed output layer a
 CHUNK_BYTES = 4096
 SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".py", ".safetensors"})
 
-# What a processor of one fixed size says of itself. Any other key may mean tiles, crops at full resolution, or as many
-# pixels as there are, so a processor with one wants its pictures whole.
+# What a processor of one fixed size says of itself. With any other key it may cut tiles, and wants its pictures whole.
 _PLAIN = frozenset(
     "crop_size data_format default_to_square device disable_grouping do_center_crop do_convert_rgb do_normalize do_pad "
     "do_rescale do_resize feature_extractor_type image_mean image_processor_type image_seq_length image_std "
@@ -75,23 +74,19 @@ def _find(model: ModelConfig) -> Local | Hub:
         return Local(folder, builtin=True)
     name, folder = model.model, Path(model.model).expanduser()
     if folder.is_dir():
-        _check_folder(folder)
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder} holds no config.json. Name the folder of a model saved with save_pretrained.")
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(
+                f"{folder} holds no .safetensors weights, and pickled ones are refused because loading them runs code. "
+                "Convert the model with save_pretrained."
+            )
         return Local(folder)
     if folder.exists():
         raise ModelError(f"{name} is a file. Name the folder that holds config.json and the weights.")
     if name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1:
         raise ModelError(f"There is no folder {name}. Give the path of a model folder, or a hub id (owner/name).")
     return Hub(name, model.revision)
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json. Name the folder of a model saved with save_pretrained.")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{folder} holds no .safetensors weights, and pickled ones are refused because loading them runs code. "
-            "Convert the model with save_pretrained."
-        )
 
 
 def _refuse_code_from_elsewhere(folder: Path) -> None:
@@ -130,10 +125,9 @@ def own_limits(sampling: SamplingConfig) -> tuple[str, ...]:
 def model_fingerprint(model: ModelConfig) -> dict[str, str]:
     """Return what identifies the checkpoint: its content for a folder or the built-in model, its name for a hub model.
 
-    A folder's path is no part of it: the same files elsewhere are the same model. A hub name does not say which commit
-    a branch points to today; `ModelInfo.revision` does once the model is loaded. Of a model server it is the name that
-    it knows the model by, and how images are sent; where it stands is no part of it, so that it may move. Raises
-    `ModelError` if there is no such folder.
+    Of a model server it is the name that it knows the model by, and how images are sent. A folder's path or a server's
+    URL is no part of it, so that they may move. A hub name does not say which commit a branch points to;
+    `ModelInfo.revision` does once the model is loaded. Raises `ModelError` if there is no such folder.
     """
     if model.endpoint is not None:
         return {"model": SERVER, "name": model.model, "max_side": str(model.endpoint.max_side), "pipeline": PIPELINE}
@@ -172,8 +166,8 @@ def _add_file(digest: hashlib._Hash, path: Path) -> None:
 def picture_side(model: ModelConfig) -> int | None:
     """Return the longest side, in pixels, that the processor shrinks every picture to; None where that is not known.
 
-    It is known of checkpoints in a folder whose processor has one size for all pictures. Of a hub model it would be
-    known only once it is downloaded, and how pictures are read must not depend on that.
+    It is known of folders whose processor has one size for all pictures. Of a hub model it would be known only after
+    the download, and how pictures are read must not depend on that.
     """
     place = locate(model)
     if not isinstance(place, Local):

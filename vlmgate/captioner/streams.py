@@ -1,10 +1,8 @@
-"""What follows from an image's seed: random numbers and noised views; and a test picture, which follows from nothing.
+"""What follows from an image's seed: random numbers and noised views; and a test picture, which needs none.
 
-Start with `uniforms` (numbers with which samples are drawn) and `views_of` (copies of a picture with noise).
-
-PCG64, SeedSequence and `random_raw` are frozen by numpy's compatibility policy; the rest is spelled out here because
-`Generator` carries no such promise. There is no global random state: a stream is made anew from its key wherever it is
-needed.
+Start with `uniforms` (with which samples are drawn) and `views_of` (noised copies of a picture). PCG64, SeedSequence
+and `random_raw` are frozen by numpy's compatibility policy; `Generator` is not, so the rest is spelled out here. There
+is no global random state: a stream is made anew from its key wherever it is needed.
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ from PIL import Image
 
 from vlmgate.data import ImageFile, Picture
 
-# Cells of noise along the longer side, at most. A processor shrinks a photograph of 4,000 pixels to a few hundred, and
-# averages away any noise that changes from pixel to pixel: there a cell is several pixels wide.
+# Cells of noise along the longer side, at most: shrinking a large photograph would average finer noise away.
 CELLS = 512
 STRIP = 256  # rows of pixels that are added up at once: a line-scan image has hundreds of megapixels
 
@@ -35,18 +32,15 @@ def uniforms(
 ) -> NDArray[np.float64]:
     """Return the (K, T) uniforms in [0, 1) with which the samples of one page are drawn, one row per sample.
 
-    Each row has its own stream, so that a larger K or T adds to what a smaller one gives and changes none of it.
-    Captions have other streams than answers, so that a question changes no caption.
+    Each row has its own stream, so that a larger K or T only adds to what a smaller one gives. Captions have other
+    streams than answers, so that a question changes no caption.
     """
     children = _root(seed, sha256, page, use).spawn(num_samples)
     return _uniform(np.stack([np.random.PCG64(child).random_raw(num_tokens) for child in children]))
 
 
 def seeds(seed: int, sha256: str, page: int, num_samples: int, use: Stream = "captions") -> list[int]:
-    """Return K seeds in [0, 2^31), for a server that draws the samples of one page with its own random numbers.
-
-    Seed k comes from the stream of sample k, so that a larger K adds seeds and changes none.
-    """
+    """Return K seeds in [0, 2^31) for a server to draw the samples of one page with; a larger K only adds some."""
     children = _root(seed, sha256, page, use).spawn(num_samples)
     return [int(np.random.PCG64(child).random_raw()) >> 33 for child in children]
 

@@ -207,7 +207,7 @@ def _ids(value: object) -> set[int]:
 
 
 def describe(name: str, checkpoint: Checkpoint, route: str) -> ModelInfo:
-    """Return what a result tells of the model; `route` is how K captions are made."""
+    """Return what a result says of the model; `route` is how K captions are made."""
     import transformers
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -375,7 +375,7 @@ def explain(config: ModelConfig, place: Local | Hub, error: BaseException) -> st
         return f"{where} does not fit into the memory of {config.device}. Use a smaller model, or --dtype bfloat16."
     if isinstance(error, ImportError):
         return f"{where} needs a package that is not installed: {shorten(error)}"
-    chain: list[BaseException] = []  # what went wrong, and what caused it
+    chain: list[BaseException] = []  # the exception and what caused it, outermost first
     part: BaseException | None = error
     while part is not None and part not in chain:
         chain.append(part)

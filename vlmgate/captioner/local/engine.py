@@ -23,7 +23,7 @@ from vlmgate.captioner.local.shared_prefill import Continuation, Prefill
 from vlmgate.captioner.protocol import Enough
 from vlmgate.captioner.streams import Stream, views_of
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.data import Caption, ModelInfo, Picture, Sampled, Times
+from vlmgate.data import Caption, Picture, Sampled, Times
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,16 +49,11 @@ class TransformersCaptioner:
             self._length_varies = length_varies(runner.encode)
         trials.lay_out_weights(runner)
         runner.packs = trials.can_pack(runner)
-        self._info = describe(model.model, checkpoint, "packed" if runner.packs else "fork")
+        self.info = describe(model.model, checkpoint, "packed" if runner.packs else "fork")
         self._tails = trials.shared_tails(runner)
         runner.times = Times()  # less what the trials took
         # Images per forward; halved for good when memory runs out.
-        self._limit = trials.fitting(runner, self._info.route, sampling.at_once)
-
-    @property
-    def info(self) -> ModelInfo:
-        """What it is and where it runs."""
-        return self._info
+        self._limit = trials.fitting(runner, self.info.route, sampling.at_once)
 
     def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         """Return what is sampled of each of B pictures, in the order given; raises what processor and model raise.
@@ -165,11 +160,7 @@ class TransformersCaptioner:
         return [Sampled(*one, views) for one in zip(captions, answers, features, strict=True)]
 
     def _decode(
-        self,
-        images: Sequence[Image.Image],
-        pick: Pick,
-        answers: ForkDecoder | None = None,
-        inputs: dict[str, Any] | None = None,
+        self, images: Sequence[Image.Image], pick: Pick, answers: ForkDecoder | None = None, inputs: Any = None
     ) -> ForkDecoder:
         """Caption a batch, with `pick` choosing every token; fill `answers` on the way where the prefill is shared."""
         runner = self._runner
@@ -187,8 +178,7 @@ class TransformersCaptioner:
     ) -> list[Sampled] | None:
         """Draw a few samples at a time from one prefill, and stop for each image where those will do.
 
-        Sample k of an image is drawn from stream k, so those that are drawn are the first of those that would have
-        been. None where the prompts of the batch do not end as they should.
+        They are the first of those that would be drawn at once. None where prompts do not end as they should.
         """
         runner = self._runner
         prefills = self._prefill((prepared or self._prepared(batch)).inputs)

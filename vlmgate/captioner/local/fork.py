@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,27 +20,16 @@ BLOCK = 512  # tokens; the inverse CDF first finds a block of the vocabulary, th
 SMALLEST_TEMPERATURE = 1e-30  # below it float32 divides zero by zero; sampling is greedy long before that
 FIRST_NUCLEUS = 256  # tokens looked at first when searching the top-p nucleus; grows eightfold until it is covered
 
-# Draws one token for each row that is still computed: (R, V) logits, the step counted from 0, and the rows' numbers
-# (R,) among the B·K of the batch.
+# Draws one token for each row: (R, V) logits, the step from 0, and the rows' numbers (R,) among the batch's B·K.
 Pick = Callable[[torch.Tensor, int, torch.Tensor], "Draw"]
 
-# Share of rows left at which the ended ones are dropped: often enough to matter, seldom enough that copying the cache
-# costs at most a few steps in all.
-DROP_AT = 0.75
+DROP_AT = 0.75  # share of rows left at which the ended ones are dropped; copying the cache costs a few steps in all
 
-# What only the prefill reads. Rows of these are images, tiles or patches, not sequences, so they must not be repeated
-# K times. `image_keys` adds what a checkpoint's processor makes.
+# What only the prefill reads: images, tiles or patches, which must not be repeated K times. `image_keys` adds to it.
 PREFILL_ONLY = frozenset(
     "aspect_ratio_ids aspect_ratio_mask image_grid_thw image_sizes mm_encoder_outputs "
     "pixel_attention_mask pixel_mask pixel_values spatial_shapes".split()
 )
-
-
-class Then(Protocol):
-    """What goes on from the first prompt's prefill: `begin` before the cache is copied to K rows, `run` at the end."""
-
-    def begin(self, input_ids: torch.Tensor, state: Mapping[str, Any]) -> None: ...
-    def run(self, model: Any) -> None: ...
 
 
 @dataclass(slots=True)
@@ -55,7 +44,7 @@ class ForkDecoder:
     end_ids: frozenset[int]
     pick: Pick
     image_keys: frozenset[str] = frozenset()
-    then: Then | None = None
+    then: Any = None  # a `Continuation`: `begin` before the cache is copied to K rows, `run` at the end
     tokens: list[list[int]] = field(init=False, default_factory=list)  # B·K rows, the end token included
     logprobs: list[list[float]] = field(init=False, default_factory=list)  # the same shape, nats
     finite: list[bool] = field(init=False, default_factory=list)  # B·K
@@ -72,8 +61,8 @@ class ForkDecoder:
     ) -> torch.Tensor:
         """Fill `tokens`, `logprobs` and `finite`; return the prompts, for `generate` expects some sequences.
 
-        The processors, criteria and generation settings that `generate` prepared are ignored on purpose: sampling is
-        `pick`, stopping is `end_ids` and `max_new_tokens`, and nothing else may have a say.
+        What else `generate` prepared is ignored on purpose: sampling is `pick`, stopping is `end_ids` and
+        `max_new_tokens`.
         """
         logits, state = self._prefill(model, input_ids, state)
         if self.then is not None:
@@ -135,10 +124,7 @@ class ForkDecoder:
 
 
 def _kept(unended: torch.Tensor, left: list[int], most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the prompts (B'',) and their branches (B'', K'') to go on with.
-
-    Where a prompt has fewer branches left than another, ended ones fill up; they are computed in vain.
-    """
+    """Return the prompts (B'',) and their branches (B'', K'') to go on with; ended ones fill up, in vain."""
     prompts = torch.tensor(left, device=unended.device)
     first = torch.argsort((~unended[prompts]).int(), dim=1, stable=True)[:, :most]  # those that go on
     return prompts, first.sort(dim=1).values
@@ -225,18 +211,14 @@ def last_logits(outputs: Any) -> torch.Tensor:
 
 
 def cache_key(state: Mapping[str, Any]) -> str | None:
-    """Return the name under which the state holds a cache whose rows can be chosen; None where it holds none.
-
-    Transformers 5.24 renamed `past_key_values` to `cache`, and goes on using the old name for code that expects it.
-    """
+    """Return the state's name for a cache whose rows can be chosen, which depends on transformers' version; or None."""
     return next((key for key, value in state.items() if hasattr(value, "reorder_cache")), None)
 
 
 def can_drop_rows(model: Any, state: Mapping[str, Any]) -> bool:
-    """Tell whether every part of the state is of a kind whose rows `keep_rows` knows how to select.
+    """Tell whether `keep_rows` knows how to select rows of every part of the state.
 
-    A decoder with no positions in the state may derive them from numbers that the model keeps per image (Qwen-VL),
-    which would no longer fit.
+    With no positions in it, they may come from numbers that the model keeps per image (Qwen-VL) and would not fit.
     """
     if not model.config.is_encoder_decoder and state.get("position_ids") is None:
         return False
@@ -316,8 +298,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, warp: Warp) -> Draw:
     """Draw one token per row of (R, V) logits by inverse CDF over the vocabulary in index order.
 
     `uniform` is (R,) float64 in [0, 1). Tokens that tie with the last one kept by top-k or top-p are kept as well, so
-    the result does not depend on how a sort orders equals. Logits of -inf are tokens of probability zero; they are
-    never drawn, whatever the uniform.
+    that the order of a sort does not matter. Logits of -inf are never drawn, whatever the uniform.
     """
     logits = logits.float()
     top = logits.amax(-1, keepdim=True)  # (R, 1)
@@ -351,8 +332,7 @@ def _keep_top(weights: torch.Tensor, warp: Warp) -> torch.Tensor:
 def _nucleus_floor(weights: torch.Tensor, top_p: float) -> torch.Tensor:
     """Return the (R, 1) weight of the least likely token in the smallest set of the likeliest that holds mass top_p.
 
-    A full sort of 262,144 entries costs far more than the forward pass of a small model, so the likeliest few hundred
-    are looked at first and more only if they do not cover top_p.
+    A full sort of 262,144 entries costs more than a small model's forward pass, so the likeliest are looked at first.
     """
     wanted = top_p * _exact(_blocks(weights).sum(-1)).sum(-1, keepdim=True)  # (R, 1)
     size = min(FIRST_NUCLEUS, weights.shape[-1])
@@ -368,8 +348,8 @@ def _nucleus_floor(weights: torch.Tensor, top_p: float) -> torch.Tensor:
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Return, for each row, the first token whose cumulative weight exceeds `uniform` times the total; weight 0: never.
 
-    In two steps, block and token, because one float32 sum over 262,144 entries loses the rare tokens, and one in
-    float64 costs several times the memory traffic. Each step sums at most a few hundred terms in float64.
+    In two steps, block and token: a float32 sum over 262,144 entries loses the rare tokens, and one in float64 costs
+    several times the memory traffic.
     """
     blocks = _blocks(weights)
     block_sums = _exact(blocks.sum(-1))  # (R, V / 512)
@@ -386,8 +366,8 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 def _find(parts: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first index of each row whose running sum exceeds the target, and the target less what came before.
 
-    Rounding can push the target to or past the total, and a parallel running sum can wobble in its last digit: the
-    index is therefore moved to a part above zero (down if there is one, else up).
+    Rounding can push the target past the total, and a parallel running sum can wobble in its last digit: the index is
+    moved to a part above zero (down if there is one, else up).
     """
     running = parts.cumsum(-1)  # (R, N)
     positions = torch.arange(parts.shape[-1], device=parts.device)

@@ -1,6 +1,7 @@
-"""Run batches of pictures through a loaded checkpoint: inputs, prefill, decoding, and tokens put into words.
+"""Run batches of pictures through a loaded checkpoint: prompts, inputs, prefill, decoding, and tokens put into words.
 
-Start with `Runner`. `engine` makes a `Captioner` of it, and `trials` finds out which faster ways are right for it.
+Start with `Runner`. How a processor wants its image marked in the prompt differs by family and is written down nowhere,
+so `PromptEncoder` tries the forms once on two blank pictures.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from vlmgate.captioner.local.fork import ForkDecoder, Pick, Sampler, Warp
 from vlmgate.captioner.local.layers import attention_in_blocks
 from vlmgate.captioner.local.packed import PackedDecoder
 from vlmgate.captioner.local.recorded import RecordedDecoder, Recordings
-from vlmgate.captioner.local.shared_prefill import Continuation
 from vlmgate.captioner.streams import Stream, uniforms
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Caption, Finish, Picture, Times
@@ -54,14 +54,13 @@ class Runner:
         self.times = Times()
         self._encoding = threading.Lock()  # processors keep state while they run
         self._tokenizer = copied_tokenizer(checkpoint.processor.tokenizer)
+        # One thread may encode while another one puts tokens into words.
+        self.encodes_ahead = self._tokenizer is not checkpoint.processor.tokenizer
         self._generation = own_generation_config(checkpoint, sampling.max_new_tokens)
         self._image_keys = frozenset(checkpoint.processor.image_processor.model_input_names)
-        self._accepted = accepted_keys(checkpoint.model)
-
-    @property
-    def encodes_ahead(self) -> bool:
-        """Whether one thread may encode while another one puts tokens into words."""
-        return self._tokenizer is not self.checkpoint.processor.tokenizer
+        model = checkpoint.model
+        methods = (model.forward, model.prepare_inputs_for_generation, type(model).generate)  # their inputs by name
+        self._accepted = frozenset(name for method in methods for name in inspect.signature(method).parameters)
 
     def encoder(self, prompt: str) -> PromptEncoder:
         """Return what turns images into inputs with this prompt."""
@@ -88,8 +87,8 @@ class Runner:
     def fast_kind(self) -> type[PackedDecoder]:
         """Return how to pack here: on CUDA only in recorded steps.
 
-        Packing feeds few rows through many small kernels; where those are launched one by one it took 1.2 times
-        as long as the fork on an H200, and where they are replayed 0.16 to 0.34 times as long (the draw not recorded).
+        Packing feeds few rows through many small kernels. Launched one by one they took 1.2 times as long as the fork
+        on an H200, replayed 0.16 to 0.34 times as long (the draw not recorded).
         """
         return RecordedDecoder if self.checkpoint.device.type == "cuda" else PackedDecoder
 
@@ -109,23 +108,18 @@ class Runner:
                 generation_config=self._generation,
                 custom_generate=decoder,
             )
-        drawing = decoder.seconds
-        if isinstance(decoder.then, Continuation):
-            drawing += decoder.then.decoder.seconds
+        drawing = decoder.seconds + (decoder.then.decoder.seconds if decoder.then is not None else 0.0)
         self.spend(time.perf_counter() - begun - drawing, drawing)
 
     def spend(self, vision_and_prefill: float, decoding: float) -> None:
         """Add seconds to the times."""
-        before = self.times
-        self.times = Times(before.vision_and_prefill + vision_and_prefill, before.decoding + decoding)
+        self.times = Times(self.times.vision_and_prefill + vision_and_prefill, self.times.decoding + decoding)
 
     def _image_tokens(self, inputs: dict[str, Any]) -> list[int]:
         """Return how many image tokens each prompt of a batch holds; 1 each where that cannot be seen."""
         ids = inputs["input_ids"]
-        if not self.image_ids:
-            return [1] * len(ids)
-        counts: list[int] = torch.isin(ids, torch.tensor(sorted(self.image_ids))).sum(-1).tolist()
-        return counts
+        found = torch.isin(ids, torch.tensor(sorted(self.image_ids))).sum(-1).tolist() if self.image_ids else None
+        return found or [1] * len(ids)
 
     def sampler(self, batch: Sequence[Picture], use: Stream, part: slice = slice(None)) -> Pick:
         """Return the function that draws row b·K + k of every step from stream k of image b, of K or a part of them."""
@@ -156,8 +150,7 @@ class Runner:
 def own_generation_config(checkpoint: Checkpoint, max_new_tokens: int) -> Any:
     """Replace the checkpoint's generation config, in the model and its parts, and return the new one.
 
-    `generate` fills every setting that is left open from the model's own config, so that one is replaced as well. Only
-    the ids of structural tokens are kept: they say how a sequence begins and ends, not how it is sampled.
+    `generate` would fill what is left open from the model's own. Only the ids of structural tokens are kept.
     """
     model = checkpoint.model
     text = model.config.get_text_config(decoder=True)
@@ -190,12 +183,6 @@ def image_token_ids_of(checkpoint: Checkpoint) -> frozenset[int]:
     found = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
     found.append(getattr(checkpoint.processor, "image_token_id", None))
     return frozenset(i for i in found if isinstance(i, int))
-
-
-def accepted_keys(model: Any) -> frozenset[str]:
-    """Return the inputs by name that `generate` lets through to this model."""
-    methods = (model.forward, model.prepare_inputs_for_generation, type(model).generate)
-    return frozenset(name for method in methods for name in inspect.signature(method).parameters)
 
 
 def moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -233,7 +220,10 @@ class PromptEncoder:
         self._processor = processor
         self._padding_side = padding_side
         self._image_token_ids = image_token_ids
-        _prepare_tokenizer(processor.tokenizer, padding_side)
+        tokenizer = processor.tokenizer
+        tokenizer.padding_side = padding_side
+        if tokenizer.pad_token_id is None:  # padding is masked, so any token will do
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
         self.form = self._find_form(prompt)
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, Any]:
@@ -290,10 +280,9 @@ class PromptEncoder:
         ids: torch.Tensor = self._call(form, blanks)["input_ids"]
         if ids.shape[0] != len(blanks):
             raise ValueError(f"{ids.shape[0]} prompts came back for {len(blanks)} pictures")
-        if self._image_token_ids:
-            marks = torch.isin(ids, torch.tensor(sorted(self._image_token_ids)))
-            if not bool(marks.any(-1).all()):
-                raise ValueError("the prompt holds no image")
+        marks = torch.tensor(sorted(self._image_token_ids))
+        if len(marks) and not bool(torch.isin(ids, marks).any(-1).all()):
+            raise ValueError("the prompt holds no image")
         return ids
 
     def _forms(self, prompt: str) -> Iterator[Form]:
@@ -330,13 +319,12 @@ def copied_tokenizer(tokenizer: Any) -> Any:
 def _texts(processor: Any, prompt: str) -> Iterator[str]:
     """Yield the prompt as the processor's chat template writes it, then plain, then with the image marked.
 
-    Plain comes first because the processors that accept it put the image in themselves, and would do so twice.
+    Processors that accept it plain put the image in themselves, and would do so twice.
     """
     marks = _marks(processor)
     listed = [{"type": "image"}, {"type": "text", "text": prompt}]
     for owner in (processor, processor.tokenizer):
-        template = getattr(owner, "chat_template", None)
-        if not template:
+        if not (template := getattr(owner, "chat_template", None)):
             continue
         for content in (listed, *(f"{mark}\n{prompt}" for mark in marks)):
             text = _render(owner.apply_chat_template, str(template), content)
@@ -364,9 +352,3 @@ def _render(apply: Callable[..., Any], template: str, content: object) -> str | 
     except Exception as error:  # templates raise what they like
         logger.debug("the chat template refused %r: %s", content, shorten(error))
         return None
-
-
-def _prepare_tokenizer(tokenizer: Any, padding_side: str) -> None:
-    tokenizer.padding_side = padding_side
-    if tokenizer.pad_token_id is None:  # padding is masked, so any token will do
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)

@@ -87,10 +87,6 @@ class Server:
         """Do some asking and wait for it; what interrupts the waiting ends the asking."""
         return self._loop.run(work)
 
-    def hide(self, text: str) -> str:
-        """Return a text without the key."""
-        return without(self._key, text)
-
     async def complete(self, options: Mapping[str, Any], *, retries: int | None = None) -> dict[str, Any]:
         """Return a chat completion as plain data, its `choices` a list; nothing else in it has been checked.
 
@@ -132,7 +128,7 @@ class Server:
                 raw = await self._client.chat.completions.with_raw_response.create(
                     **request, extra_headers=self._headers
                 )
-            return parse(self.hide(raw.content.decode("utf-8", "replace")).encode())
+            return parse(without(self._key, raw.content.decode("utf-8", "replace")).encode())
         except BadReplyError as error:
             problem: Exception = _PassingError(str(error), NONSENSE_COUNTS)
         except Exception as error:
@@ -168,7 +164,7 @@ class Server:
         return _PassingError(f"HTTP {status}: {detail}", wait=_retry_after(headers.get("retry-after")))
 
     def _line(self, text: str) -> str:
-        return shorten(self.hide(text), LONGEST_DETAIL)
+        return shorten(without(self._key, text), LONGEST_DETAIL)
 
 
 def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +221,7 @@ def _bounded_stream() -> Any:
 
 def _own_words(body: object) -> str:
     """Return a server's own words for an error, wherever it puts them."""
-    found: object = body
+    found = body
     for key in ("error", "message", "detail"):
         if isinstance(found, dict) and key in found:
             found = found[key]
