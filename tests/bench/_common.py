@@ -21,8 +21,7 @@ from rich.table import Table
 
 from tests.bench import _builtin as measure
 from tests.bench._anomalies import KINDS
-from vlmgate.captioner.builtin import weights_folder
-from vlmgate.captioner.location import model_fingerprint
+from vlmgate.captioner.location import model_fingerprint, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Quality, Sampled
 from vlmgate.factory.world import Defect, Truth

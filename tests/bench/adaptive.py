@@ -19,7 +19,7 @@ from scipy.stats import beta
 from tests.bench import _builtin as measure
 from tests.bench._timing import table, write
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.builtin import weights_folder
+from vlmgate.captioner.location import weights_folder
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, split_samples
 from vlmgate.data import Picture, Route
 from vlmgate.gate.early_stop import Foresight, looks

@@ -16,7 +16,7 @@ from tests.bench._builtin import ASPECTS, Reading, draw, photographs, read
 from tests.bench.builtin import bars, sheets, summarise
 from tests.bench.samples import PER_CONDITION, sample_files
 from tests.support.paths import ROOT
-from vlmgate.captioner.builtin import weights_folder
+from vlmgate.captioner.location import weights_folder
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Reason
 from vlmgate.factory.render import Wanted, render

@@ -65,7 +65,7 @@ def rescore(
 
 def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str, ...]:
     """Return the limits of the model that made a result, where it has some and the result what they compare."""
-    from vlmgate.captioner.builtin import own_limits
+    from vlmgate.captioner.location import own_limits
 
     named = (provenance["model"] or {}).get("model")
     if named != BUILTIN or all(record.novelty is None for record in records):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmgate.captioner.builtin import own_limits
+from vlmgate.captioner.location import own_limits
 from vlmgate.config import BUILTIN, SERVER, ScanConfig
 from vlmgate.data import Content, Reading, Reason, Record, content_of
 from vlmgate.errors import GateError

@@ -19,7 +19,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from vlmgate.captioner.quiet import quiet
+from vlmgate.captioner.local.checkpoint import quiet
 from vlmgate.errors import ModelError, one_line
 from vlmgate.scores.diversity import Matrix, as_kernel
 

@@ -13,7 +13,7 @@ from tests.bench.endpoint import correlation
 from tests.support.paths import LABELLED
 from tests.support.serving import model_server, what_is_missing
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.builtin import weights_folder
+from vlmgate.captioner.location import weights_folder
 from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Sampled
