@@ -38,7 +38,7 @@ from vlmgate.gate.rules import Candidate, Gate, Limit, decide, safe_limit
 from vlmgate.gate.simulate import LEAST_UNSEEN, entropy, seldom_ends
 from vlmgate.scores.diversity import Matrix
 from vlmgate.scores.novelty import Reference
-from vlmgate.scores.score import Said, Scorer
+from vlmgate.scores.score import Samples, Scorer
 
 CHANCE = 0.01  # by its answers: of being accepted after all, below which an image is left to a person
 CHANCE_OF_ERROR = 0.001  # of going to a person after all, below which it is accepted; the dearer mistake
@@ -62,21 +62,22 @@ def check_gate(gate: Gate, kernel: str) -> None:
         raise GateError(f"--samples cannot foresee {unknown[0]}; limit {', '.join(_OF_CAPTIONS)}, or give -k.")
 
 
-def saving(readings: Iterable[Reading], first: int, most: int) -> dict[str, Any]:
+def saving_of(
+    records: Iterable[Record], readings: Mapping[Content, Reading], sampling: SamplingConfig
+) -> dict[str, Any]:
     """Return how many samples and tokens were drawn; what K would have taken is estimated from those of each image."""
-    drawn, stopped, tokens, whole = [], 0, 0, 0.0
-    for reading in readings:
-        said = (*reading.captions, *(reading.answers or ()))
-        own = sum(caption.num_tokens for caption in said)
+    wanted, most = {content_of(record) for record in records}, sampling.num_samples
+    drawn, tokens, whole = list[int](), 0, 0.0
+    for reading in (reading for content, reading in readings.items() if content in wanted):
+        own = sum(caption.num_tokens for caption in (*reading.captions, *(reading.answers or ())))
         drawn.append(len(reading.captions))
-        stopped += drawn[-1] < most
         tokens += own
         whole += own * most / drawn[-1]
     return {
-        "first": first,
+        "first": sampling.first_samples,
         "most": most,
         "images": len(drawn),
-        "stopped_early": stopped,
+        "stopped_early": sum(number < most for number in drawn),
         "mean_samples": round(sum(drawn) / len(drawn), 3) if drawn else None,
         "tokens": tokens,
         "tokens_of_all": round(whole),
@@ -92,17 +93,6 @@ def joined(savings: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     sums = {key: sum(one[key] for one in savings) for key in ("stopped_early", "tokens", "tokens_of_all")}
     mean = round(drawn / images, 3) if images else None
     return {"first": savings[0]["first"], "most": savings[0]["most"], "images": images, "mean_samples": mean} | sums
-
-
-def told_of_saving(
-    records: Iterable[Record], readings: Mapping[Content, Reading], sampling: SamplingConfig
-) -> dict[str, Any] | None:
-    """Return what the provenance says of samples that were not drawn; None where all were to be."""
-    if sampling.first_samples is None:
-        return None
-    wanted = {content_of(record) for record in records}
-    kept = (reading for content, reading in readings.items() if content in wanted)
-    return saving(kept, sampling.first_samples, sampling.num_samples)
 
 
 def looks(first: int, most: int) -> tuple[int, ...]:
@@ -130,20 +120,19 @@ class Foresight:
         """Tell whether the decision on what was said so far is, as good as certainly, that on K samples."""
         if len(reading.captions) >= self.most:
             return True
-        said = Said(reading.captions, reading.answers, reading.views)
         far = math.nan if reference is None else float(reference.novelty_of([reading.features])[0])
-        return self.is_certain(said, reading.quality, round(far, 6) if math.isfinite(far) else None)
+        return self.is_certain(reading, reading.quality, round(far, 6) if math.isfinite(far) else None)
 
     def open_among(self, readings: Mapping[Content, Reading], reference: Reference | None) -> list[Content]:
         """Return of which readings the decision is not certain: they were enough for another gate."""
         return [content for content, reading in readings.items() if not self.settled(reading, reference)]
 
-    def is_certain(self, said: Said, quality: Quality | None, novelty: float | None) -> bool:
+    def is_certain(self, said: Samples, quality: Quality | None, novelty: float | None) -> bool:
         """Tell the same of what was said, how well the picture was taken, and how novel it is."""
         scores, reason = self.scorer.score(said, novelty, self.most)
         if reason not in (None, Reason.NO_ANSWER, Reason.NO_SCORE):
             return True
-        candidate = Candidate(("", 1), scores, reason, quality, novelty)
+        candidate = Candidate.of("", scores, reason, quality, novelty)
         now = decide([candidate], self.gate)[0].route
         limits = sorted(self._limits(scores), key=lambda limit: limit.column in _OF_CAPTIONS)  # which take the longest
         foreseen = (self._foreseen(limit, candidate, said) for limit in limits)
@@ -156,7 +145,7 @@ class Foresight:
         own = [] if self.gate.threshold is None else [safe_limit(self.gate.score, self.gate.threshold)]
         return [*own, *(limit for limit in self.gate.limits if limit.answer in (None, scores.answer))]
 
-    def _foreseen(self, limit: Limit, candidate: Candidate, said: Said) -> bool | None:
+    def _foreseen(self, limit: Limit, candidate: Candidate, said: Samples) -> bool | None:
         """Tell whether a limit is sure to be kept (True) or broken (False) by K samples; None where it is open."""
         value = candidate.value(limit.column)
         if value is None:
@@ -172,13 +161,13 @@ class Foresight:
             sure = self._vendi_is_sure(limit, candidate, said, kept)
         return kept if sure else None
 
-    def _vendi_is_sure(self, limit: Limit, candidate: Candidate, said: Said, kept: bool) -> bool:
+    def _vendi_is_sure(self, limit: Limit, candidate: Candidate, said: Samples, kept: bool) -> bool:
         """Tell whether the Vendi score of K captions will be on the same side as that of those at hand."""
         most = limit.value
         if limit.column == "agreement":
             most = 1 + (1 - limit.value) * (self.most - 1)
         elif limit.column == "doubt":
-            novelty = candidate.novelty or 0.0
+            novelty = candidate.record.novelty or 0.0
             most -= self.most if novelty > 1 else 0
         if most < 1:  # of which the Vendi score is never less
             return not kept
@@ -216,7 +205,7 @@ class Foresight:
         )
         return chance < (CHANCE_OF_ERROR if kept else CHANCE)
 
-    def _answer_stays(self, said: Said) -> bool:
+    def _answer_stays(self, said: Samples) -> bool:
         """Tell whether the answer that leads cannot be caught up with."""
         counted = self.scorer.counts(said)
         if not counted:

@@ -1,6 +1,6 @@
 """Gates and limits: which values are accepted, where an image goes, and why.
 
-`make_gate` makes a gate from options, `decide` applies it.
+`make_gate` makes a gate from options, `decide` and `decide_rows` apply it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from vlmgate.data import Decision, Quality, Reason, Record, Route, Scores
+from vlmgate.data import Decision, Quality, Reason, Record, Route, Scores, columns_of
 from vlmgate.errors import GateError
 
 Side = Literal["<=", ">="]
@@ -248,31 +248,51 @@ def _checked(name: str, value: float, num_samples: int, option: str) -> float:
 # --- decisions --------------------------------------------------------------------------------------------------------
 
 
-_OF_SCORES, _OF_QUALITY = ({field.name for field in fields(kind)} for kind in (Scores, Quality))
-
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is known of one row when its route is chosen; `reason` is set where no score can save it."""
+    """One row before its decision; `reason` is set where no score can save it."""
 
-    key: tuple[str, int]  # (sha256, page): what shares it shares a decision; breaks ties in a budget
-    scores: Scores | Record | None  # a row has the columns of all three
+    record: Record  # with all figures that a gate may look at; its route is not chosen yet
     reason: Reason | None
-    quality: Quality | Record | None = None
-    novelty: float | None = None
 
     @classmethod
-    def of(cls, row: Record, reason: Reason | None, scores: Scores | None = None) -> Candidate:
-        """Return what a gate looks at in a row; `scores` take the place of its own."""
+    def of(
+        cls,
+        name: str,
+        scores: Scores | None,
+        reason: Reason | None,
+        quality: Quality | None = None,
+        novelty: float | None = None,
+    ) -> Candidate:
+        """Return one of figures that are in no row yet."""
+        figures = columns_of(scores) | columns_of(quality)
+        return cls(Record(file_name=name, page=1, seed=0, novelty=novelty, **figures), reason)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Return (sha256, page), or the name of what was not read; equal keys share a decision and break ties."""
+        row = self.record
         read = row.sha256 is not None and (row.num_samples is not None or row.captions is not None)
-        key = (str(row.sha256) if read else row.file_name, row.page)
-        return cls(key, scores or row, reason, row, row.novelty)
+        return (str(row.sha256) if read else row.file_name, row.page)
 
     def value(self, column: str) -> float | None:
         """Return what it has in a column; None where that cannot be compared."""
-        part = self.scores if column in _OF_SCORES else self.quality if column in _OF_QUALITY else self
-        found: float | None = getattr(part, column, None)
+        found: float | None = getattr(self.record, column, None)
         return found if found is not None and math.isfinite(found) else None
+
+
+def decide_rows(candidates: Sequence[Candidate], gate: Gate) -> list[Record]:
+    """Return the rows of the candidates, each with where it goes and why."""
+    return [
+        replace(
+            candidate.record,
+            route=decision.route,
+            reason=decision.reason,
+            decided_by=decision.column,
+            threshold=decision.threshold,
+        )
+        for candidate, decision in zip(candidates, decide(candidates, gate), strict=True)
+    ]
 
 
 def decide(candidates: Sequence[Candidate], gate: Gate) -> list[Decision]:
@@ -295,9 +315,8 @@ def bars(candidate: Candidate, limits: Sequence[Limit]) -> Decision | None:
     """Return the decision on what no score can save and on what is beyond a limit; None for all others."""
     if candidate.reason is not None:
         return Decision(Route.HUMAN_REVIEW, candidate.reason, None)
-    answer = candidate.scores.answer if candidate.scores else None
     for limit in limits:
-        if limit.answer is not None and limit.answer != answer:
+        if limit.answer not in (None, candidate.record.answer):
             continue
         value = candidate.value(limit.column)
         if value is None:

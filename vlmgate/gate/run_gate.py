@@ -20,8 +20,7 @@ from vlmgate.errors import GateError
 from vlmgate.gate.drift import Values, shifts
 from vlmgate.gate.file import GateFile, differences, feature_file, read_gate
 from vlmgate.gate.rules import ANSWER_COLUMNS, Gate, make_gate
-from vlmgate.scores.novelty import Reference
-from vlmgate.scores.reference import checkpoint_reference
+from vlmgate.scores.novelty import Reference, checkpoint_reference
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vlmgate.captioner.location import Local, locate
+from vlmgate.config import ModelConfig
 from vlmgate.errors import NoveltyError, one_line
 
 Matrix = NDArray[np.float64]
@@ -26,6 +28,7 @@ FEWEST = 8  # rows of a reference; fewer have no spread to speak of
 NEIGHBOURS = 5  # the distance to the fifth neighbour: one odd row of the reference makes nothing familiar
 FOLDS = 10
 QUANTILE = 0.99  # of the held-out distances; it is the unit
+CHECKPOINT_FILE = "novelty.npz"  # in a checkpoint's folder
 _LEAST_SHRINKAGE = 1e-3  # features are stored as float16, so directions of less variance are rounding
 _MOST_BYTES = 2 << 30  # of a file when unpacked; half a million images with a thousand numbers each
 _UNPACKED = 4096  # rows that are unpacked at once
@@ -171,6 +174,30 @@ class Reference:
             and math.isfinite(self.unit)
             and self.unit > 0
         )
+
+
+def checkpoint_reference(model: ModelConfig) -> Reference | None:
+    """Return the reference that lies in the checkpoint's own folder, if there is one; raises `NoveltyError`."""
+    if model.endpoint is not None:
+        return None
+    place = locate(model)
+    if not isinstance(place, Local) or not (place.folder / CHECKPOINT_FILE).is_file():
+        return None
+    return Reference.load(place.folder / CHECKPOINT_FILE)
+
+
+def told_of_reference(reference: Reference | None, folder: Path | None, *, calibrated: bool) -> dict[str, Any] | None:
+    """Return what the provenance says of a reference, and where it comes from."""
+    if reference is None:
+        return None
+    place = "calibration set" if calibrated else "checkpoint"
+    if folder is not None:
+        place = folder.resolve().as_posix()
+    return {
+        "folder": place.encode("utf-8", "backslashreplace").decode(),
+        "images": reference.count,
+        "method": reference.method,
+    }
 
 
 # --- features as they are kept ----------------------------------------------------------------------------------------
