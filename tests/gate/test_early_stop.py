@@ -21,15 +21,19 @@ from vlmgate.config import SamplingConfig, ScanConfig, WatchConfig
 from vlmgate.data import Caption, Picture, Quality, Reason, Route, Sampled
 from vlmgate.errors import ConfigError, GateError, LabelError, UsageError
 from vlmgate.gate.early_stop import (
+    PLAYS,
+    URNS,
     Foresight,
     beta_binomial,
     check_gate,
+    entropies,
+    entropy,
     entropy_between,
     joined,
     looks,
+    seldom_ends,
 )
 from vlmgate.gate.rules import Gate, Limit, make_gate
-from vlmgate.gate.simulate import PLAYS, URNS, entropies, entropy, seldom_ends
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import rescore
 from vlmgate.scores.diversity import WordKernel, word_kernel

@@ -109,6 +109,13 @@ class Gate:
         if rules > 1 or (rules == 0 and not limited):
             raise GateError("a gate needs exactly one limit on its score: a threshold or a review budget.")
 
+    @property
+    def own(self) -> Limit | None:
+        """Return the threshold as a limit."""
+        if self.threshold is None:
+            return None
+        return Limit(self.score, _safe_side(self.score), self.threshold, self.default, self.by_model)
+
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Gate:
         """Return the gate that a result's provenance holds; see `told`."""
@@ -123,14 +130,11 @@ class Gate:
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "vendi_score ≤ 1.8 and abstain_rate ≤ 0.25"."""
-        parts = []
+        parts = [limit.describe() for limit in (self.own, *self.limits) if limit]
         if self.budget_share is not None or self.budget_count is not None:
             many = f"{self.budget_count:,}" if self.budget_share is None else f"{self.budget_share * 100:.6g}% of"
-            parts = [f"the {many} images most uncertain by {self.score} go to a person"]
-        elif self.threshold is not None:
-            side = _safe_side(self.score)
-            parts = [Limit(self.score, side, self.threshold, self.default, self.by_model).describe()]
-        rule = " and ".join([*parts, *(limit.describe() for limit in self.limits)])
+            parts = [f"the {many} images most uncertain by {self.score} go to a person", *parts]
+        rule = " and ".join(parts)
         return rule if self.origin is None else f"{rule} ({self.origin})"
 
 
@@ -208,8 +212,7 @@ def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | No
 
 def never(column: str, answer: str) -> Limit:
     """Return the limit that keeps images with this answer from being accepted at all."""
-    side = _safe_side(column)
-    return Limit(column, side, -math.inf if side == "<=" else math.inf, answer=answer)
+    return safe_limit(column, -math.inf if HIGHER_IS_WORSE[column] else math.inf, answer)
 
 
 def safe_limit(column: str, value: float, answer: str | None = None) -> Limit:
@@ -326,21 +329,12 @@ def bars(candidate: Candidate, limits: Sequence[Limit]) -> Decision | None:
     return None
 
 
-def _uncertainty(candidate: Candidate, score: str) -> float:
-    """Return the score such that higher is worse, of a candidate that has one."""
-    value = candidate.value(score)
-    assert value is not None
-    return value if HIGHER_IS_WORSE[score] else -value
-
-
 def _by_threshold(candidate: Candidate, gate: Gate) -> Decision:
-    if gate.threshold is None:  # the limits, which hold, are the whole gate
-        limit = next(limit for limit in gate.limits if limit.column == gate.score)
+    limit = gate.own or next(limit for limit in gate.limits if limit.column == gate.score)  # which hold already
+    value = candidate.value(gate.score)
+    if value is not None and limit.holds(value):
         return Decision(Route.AUTO_ACCEPT, Reason.AGREED, limit.value, gate.score)
-    limit_value = gate.threshold if HIGHER_IS_WORSE[gate.score] else -gate.threshold
-    if _uncertainty(candidate, gate.score) <= limit_value:
-        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, gate.threshold, gate.score)
-    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, gate.threshold, gate.score)
+    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, limit.value, gate.score)
 
 
 def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None], gate: Gate) -> list[Decision]:
@@ -354,15 +348,12 @@ def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None
         budget = math.ceil(round(gate.budget_share * len(candidates), 9))
     read = sum(candidate.reason is not Reason.NOT_READ for candidate in candidates)  # the others' turn comes later
     free = [candidate for candidate, decision in zip(candidates, barred, strict=True) if decision is None]
-    ranked = sorted((-_uncertainty(c, gate.score), _logprob(c), c.key) for c in free)
+    sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
+    scored = [(c.value(gate.score) or 0.0, c.value("mean_logprob"), c.key) for c in free]  # what is free has a score
+    ranked = sorted((-sign * score, -math.inf if likely is None else likely, key) for score, likely, key in scored)
     chosen = ranked[: max(0, budget - (read - len(free)))]
     routed = {key for *_, key in chosen}
-    limit = None if not chosen else -chosen[-1][0] * (1 if HIGHER_IS_WORSE[gate.score] else -1)
+    limit = -sign * chosen[-1][0] if chosen else None
     uncertain = Decision(Route.HUMAN_REVIEW, Reason.MOST_UNCERTAIN, limit, gate.score)
     certain = Decision(Route.AUTO_ACCEPT, Reason.LEAST_UNCERTAIN, limit, gate.score)
     return [b or (uncertain if c.key in routed else certain) for c, b in zip(candidates, barred, strict=True)]
-
-
-def _logprob(candidate: Candidate) -> float:
-    logprob = candidate.value("mean_logprob")
-    return -math.inf if logprob is None else logprob

@@ -52,7 +52,7 @@ class Kernel(Protocol):
 
 
 class WordKernel:
-    """Content words, negation bound to what it negates; see `vlmgate.scores.words`."""
+    """Content words, negation bound to what it negates; see `word_kernel`."""
 
     same = SAME_READING
 
@@ -60,7 +60,6 @@ class WordKernel:
         """There is nothing to do."""
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
-        """Return the (K, K) kernel of one image's captions."""
         return word_kernel(texts)
 
 

@@ -1,4 +1,4 @@
-"""Kernels that need a model: sentence embeddings and entailment. `kernels.load_kernel` makes them.
+"""Kernels that need a model: sentence embeddings and entailment. `diversity.load_kernel` makes them.
 
 Weights come from a folder, as safetensors; nothing is fetched, and no code that comes with them is run.
 
@@ -64,7 +64,6 @@ class EmbeddingKernel:
             self._known |= zip(some, self._encoded(some), strict=True)
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
-        """Return the (K, K) kernel of one image's captions."""
         self.prepare([texts])
         vectors = np.stack([self._known[text] for text in texts]).astype(np.float64)
         return as_kernel(vectors @ vectors.T)
@@ -114,7 +113,6 @@ class EntailmentKernel:
             self._known |= zip(some, chances.cpu().tolist(), strict=True)
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
-        """Return the (K, K) kernel of one image's captions."""
         self.prepare([texts])
         table = np.array([[1.0 if a == b else self._known[a, b] for b in texts] for a in texts])
         return as_kernel(table)

@@ -38,10 +38,9 @@ _Line = tuple[dict[str, Any], int, int]  # what it says, empty where it is damag
 
 
 class Readings(Mapping[Content, Reading]):
-    """The readings of a journal, each taken from its line when it is asked for.
+    """The readings of a journal, each taken from its line when it is asked for; threads may share it.
 
-    One whose line turns out not to be what it was is not there any more, so that nothing is decided on it. Threads may
-    share it.
+    One whose line turns out not to be what it was is not there any more, so that nothing is decided on it.
     """
 
     def __init__(self, path: Path, index: Index, form: LineForm) -> None:
@@ -154,14 +153,13 @@ class Seen(MutableSet[Content]):
 
 
 class Journal:
-    """What has been read so far: the file, and where in it what is.
+    """What has been read so far; made by `Journal.open`.
 
     `readings` are kept for good: they belong to bytes, and bytes may come back. What was found under each name is that
     of the last time it was opened.
     """
 
     def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
-        """Use `Journal.open`."""
         self.path, self.run_id = path, uuid.uuid4().hex
         self.fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
         self.model: dict[str, Any] | None = None  # ModelInfo as a dict, once a model has been loaded
@@ -201,8 +199,8 @@ class Journal:
         return dict(self._found.under(file_name))
 
     def entries_of(self, file_name: str) -> list[Found]:
-        """Return what is known of the pages of one file, in their order."""
-        return [found for _, found in self._found.under(file_name)]
+        """Return the same without the numbers."""
+        return [*self.pages_of(file_name).values()]
 
     def failures(self) -> dict[Content, Failure]:
         """Return what the model failed on, the last time that it was opened."""
@@ -310,10 +308,7 @@ class Journal:
         return dropped
 
     def _gather(self, item: list[_Line], line: _Line) -> list[_Line]:
-        """Add a line to those of its image; take the image up when it is whole, and return what is still open.
-
-        Whatever a line holds that should not be there, it costs its image and no more.
-        """
+        """Add a line to those of its image; take the image up when it is whole, and return what is still open."""
         place, size = _place(line)
         if place == 0:
             self.dropped += len(item)
@@ -326,7 +321,7 @@ class Journal:
             return item
         try:
             entries = [self._form.from_json(says) for says, *_ in item]
-        except Exception:
+        except Exception:  # whatever a line holds that should not be there, it costs its image and no more
             self.dropped += len(item)
             return []
         for (entry, seconds), (_, begin, length) in zip(entries, item, strict=True):
@@ -356,10 +351,9 @@ class Journal:
         self.force()
 
     def append(self, entries: Sequence[Entry], seconds: float | None = None, *, force: bool = True) -> None:
-        """Add what came of images; the entries of one file are taken whole or not at all when the file is read again.
+        """Add what came of images; the entries of one file are taken whole or not at all when the journal is opened.
 
-        `seconds` is the wall time of each reading. With `force` all is on the disk when this returns; without, `force`
-        has to be called.
+        `seconds` is the wall time of each reading. Without `force` all is on the disk only once `force` was called.
         """
         files: dict[str, list[Entry]] = {}
         for entry in entries:
@@ -403,10 +397,9 @@ class Journal:
             ) from error
 
     def close(self) -> None:
-        """Let go of the file; all that counts is on the disk already.
+        """Let go of the file; all that counts is on the disk already. `readings` can still be looked up in it.
 
-        Who has the readings reads on in the file that they are in, whatever gets its name. Where a file that is open
-        cannot be moved or removed, that is let go of too, and opened anew when it is asked for.
+        Where a file that is open cannot be moved or removed, they open it anew when they are asked.
         """
         if os.name != "posix":
             self.readings.close()

@@ -129,9 +129,13 @@ class Outputs:
     def lock(self) -> Path:
         return self.parquet.with_name(f".{self.parquet.stem}.lock")
 
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return self.parquet, self.journal, self.log, self.reference, self.lock
+
     def names(self) -> frozenset[str]:
         """Return the names of these files, which a scan of their own folder must not call ignored inputs."""
-        return frozenset(path.name for path in (self.parquet, self.journal, self.log, self.reference, self.lock))
+        return frozenset(path.name for path in self.all)
 
     def check(self) -> None:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""
@@ -139,7 +143,7 @@ class Outputs:
             raise OutputError(f"{self.parquet}: the output must end in .parquet; give another -o.")
         if not self.parquet.parent.is_dir():
             raise OutputError(f"{self.parquet.parent}: no such folder; make it, or give another -o.")
-        for path in (self.parquet, self.journal, self.log, self.reference, self.lock):
+        for path in self.all:
             if path.exists() and not path.is_file():
                 raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")
         longest = self.parquet.with_suffix(".journal.old.999.jsonl")  # the longest name that may be wanted tonight
@@ -179,14 +183,12 @@ def write_result(
 ) -> None:
     """Write the result in one step: readers see the former file or the new one, never a part.
 
-    The rows are taken once and a few at a time; where that is all they can be taken, `readings` says how many of them
-    have captions. What is there and would be missed is kept in its folder: the result of another run, or one with more
-    readings, as `STEM.old.parquet`; a damaged file as `STEM.damaged.parquet`. Raises `StoreError`.
+    Where the rows can be taken but once, `readings` says how many of them have captions. What is there and would be
+    missed is kept in its folder: the result of another run, or one with more readings, as `STEM.old.parquet`; a damaged
+    file as `STEM.damaged.parquet`. Raises `StoreError`.
     """
-    if readings is None:
-        records = [*records]
-        readings = sum(record.captions is not None for record in records)
-    held = readings
+    records = records if readings is not None else [*records]
+    held = sum(record.captions is not None for record in records) if readings is None else readings
     try:
         with new_file(path, lambda: _put_aside(path, held, provenance)) as file:
             _write_table(file, records, provenance, held)
@@ -203,6 +205,7 @@ def write_result(
 
 
 def _write_table(file: BinaryIO, records: Iterable[Record], provenance: Mapping[str, Any], readings: int) -> None:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -212,7 +215,8 @@ def _write_table(file: BinaryIO, records: Iterable[Record], provenance: Mapping[
     with pq.ParquetWriter(file, columns, compression="zstd") as writer:
         while some := [*itertools.islice(rows, _ROWS)]:
             values = {f.name: [getattr(record, f.name) for record in some] for f in fields(Record)}
-            values[_FEATURES] = _unpacked([record.vision_features for record in some])
+            packed = values[_FEATURES]
+            values[_FEATURES] = [None if p is None else np.frombuffer(p, "<f2").astype(np.float32) for p in packed]
             writer.write_table(pa.table(values, schema=columns))
 
 
@@ -224,22 +228,9 @@ def _put_aside(path: Path, readings: int, provenance: Mapping[str, Any]) -> None
         former = read_provenance(path)
     except StoreError:
         os.replace(path, unused(path.with_suffix(".damaged.parquet")))
-        return
-    fewer = readings < former.get("readings", 0)
-    if former.get("run_id") != provenance.get("run_id") or fewer:
-        os.replace(path, unused(path.with_suffix(".old.parquet")))
-
-
-def _unpacked(packed: Iterable[bytes | None]) -> list[Any]:
-    """Return features, kept as float16, as lists of numbers."""
-    import numpy as np
-
-    return [None if one is None else np.frombuffer(one, "<f2").astype(np.float32) for one in packed]
-
-
-def _packed(column: pa.ChunkedArray) -> list[bytes | None]:
-    """Return a column of features as they are kept."""
-    return [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
+    else:
+        if former.get("run_id") != provenance.get("run_id") or readings < former.get("readings", 0):
+            os.replace(path, unused(path.with_suffix(".old.parquet")))
 
 
 def opened(path: Path) -> pa.NativeFile:
@@ -330,7 +321,8 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
             rows = there.read(columns=[name for name in names if name in held]).to_pylist()
             kept: list[bytes | None] = [None] * len(rows)
             if features and _FEATURES in held:
-                kept = _packed(there.read(columns=[_FEATURES])[_FEATURES])
+                column = there.read(columns=[_FEATURES])[_FEATURES]
+                kept = [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
     if provenance.get("images", len(rows)) != len(rows):

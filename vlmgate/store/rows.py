@@ -64,10 +64,7 @@ Slot = tuple[str, int, Found | None]  # file_name, page, and what was found ther
 
 
 def _by_name(walk: Walk, journal: Journal) -> Iterator[tuple[str, list[tuple[int, Found | None]]]]:
-    """Return the pages of every file and folder, in order.
-
-    What the walk could not read has no other row, whatever was read under its name before.
-    """
+    """Return the pages of every file and folder, in order; what the walk could not read has no other row."""
     unreadable: dict[str, dict[int, Found | None]] = {}
     for one in walk.unreadable:
         unreadable.setdefault(one.file_name, {})[one.page] = one
