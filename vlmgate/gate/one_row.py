@@ -29,10 +29,8 @@ def judge(row: Record | Mapping[str, Any], gate: GateFile, reference: Reference 
     found = Record(file_name="", page=1, seed=0, **figures)
     features = _features(values.get("vision_features"))
     if reference is not None and features:
-        novelty = _finite(float(reference.novelty_of([features])[0]))
-        found = replace(
-            found, novelty=novelty, doubt=doubt(found.vendi_score, novelty, int(gate.sampling["num_samples"]))
-        )
+        novelty, most = _finite(float(reference.novelty_of([features])[0])), int(gate.sampling["num_samples"])
+        found = replace(found, novelty=novelty, doubt=doubt(found.vendi_score, novelty, most))
     return decide([Candidate(found, _no_reading(values, found, gate))], gate.gate)[0]
 
 

@@ -90,8 +90,7 @@ class Limit:
 class Gate:
     """How images are split: by limits, or by limits and what a reviewer can look at besides.
 
-    Exactly one of `threshold` and the two budgets is set, or none where a limit on `score` stands in `limits`; anything
-    else raises `GateError`.
+    One of `threshold` and the two budgets is set, or none where `limits` has one on `score`; else raises `GateError`.
     """
 
     score: str = "vendi_score"
@@ -158,11 +157,9 @@ def make_gate(
     """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
 
     `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Without
-    threshold, budget and a limit on the score itself, the limit is the uncalibrated default, a Vendi score of
-    `UNCALIBRATED_VENDI_SCORE`; there is none for another `kernel` than words, under which "a crack" and "no crack" may
-    be near. `own` are limits that were measured for the model under the words kernel, one of them on the Vendi score:
-    they take the place of that default. Where a question was `answered` and no limit concerns `answer_share`, an
-    `UNCALIBRATED_ANSWER_SHARE` of them must name the answer.
+    threshold, budget and a limit on the score itself, the limit is `own`, what was measured for the model (one of them
+    on the Vendi score), or else `UNCALIBRATED_VENDI_SCORE`; both hold for the kernel words alone. Where a question was
+    `answered` and no limit concerns `answer_share`, `UNCALIBRATED_ANSWER_SHARE` of the answers must be the same.
     """
     if score not in HIGHER_IS_WORSE:
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
@@ -340,8 +337,8 @@ def _by_threshold(candidate: Candidate, gate: Gate) -> Decision:
 def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None], gate: Gate) -> list[Decision]:
     """Fill the budget: first what must be seen whatever its score (even beyond the budget), then the most uncertain.
 
-    Equals are told apart by the mean log-probability of their captions (unknown first, then less likely first). Exact
-    duplicates go the same way, so the last of the budget may bring its copies along.
+    Of equals, those with less likely captions come first, unknown before all. Exact duplicates go the same way, so the
+    last of the budget may bring its copies along.
     """
     budget = gate.budget_count or 0
     if gate.budget_share is not None:

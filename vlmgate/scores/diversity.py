@@ -97,10 +97,9 @@ def _place(name: str) -> tuple[str, Path | None]:
 
 
 def word_kernel(texts: Sequence[str]) -> Matrix:
-    """Return the (K, K) similarity of captions by their content words, in [0, 1]; 1 = the same set of words.
+    """Return the (K, K) similarity of captions by their content words, in [0, 1]; 1 = the same set of words, or none.
 
-    Cosine of the binary word vectors, |A ∩ B| / sqrt(|A| |B|): positive semi-definite (Ochiai 1957). Two captions
-    without words are the same; one without words is unlike all that have some.
+    Cosine of the binary word vectors, |A ∩ B| / sqrt(|A| |B|): positive semi-definite (Ochiai 1957).
     """
     sets = [content_words(text) for text in texts]
     vocabulary = {word: i for i, word in enumerate(sorted(frozenset().union(*sets)))}
@@ -160,8 +159,7 @@ def semantic_entropy(kernel: Matrix, same: float = SAME_READING) -> float:
     The discrete form of Farquhar et al. ("Detecting hallucinations in large language models using semantic entropy",
     Nature 630, 2024); captions are of one cluster where a chain of similarities of at least `same` connects them.
     """
-    linked = (kernel >= same - 1e-9).tolist()
-    k = len(linked)
+    linked, k = (kernel >= same - 1e-9).tolist(), len(kernel)
     cluster = list(range(k))
     for row in linked:  # K is small; a caption takes its neighbours' clusters along
         joined = {one for one, near in zip(cluster, row, strict=True) if near}
@@ -188,8 +186,7 @@ def cocoa(kernel: Matrix, captions: Sequence[Caption]) -> float | None:
     A Minimum Bayes Risk Framework Bridging Confidence and Consistency for Uncertainty Quantification in LLMs", NeurIPS
     2025, with the log-probability per token); there the judged text is decoded greedily, here it is the medoid.
     """
-    sums, k = kernel.sum(axis=1), len(kernel)
-    centre = medoid(kernel)
+    sums, k, centre = kernel.sum(axis=1), len(kernel), medoid(kernel)
     logprob = captions[centre].mean_logprob
     if k < 2 or logprob is None or not math.isfinite(logprob):
         return None
@@ -203,9 +200,7 @@ def view_contrast(kernel: Matrix, views: Sequence[int] | None) -> float | None:
     al. ("VL-Uncertainty: Detecting Hallucination in Large Vision-Language Model via Uncertainty Estimation", arXiv
     2411.11919). None where all captions are of one view.
     """
-    if views is None:
-        return None
-    clean = np.asarray(views) == 0  # (K,)
+    clean = np.asarray(views or ()) == 0  # (K,)
     if clean.all() or not clean.any():
         return None
     return float(np.clip(1 - kernel[np.ix_(clean, ~clean)].mean(), 0, 1))
@@ -236,9 +231,8 @@ def score_captions(
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    present = [value for value in known if value is not None and math.isfinite(value)]
-    return sum(present) / len(present) if present and len(present) == len(known) else None
+    known = [math.nan if value is None else value for value in values]
+    return sum(known) / len(known) if known and all(map(math.isfinite, known)) else None
 
 
 def _rounded(value: float | None) -> float | None:

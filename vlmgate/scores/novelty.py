@@ -1,8 +1,7 @@
 """How far an image lies from a set of images that the model is meant for. `Reference.fit`, then `novelty`.
 
-Diversity shows whether a model is unsure, novelty whether it should read this image at all: a model may be sure of
-nonsense. Distances have a unit that means the same for every model and method: 1 is as far out as the strangest
-hundredth of the reference itself lies when it is held out.
+A model may be sure of nonsense: novelty shows whether it should read an image at all. Distances mean the same for every
+model and method: 1 is as far out as the strangest hundredth of the reference itself lies when it is held out.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class Reference:
     def novelty(self, features: ArrayLike) -> Matrix:
         """Return the novelty (M,) of (M, D) features, at least 0; higher = stranger, NaN for a row that is not finite.
 
-        1 = as far out as the strangest hundredth of the reference, held out. Raises `NoveltyError` for another D.
+        Raises `NoveltyError` for another D.
         """
         table = _table(features)
         if table.shape[1] != len(self.mean):
@@ -113,17 +112,9 @@ class Reference:
     def to_npz(self) -> bytes:
         """Return the reference as the content of a .npz file, without pickle."""
         file = io.BytesIO()
-        np.savez_compressed(
-            file,
-            method=np.array(self.method),
-            mean=self.mean.astype(np.float32),
-            scale=self.scale.astype(np.float32),
-            rows=self.rows.astype(np.float32),
-            rest=np.array(self.rest),
-            unit=np.array(self.unit),
-            count=np.array(self.count),
-            note=np.array(self.note),
-        )
+        arrays = {name: getattr(self, name).astype(np.float32) for name in ("mean", "scale", "rows")}
+        values = {name: np.array(getattr(self, name)) for name in ("method", "rest", "unit", "count", "note")}
+        np.savez_compressed(file, **arrays, **values)  # type: ignore[arg-type]  # no name is `allow_pickle`
         return file.getvalue()
 
     def save(self, path: Path, write: Callable[[Path, bytes], object] = Path.write_bytes) -> None:
@@ -160,18 +151,17 @@ class Reference:
 
     def _is_sound(self) -> bool:
         shapes = self.mean.ndim == 1 and self.scale.shape == self.mean.shape and self.rows.ndim == 2
+        numbers = (self.mean, self.scale, self.rows, self.rest, self.unit)
         return (
             self.method in ("mahalanobis", "knn")
             and shapes
             and self.count >= FEWEST
             and self.rows.shape[1:] == self.mean.shape
             and len(self.rows) > 0
-            and all(bool(np.isfinite(part).all()) for part in (self.mean, self.scale, self.rows))
+            and all(bool(np.isfinite(part).all()) for part in numbers)
             and bool((self.scale > 0).all())
             and bool((self.rows != 0).any(axis=1).all() or self.method == "knn")
-            and math.isfinite(self.rest)
             and self.rest >= 0
-            and math.isfinite(self.unit)
             and self.unit > 0
         )
 
@@ -190,14 +180,9 @@ def told_of_reference(reference: Reference | None, folder: Path | None, *, calib
     """Return what the provenance says of a reference, and where it comes from."""
     if reference is None:
         return None
-    place = "calibration set" if calibrated else "checkpoint"
-    if folder is not None:
-        place = folder.resolve().as_posix()
-    return {
-        "folder": place.encode("utf-8", "backslashreplace").decode(),
-        "images": reference.count,
-        "method": reference.method,
-    }
+    place = folder.resolve().as_posix() if folder else "calibration set" if calibrated else "checkpoint"
+    told = {"folder": place.encode("utf-8", "backslashreplace").decode()}
+    return told | {"images": reference.count, "method": reference.method}
 
 
 # --- features as they are kept ----------------------------------------------------------------------------------------

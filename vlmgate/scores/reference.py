@@ -101,13 +101,7 @@ def _features(batch: Sequence[Picture], captioner: Captioner) -> list[bytes]:
 
 def _digest(sources: Sequence[Source], fingerprint: Mapping[str, Any]) -> str:
     """Return a hash of what a reference is made of: names, sizes and times of the files, model, and image settings."""
-    files = []
-    for source in sources:
-        try:
-            status = source.path.stat()
-        except OSError:
-            continue
-        files.append([source.file_name, status.st_size, status.st_mtime_ns])
+    files = [[source.file_name, *stamp[:2]] for source in sources if (stamp := source.stamp()) is not None]
     settings = {key: value for key, value in fingerprint.items() if key in _KEYS or key.startswith("checkpoint.")}
     content = json.dumps([files, settings], sort_keys=True)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()

@@ -36,8 +36,7 @@ class Scorer:
     def score(self, said: Samples, novelty: float | None = None, num_samples: int | None = None) -> Scored:
         """Return the scores, and the reason where they can save nothing; `num_samples` is K, where fewer were drawn.
 
-        Captions that are no reading, or that the kernel cannot compare, have no scores; their answers are counted all
-        the same, for the person who looks.
+        Captions that are no reading, or that the kernel cannot compare, have no scores; answers are always counted.
         """
         reason = degenerate(said.captions, self.prompt)
         scores = NOTHING
@@ -72,12 +71,11 @@ class Scorer:
 
 
 def doubt(vendi_score: float | None, novelty: float | None, num_samples: int) -> float | None:
-    """Return one score for two ways to fail, 1 to 2 K, higher is worse; null where either is unknown.
+    """Return one score for two ways to fail, 1 to 2 K, higher is worse; None where either is unknown.
 
-    Diversity finds what the model is unsure of, novelty what it should not read at all, sure or not. It is the Vendi
-    score (1 to K), and K more outside the reference (novelty above 1): all that is strange is doubted more than all
-    that is familiar, and among either diversity orders, which tells right from wrong better than distance does. The
-    combination is ours, and was chosen by measurement.
+    It is the Vendi score (1 to K), and K more outside the reference (novelty above 1): all that is strange is doubted
+    more than all that is familiar, and among either diversity orders, which tells right from wrong better than distance
+    does. The combination is ours, and was chosen by measurement.
     """
     if vendi_score is None or novelty is None or not math.isfinite(novelty):
         return None
