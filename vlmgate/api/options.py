@@ -150,7 +150,8 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: Mappin
         out=out or default_output(source, Shard.parse(given["shard"]).suffix if "shard" in given else ""),
         files=None if isinstance(source, Path) else tuple(source),
     )
-    check_choices(config.sampling.choices)
+    if config.sampling.choices:
+        check_choices(config.sampling.choices)
     return config
 
 

@@ -34,9 +34,8 @@ from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
 from vlmgate.run.progress import Progress
 from vlmgate.scores.answers import check_choices
-from vlmgate.scores.kernels import check_kernel, load_kernel
-from vlmgate.store.files import write_file, write_gate
-from vlmgate.store.result import read_provenance, read_result, write_result
+from vlmgate.scores.diversity import check_kernel, load_kernel
+from vlmgate.store.result import read_provenance, read_result, write_file, write_gate, write_result
 from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from vlmgate.errors import LabelError, count
 from vlmgate.gate.drift import COLUMNS, Kept
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit, safe_limit
 from vlmgate.run.rescore import said_of
-from vlmgate.scores.kernels import Kernel
+from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.novelty import FEWEST, Reference, unpack
 from vlmgate.scores.score import Scorer
 

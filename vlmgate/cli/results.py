@@ -35,7 +35,7 @@ def rescore(
     from vlmgate.report.summary import print_summary, summary_json
     from vlmgate.run.rescore import check_columns, check_output
     from vlmgate.run.rescore import rescore as run
-    from vlmgate.scores.kernels import check_kernel, load_kernel
+    from vlmgate.scores.diversity import check_kernel, load_kernel
     from vlmgate.store.result import read_result, write_result
 
     target = out or result.with_suffix(".rescored.parquet")

@@ -28,8 +28,7 @@ from vlmgate.report.terminal import short_model
 from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
-from vlmgate.store.files import write_file
-from vlmgate.store.result import read_result
+from vlmgate.store.result import read_result, write_file
 from vlmgate.version import __version__
 
 MARKER = "review.json"

@@ -19,6 +19,7 @@ from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Failure, ModelInfo, Reading, Reason, Record, Route, Source
 from vlmgate.errors import FatalError, LostReadingError, ModelError, VlmgateError, one_line
 from vlmgate.gate.early_stop import Foresight
+from vlmgate.gate.rules import Candidate, decide_rows
 from vlmgate.run.batches import Batch
 from vlmgate.run.outcome import Clock, ScanResult, provenance
 from vlmgate.run.plan import Plan, prepare
@@ -38,12 +39,12 @@ from vlmgate.run.resume import (
 from vlmgate.run.signals import Interrupted, Signals
 from vlmgate.run.watch import Watch
 from vlmgate.run.writer import Recorder
-from vlmgate.scores.kernels import WORDS
-from vlmgate.scores.novelty import Reference
-from vlmgate.scores.reference import ReferenceFolder, checkpoint_reference, features_of
+from vlmgate.scores.diversity import WORDS
+from vlmgate.scores.novelty import Reference, checkpoint_reference
+from vlmgate.scores.reference import ReferenceFolder, features_of
 from vlmgate.scores.score import Scorer
 from vlmgate.store.result import write_result
-from vlmgate.store.rows import Row, build_rows, completed, decide_rows
+from vlmgate.store.rows import build_rows, completed
 
 log = logging.getLogger(__name__)
 
@@ -318,7 +319,7 @@ class Run:
             told = f"Published {self.plan.outputs.parquet}: {len(records):,} rows, {routed:,} for people."
             self.progress.message(told)
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[Candidate]:
         return build_rows(self.walk, self.journal, self.plan.kernel, self.reference, self.writer.scored)
 
     def _write(self, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:

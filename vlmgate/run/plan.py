@@ -20,11 +20,10 @@ from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
 from vlmgate.run.progress import Progress
 from vlmgate.run.shards import Listing, now, share_of
-from vlmgate.scores.kernels import Kernel, check_kernel, load_kernel
+from vlmgate.scores.diversity import Kernel, check_kernel, load_kernel
 from vlmgate.scores.reference import ReferenceFolder
-from vlmgate.store.files import write_file
 from vlmgate.store.journal import Journal, is_journal
-from vlmgate.store.result import Outputs
+from vlmgate.store.result import Outputs, write_file
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Sampled
 from vlmgate.images import find_images, open_pages
-from vlmgate.scores.score import Said, Scorer
+from vlmgate.scores.score import Scorer
 from vlmgate.store.result import read_result
 
 K = 5
@@ -89,5 +89,5 @@ def test_images_come_into_the_order_that_the_local_engine_puts_them_into(real_se
 
 def _scores(sampled: list[Sampled]) -> np.ndarray:
     scorer = Scorer(SamplingConfig().prompt)
-    found = [scorer.score(Said(one.captions, None, None))[0].vendi_score for one in sampled]
+    found = [scorer.score(Sampled(one.captions))[0].vendi_score for one in sampled]
     return np.array([np.inf if value is None else value for value in found])
