@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from tests.support.documents import DOCUMENTS, commands, texts
 from tests.support.paths import README, ROOT
 from vlmgate.cli import app
-from vlmgate.cli.help import option_table, with_option_tables
+from vlmgate.cli.help import with_option_tables
+from vlmgate.cli.options import option_table
 from vlmgate.data import Record
 from vlmgate.manual import ALSO, SECTIONS, page, topics
 

@@ -98,7 +98,7 @@ def calibrate(
     `reading` says how the labelled images are read where `config.source` is a folder; its folder is filled in from the
     labels, and so are the choices where it has none, with `question` in the place of the usual one.
     """
-    _check(config, costs)
+    _check(config, reading, costs)
     label_map = config.mapped()
     path = config.source
     if path.is_file():
@@ -128,7 +128,7 @@ def calibrate(
     return Calibrated(found, labels, seconds, gate, path, page)
 
 
-def _check(config: CalibrateConfig, costs: Costs | None) -> None:
+def _check(config: CalibrateConfig, reading: ScanConfig, costs: Costs | None) -> None:
     """Raise `UsageError` for what is wrong before anything is read."""
     if config.out.suffix != ".toml":
         raise OutputError(f"{config.out}: a gate file must end in .toml; give another -o.")
@@ -142,6 +142,7 @@ def _check(config: CalibrateConfig, costs: Costs | None) -> None:
         )
     for name in config.kernels:
         check_kernel(name)
+    check_choices(reading.sampling.choices)
 
 
 def seconds_of(provenance: Mapping[str, Any]) -> dict[int, float]:

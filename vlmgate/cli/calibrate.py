@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from vlmgate.api.options import calibrate_configs, is_there
 from vlmgate.cli.options import Format, Given, Quiet, command
-from vlmgate.config.commands import CALIBRATE
+from vlmgate.config.calibrate import CALIBRATE, calibrate_configs
 from vlmgate.config.options import Opt
-from vlmgate.errors import UsageError
 from vlmgate.report.terminal import complain, console, crashes_to, reader_may_leave, say
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ def calibrate(
     page (GATE_calibration/index.html). `vlmgate scan FOLDER --gate GATE` then splits by it. Exit codes: 0 a gate was
     written, 1 fatal, 2 usage, or the labels cannot support what was asked, 130 Ctrl-C.
     """
-    if not is_there(source):
-        raise UsageError(f"{source}: no such folder or result; name a labelled folder.")
     settings, reading, costs, question = calibrate_configs(source, out, given)
     from vlmgate.calibration.run import Stopped
     from vlmgate.calibration.run import calibrate as run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,8 @@ import typer
 
 from vlmgate.cli.options import Format, Given, ResultArgument, command
 from vlmgate.config import BUILTIN, SamplingConfig
-from vlmgate.config.commands import RESCORE
 from vlmgate.config.options import Opt, Panel
+from vlmgate.config.scan import SCAN
 from vlmgate.errors import UsageError
 from vlmgate.report.terminal import console, reader_may_leave
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from vlmgate.data import Record
 
 
-@command(RESCORE, short_help="Score and split a result anew, without the model.")
+_RESCORE = {name: SCAN[name] for name in ("score", "threshold", "review_budget", "limit")} | {
+    "kernel": replace(SCAN["kernel"], kind=str | None, default=None, usual="that of RESULT")
+}
+
+
+@command(_RESCORE, short_help="Score and split a result anew, without the model.")
 def rescore(
     given: Given,
     result: ResultArgument,

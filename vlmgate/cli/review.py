@@ -9,15 +9,14 @@ import typer
 
 from vlmgate.cli.options import Given, Quiet, ResultArgument, command
 from vlmgate.config import ReviewConfig
-from vlmgate.config.commands import REVIEW
-from vlmgate.config.options import Opt, build
+from vlmgate.config.options import Opt, build, options_of
 from vlmgate.report.terminal import console, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.review import Made
 
 
-@command(REVIEW, short_help="Write a page to look at the routed images.")
+@command(options_of(ReviewConfig), short_help="Write a page to look at the routed images.")
 def review(
     given: Given,
     result: ResultArgument,

@@ -19,6 +19,7 @@ from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
 from vlmgate.run.log import logging_to
 from vlmgate.run.progress import Progress
 from vlmgate.run.shards import Listing, now, share_of
+from vlmgate.scores.answers import check_choices
 from vlmgate.scores.kernels import Kernel, check_kernel, load_kernel
 from vlmgate.scores.reference import ReferenceFolder
 from vlmgate.store.files import write_file
@@ -88,6 +89,8 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
     """
     outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
     check_kernel(config.kernel)
+    if config.sampling.choices:
+        check_choices(config.sampling.choices)
     gate = gate_of(config)
     if config.sampling.first_samples is not None:
         check_gate(gate.gate, config.kernel)

@@ -19,6 +19,7 @@ from vlmgate.config import BUILTIN, CompareConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
 from vlmgate.report.image import short_model
 from vlmgate.run.progress import Progress
+from vlmgate.scores.answers import check_choices
 from vlmgate.store.result import read_result
 
 
@@ -51,6 +52,7 @@ def run_comparison(
         raise OutputError(f"{config.out.parent}: no such folder; make it, or give another -o.")
     if config.page and config.out.exists() and not is_page(config.out):
         raise OutputError(f"{config.out}: exists and is no comparison of vlmgate; give another -o.")
+    check_choices(reading.sampling.choices)
     labels = read_labels(config.labels or folder or _folder_of(results[0]), config.label_column)
     if labels.kind != "class":
         raise LabelError(
