@@ -104,6 +104,10 @@ def test_the_options_of_one_command() -> None:
     assert "--temperature" not in out
 
 
+def test_the_options_page_says_how_the_environment_names_an_option() -> None:
+    assert "`VLMGATE_SCAN_NUM_SAMPLES=16`" in page("options") and "VLMGATE_" in COMMANDS["scan"].epilog
+
+
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - {"help"}))  # which has none
 def test_every_option_of_every_command_is_in_the_manual(name: str) -> None:
     assert f"<!-- options: {name} -->" in page("options")
