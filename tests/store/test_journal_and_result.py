@@ -16,7 +16,7 @@ import pytest
 
 from vlmgate.data import Caption, Duplicate, Failure, Found, ImageFile, Quality, Read, Reading, Record, Unreadable
 from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.run.log import logging_to
+from vlmgate.run.plan import logging_to
 from vlmgate.scores.novelty import pack
 from vlmgate.store.files import sync_folder
 from vlmgate.store.journal import Journal

@@ -411,7 +411,7 @@ def test_what_is_lost_while_the_result_is_written_counts_as_not_read(
             os.truncate(journal, cut[0])
         return whole(*told)  # type: ignore[arg-type, return-value]
 
-    monkeypatch.setattr("vlmgate.run.provenance.drift_of", cuts)
+    monkeypatch.setattr("vlmgate.run.outcome.drift_of", cuts)
     result = run(config, FakeCaptioner())
     rows, provenance = read_result(tmp_path / "r.parquet")
     reasons = [row.reason for row in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from vlmgate.data import ModelInfo, Picture, Sampled, Times
@@ -46,6 +46,14 @@ class Prepares(Captioner, Protocol):
 
     def read_prepared(self, pictures: Sequence[Picture], prepared: Any) -> list[Sampled]:
         """Return what `read` returns of these pictures, of which `prepared` was made."""
+
+
+@runtime_checkable
+class ReadsEach(Captioner, Protocol):
+    """A captioner that is done with one picture after the other, such as a model server; an engine need not be one."""
+
+    def read_each(self, pictures: Sequence[Picture]) -> Generator[tuple[Picture, Sampled | Exception]]:
+        """Yield each picture as soon as it is done, with what `read` returns of it, or why it cannot be read."""
 
 
 Enough = Callable[[Picture, Sampled], bool]  # says of what was drawn of a picture so far whether it will do

@@ -90,7 +90,7 @@ def end(code: int, max_routed: str | None) -> NoReturn:
 
 
 def _log_to_stderr() -> None:
-    from vlmgate.run.log import PlainFormatter
+    from vlmgate.run.plan import PlainFormatter
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))

@@ -19,11 +19,9 @@ from vlmgate.data import Failure, ModelInfo, Reading, Reason, Record, Route, Sou
 from vlmgate.errors import FatalError, LostReadingError, ModelError, VlmgateError, one_line
 from vlmgate.gate.early_stop import Foresight
 from vlmgate.run.batches import Batch
-from vlmgate.run.clock import Clock
-from vlmgate.run.outcome import ScanResult
+from vlmgate.run.outcome import Clock, ScanResult, provenance
 from vlmgate.run.plan import Plan, prepare
 from vlmgate.run.progress import Progress, Unbreakable
-from vlmgate.run.provenance import provenance
 from vlmgate.run.ray.crew import hired
 from vlmgate.run.ray.worker import Setup
 from vlmgate.run.reader import Reader

@@ -1,20 +1,33 @@
-"""What a run left behind.
+"""What a run left behind: its rows, how they were made, and where its time went.
 
-Knows rows, readings and files; knows nothing of how a run goes.
+`ScanResult` is what `scan` returns, `provenance` what the Parquet file says of the run, `Clock` adds up its seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from vlmgate.data import Content, Reading, Record
+from vlmgate.captioner import Captioner, Timed
+from vlmgate.data import Content, Reading, Record, Times
 from vlmgate.errors import VlmgateError
+from vlmgate.gate.early_stop import told_of_saving
 from vlmgate.gate.rules import Gate
+from vlmgate.gate.run_gate import drift_of
+from vlmgate.images import Walk, folders_of
+from vlmgate.run.batches import Batch
+from vlmgate.run.plan import Plan
+from vlmgate.run.writer import Recorder
+from vlmgate.scores.novelty import Reference
+from vlmgate.scores.reference import told_of_reference
 from vlmgate.store.result import Outputs
 from vlmgate.store.rows import completed
+from vlmgate.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +68,103 @@ class ScanResult:
     def records(self) -> tuple[Record, ...]:
         """Return the rows as they are in the file, all in memory."""
         return tuple(self.whole)
+
+
+@dataclass(slots=True)
+class Clock:
+    """Adds up the seconds of one run by what it was busy with.
+
+    What goes on behind the model counts only as far as it was waited for; its own seconds are listed apart.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: int = 0  # that a model was shown
+    before: Times = field(default_factory=Times)  # what the captioner had spent when this run was given it
+
+    def begin(self, captioner: Captioner) -> None:
+        """Count what this captioner spends from now on."""
+        self.before = captioner.times if isinstance(captioner, Timed) else Times()
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch."""
+        self.images += batch.images
+        for name, seconds in (("reading", batch.waited), ("captioning", batch.seconds)):
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """Count the time of the block under a name."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    def told(self, captioner: Captioner | None, recorder: Recorder, batch_size: int) -> dict[str, Any] | None:
+        """Return where the time went so far; None where no model was asked, here.
+
+        In seconds of wall time, but for `images`, `images_per_second` and `batch`. `seconds` go from the first file to
+        the last caption, less `loading` the model: the sum of `reading` (waiting for images), `captioning` and
+        `waiting_for_journal`. `vision_and_prefill` and `decoding` are parts of `captioning`, where the captioner tells.
+        `scoring` and `writing` go on beside all that.
+        """
+        if captioner is None or not self.images:
+            return None
+        loading, reading, captioning, waiting = (
+            self.seconds.get(name, 0.0) for name in ("loading", "reading", "captioning", "waiting")
+        )
+        whole = reading + captioning + waiting
+        told: dict[str, Any] = {"images": self.images, "seconds": whole, "images_per_second": self.images / whole}
+        told |= {"loading": loading, "reading": reading, "captioning": captioning}
+        if isinstance(captioner, Timed):
+            spent, before = captioner.times, self.before
+            told["vision_and_prefill"] = spent.vision_and_prefill - before.vision_and_prefill
+            told["decoding"] = spent.decoding - before.decoding
+        told |= {"scoring": recorder.scoring, "writing": recorder.writing, "waiting_for_journal": waiting}
+        told["batch"] = batch_size
+        return {key: round(value, 4) for key, value in told.items()}
+
+
+def provenance(
+    plan: Plan,
+    records: Sequence[Record],
+    walk: Walk,
+    gone: Sequence[str],
+    reference: Reference | None,
+    started: datetime,
+    spent: Mapping[str, Any] | None,
+    complete: bool,
+) -> dict[str, Any]:
+    """Return what a result says of how it was made.
+
+    `gone` are files that were read before and are not there now; `spent` is where the time went.
+    """
+    config, journal, gate = plan.config, plan.journal, plan.gate
+    repeated = {"entries": len(config.files), "repeated": len(walk.repeated)} if config.files is not None else None
+    return {
+        "vlmgate_version": __version__,
+        "run_id": journal.run_id,
+        "complete": complete,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "folder": config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
+        "listed": repeated and repeated | {"folders": folders_of(walk)},
+        "images": len(records),
+        "ignored": len(walk.ignored),
+        "ignored_first": list(walk.ignored[:5]),
+        "gone": len(gone),
+        "gone_first": list(gone[:5]),
+        "model": journal.model,
+        "sampling": asdict(config.sampling),
+        "image_config": asdict(config.images),
+        "kernel": config.kernel,
+        "reference": told_of_reference(reference, plan.folder, calibrated=gate.reference is not None),
+        "gate": gate.gate.told(),
+        "adaptive": told_of_saving(records, journal.readings, config.sampling),
+        "promise": dict(gate.file.promise) if gate.file else None,
+        "gate_edited": gate.file.edited if gate.file else None,
+        "drift": drift_of(gate, records, journal.readings),
+        "time": spent,
+        "fingerprint": journal.fingerprint,
+        "shard": plan.listing and plan.listing.told(config.gate, reference.note if reference else None),
+    }

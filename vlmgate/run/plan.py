@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +14,10 @@ from typing import Any
 from vlmgate.captioner.location import model_fingerprint, picture_side
 from vlmgate.config import ModelConfig, ScanConfig, fingerprint
 from vlmgate.data import MODEL_KEYS, ModelInfo
-from vlmgate.errors import ModelError, NoImagesError, OutputError
+from vlmgate.errors import ModelError, NoImagesError, OutputError, VlmgateError, plain
 from vlmgate.gate.early_stop import check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
-from vlmgate.run.log import logging_to
 from vlmgate.run.progress import Progress
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
@@ -25,6 +26,8 @@ from vlmgate.scores.reference import ReferenceFolder
 from vlmgate.store.files import write_file
 from vlmgate.store.journal import Journal, is_journal
 from vlmgate.store.result import Outputs
+
+log = logging.getLogger(__name__)
 
 # What the readings of one journal, and the workers of one cluster, must have in common.
 _OF_A_MODEL = (*MODEL_KEYS, "device_kind")
@@ -98,7 +101,7 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
     with _locked(outputs), logging_to(outputs.log):
-        begun = now()
+        begun = now() if config.shard else ""
         walk = _find(config, outputs, progress, only)
         listing = None
         if config.shard is not None:
@@ -167,3 +170,40 @@ def _least_side(model: ModelConfig) -> int:
     """
     side = picture_side(model)
     return 0 if side is None else 2 * max(side, STANDARD)
+
+
+# --- the log of a run ---
+
+
+class PlainFormatter(logging.Formatter):
+    """Writes each record without characters that could steer a terminal; a traceback keeps its lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(plain(line) for line in super().format(record).split("\n"))
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Send everything that is logged, by us and by the libraries, to a file for the duration of a run."""
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    ours = logging.getLogger("vlmgate")
+    former = ours.level
+    ours.setLevel(logging.INFO)
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    except VlmgateError as error:
+        log.error("%s", error, exc_info=error)
+        raise
+    except Exception:
+        log.exception("internal error")
+        raise
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        ours.setLevel(former)
+        with contextlib.suppress(OSError):  # a full disk: the run has its result all the same
+            handler.close()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, MutableSet, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from vlmgate.captioner import Captioner, DrawsInRounds, KnowsItsBatch, Prepares
+from vlmgate.captioner import Captioner, DrawsInRounds, KnowsItsBatch, Prepares, ReadsEach
 from vlmgate.captioner.pictures import trial_picture
 from vlmgate.config import ImageConfig, SamplingConfig
 from vlmgate.data import Caption, Content, Failure, Picture, Reading, Sampled, Source
@@ -24,6 +24,8 @@ from vlmgate.scores.novelty import pack
 log = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 16  # then a picture that must be readable tells whether it is the model or the images
+
+_INCOMPLETE = "the captioner did not return K captions for every picture; this is a bug in vlmgate."
 
 Enough = Callable[[Reading], bool]  # says whether the samples drawn so far decide an image
 
@@ -65,8 +67,9 @@ class Reader:
                 if isinstance(batch, ModelWanted):
                     self._provide(maker)
                 else:
-                    yield self._asked(replace(batch, waited=time.perf_counter() - begun))
-                    self._check_model()
+                    for part in self._asked(replace(batch, waited=time.perf_counter() - begun)):
+                        yield part
+                        self._check_model()
                 del batch  # or its pictures would stay in memory while the next is waited for
                 begun = time.perf_counter()
 
@@ -77,30 +80,42 @@ class Reader:
             self.batch_size = captioner.at_once
         maker.provide(captioner, self.batch_size)
 
-    def _asked(self, batch: Batch) -> Batch:
-        """Return the batch with a reading or a failure in the place of each picture."""
-        if not batch.pictures:
-            return batch
-        with self._asking:
-            captioner, begun = self._loaded(), time.perf_counter()
-            entries = ask(batch.pictures, captioner, self._sampling, batch.prepared, self._enough)
-            seconds = time.perf_counter() - begun
-            for picture, entry in zip(batch.pictures, entries, strict=True):
-                if isinstance(entry, Failure):
-                    self._failures += 1
-                    self._last_failure = entry.error
-                else:
-                    self._failures, self._good = 0, picture
-            if not self._alone:
-                self._check_model(after=1)
-        return replace(
-            batch,
-            pictures=(),
-            prepared=None,
-            entries=(*entries, *batch.entries),
-            images=len(batch.pictures),
-            seconds=seconds,
-        )
+    def _asked(self, batch: Batch) -> Generator[Batch]:
+        """Yield the batch with a reading or a failure in the place of each picture, in parts if they come singly."""
+        captioner = self._loaded() if batch.pictures else None
+        if isinstance(captioner, ReadsEach):
+            begun = time.perf_counter()
+            for picture, outcome in captioner.read_each(batch.pictures):
+                entry = self._entry(picture, outcome)
+                self._count(picture, entry)
+                yield Batch(entries=(entry,), images=1, seconds=time.perf_counter() - begun, waited=batch.waited)
+                batch, begun = replace(batch, waited=0.0), time.perf_counter()
+        elif captioner is not None:
+            with self._asking:
+                begun = time.perf_counter()
+                entries = ask(batch.pictures, captioner, self._sampling, batch.prepared, self._enough)
+                seconds, images = time.perf_counter() - begun, len(batch.pictures)
+                for picture, entry in zip(batch.pictures, entries, strict=True):
+                    self._count(picture, entry)
+                if not self._alone:
+                    self._check_model(after=1)
+            batch = replace(batch, entries=(*entries, *batch.entries), images=images, seconds=seconds)
+        yield replace(batch, pictures=(), prepared=None)
+
+    def _entry(self, picture: Picture, outcome: Sampled | Exception) -> Reading | Failure:
+        if isinstance(outcome, Sampled) and _is_complete(outcome, self._sampling):
+            return _reading(picture, outcome)
+        error = outcome if isinstance(outcome, Exception) else ModelError(_INCOMPLETE)
+        log.warning("%s failed", picture.file.file_name, exc_info=error)
+        return Failure(picture.file, one_line(error))
+
+    def _count(self, picture: Picture, entry: Reading | Failure) -> None:
+        """Count how many failed since one could be read."""
+        if isinstance(entry, Failure):
+            self._failures += 1
+            self._last_failure = entry.error
+        else:
+            self._failures, self._good = 0, picture
 
     def _check_model(self, after: int = MAX_FAILURES_IN_A_ROW) -> None:
         """Let the model read what it can read, where it failed on as many images in a row as `after`.
@@ -139,7 +154,7 @@ def ask(
     try:
         sampled = _sampled(pictures, captioner, sampling, prepared, enough)
         if len(sampled) != len(pictures) or not all(_is_complete(one, sampling) for one in sampled):
-            raise ModelError("the captioner did not return K captions for every picture; this is a bug in vlmgate.")
+            raise ModelError(_INCOMPLETE)
         return [_reading(picture, one) for picture, one in zip(pictures, sampled, strict=True)]
     except EndpointError:
         raise

@@ -62,6 +62,45 @@ def run(settings: ScanConfig) -> ScanResult:
     return scan(settings, SilentProgress())
 
 
+class TestOneByOne:
+    def test_a_picture_that_takes_long_holds_back_no_other(self, faulty: FaultyServer) -> None:
+        slow, bad, quick = picture("slow"), picture("bad"), picture("quick")
+        come = threading.Event()
+
+        def behave(asked: Asked) -> Reply | None:
+            if asked.name == slow.rgb.tobytes()[:600]:
+                assert come.wait(20)
+            return refusal("too odd") if asked.name == bad.rgb.tobytes()[:600] else None
+
+        reader = captioner(faulty)
+        faulty.behave = behave
+        seen = []
+        for one, outcome in reader.read_each([slow, bad, quick]):
+            seen.append((one.file.file_name, isinstance(outcome, ModelError)))
+            come.set()
+        assert seen == [("quick", False), ("slow", False), ("bad", True)], "failures come last"
+
+    def test_what_is_read_is_on_the_disk_while_the_rest_of_its_batch_is_waited_for(
+        self, faulty: FaultyServer, tmp_path: Path
+    ) -> None:
+        """A night at a server that is killed loses what is under way, not the readings that were paid for."""
+        folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(6)))
+        last = Image.open(folder / "5.png").convert("RGB").tobytes()[:600]
+        settings = config(faulty, folder, tmp_path / "r.parquet", sampling=SamplingConfig(num_samples=K, batch_size=6))
+        journalled: list[int] = []
+
+        def behave(asked: Asked) -> None:
+            if asked.name == last:
+                journal, end = settings.out.with_suffix(".journal.jsonl"), time.monotonic() + 20
+                while time.monotonic() < end and (not journalled or journalled[-1] < 5):
+                    journalled.append(journal.read_bytes().count(b'"kind":"reading"') if journal.exists() else 0)
+                    time.sleep(0.02)
+
+        faulty.behave = behave
+        result = run(settings)
+        assert journalled[-1] == 5 and [r.reason for r in result.records] == [Reason.AGREED] * 6
+
+
 class TestAsking:
     def test_a_server_that_can_all_is_asked_once_an_image(self, faulty: FaultyServer) -> None:
         reader = captioner(faulty)

@@ -91,6 +91,10 @@ class Server:
         """Do some asking and wait for it; what interrupts the waiting ends the asking."""
         return self._loop.run(work)
 
+    def start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Do some asking meanwhile; to cancel what is returned ends it."""
+        return self._loop.start(work)
+
     def hide(self, text: str) -> str:
         """Return a text without the key."""
         return without(self._key, text)
@@ -270,12 +274,15 @@ class _LoopThread:
         self._loop, self._stop, self.client = ready.result()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self.start(work)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+    def start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):  # closed before

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Sequence
+import queue
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,6 @@ class EndpointCaptioner:
         self._trial = self._asked(data_url(trial_picture().rgb, self._max_side), sampling.prompt)
         most = sampling.num_samples // sampling.views
         self._can = self._server.run(Probe(self._server, self._trial, sampling, most).run())
-        self._kept: dict[tuple[str, int], Sampled | Exception] = {}
         self._info = self._describe(most)
         logger.info("the server can: %s", self._can)
 
@@ -52,22 +52,31 @@ class EndpointCaptioner:
     def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         """Return what is sampled of each of B pictures, in the order given.
 
-        Raises `ModelError` where one of them cannot be read; the others are kept for a moment, so that to ask for them
-        again, in smaller batches, costs nothing. Raises `EndpointError` where the server reads not even a test image.
+        Raises `ModelError` where one of them cannot be read, `EndpointError` where the server reads not even a test
+        image.
         """
-        new = [picture for picture in pictures if _key(picture) not in self._kept]
-        outcomes = self._server.run(self._read_all(new)) if new else []
-        if new:  # another batch, so what was kept of the former one is done with
-            self._kept = {key: one for key, one in self._kept.items() if key in {_key(p) for p in pictures}}
-        self._kept |= {_key(picture): outcome for picture, outcome in zip(new, outcomes, strict=True)}
-        found = [self._kept[_key(picture)] for picture in pictures]
-        failed = [one for one in found if not isinstance(one, Sampled)]
-        if not failed or len(pictures) == 1:
-            for picture in pictures:
-                self._kept.pop(_key(picture), None)
-        if failed:
-            raise failed[0]
-        return [one for one in found if isinstance(one, Sampled)]
+        found: dict[int, Sampled] = {}
+        for picture, outcome in self.read_each(pictures):
+            if isinstance(outcome, Exception):
+                raise outcome
+            found[id(picture)] = outcome
+        return [found[id(picture)] for picture in pictures]
+
+    def read_each(self, pictures: Sequence[Picture]) -> Generator[tuple[Picture, Sampled | Exception]]:
+        """Yield each picture as soon as it is done, with what was sampled of it.
+
+        Those that cannot be read come last, each with its error, after a test image where the server was in doubt.
+        Raises `EndpointError` where that is not read either.
+        """
+        done: queue.SimpleQueue[tuple[Picture, Sampled] | None] = queue.SimpleQueue()
+        asking = self._server.start(self._read_all(pictures, done.put))
+        asking.add_done_callback(lambda _: done.put(None))
+        try:
+            while (one := done.get()) is not None:
+                yield one
+            yield from asking.result()
+        finally:
+            asking.cancel()
 
     @property
     def at_once(self) -> int:
@@ -78,7 +87,6 @@ class EndpointCaptioner:
         """Return a captioner that draws another number of samples with the same server; asks nothing."""
         other = copy.copy(self)
         other._sampling = replace(self._sampling, num_samples=num_samples)
-        other._kept = {}
         return other
 
     def look(self, pictures: Sequence[Picture]) -> list[tuple[float, ...] | None]:
@@ -87,28 +95,31 @@ class EndpointCaptioner:
 
     # --- pictures ---
 
-    async def _read_all(self, pictures: Sequence[Picture]) -> list[Sampled | Exception]:
-        """Return a reading, or why there is none, of each picture; where in doubt, check that the server is there."""
+    async def _read_all(
+        self, pictures: Sequence[Picture], done: Callable[[tuple[Picture, Sampled]], None]
+    ) -> list[tuple[Picture, Exception]]:
+        """Hand every reading to `done`; return the other pictures with their errors, after a check of the server."""
         at_once = asyncio.Semaphore(self._server.config.concurrency)  # no more pictures in memory than under way
-        works = [self._read_one(picture, at_once) for picture in pictures]
-        outcomes = await asyncio.gather(*works, return_exceptions=True)
-        found: list[Sampled | Exception] = []
+
+        async def read(picture: Picture) -> None:
+            done((picture, await self._read_one(picture, at_once)))
+
+        outcomes = await asyncio.gather(*map(read, pictures), return_exceptions=True)
+        failed: list[tuple[Picture, Exception]] = []
         doubtful: Exception | None = None
         for picture, outcome in zip(pictures, outcomes, strict=True):
-            if isinstance(outcome, Sampled):
-                found.append(outcome)
-            elif isinstance(outcome, RefusedError | UnansweredError):
+            if isinstance(outcome, RefusedError | UnansweredError):
                 logger.warning("%s was not read: %s", picture.file.file_name, outcome)
-                found.append(ModelError(f"the server gave no reading: {outcome}"))
+                failed.append((picture, ModelError(f"the server gave no reading: {outcome}")))
                 of_the_image = isinstance(outcome, RefusedError) and outcome.status in _OF_THE_IMAGE
                 doubtful = doubtful if of_the_image else outcome
             elif isinstance(outcome, Exception):
-                found.append(outcome)
-            else:  # cancelled
+                failed.append((picture, outcome))
+            elif outcome is not None:  # cancelled
                 raise outcome
         if doubtful is not None:
             await self._check_server(doubtful)
-        return found
+        return failed
 
     async def _check_server(self, doubtful: Exception) -> None:
         """Raise `EndpointError` where a test image is not read either, for then no image is to blame."""
@@ -195,10 +206,6 @@ class EndpointCaptioner:
             versions=self._server.versions,
             server={"url": self._url, "images": describe_pictures(self._max_side)} | self._can.in_words(samples),
         )
-
-
-def _key(picture: Picture) -> tuple[str, int]:
-    return picture.file.sha256, picture.file.page
 
 
 async def _all_or_nothing(works: Sequence[Any]) -> list[Any]:
