@@ -147,7 +147,7 @@ def measure(score: ArrayLike, wrong: ArrayLike, *, seed: int = 0, resamples: int
         ladder = Ladder.of(values, errors, weights)
         for name, figure in FIGURES.items():
             drawn[name].append(figure(ladder))
-    return {name: _estimate(figure(whole)[0], np.concatenate(drawn[name])) for name, figure in FIGURES.items()}
+    return {name: estimate(figure(whole)[0], np.concatenate(drawn[name])) for name, figure in FIGURES.items()}
 
 
 def resampled(count: int, seed: int, resamples: int) -> list[Vector]:
@@ -160,7 +160,8 @@ def resampled(count: int, seed: int, resamples: int) -> list[Vector]:
     ]
 
 
-def _estimate(value: float, drawn: Vector) -> Estimate:
+def estimate(value: float, drawn: Vector) -> Estimate:
+    """Return a figure with the 95 % percentile interval of its resamples (R,)."""
     known = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or not len(known):
         return Estimate(None, None, None)

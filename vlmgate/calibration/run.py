@@ -35,7 +35,7 @@ from vlmgate.run.outcome import ScanResult
 from vlmgate.run.progress import Progress
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.kernels import check_kernel, load_kernel
-from vlmgate.store.files import write_file, write_gate
+from vlmgate.store.files import check_folder, write_file, write_gate
 from vlmgate.store.result import read_provenance, read_result, write_result
 from vlmgate.version import __version__
 
@@ -132,8 +132,7 @@ def _check(config: CalibrateConfig, reading: ScanConfig, costs: Costs | None) ->
     """Raise `UsageError` for what is wrong before anything is read."""
     if config.out.suffix != ".toml":
         raise OutputError(f"{config.out}: a gate file must end in .toml; give another -o.")
-    if not config.out.parent.is_dir():
-        raise OutputError(f"{config.out.parent}: no such folder; make it, or give another -o.")
+    check_folder(config.out)
     if config.out.exists() and not is_gate(config.out):
         raise OutputError(f"{config.out}: exists and is no gate; give another -o.")
     if config.defect_rate is not None and costs is None:

@@ -17,7 +17,7 @@ from vlmgate.errors import UsageError
 from vlmgate.report.terminal import console, reader_may_leave
 
 if TYPE_CHECKING:
-    from vlmgate.calibration.audit import Audit
+    from vlmgate.calibration.guarantee import Audit
     from vlmgate.data import Record
 
 
@@ -169,7 +169,7 @@ def info(
         return
     print_provenance(provenance, console())
     if found:
-        from vlmgate.calibration.audit import lines
+        from vlmgate.calibration.guarantee import lines
 
         for line in lines(found):
             print(line)
@@ -177,7 +177,7 @@ def info(
 
 def _audited(result: Path, tables: list[Path]) -> Audit:
     """Return the tally of verdicts on a result; raises `UsageError` for tables of something else."""
-    from vlmgate.calibration.audit import audit
+    from vlmgate.calibration.guarantee import audit
     from vlmgate.calibration.labels import read_labels
     from vlmgate.store.result import read_result
 

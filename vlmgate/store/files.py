@@ -62,6 +62,12 @@ def write_gate(path: Path, gate: GateFile, about: Sequence[str] = ()) -> None:
         raise OutputError(f"{path}: cannot write the gate ({error.strerror}); give another -o.") from error
 
 
+def check_folder(path: Path) -> None:
+    """Raise `OutputError` where the folder that a file is to be written to is not there."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder; make it, or give another -o.")
+
+
 def temporary_for(path: Path) -> Path:
     """Return a name in the same folder that no other writer has, even where all have the same process number."""
     return path.with_name(f".vlmgate.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")

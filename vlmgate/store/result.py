@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, one_line
-from vlmgate.store.files import new_file, unused
+from vlmgate.store.files import check_folder, new_file, unused
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,8 +57,7 @@ class Outputs:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""
         if self.parquet.suffix != ".parquet":
             raise OutputError(f"{self.parquet}: the output must end in .parquet; give another -o.")
-        if not self.parquet.parent.is_dir():
-            raise OutputError(f"{self.parquet.parent}: no such folder; make it, or give another -o.")
+        check_folder(self.parquet)
         for path in (self.parquet, self.journal, self.log, self.reference, self.lock):
             if path.exists() and not path.is_file():
                 raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")

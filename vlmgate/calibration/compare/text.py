@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vlmgate.calibration.compare.compare import Comparison, Difference, Standing
+from vlmgate.calibration.compare.compare import Comparison, Difference, Standing, letter
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.text import Speaker, percent
 
@@ -96,11 +96,6 @@ def _signed(figure: str, value: float) -> str:
 
 
 # --- tables and notes -------------------------------------------------------------------------------------------------
-
-
-def letter(number: int) -> str:
-    """Return what stands for a model in a picture: A, B, …, Z, A2, …"""
-    return chr(ord("A") + number % 26) + (str(number // 26 + 1) if number >= 26 else "")
 
 
 def names(found: Comparison) -> list[str]:
