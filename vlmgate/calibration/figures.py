@@ -138,12 +138,12 @@ class Estimate:
     high: float | None
 
 
-def measure(score: ArrayLike, wrong: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Estimate]:
+def measure(score: ArrayLike, wrong: ArrayLike) -> dict[str, Estimate]:
     """Return every figure of `FIGURES` with its 95 % percentile interval over resampled readings."""
     values, errors = np.asarray(score, float), np.asarray(wrong, float)
     whole = Ladder.of(values, errors)
     drawn: dict[str, list[Vector]] = {name: [] for name in FIGURES}
-    for weights in resampled(len(values), seed, resamples):
+    for weights in resampled(len(values), 0, RESAMPLES):
         ladder = Ladder.of(values, errors, weights)
         for name, figure in FIGURES.items():
             drawn[name].append(figure(ladder))

@@ -98,9 +98,6 @@ def _check(errors: int, count: int, confidence: float) -> None:
         raise ValueError(f"confidence is {confidence}; allowed: between 0 and 1.")
 
 
-# --- what people found in a result ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Judged:
     """Verdicts on the images of one route."""

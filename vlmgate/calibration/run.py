@@ -98,7 +98,7 @@ def calibrate(
     `reading` says how the labelled images are read where `config.source` is a folder; its folder is filled in from the
     labels, and so are the choices where it has none, with `question` in the place of the usual one.
     """
-    _check(config, reading, costs)
+    _check(config, reading)
     label_map = config.mapped()
     path = config.source
     if path.is_file():
@@ -128,17 +128,13 @@ def calibrate(
     return Calibrated(found, labels, seconds, gate, path, page)
 
 
-def _check(config: CalibrateConfig, reading: ScanConfig, costs: Costs | None) -> None:
+def _check(config: CalibrateConfig, reading: ScanConfig) -> None:
     """Raise `UsageError` for what is wrong before anything is read."""
     if config.out.suffix != ".toml":
         raise OutputError(f"{config.out}: a gate file must end in .toml; give another -o.")
     check_folder(config.out)
     if config.out.exists() and not is_gate(config.out):
         raise OutputError(f"{config.out}: exists and is no gate; give another -o.")
-    if config.defect_rate is not None and costs is None:
-        raise UsageError(
-            "--defect-rate weighs costs, and none is given; add --cost-escape, --cost-review and the like."
-        )
     for name in config.kernels:
         check_kernel(name)
     check_choices(reading.sampling.choices)
@@ -156,9 +152,6 @@ def labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:
         raise UsageError(f"{path}: says nothing of labels; give --labels FOLDER or TABLE.")
     # `test` of MVTec AD was read alone; the folder above says what its labels are.
     return folder.parent if folder.name == "test" and (folder / "good").is_dir() else folder
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def completed(
@@ -239,9 +232,6 @@ def measure_seconds(captioner: Captioner, reading: ScanConfig) -> dict[str, floa
         log.warning("the time that samples take could not be measured", exc_info=error)
         return {}
     return {str(k): round(statistics.median(times), 5) for k, times in rounds.items()}
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Mapping[str, Any]) -> Path | None:

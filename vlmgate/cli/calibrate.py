@@ -13,7 +13,6 @@ from vlmgate.config.options import Opt
 from vlmgate.report.terminal import complain, console, crashes_to, reader_may_leave, say
 
 if TYPE_CHECKING:
-    from vlmgate.calibration.run import Calibrated
     from vlmgate.run.outcome import ScanResult
 
 
@@ -36,7 +35,7 @@ def calibrate(
     settings, reading, costs, question = calibrate_configs(source, out, given)
     from vlmgate.calibration.run import Stopped
     from vlmgate.calibration.run import calibrate as run
-    from vlmgate.calibration.text import CalibrationProgress
+    from vlmgate.calibration.text import CalibrationProgress, print_study, study_json
 
     progress = CalibrationProgress(console(stderr=True), quiet=quiet)
     with crashes_to(out.with_suffix(".log")):
@@ -45,7 +44,10 @@ def calibrate(
         stopped(done.result)
     code = 0 if done.gate is not None else 2
     with reader_may_leave():
-        _print(done, format, code)
+        if format == "json":
+            print(study_json(done.found, done.labels, done.seconds, done.written, code))
+        else:
+            print_study(done.found, done.labels, done.seconds, done.written, console())
     if code:
         former = f" {out} is still the former gate." if out.exists() else ""
         complain(f"no gate was written: {done.why_none} The readings stay in {done.result}.{former}")
@@ -58,12 +60,3 @@ def stopped(result: ScanResult) -> NoReturn:
         raise result.error
     say("Stopped. The same command goes on where it was.")
     raise typer.Exit(128 + (result.interrupted or 0))
-
-
-def _print(done: Calibrated, format: str, code: int) -> None:
-    from vlmgate.calibration.text import print_study, study_json
-
-    if format == "json":
-        print(study_json(done.found, done.labels, done.seconds, done.written, code))
-    else:
-        print_study(done.found, done.labels, done.seconds, done.written, console())

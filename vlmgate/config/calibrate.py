@@ -200,8 +200,7 @@ def calibrate_configs(
     """
     check_there(source, "result; name a labelled folder")
     given = given_of(options)
-    settings = build(CalibrateConfig, given, source=source, out=out)
-    costs = _costs(given)
+    settings, costs = build(CalibrateConfig, given, source=source, out=out), _costs(given)
     if settings.rule == "cost" and costs is None:
         raise UsageError("--rule cost needs costs: --cost-escape, --cost-overkill, --cost-review and the like.")
     return settings, _labelled(source, out, given), costs, given.get("question")
@@ -212,22 +211,16 @@ def compare_configs(
 ) -> tuple[CompareConfig, ScanConfig, str | None]:
     """Return what a comparison needs to know: its own config, how images are read, and the question.
 
-    Raises `ConfigError` for a value out of range, `UsageError` where a source is missing, or where costs are to be
-    weighed and none is given.
+    Raises `ConfigError` for a value out of range, `UsageError` where a source or the costs to be weighed are missing.
     """
     for source in sources:
         check_there(source, "result; name a labelled folder, or a result")
     given = given_of(options)
     overheads = given.pop("cost_overhead", None) or [None]
     several = [_costs(given | {"cost_overhead": each}) for each in overheads]
-    if "defect_rate" in given and None in several:
-        raise UsageError(
-            "--defect-rate weighs costs, and none is given; add --cost-escape, --cost-review and the like."
-        )
-    given = {"model": ()} | given
     costs = tuple(one for one in several if one is not None)
     settings = build(CompareConfig, given, sources=tuple(sources), out=out, costs=costs)
-    del given["model"]  # one after the other
+    given.pop("model", None)  # one after the other
     return settings, _labelled(sources[0], out, given), given.get("question")
 
 
@@ -241,5 +234,14 @@ def _labelled(source: Path, out: Path, given: dict[str, Any]) -> ScanConfig:
 
 
 def _costs(given: Mapping[str, Any]) -> Costs | None:
-    """Return the plant's costs; None where none was given, for nobody else's are worth anything."""
-    return build(Costs, given) if any(given.get(name) is not None for name in options_of(Costs)) else None
+    """Return the plant's costs; None where none was given, for nobody else's are worth anything.
+
+    Raises `UsageError` for a --defect-rate without costs, which it would weigh.
+    """
+    if any(given.get(name) is not None for name in options_of(Costs)):
+        return build(Costs, given)
+    if "defect_rate" in given:
+        raise UsageError(
+            "--defect-rate weighs costs, and none is given; add --cost-escape, --cost-review and the like."
+        )
+    return None

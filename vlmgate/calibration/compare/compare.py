@@ -183,9 +183,6 @@ def compare(
     )
 
 
-# --- the same images --------------------------------------------------------------------------------------------------
-
-
 def _in_common(contestants: Sequence[Contestant]) -> tuple[list[Contestant], list[str]]:
     """Return all with the images that every one has read, in one order."""
     held = [{(r.sha256, r.page): i for i, r in enumerate(one.labelled.records)} for one in contestants]
@@ -227,9 +224,6 @@ def _other_settings(contestants: Sequence[Contestant]) -> list[str]:
     if len({one.device for one in contestants}) > 1:
         notes.append("times were taken on different devices: " + ", ".join(f"{c.name} {c.device}" for c in contestants))
     return notes
-
-
-# --- one model --------------------------------------------------------------------------------------------------------
 
 
 def _score_of_all(contestants: Sequence[Contestant], sides: Sequence[Evidence], design: Mask, score: str | None) -> str:

@@ -22,9 +22,6 @@ _PERCENT, _DECIMAL, _NUMBER = ".1%", ".3f", ",.0f"
 _UNITS = {"aurc": "mean share of wrong readings among the accepted (AURC)", "cost": "cost per 1,000 images"}
 
 
-# --- the answer -------------------------------------------------------------------------------------------------------
-
-
 def verdicts(found: Comparison) -> list[str]:
     """Return a sentence for each further model: whether it is worth it instead of the first, or cannot be told from it.
 
@@ -93,9 +90,6 @@ def _slower(first: Standing, other: Standing) -> str:
 
 def _signed(figure: str, value: float) -> str:
     return f"{value:+,.0f}" if figure == "cost" else f"{value:+.3f}"
-
-
-# --- tables and notes -------------------------------------------------------------------------------------------------
 
 
 def names(found: Comparison) -> list[str]:
