@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vlmgate.calibration.labels import Labels
 from vlmgate.data import Key, Record, Route
@@ -72,7 +72,6 @@ class Certified:
 
     step: Step | None  # the widest threshold of which it holds; null where it holds of none
     bound: float | None  # upper bound of the rate there
-    failed: Step | None  # where the sequence ended; null where it ran through
 
 
 def certify(steps: Sequence[Step], target: float, confidence: float) -> Certified:
@@ -82,12 +81,12 @@ def certify(steps: Sequence[Step], target: float, confidence: float) -> Certifie
     one to begin with, were fixed before these labels were seen: Angelopoulos et al., "Learn then Test" (2021). The
     chance that the true rate at the result exceeds `target` is at most 1 − confidence.
     """
-    found = Certified(None, None, None)
+    found = Certified(None, None)
     for step in steps:
         bound = upper_bound(step.errors, step.count, confidence)
         if bound > target:
-            return replace(found, failed=step)
-        found = Certified(step, bound, None)
+            break
+        found = Certified(step, bound)
     return found
 
 

@@ -61,20 +61,6 @@ class Costs:
     def __post_init__(self) -> None:
         check(self)
 
-    def worst_trusted(self, says_good: bool) -> float:
-        """Return the chance of being wrong from which on a reading is better looked at; infinite if never.
-
-        Who accepts "good" pays p C_escape; who routes it pays C_review + p m C_escape + (1 − p) f C_overkill; they are
-        equal at p = (C_review + f C_overkill) / ((1 − m) C_escape + f C_overkill). For a reading that rejects the part
-        the two errors change places: p = (C_review + m C_escape) / ((1 − f) C_overkill + m C_escape).
-        """
-        missed, alarmed = self.reviewer_miss * self.escape, self.reviewer_false_alarm * self.overkill
-        if says_good:
-            kept, gained = self.review + alarmed, self.escape - missed + alarmed
-        else:
-            kept, gained = self.review + missed, self.overkill - alarmed + missed
-        return kept / gained if gained > 0 else math.inf
-
 
 @dataclass(frozen=True, slots=True)
 class LabelledConfig:
