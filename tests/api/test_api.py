@@ -24,8 +24,9 @@ from vlmgate import Gate, GateError, NoImagesError, Progressed, Reason, Route, U
 from vlmgate.api.options import CalibrateOptions, ScanOptions
 from vlmgate.cli import app
 from vlmgate.config import SamplingConfig
-from vlmgate.config.commands import CALIBRATE, SCAN
+from vlmgate.config.calibrate import CALIBRATE
 from vlmgate.config.options import Opt
+from vlmgate.config.scan import SCAN
 from vlmgate.gate.file import GateFile, sampling_of
 from vlmgate.gate.rules import Gate as Rule
 from vlmgate.store.result import write_gate

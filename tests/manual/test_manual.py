@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from tests.support.documents import DOCUMENTS, commands, texts
 from tests.support.paths import README, ROOT
 from vlmgate.cli import app
-from vlmgate.cli.help import option_table, with_option_tables
+from vlmgate.cli.help import with_option_tables
+from vlmgate.cli.options import option_table
 from vlmgate.data import Record
 from vlmgate.manual import ALSO, SECTIONS, page, topics
 
@@ -101,6 +102,10 @@ def test_the_options_of_one_command() -> None:
         out.startswith("# Options of vlmgate merge\n") and "| `--incomplete` |" in out and "Merge what is there" in out
     )
     assert "--temperature" not in out
+
+
+def test_the_options_page_says_how_the_environment_names_an_option() -> None:
+    assert "`VLMGATE_SCAN_NUM_SAMPLES=16`" in page("options") and "VLMGATE_" in COMMANDS["scan"].epilog
 
 
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - {"help"}))  # which has none

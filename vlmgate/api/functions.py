@@ -16,19 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from vlmgate.api.options import (
-    CalibrateOptions,
-    ScanOptions,
-    calibrate_configs,
-    gate_options,
-    given_of,
-    is_there,
-    options_of_gate,
-    scan_config,
-)
+from vlmgate.api.options import CalibrateOptions, ScanOptions
 from vlmgate.config import ScanConfig
-from vlmgate.config.commands import CALIBRATE, SCAN
+from vlmgate.config.calibrate import CALIBRATE, calibrate_configs
 from vlmgate.config.options import Opt, unknown
+from vlmgate.config.scan import SCAN, given_of, scan_config
 from vlmgate.data import Decision, ModelInfo, Record, Route
 from vlmgate.errors import UsageError
 
@@ -138,7 +130,7 @@ class Gate:
     @property
     def reads(self) -> Mapping[str, Any]:
         """Return the options that a scan must have for the gate to hold."""
-        return options_of_gate(self.file)
+        return self.file.options
 
     @cached_property
     def _reference(self) -> Reference | None:
@@ -183,11 +175,9 @@ def scan(
 
     _check_names(options, SCAN, "scan")
     named = Path(source) if isinstance(source, str | os.PathLike) else tuple(Path(one) for one in source)
-    if isinstance(named, Path) and not is_there(named):
-        raise UsageError(f"{named}: no such folder or image; name a folder of images.")
     gate = options.get("gate")
-    told: Any = options if gate is None else gate_options(Path(gate)) | given_of(options)
-    done = run(scan_config(named, None if out is None else Path(out), told), _Teller(progress))
+    given: Any = options if gate is None else {**Gate.load(gate).reads, **given_of(options)}
+    done = run(scan_config(named, None if out is None else Path(out), given), _Teller(progress))
     _raise_what_ended(done)
     return ScanResult(done.records, done.outputs.parquet, done.provenance)
 
@@ -212,8 +202,6 @@ def calibrate(
     from vlmgate.calibration.text import study_json
 
     _check_names(options, CALIBRATE, "calibrate")
-    if not is_there(Path(source)):
-        raise UsageError(f"{source}: no such folder or result; name a labelled folder.")
     settings, reading, costs, question = calibrate_configs(Path(source), Path(out), options)
     done = run(settings, reading, costs, _Teller(progress), question=question)
     if isinstance(done, Stopped):

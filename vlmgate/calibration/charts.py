@@ -1,13 +1,14 @@
-"""The pictures of the calibration page, as SVG. Nothing that a user or an image has named is written into a picture."""
+"""The pictures of the pages, as SVG. Nothing that a user or an image has named is written into a picture."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from vlmgate.calibration.compare.compare import Standing, letter
 from vlmgate.calibration.cost import Bill
 from vlmgate.calibration.figures import Ladder, Mask, Vector, resampled
 from vlmgate.calibration.readings import in_own_units
@@ -17,6 +18,8 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6
 _SIZE = (6.4, 3.8)  # inches
 _RESAMPLES = 300
 _POINTS = 101
+_FAR_APART = 6  # times as slow; on a linear scale the faster models would lie on top of each other
+_COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 
 
 def risk_coverage(score: Vector, wrong: Mask, *, target: float | None, coverage: float | None) -> bytes:
@@ -98,6 +101,40 @@ def cost_curve(bill: Bill, marked: Mapping[str, tuple[float, float]]) -> bytes:
         axes.set_xlabel("images that people look at, %")
         axes.set_ylabel("cost per 1,000 images")
         axes.set_xlim(0, 100)
+        axes.set_ylim(bottom=0)
+
+    return svg(draw)
+
+
+def quality_and_time(standings: Sequence[Standing]) -> bytes:
+    """Return AURC against the time an image takes, as SVG: a line a model, through its numbers of samples.
+
+    Models are letters, for what users have named stands in no picture.
+    """
+
+    def draw(axes: Any) -> None:
+        for i, standing in enumerate(standings):
+            colour, name = _COLOURS[i % len(_COLOURS)], letter(i)
+            if standing.by_samples:
+                counts, seconds, areas = zip(*standing.by_samples, strict=True)
+                axes.plot(seconds, areas, color=colour, marker="o", markersize=3, linewidth=1)
+                for k, x, y in zip(counts, seconds, areas, strict=True):
+                    axes.annotate(str(k), (x, y), textcoords="offset points", xytext=(3, 4), fontsize=7, color=colour)
+            low, value, high = standing.aurc.low, standing.aurc.value, standing.aurc.high
+            if standing.seconds and low is not None and value is not None and high is not None:
+                spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
+                axes.errorbar([standing.seconds], [value], yerr=spread, color=colour, marker="s", capsize=3, label=name)
+            else:
+                axes.plot([], [], color=colour, marker="s", label=f"{name} (not timed)")
+        axes.set_xlabel("seconds an image")
+        axes.set_ylabel("AURC, lower is better")
+        taken = [seconds for standing in standings for _, seconds, _ in standing.by_samples]
+        if taken and max(taken) > _FAR_APART * min(taken):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        else:
+            axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
 
     return svg(draw)

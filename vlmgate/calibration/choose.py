@@ -113,7 +113,7 @@ class SampleCounts:
     proposed: int
 
 
-def compare_counts(several: Sequence[Evidence], score: str, of: Mask, *, seed: int = 0) -> SampleCounts:
+def compare_counts(several: Sequence[Evidence], score: str, of: Mask) -> SampleCounts:
     """Return AURC for each K and the smallest K that is at most one standard error behind the best.
 
     The rule is that of Breiman et al. ("Classification and Regression Trees", 1984), with the error of the paired
@@ -123,7 +123,7 @@ def compare_counts(several: Sequence[Evidence], score: str, of: Mask, *, seed: i
     areas = [float(Ladder.of(*pair).aurc()[0]) for pair in vectors]
     best = int(np.argmin(np.round(areas, 9)))
     draws: list[list[Vector]] = [[] for _ in several]
-    for weights in resampled(int(of.sum()), seed, _RESAMPLES):
+    for weights in resampled(int(of.sum()), 0, _RESAMPLES):
         for i, pair in enumerate(vectors):
             draws[i].append(Ladder.of(*pair, weights).aurc())
     spread = [np.concatenate(some) for some in draws]

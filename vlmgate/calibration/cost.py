@@ -130,13 +130,7 @@ class Bills:
 
 
 def compare_policies(
-    score: Vector,
-    outcomes: Outcomes,
-    costs: Costs,
-    guaranteed: Mask | None,
-    weights: Vector | None = None,
-    *,
-    seed: int = 0,
+    score: Vector, outcomes: Outcomes, costs: Costs, guaranteed: Mask | None, weights: Vector | None = None
 ) -> Bills:
     """Return what each way to work costs per 1,000 images.
 
@@ -146,7 +140,7 @@ def compare_policies(
     """
     count = len(score)
     share = np.ones(count) / count if weights is None else weights / weights.sum()
-    fold = np.random.default_rng(seed).permutation(count) % FOLDS
+    fold = np.random.default_rng(0).permutation(count) % FOLDS
     frugal = np.zeros(count, bool)
     for i in range(FOLDS):
         held = fold == i
@@ -154,23 +148,21 @@ def compare_policies(
             part = Outcomes(outcomes.bad[~held], outcomes.rejects[~held])
             frugal[held] = score[held] <= _cheapest(score[~held], part, costs, share[~held])
     threshold = _cheapest(score, outcomes, costs, share)
+    like = frugal if guaranteed is None else guaranteed
     rows = {"review all": np.zeros(count), "review none": np.ones(count)}
+    rows["random, same share"] = np.full(count, float((share * like).sum()))
     if guaranteed is not None:
-        rows["random, same share"] = np.full(count, float((share * guaranteed).sum()))
         rows["guaranteed gate"] = guaranteed.astype(float)
-    else:
-        rows["random, same share"] = np.full(count, float((share * frugal).sum()))
     rows["cheapest gate, cross-val."] = frugal.astype(float)
-    draws = [drawn * share for drawn in resampled(count, seed, RESAMPLES)]
+    draws = [drawn * share for drawn in resampled(count, 0, RESAMPLES)]
     policies = tuple(_policy(name, accepted, outcomes, costs, share, draws) for name, accepted in rows.items())
     accepted = score <= threshold
-    gate = "guaranteed gate" if guaranteed is not None else "cheapest gate"
     return Bills(
         policies,
         threshold if math.isfinite(threshold) else None,
         int(((outcomes.escapes | outcomes.overkills) & accepted).sum()),
         break_even(accepted if guaranteed is None else guaranteed, outcomes, costs, share),
-        gate,
+        "cheapest gate" if guaranteed is None else "guaranteed gate",
     )
 
 

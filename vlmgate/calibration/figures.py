@@ -138,16 +138,16 @@ class Estimate:
     high: float | None
 
 
-def measure(score: ArrayLike, wrong: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Estimate]:
+def measure(score: ArrayLike, wrong: ArrayLike) -> dict[str, Estimate]:
     """Return every figure of `FIGURES` with its 95 % percentile interval over resampled readings."""
     values, errors = np.asarray(score, float), np.asarray(wrong, float)
     whole = Ladder.of(values, errors)
     drawn: dict[str, list[Vector]] = {name: [] for name in FIGURES}
-    for weights in resampled(len(values), seed, resamples):
+    for weights in resampled(len(values), 0, RESAMPLES):
         ladder = Ladder.of(values, errors, weights)
         for name, figure in FIGURES.items():
             drawn[name].append(figure(ladder))
-    return {name: _estimate(figure(whole)[0], np.concatenate(drawn[name])) for name, figure in FIGURES.items()}
+    return {name: estimate(figure(whole)[0], np.concatenate(drawn[name])) for name, figure in FIGURES.items()}
 
 
 def resampled(count: int, seed: int, resamples: int) -> list[Vector]:
@@ -160,7 +160,8 @@ def resampled(count: int, seed: int, resamples: int) -> list[Vector]:
     ]
 
 
-def _estimate(value: float, drawn: Vector) -> Estimate:
+def estimate(value: float, drawn: Vector) -> Estimate:
+    """Return a figure with the 95 % percentile interval of its resamples (R,)."""
     known = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or not len(known):
         return Estimate(None, None, None)

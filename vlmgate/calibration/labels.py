@@ -76,9 +76,6 @@ def read_labels(source: Path, column: str | None = None) -> Labels:
     return _of_table(source, column)
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
-
-
 def _of_folders(source: Path, ignored: Sequence[str]) -> Labels:
     try:
         folders = {path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")}
@@ -156,9 +153,6 @@ def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> La
         ignored.append(f"{len(without):,} images without a label, first: {without[0]}")
     form = f"{', '.join(path.relative_to(source).as_posix() for path in tables)} ({parts[0].form})"
     return Labels(parts[0].kind, form, source, source, by_name, readings=readings, ignored=tuple(ignored))
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def _of_table(path: Path, column: str | None) -> Labels:

@@ -10,7 +10,6 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,6 @@ _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _STYLE = Path(__file__).with_name("sheet.css")  # of this page and of the comparison's
 _WORST = 10
 _PREVIEW = 560  # pixels, longest side
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """A wrong reading that the gate accepts."""
-
-    name: str
-    label: str
-    answer: str
-    score: str
-    captions: tuple[tuple[int, str], ...]  # merged, with their numbers
-    picture: str | None  # data URI; null where the file is not there any more
-    size: tuple[int, int]
 
 
 def write_page(
@@ -164,8 +150,8 @@ def _confusion(found: Study) -> dict[str, Any] | None:
     return {"columns": [*held.choices, "no answer"], "rows": rows}
 
 
-def _mistakes(found: Study, provenance: Mapping[str, Any]) -> list[Mistake]:
-    """Return the wrong readings that the gate accepts, the surest first."""
+def _mistakes(found: Study, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the wrong readings that the gate accepts, the surest first; captions are merged, with their numbers."""
     try:
         pictures = Pictures.of(None, provenance)
     except UsageError:  # their folder is gone
@@ -177,15 +163,15 @@ def _mistakes(found: Study, provenance: Mapping[str, Any]) -> list[Mistake]:
         record = found.labelled.records[i]
         captions = Counter((record.captions or ())[: found.final.num_samples])
         picture, size = _preview(pictures, record)
-        mistake = Mistake(
-            name=record.file_name,
-            label=found.labelled.labels[i],
-            answer=found.final.answers[i] or "no answer",
-            score=f"{found.score} {abs(float(gated[i])):.3f}",
-            captions=tuple((n, caption) for caption, n in captions.most_common()),
-            picture=picture,
-            size=size,
-        )
+        mistake = {
+            "name": record.file_name,
+            "label": found.labelled.labels[i],
+            "answer": found.final.answers[i] or "no answer",
+            "score": f"{found.score} {abs(float(gated[i])):.3f}",
+            "captions": [(n, caption) for caption, n in captions.most_common()],
+            "picture": picture,
+            "size": size,
+        }
         made.append(mistake)
     return made
 

@@ -270,9 +270,6 @@ def _truth(record: Record, label: str, labels: Labels, choices: Sequence[str], g
     return others[0] if record.answer == good and others else None  # a wrong "good" is a defect, whichever
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
     """What the first K samples of N images say under one kernel, and where that is wrong."""

@@ -35,7 +35,7 @@ from vlmgate.run.outcome import ScanResult
 from vlmgate.run.progress import Progress
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import check_kernel, load_kernel
-from vlmgate.store.result import read_provenance, read_result, write_file, write_gate, write_result
+from vlmgate.store.result import check_folder, read_provenance, read_result, write_file, write_gate, write_result
 from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def calibrate(
     `reading` says how the labelled images are read where `config.source` is a folder; its folder is filled in from the
     labels, and so are the choices where it has none, with `question` in the place of the usual one.
     """
-    _check(config, costs)
+    _check(config, reading)
     label_map = config.mapped()
     path = config.source
     if path.is_file():
@@ -127,20 +127,16 @@ def calibrate(
     return Calibrated(found, labels, seconds, gate, path, page)
 
 
-def _check(config: CalibrateConfig, costs: Costs | None) -> None:
+def _check(config: CalibrateConfig, reading: ScanConfig) -> None:
     """Raise `UsageError` for what is wrong before anything is read."""
     if config.out.suffix != ".toml":
         raise OutputError(f"{config.out}: a gate file must end in .toml; give another -o.")
-    if not config.out.parent.is_dir():
-        raise OutputError(f"{config.out.parent}: no such folder; make it, or give another -o.")
+    check_folder(config.out)
     if config.out.exists() and not is_gate(config.out):
         raise OutputError(f"{config.out}: exists and is no gate; give another -o.")
-    if config.defect_rate is not None and costs is None:
-        raise UsageError(
-            "--defect-rate weighs costs, and none is given; add --cost-escape, --cost-review and the like."
-        )
     for name in config.kernels:
         check_kernel(name)
+    check_choices(reading.sampling.choices)
 
 
 def seconds_of(provenance: Mapping[str, Any]) -> dict[int, float]:
@@ -155,9 +151,6 @@ def labelled_folder(path: Path, provenance: Mapping[str, Any]) -> Path:
         raise UsageError(f"{path}: says nothing of labels; give --labels FOLDER or TABLE.")
     # `test` of MVTec AD was read alone; the folder above says what its labels are.
     return folder.parent if folder.name == "test" and (folder / "good").is_dir() else folder
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def completed(
@@ -238,9 +231,6 @@ def measure_seconds(captioner: Captioner, reading: ScanConfig) -> dict[str, floa
         log.warning("the time that samples take could not be measured", exc_info=error)
         return {}
     return {str(k): round(statistics.median(times), 5) for k, times in rounds.items()}
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Mapping[str, Any]) -> Path | None:

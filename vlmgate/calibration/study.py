@@ -241,9 +241,6 @@ def _warnings(labelled: Labelled, whole: Evidence) -> list[str]:
     ]
 
 
-# --- vision features --------------------------------------------------------------------------------------------------
-
-
 def _features(labelled: Labelled, design: Mask) -> tuple[Reference | None, Vector | None]:
     """Return a reference of the design part's features, and the distance (N,) of all images from it."""
     packed = [record.vision_features for record in labelled.records]
@@ -273,9 +270,6 @@ def _limits(labelled: Labelled, config: CalibrateConfig, known: bool) -> tuple[t
                 f"no limit on novelty: it takes vision features of {3 * _FEWEST_FEATURES} labelled images or more"
             )
     return tuple(limits), notes
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def _quality(whole: Sequence[Evidence]) -> tuple[ScoreFigures, ...]:

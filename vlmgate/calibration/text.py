@@ -313,7 +313,7 @@ def study_json(
 ) -> str:
     """Return all that was found as one JSON object with a `schema_version`."""
     gate, made, bills = found.gate(), found.promise, found.bills
-    promised = ("target_kind", "target", "confidence", "errors", "count", "bound", "coverage", "overkill", "needed")
+    promised = "holds per_answer target_kind target confidence errors count bound coverage overkill needed".split()
     tree: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "exit_code": exit_code,
@@ -330,21 +330,18 @@ def study_json(
         "chosen": {"score": found.score, "kernel": found.final.kernel, "num_samples": found.proposed},
         "held_out": {name: asdict(estimate) for name, estimate in found.held_out.items()},
         "samples": [asdict(row) | {"seconds_per_image": seconds.get(row.num_samples)} for row in found.counts.rows],
-        "promise": None
-        if made is None
-        else {"holds": made.holds, "per_answer": made.per_answer} | {key: getattr(made, key) for key in promised},
-        "costs": None
-        if bills is None
-        else {
-            "given": None if found.costs is None else asdict(found.costs),
+        "promise": made and {key: getattr(made, key) for key in promised},
+        "costs": bills
+        and {
+            "given": found.costs and asdict(found.costs),
             "per_1000_images": [asdict(policy) for policy in bills.policies],
             "cheapest_threshold": bills.cheapest,
             "cheapest_errors": bills.cheapest_errors,
             "break_even": bills.break_even,
             "break_even_of": bills.gate,
         },
-        "agreement": None if found.agreement is None else asdict(found.agreement),
-        "gate": None if gate is None else asdict(gate),
+        "agreement": found.agreement and asdict(found.agreement),
+        "gate": gate and asdict(gate),
         "written": dict(written),
     }
     return json.dumps(_finite(tree), indent=2, allow_nan=False)

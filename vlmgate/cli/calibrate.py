@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from vlmgate.api.options import calibrate_configs, is_there
 from vlmgate.cli.options import Format, Given, Quiet, command
-from vlmgate.config.commands import CALIBRATE
+from vlmgate.config.calibrate import CALIBRATE, calibrate_configs
 from vlmgate.config.options import Opt
-from vlmgate.errors import UsageError
 from vlmgate.report.terminal import complain, console, crashes_to, reader_may_leave, say
 
 if TYPE_CHECKING:
-    from vlmgate.calibration.run import Calibrated
     from vlmgate.run.outcome import ScanResult
 
 
@@ -35,12 +32,10 @@ def calibrate(
     page (GATE_calibration/index.html). `vlmgate scan FOLDER --gate GATE` then splits by it. Exit codes: 0 a gate was
     written, 1 fatal, 2 usage, or the labels cannot support what was asked, 130 Ctrl-C.
     """
-    if not is_there(source):
-        raise UsageError(f"{source}: no such folder or result; name a labelled folder.")
     settings, reading, costs, question = calibrate_configs(source, out, given)
     from vlmgate.calibration.run import Stopped
     from vlmgate.calibration.run import calibrate as run
-    from vlmgate.calibration.text import CalibrationProgress
+    from vlmgate.calibration.text import CalibrationProgress, print_study, study_json
 
     progress = CalibrationProgress(console(stderr=True), quiet=quiet)
     with crashes_to(out.with_suffix(".log")):
@@ -49,7 +44,10 @@ def calibrate(
         stopped(done.result)
     code = 0 if done.gate is not None else 2
     with reader_may_leave():
-        _print(done, format, code)
+        if format == "json":
+            print(study_json(done.found, done.labels, done.seconds, done.written, code))
+        else:
+            print_study(done.found, done.labels, done.seconds, done.written, console())
     if code:
         former = f" {out} is still the former gate." if out.exists() else ""
         complain(f"no gate was written: {done.why_none} The readings stay in {done.result}.{former}")
@@ -62,12 +60,3 @@ def stopped(result: ScanResult) -> NoReturn:
         raise result.error
     say("Stopped. The same command goes on where it was.")
     raise typer.Exit(128 + (result.interrupted or 0))
-
-
-def _print(done: Calibrated, format: str, code: int) -> None:
-    from vlmgate.calibration.text import print_study, study_json
-
-    if format == "json":
-        print(study_json(done.found, done.labels, done.seconds, done.written, code))
-    else:
-        print_study(done.found, done.labels, done.seconds, done.written, console())

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from vlmgate.api.options import compare_configs, is_there
 from vlmgate.cli.calibrate import stopped
 from vlmgate.cli.options import Format, Given, Quiet, command
-from vlmgate.config.commands import COMPARE
+from vlmgate.config.calibrate import COMPARE, compare_configs
 from vlmgate.config.options import Opt
-from vlmgate.errors import UsageError
 from vlmgate.report.terminal import console, crashes_to, reader_may_leave
 
 
@@ -33,9 +31,6 @@ def compare(
     earlier runs (the readings of `vlmgate calibrate`, scans with --choices) are taken as they are. Differences are from
     the first model. Exit codes: 0 done, 1 fatal, 2 usage, 130 Ctrl-C.
     """
-    for source in sources:
-        if not is_there(source):
-            raise UsageError(f"{source}: no such folder or result; name a labelled folder, or a result.")
     settings, reading, question = compare_configs(sources, out, given)
     from vlmgate.calibration.compare.run import run_comparison
     from vlmgate.calibration.compare.text import comparison_json, print_comparison

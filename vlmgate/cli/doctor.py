@@ -7,14 +7,13 @@ from typing import Any
 
 from vlmgate.cli.options import Format, Given, command
 from vlmgate.config import ModelConfig
-from vlmgate.config.commands import DOCTOR
-from vlmgate.config.options import build
+from vlmgate.config.options import build, options_of
 from vlmgate.errors import VlmgateError
 from vlmgate.report.terminal import console
 from vlmgate.version import __version__
 
 
-@command(DOCTOR, short_help="Tell what this machine and a model can do.")
+@command(options_of(ModelConfig), short_help="Tell what this machine and a model can do.")
 def doctor(given: Given, format: Format = "table") -> None:
     """Tell what this machine offers, and whether the model, here or at a server, reads a test image."""
     config = build(ModelConfig, given)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Annotated, Any
 
 import typer
 
-from vlmgate.cli.options import app
+from vlmgate.cli.options import ORDER, app, option_table
 from vlmgate.errors import UsageError
 from vlmgate.manual import SECTIONS, page, topics
 from vlmgate.report.terminal import console, errors_in_one_line
 
 _OPTIONS = re.compile(r"<!-- options: (\S+) -->")
 _COMMENT = re.compile(r"^<!--.*?-->\n", re.MULTILINE)  # marks that the tests look for
-_DEFAULT = re.compile(r" ?\[((?:default|with) ?[^\]]*)\]$")  # what a help text says of its default
-_CHOICES = re.compile(r"[<\[]([\w-]+(?:\|[\w-]+)+)[>\]]")
 _WIDEST = 120  # columns
 
 
@@ -34,20 +31,15 @@ def help_(
         if not topic:
             print(contents())
         elif command:
-            if command not in _commands():
+            if command not in ORDER:
                 import difflib
 
-                near = difflib.get_close_matches(command, _commands(), n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(_commands()))}."
+                near = difflib.get_close_matches(command, ORDER, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(ORDER))}."
                 raise UsageError(f"help: there is no command '{command}'; {hint}")
             _show(f"# Options of vlmgate {command}\n\n{option_table(command)}\n")
         else:
             _show(with_option_tables(page(topic)))
-
-
-def _commands() -> dict[str, Any]:
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return commands
 
 
 def contents() -> str:
@@ -63,40 +55,6 @@ def contents() -> str:
 def with_option_tables(text: str) -> str:
     """Return a page of the manual with its tables of options, and without comments."""
     return _COMMENT.sub("", _OPTIONS.sub(lambda m: option_table(m[1]), text))
-
-
-def option_table(command: str) -> str:
-    """Return all options of a command as Markdown, a table for each group."""
-    commands = _commands()
-    context = typer.Context(commands[command])
-    options = [one for one in commands[command].params if one.param_type_name == "option"]
-    tables = []
-    for panel, group in groupby(options, key=lambda one: getattr(one, "rich_help_panel", None)):
-        rows = ["| option | default | what it does |", "|---|---|---|", *(_row(one, context) for one in group)]
-        tables.append("\n".join([f"**{panel}**\n", *rows] if panel else rows))
-    return "\n\n".join(tables) or "It takes no options."
-
-
-def _row(option: Any, context: typer.Context) -> str:
-    names = ", ".join(f"`{name}`" for name in option.opts)
-    text, default = option.help or "", ""
-    if found := _DEFAULT.search(text):
-        text, default = text[: found.start()], found[1].removeprefix("default: ")
-    elif isinstance(option.show_default, str):
-        default = option.show_default
-    elif isinstance(option.default, bool):
-        default = "on" if option.default else "off"
-    elif isinstance(option.default, int | float):
-        default = f"{option.default:,}" if option.default >= 10_000 else f"{option.default:g}"
-    elif option.default is not None and not callable(option.default):
-        default = str(getattr(option.default, "value", option.default))
-    if found := _CHOICES.search((option.get_help_record(context) or ("",))[0]):
-        text += f" One of {', '.join(found[1].split('|'))}."
-    return f"| {names} | {_cell(default)} | {_cell(text)} |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _show(text: str) -> None:

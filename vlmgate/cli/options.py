@@ -1,21 +1,22 @@
-"""How a command is made from the options that `vlmgate.config` declares, and what their help looks like.
+"""The program `vlmgate`, and how its commands are made from the options that `vlmgate.config` declares.
 
-Call `command` to register a function as a command, `option_table` for all options of a command in Markdown.
+Call `command` to register a function as a command, `option_table` for all its options in Markdown, `main` to run.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vlmgate.api.options import gate_options
 from vlmgate.config.options import REQUIRED, Opt, Panel, check_together, load_toml, resolved
-from vlmgate.report.terminal import errors_in_one_line
+from vlmgate.report.terminal import errors_in_one_line, in_plain_letters, reader_may_leave
+from vlmgate.version import __version__
 
 # As they are needed, one after the other.
 ORDER = ("scan", "merge", "calibrate", "compare", "review", "export", "show", "info", "rescore", "doctor", "help")
@@ -76,6 +77,24 @@ app = typer.Typer(
 )
 
 
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"vlmgate {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; what a terminal cannot show is put in other words, or escaped, rather than raised."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=in_plain_letters())
+    with reader_may_leave():
+        app()
+
+
 def _read_toml(context: typer.Context, path: Path | None) -> None:
     if path is not None:
         with errors_in_one_line():
@@ -86,8 +105,10 @@ def _read_toml(context: typer.Context, path: Path | None) -> None:
 def _read_gate(context: typer.Context, path: Path | None) -> Path | None:
     """Let a gate file say all that a scan must have in common with what was calibrated."""
     if path is not None:
+        from vlmgate.gate.file import read_gate
+
         with errors_in_one_line():
-            context.default_map = gate_options(path) | {**(context.default_map or {})}
+            context.default_map = read_gate(path).options | {**(context.default_map or {})}
     return path
 
 
@@ -156,19 +177,19 @@ def command(
 
 
 def option_table(command: str) -> str:
-    """Return all options of a command in Markdown: a table for each panel, with defaults and environment names."""
+    """Return all options of a command in Markdown: a table for each panel, with defaults and choices."""
     tables = []
     for panel in Panel:
-        options = [opt for opt in _commands[command].values() if opt.panel is panel]
+        options = [opt for opt in _commands.get(command, {}).values() if opt.panel is panel]
         if options:
-            rows = ["| option | default | environment | what it does |", "|---|---|---|---|"]
-            rows += [f"| {' | '.join(_cells(command, opt))} |" for opt in options]
+            rows = ["| option | default | what it does |", "|---|---|---|", *map(_row, options)]
             tables.append("\n".join([f"**{panel}**", "", *rows]))
-    return "\n\n".join(tables)
+    return "\n\n".join(tables) or "It takes no options."
 
 
-def _cells(command: str, opt: Opt) -> Iterator[str]:
-    yield ", ".join(f"`{flag}`" for flag in (opt.flag, opt.short) if flag)
-    yield "required" if opt.default is REQUIRED else opt.shown.replace("|", "\\|")
-    yield f"`VLMGATE_{command}_{opt.name}`".upper()
-    yield (opt.help + (f" One of {', '.join(opt.choices)}." if opt.choices else "")).replace("|", "\\|")
+def _row(opt: Opt) -> str:
+    flags = ", ".join(f"`{flag}`" for flag in (opt.flag, opt.short) if flag)
+    usual = "required" if opt.default is REQUIRED else opt.shown
+    text = opt.help + (f" One of {', '.join(opt.choices)}." if opt.choices else "")
+    cells = [flags, *(cell.replace("|", "\\|") for cell in (usual, text))]
+    return f"| {' | '.join(cells)} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,17 +11,22 @@ import typer
 
 from vlmgate.cli.options import Format, Given, ResultArgument, command
 from vlmgate.config import BUILTIN, SamplingConfig
-from vlmgate.config.commands import RESCORE
 from vlmgate.config.options import Opt, Panel
+from vlmgate.config.scan import SCAN
 from vlmgate.errors import UsageError
 from vlmgate.report.terminal import console, reader_may_leave
 
 if TYPE_CHECKING:
-    from vlmgate.calibration.audit import Audit
+    from vlmgate.calibration.guarantee import Audit
     from vlmgate.data import Record
 
 
-@command(RESCORE, short_help="Score and split a result anew, without the model.")
+_RESCORE = {name: SCAN[name] for name in ("score", "threshold", "review_budget", "limit")} | {
+    "kernel": replace(SCAN["kernel"], kind=str | None, default=None, usual="that of RESULT")
+}
+
+
+@command(_RESCORE, short_help="Score and split a result anew, without the model.")
 def rescore(
     given: Given,
     result: ResultArgument,
@@ -163,7 +169,7 @@ def info(
         return
     print_provenance(provenance, console())
     if found:
-        from vlmgate.calibration.audit import lines
+        from vlmgate.calibration.guarantee import lines
 
         for line in lines(found):
             print(line)
@@ -171,7 +177,7 @@ def info(
 
 def _audited(result: Path, tables: list[Path]) -> Audit:
     """Return the tally of verdicts on a result; raises `UsageError` for tables of something else."""
-    from vlmgate.calibration.audit import audit
+    from vlmgate.calibration.guarantee import audit
     from vlmgate.calibration.labels import read_labels
     from vlmgate.store.result import read_result
 

@@ -9,8 +9,7 @@ import typer
 
 from vlmgate.cli.options import Given, Quiet, ResultArgument, command
 from vlmgate.config import ReviewConfig
-from vlmgate.config.commands import REVIEW
-from vlmgate.config.options import Opt, build
+from vlmgate.config.options import Opt, build, options_of
 from vlmgate.errors import count, plain
 from vlmgate.report.terminal import TerminalProgress, console, reader_may_leave
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from vlmgate.review import Made
 
 
-@command(REVIEW, short_help="Write a page to look at the routed images.")
+@command(options_of(ReviewConfig), short_help="Write a page to look at the routed images.")
 def review(
     given: Given,
     result: ResultArgument,

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from vlmgate.api.options import is_there, scan_config
 from vlmgate.cli.options import Given, MaxRouted, Quiet, ScanFormat, command
-from vlmgate.config.commands import SCAN
 from vlmgate.config.options import Opt, Panel
+from vlmgate.config.scan import SCAN, scan_config
 from vlmgate.errors import UsageError
 from vlmgate.report.terminal import TerminalProgress, complain, console, crashes_to, reader_may_leave
 
@@ -61,8 +60,6 @@ def scan(
     source = _listed(null) if folder == _STDIN else folder
     if folder != _STDIN and null:
         raise UsageError("--null is for a list on stdin; give - in the place of FOLDER, or leave it out.")
-    if isinstance(source, Path) and not is_there(source):
-        raise UsageError(f"{folder}: no such folder or image; name a folder of images.")
     if out == _STDOUT and format != "csv":
         raise UsageError("-o - writes rows to stdout; say --format csv with it, or give -o a Parquet file.")
     settings = scan_config(source, None if out == _STDOUT else out, given)

@@ -1,11 +1,13 @@
 """Every setting, declared once, as a field of a frozen dataclass: its name, range, default, help and flags.
 
-`reading.py` says how images are read, `scan.py`, `calibrate.py` and `review.py` what is asked of the readings;
-`commands.py` says which options a command takes. `options.py` is what they are made with.
+`scan.py` says how images are read and split, `long_runs.py` how the run goes on for days or over many machines,
+`calibrate.py` and `review.py` what is asked of the readings. `options.py` is what they are all made with.
 """
 
 from vlmgate.config.calibrate import CalibrateConfig, CompareConfig, Costs
-from vlmgate.config.reading import (
+from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig, parse_duration
+from vlmgate.config.review import ReviewConfig
+from vlmgate.config.scan import (
     ABSTENTION,
     BUILTIN,
     DEFAULT_PROMPT,
@@ -16,11 +18,11 @@ from vlmgate.config.reading import (
     ModelConfig,
     Pages,
     SamplingConfig,
+    ScanConfig,
+    fingerprint,
     question_prompt,
     split_samples,
 )
-from vlmgate.config.review import ReviewConfig
-from vlmgate.config.scan import ClusterConfig, ScanConfig, Shard, WatchConfig, fingerprint, parse_duration
 
 __all__ = [
     "ABSTENTION",

@@ -1,16 +1,30 @@
-"""What is asked of labelled images: a gate with a promise, or which model is worth it; and what the plant pays."""
+"""What is asked of labelled images: a gate with a promise, or which model is worth it; and what the plant pays.
+
+Call `calibrate_configs` or `compare_configs` for what a run needs to know, from options by name.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from vlmgate.config.options import Panel, check, opt, require
-from vlmgate.errors import ConfigError
+from vlmgate.config.options import Opt, Panel, build, check, opt, options_of, require
+from vlmgate.config.scan import (
+    DEFAULT_QUESTION,
+    SCAN,
+    SERVERS,
+    ImageConfig,
+    ModelConfig,
+    SamplingConfig,
+    ScanConfig,
+    check_there,
+    given_of,
+)
+from vlmgate.errors import ConfigError, UsageError
 
 _labels, _promise = partial(opt, panel=Panel.READ), partial(opt, panel=Panel.SPLIT)
 _cost = partial(opt, panel=Panel.COSTS, kind=float | None, ge=0)
@@ -46,20 +60,6 @@ class Costs:
 
     def __post_init__(self) -> None:
         check(self)
-
-    def worst_trusted(self, says_good: bool) -> float:
-        """Return the chance of being wrong from which on a reading is better looked at; infinite if never.
-
-        Who accepts "good" pays p C_escape; who routes it pays C_review + p m C_escape + (1 − p) f C_overkill; they are
-        equal at p = (C_review + f C_overkill) / ((1 − m) C_escape + f C_overkill). For a reading that rejects the part
-        the two errors change places: p = (C_review + m C_escape) / ((1 − f) C_overkill + m C_escape).
-        """
-        missed, alarmed = self.reviewer_miss * self.escape, self.reviewer_false_alarm * self.overkill
-        if says_good:
-            kept, gained = self.review + alarmed, self.escape - missed + alarmed
-        else:
-            kept, gained = self.review + missed, self.overkill - alarmed + missed
-        return kept / gained if gained > 0 else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +151,83 @@ class CompareConfig(LabelledConfig):
         short="-m",
     )
     costs: tuple[Costs, ...] = ()  # none, one for all models, or one each
+
+
+def _without(options: Mapping[str, Opt], *names: str) -> Mapping[str, Opt]:
+    return {name: opt for name, opt in options.items() if name not in names}
+
+
+_LABELLED: Mapping[str, Opt] = {
+    **_without(options_of(ModelConfig, SamplingConfig, ImageConfig), "samples", "views", "view_noise"),
+    "num_samples": replace(SCAN["num_samples"], default=16, help="Most captions per image."),
+    "question": replace(SCAN["question"], usual=DEFAULT_QUESTION),
+    "choices": replace(SCAN["choices"], usual="the classes"),
+    "restart": SCAN["restart"],
+}
+CALIBRATE: Mapping[str, Opt] = {**_LABELLED, **options_of(CalibrateConfig, Costs)}
+COMPARE: Mapping[str, Opt] = {
+    **_without(_LABELLED, "revision", "endpoint", *SERVERS),
+    **options_of(CompareConfig, Costs),
+    "cost_overhead": replace(
+        CALIBRATE["cost_overhead"],
+        kind=list[float] | None,
+        help="Running cost per 1,000 images: once for all models, or once each, results first.",
+    ),
+}
+
+
+def calibrate_configs(
+    source: Path, out: Path, options: Mapping[str, Any]
+) -> tuple[CalibrateConfig, ScanConfig, Costs | None, str | None]:
+    """Return what a calibration needs to know: its own config, how images are read, costs, and the question.
+
+    Raises `ConfigError` for a value out of range, `UsageError` where there is no LABELLED or the rule of least cost has
+    no costs.
+    """
+    check_there(source, "result; name a labelled folder")
+    given = given_of(options)
+    settings, costs = build(CalibrateConfig, given, source=source, out=out), _costs(given)
+    if settings.rule == "cost" and costs is None:
+        raise UsageError("--rule cost needs costs: --cost-escape, --cost-overkill, --cost-review and the like.")
+    return settings, _labelled(source, out, given), costs, given.get("question")
+
+
+def compare_configs(
+    sources: Sequence[Path], out: Path, options: Mapping[str, Any]
+) -> tuple[CompareConfig, ScanConfig, str | None]:
+    """Return what a comparison needs to know: its own config, how images are read, and the question.
+
+    Raises `ConfigError` for a value out of range, `UsageError` where a source or the costs to be weighed are missing.
+    """
+    for source in sources:
+        check_there(source, "result; name a labelled folder, or a result")
+    given = given_of(options)
+    overheads = given.pop("cost_overhead", None) or [None]
+    several = [_costs(given | {"cost_overhead": each}) for each in overheads]
+    costs = tuple(one for one in several if one is not None)
+    settings = build(CompareConfig, given, sources=tuple(sources), out=out, costs=costs)
+    given.pop("model", None)  # one after the other
+    return settings, _labelled(sources[0], out, given), given.get("question")
+
+
+def _labelled(source: Path, out: Path, given: dict[str, Any]) -> ScanConfig:
+    """Return how labelled images are read: a question needs choices, which may come from the labels later."""
+    asked = given.get("choices")
+    question = given.get("question", DEFAULT_QUESTION) if asked else None
+    given = {"num_samples": CALIBRATE["num_samples"].default} | given | {"question": question}
+    kept = {name: given[name] for name in _LABELLED if name in given}
+    return build(ScanConfig, kept, folder=source, out=out.with_suffix(".parquet"))
+
+
+def _costs(given: Mapping[str, Any]) -> Costs | None:
+    """Return the plant's costs; None where none was given, for nobody else's are worth anything.
+
+    Raises `UsageError` for a --defect-rate without costs, which it would weigh.
+    """
+    if any(given.get(name) is not None for name in options_of(Costs)):
+        return build(Costs, given)
+    if "defect_rate" in given:
+        raise UsageError(
+            "--defect-rate weighs costs, and none is given; add --cost-escape, --cost-review and the like."
+        )
+    return None

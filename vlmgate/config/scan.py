@@ -1,119 +1,244 @@
-"""What `vlmgate scan` does with what it reads, and the fingerprint of what decides the readings."""
+"""How images are read and what `vlmgate scan` does with the readings: model, sampling, files, limits, machines.
+
+Call `scan_config` for the config of a scan from options by name, `fingerprint` for what decides its readings.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from vlmgate.config.options import Panel, check, opt, require
-from vlmgate.config.reading import ImageConfig, ModelConfig, SamplingConfig
-from vlmgate.errors import ConfigError
+from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig
+from vlmgate.config.options import Opt, Panel, build, check, check_together, opt, options_of, require
+from vlmgate.errors import ConfigError, UsageError
 
+BUILTIN = "builtin"
+SERVER = "a model server"  # in the place of a checkpoint; no hub id can be spelt so
+DEFAULT_QUESTION = "Which of these does the part show?"
+ABSTENTION = "unsure"  # the word that the prompt offers
+DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in one short sentence."
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+USUAL_BATCH = 8  # images
 # Raised when the way from a file to RGB, or from RGB to a caption, changes: old readings are not mixed with new ones.
 IMAGE_PIPELINE = 1
 CAPTION_PIPELINE = 1
-MOST_SHARDS = 10_000  # every part lists all of them
+
+Pages = Literal["first", "all"]
+_model, _sampling = partial(opt, panel=Panel.MODEL), partial(opt, panel=Panel.SAMPLING)
+_server, _files = partial(opt, panel=Panel.SERVER, rare=True), partial(opt, panel=Panel.READ)
+_limit, _machines = partial(opt, panel=Panel.SPLIT), partial(opt, panel=Panel.MACHINES)
 
 
-def parse_duration(text: str | float, option: str) -> float:
-    """Return seconds for "5s", "500ms", "30m", "1.5h" or a number of seconds; raises `ConfigError`."""
-    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|min|h)?\s*", str(text), re.ASCII)
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """A model server that speaks OpenAI's chat protocol, and how it is asked. Its key comes from the environment."""
+
+    url: str  # e.g. "http://gpu1:8000/v1"
+    max_side: int = _server(
+        2048, "With --endpoint: shrink images to this many pixels a side.", ge=28, le=65_536, note="pixels"
+    )
+    concurrency: int = _server(16, "With --endpoint: requests at once.", ge=1, le=1024)
+    timeout: float = _server(
+        300.0, "With --endpoint: seconds that a request may take.", gt=0, le=86_400, note="seconds"
+    )
+    # With growing pauses of a minute at most: two to three minutes in all.
+    retries: int = _server(8, "With --endpoint: how often a request is tried again.", ge=0, le=100)
+
+    def __post_init__(self) -> None:
+        _check_url(self.url)
+        check(self)
+
+
+def _check_url(url: str) -> None:
+    """Raise `ConfigError` for what is no plain URL; one that may hold a password is not repeated."""
+    allowed = "a URL such as http://host:8000/v1"
+    try:
+        parts = urlsplit(url)
+        plain = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ConfigError(f"endpoint is no URL; allowed: {allowed}.") from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            f"endpoint has a user, a query or a fragment; allowed: {allowed}. A key goes into VLMGATE_API_KEY."
+        )
+    printable = url.isascii() and url.isprintable() and " " not in url
+    require(parts.scheme in ("http", "https") and plain and printable, "endpoint", url, allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model, and where it runs: here, or behind `endpoint`. A server knows `model` by a name."""
+
+    model: str = _model(
+        BUILTIN,
+        "'builtin', a checkpoint folder, or a hub id.",
+        short="-m",
+        test=str.strip,
+        allowed="'builtin', a checkpoint folder or a hub id",
+    )
+    revision: str | None = _model(None, "Branch, tag or commit of a hub id.", rare=True)
+    device: str = _model(
+        "auto",
+        "auto, cpu, cuda, cuda:N or mps.",
+        test=re.compile(r"auto|cpu|mps|cuda(:\d+)?", re.ASCII).fullmatch,
+        allowed="auto, cpu, cuda, cuda:N, mps",
+    )
+    dtype: str = _model(
+        "auto", "auto, float32, bfloat16 or float16.", rare=True, test=DTYPES.__contains__, allowed=", ".join(DTYPES)
+    )
+    trust_remote_code: bool = _model(False, "Run Python code that comes with the checkpoint.", rare=True)
+    endpoint: EndpointConfig | None = opt(
+        None,
+        "OpenAI-compatible server of --model NAME: http://host:8000/v1.",
+        panel=Panel.SERVER,
+        kind=str,
+        metavar="URL",
+        into="url",
+        alone="is of model servers; name one with --endpoint.",
+    )  # None = the model runs here
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.endpoint is None:
+            return
+        if self.model == BUILTIN:
+            raise ConfigError("--endpoint needs --model NAME, the name by which the server knows its model.")
+        local = {"revision": None, "device": "auto", "dtype": "auto", "trust_remote_code": False}
+        for name, usual in local.items():
+            if getattr(self, name) != usual:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} is of a model that runs here; leave it out beside --endpoint.")
+
+
+def question_prompt(question: str, choices: Sequence[str], *, abstain: bool) -> str:
+    """Return the prompt that asks for one of `choices`; with `abstain` it offers to be unsure as well."""
+    offer = f", or {ABSTENTION} if you cannot tell" if abstain else ""
+    return f"{question.strip()} Answer with one of: {', '.join(choices)}{offer}."
+
+
+def split_samples(text: str) -> tuple[int, int]:
+    """Return the fewest and the most of "4..16"; raises `ConfigError`."""
+    match = re.fullmatch(r"\s*(\d{1,4})\s*\.\.\s*(\d{1,4})\s*", text, re.ASCII)
     if match is None:
-        raise ConfigError(f"{option} is '{text}'; give a time such as 5s, 30m or 2h.")
-    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
+        raise ConfigError(f"--samples is '{text}'; give the fewest and the most, such as 4..16.")
+    return int(match[1]), int(match[2])
 
 
-_watch = partial(opt, panel=Panel.READ, rare=True)
-_duration = partial(_watch, kind=str, parse=parse_duration)
-_split, _machines = partial(opt, panel=Panel.SPLIT), partial(opt, panel=Panel.MACHINES)
+def _split(choices: str | Sequence[str], _: str) -> tuple[str, ...]:
+    """Return what stands between the commas of a text; several texts as they are."""
+    return tuple(choice.strip() for choice in (choices.split(",") if isinstance(choices, str) else choices))
 
 
 @dataclass(frozen=True, slots=True)
-class WatchConfig:
-    """How a folder is watched while it fills; times in seconds."""
+class SamplingConfig:
+    """How captions are drawn; every value is explicit, nothing comes from a checkpoint's generation_config."""
 
-    settle: float = _duration(
-        5.0,
-        "With --watch: a file is read once it has not changed for so long.",
-        usual="5s",
-        gt=0,
-        le=86_400,
-        allowed="above 0 and at most a day",
+    prompt: str = _model(
+        DEFAULT_PROMPT, "What the model is asked about each image.", test=str.strip, allowed="a non-empty text"
     )
-    publish_every: float = _duration(
-        600.0, "With --watch: write the result so often; 0 = at the end alone.", usual="10m", ge=0
-    )
-    until: str | None = _watch(
+    num_samples: int = _sampling(
+        8, "K, captions per image.", short="-k", ge=2, le=1024, note="(one caption cannot disagree)"
+    )  # K
+    first_samples: int | None = _sampling(
         None,
-        "With --watch: end at this time of day, such as 06:00.",
-        test=re.compile(r"([01]?\d|2[0-3]):[0-5]\d", re.ASCII).fullmatch,
-        allowed="a time of day such as 06:00",
-    )  # local time
-    idle: float | None = _duration(None, "With --watch: end when nothing has come for so long, such as 30m.", gt=0)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterConfig:
-    """Which Ray cluster reads, and with how many workers."""
-
-    address: str  # "auto", "local" or host:port
-    workers: int = _machines(
-        0,
-        "Workers, each with a model; 0 = as many as there is room for.",
-        name="ray_workers",
+        "Draw the fewest, and go on to K = the most where they do not decide: 4..16.",
+        name="samples",
+        kind=str,
+        metavar="FEWEST..MOST",
+        parse=lambda text, _: split_samples(text)[0],
+    )  # drawn before it is looked whether more are needed; None = K at once
+    temperature: float = _sampling(1.0, "Sampling temperature; 0.8 to 1 separates best.", gt=0)
+    top_p: float = _sampling(1.0, "Nucleus sampling; 1 = off.", rare=True, gt=0, le=1)
+    top_k: int = _sampling(0, "Sample from the K likeliest tokens only; 0 = off.", rare=True, ge=0)
+    max_new_tokens: int = _sampling(
+        64, "A caption is cut off here, and its image goes to a person.", rare=True, ge=1, le=32768
+    )
+    seed: int = _sampling(0, "Same seed, same captions.", ge=0, le=2**63 - 1, allowed="0 to 2^63 - 1")
+    batch_size: int | None = _sampling(
+        None,
+        "Images per batch; changes speed, not captions.",
         rare=True,
-        ge=0,
+        usual="8; on a GPU as many as fit, up to 32; of a server twice --concurrency",
+        ge=1,
         le=4096,
-        note="(0 = automatic)",
-    )
-    gpus_per_worker: float | None = _machines(
+    )  # changes captions only by rounding; None = see `batch`
+    question: str | None = _model(
         None,
-        "GPUs for each worker; a fraction shares one.",
-        rare=True,
-        usual="1 where there are any",
-        test=lambda gpus: 0 <= gpus <= 1 or (1 <= gpus <= 64 and gpus == int(gpus)),
-        allowed="0, a fraction of one, or a whole number",
+        "Closed question, asked besides the captions.",
+        usual=f"{DEFAULT_QUESTION} (with --choices)",
+        test=str.strip,
+        allowed="a non-empty text",
+    )  # asked K times
+    choices: tuple[str, ...] = _model(
+        (), "What may be answered, separated by commas.", kind=str, parse=_split, commas=True
     )
-
-    def __post_init__(self) -> None:
-        require(bool(self.address.strip()), "ray", self.address, "auto, local or the address of a cluster")
-        check(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One of `count` shares of a folder."""
-
-    index: int  # counted from 1
-    count: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.index <= self.count <= MOST_SHARDS:
-            raise ConfigError(f"--shard is '{self}'; give one of N as 1/N to N/N, with N up to {MOST_SHARDS:,}.")
-
-    @classmethod
-    def parse(cls, text: str, _: str = "") -> Shard:
-        """Read "3/16"; raises `ConfigError` for anything else."""
-        match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
-        if match is None:
-            raise ConfigError(f"--shard is '{text}'; give one of N, such as 3/16.")
-        return cls(int(match[1]), int(match[2]))
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+    abstain: bool = _model(
+        True, "Do not offer to be unsure.", rare=True, name="no_abstain", typed=False, parse=lambda no, _: not no
+    )  # the prompt offers to be unsure
+    max_answer_tokens: int = _sampling(
+        16, "An answer is cut off here, and its image goes to a person.", rare=True, ge=1, le=32768
+    )
+    views: int = _sampling(
+        1, "Sample from so many noised copies of each image; divides K.", rare=True
+    )  # K / V samples from each; 1 = the image alone
+    view_noise: float = _sampling(20.0, "Standard deviation of their noise, of 255.", rare=True, gt=0, le=255)
 
     @property
-    def suffix(self) -> str:
-        """Return what tells the outputs of the shards apart, such that they sort: ".03-of-16"."""
-        return f".{self.index:0{len(str(self.count))}}-of-{self.count}"
+    def batch(self) -> int:
+        """Return how many images a batch has, unless the captioner knows better and nothing was asked for."""
+        return self.batch_size or USUAL_BATCH
+
+    @property
+    def at_once(self) -> int:
+        """Return how many images are read at once: more where few samples are drawn first, for as many rows."""
+        return self.batch * (1 if self.first_samples is None else self.num_samples // self.first_samples)
+
+    @property
+    def question_prompt(self) -> str | None:
+        """Return the question as the model is asked it, with the choices; None where no question is asked.
+
+        >>> SamplingConfig(question="What is it?", choices=("a crack", "a dent")).question_prompt
+        'What is it? Answer with one of: a crack, a dent, or unsure if you cannot tell.'
+        """
+        return None if self.question is None else question_prompt(self.question, self.choices, abstain=self.abstain)
+
+    def __post_init__(self) -> None:
+        check(self)
+        first, most = self.first_samples, self.num_samples
+        if first is not None:
+            require(2 <= first < most, "samples", f"{first}..{most}", "FEWEST..MOST, 2 or more, such as 4..16")
+            require(self.views == 1, "views", self.views, "1 with --samples")
+        if self.question is None:
+            require(not self.choices, "choices", self.choices, "none without a question")
+        else:  # without choices no answer could be counted
+            different = {choice.strip().casefold() for choice in self.choices} - {""}
+            require(len(different) == len(self.choices) >= 2, "choices", self.choices, "two or more different ones")
+        divides = self.views >= 1 and most % self.views == 0
+        require(divides, "views", self.views, f"1 or more that divides num_samples ({most})")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """How files become pixels."""
+
+    pages: Pages = _files("first", "Of files with several pages: the first, or a row for every page.")
+    max_pixels: int = _files(
+        500_000_000, "Refuse larger images (a guard against decompression bombs).", rare=True, ge=1
+    )  # width x height of a page
+    workers: int = _files(
+        0, "Decoding threads; 0 = from the number of cores.", rare=True, ge=0, le=256, note="(0 = automatic)"
+    )
+    least_side: int = 0  # large JPEGs are decoded smaller, down to sides of so many pixels; 0 = never
+
+    def __post_init__(self) -> None:
+        check(self)
+        require(self.least_side >= 0, "least_side", self.least_side, "0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +251,19 @@ class ScanConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
-    score: str = _split("vendi_score", "Column that images are ordered by; see `vlmgate help scores`.")
-    threshold: float | None = _split(None, "Accept up to this score (from it, where lower is worse).")
-    review_budget: str | None = _split(
+    score: str = _limit("vendi_score", "Column that images are ordered by; see `vlmgate help scores`.")
+    threshold: float | None = _limit(None, "Accept up to this score (from it, where lower is worse).")
+    review_budget: str | None = _limit(
         None, "Route the most uncertain: a share (10%) or a number (200).", parse=lambda text, _: str(text)
     )
-    limits: tuple[str, ...] = _split(
+    limits: tuple[str, ...] = _limit(
         (), "Accept only within this, too: 'abstain_rate <= 0.25'. Repeatable.", name="limit"
     )
-    kernel: str = _split(
+    kernel: str = _limit(
         "words", "How captions are compared: words, minilm, embedding:FOLDER or nli:FOLDER.", rare=True
     )
-    reference: Path | None = _split(None, "Folder of images that the model is meant for; others are novel.", rare=True)
-    gate: Path | None = _split(
+    reference: Path | None = _limit(None, "Folder of images that the model is meant for; others are novel.", rare=True)
+    gate: Path | None = _limit(
         None, "Gate file of `vlmgate calibrate`: model, prompt, sampling and limits are its.", eager=True
     )  # takes the place of the six above
     restart: bool = opt(False, "Read everything again; the old journal is kept aside.")
@@ -198,3 +323,68 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
         **({} if config.shard is None else {"shard": str(config.shard)}),
         **{f"checkpoint.{key}": value for key, value in checkpoint.items()},
     }
+
+
+SCAN: Mapping[str, Opt] = options_of(ScanConfig)
+SERVERS: Mapping[str, Opt] = options_of(EndpointConfig)
+
+
+def scan_config(source: Path | Sequence[Path], out: Path | None, options: Mapping[str, Any]) -> ScanConfig:
+    """Return the config of a scan of a folder, or of a list of files.
+
+    Options with the value None are as if they had not been given. Without `out` the result lies in the working folder
+    under the name of what is read. Raises `ConfigError` for a value out of range, `UsageError` where there is nothing
+    to read or options do not go together.
+    """
+    if isinstance(source, Path):
+        check_there(source, "image; name a folder of images")
+    given = given_of(options)
+    check_together(SCAN, given)
+    if "samples" in given:
+        _, most = split_samples(given["samples"])
+        if given.get("num_samples", most) not in (SCAN["num_samples"].default, most):
+            raise UsageError(
+                f"--samples {given['samples']} and --num-samples {given['num_samples']} do not agree; leave one out."
+            )
+        given["num_samples"] = most
+    if "gate" in given and "endpoint" not in given:  # the gate brings max_side where a server read its images
+        given = {name: value for name, value in given.items() if name not in SERVERS}
+    if given.get("choices"):
+        given.setdefault("question", DEFAULT_QUESTION)
+    for option in ("shard", "ray"):
+        if option in given and not isinstance(source, Path):
+            raise UsageError(f"--{option} takes a folder; split the list instead, or leave it out.")
+    if given.get("watch") and not (isinstance(source, Path) and source.is_dir()):
+        raise UsageError("--watch takes a folder, which may be empty as yet; leave it out for a file or a list.")
+    if "ray" in given and ":" in (device := given.get("device", "")):
+        raise UsageError(f"--device {device}: Ray chooses the GPU of each worker; say --device cuda, or leave it out.")
+    return build(
+        ScanConfig,
+        given,
+        folder=source if isinstance(source, Path) else Path.cwd(),
+        out=out or default_output(source, Shard.parse(given["shard"]).suffix if "shard" in given else ""),
+        files=None if isinstance(source, Path) else tuple(source),
+    )
+
+
+def check_there(source: Path, other: str) -> None:
+    """Raise `UsageError` where there is nothing of this name; `other` is what else than a folder it may be."""
+    try:
+        there = source.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise UsageError(f"{source}: no such folder or {other}.")
+
+
+def given_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def default_output(source: Path | Sequence[Path], suffix: str = "") -> Path:
+    """Return where a result lies unless told otherwise: in the working folder, under the name of what was read."""
+    if not isinstance(source, Path):
+        return Path("listed.parquet")
+    name = source.resolve().stem if source.is_file() else source.resolve().name
+    return Path(f"{name or 'root'}{suffix}.parquet")

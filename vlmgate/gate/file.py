@@ -50,6 +50,16 @@ class GateFile:
     measures_novelty: bool = False  # novelty is measured from that reference, not from the checkpoint's own
     edited: bool = False  # since it was calibrated, so that it promises nothing
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the options that a scan must have for the gate to hold, by their names on the command line."""
+        said = {key: value for key, value in self.sampling.items() if key not in ("choices", "abstain")}
+        said |= {"choices": ",".join(self.sampling["choices"]) or None, "no_abstain": not self.sampling["abstain"]}
+        said |= {"model": self.model, "revision": self.revision, "pages": self.pages}
+        said |= {"max_side": self.checkpoint.get("max_side")}  # of a model server alone
+        said |= {"score": self.gate.score, "kernel": self.kernel}
+        return {key: value for key, value in said.items() if value is not None}
+
 
 def sampling_of(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a calibrated score depends on."""

@@ -28,7 +28,7 @@ from vlmgate.report.terminal import short_model
 from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
-from vlmgate.store.result import read_result, write_file
+from vlmgate.store.result import check_folder, read_result, write_file
 from vlmgate.version import __version__
 
 MARKER = "review.json"
@@ -331,8 +331,7 @@ def held(out: Path) -> Iterator[None]:
     """Hold a review for this process alone, while it is made or served."""
     from filelock import FileLock, Timeout
 
-    if not out.parent.is_dir():  # which the lock would make
-        raise OutputError(f"{out.parent}: no such folder; make it, or give another -o.")
+    check_folder(out)  # which the lock would make
     lock = FileLock(out.with_name(f".{out.name}.lock"))
     try:
         lock.acquire(timeout=0)

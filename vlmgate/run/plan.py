@@ -20,6 +20,7 @@ from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
 from vlmgate.run.progress import Progress
 from vlmgate.run.shards import Listing, now, share_of
+from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import Kernel, check_kernel, load_kernel
 from vlmgate.scores.reference import ReferenceFolder
 from vlmgate.store.journal import Journal, is_journal
@@ -90,6 +91,8 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
     """
     outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
     check_kernel(config.kernel)
+    if config.sampling.choices:
+        check_choices(config.sampling.choices)
     gate = gate_of(config)
     if config.sampling.first_samples is not None:
         check_gate(gate.gate, config.kernel)

@@ -16,7 +16,7 @@ from vlmgate.errors import OutputError, StoreError, UsageError
 from vlmgate.gate.rules import ANSWER_COLUMNS, Candidate, Gate, decide_rows
 from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.score import NOTHING, Scorer
-from vlmgate.store.result import read_provenance
+from vlmgate.store.result import check_folder, read_provenance
 from vlmgate.version import __version__
 
 Key = tuple[str, int]  # (sha256, page): what a reading belongs to
@@ -81,8 +81,7 @@ def check_output(out: Path, source: Path) -> None:
         raise OutputError(f"{out}: is the result itself, which stays as it is; give another -o.")
     if out.suffix != ".parquet":
         raise OutputError(f"{out}: the output must end in .parquet; give another -o.")
-    if not out.parent.is_dir():
-        raise OutputError(f"{out.parent}: no such folder; make it, or give another -o.")
+    check_folder(out)
     if out.exists():
         try:
             read_provenance(out)

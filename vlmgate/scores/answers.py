@@ -106,7 +106,7 @@ def problem_with(choices: Sequence[str]) -> str | None:
 
 def check_choices(choices: Sequence[str]) -> None:
     """Raise `ConfigError` for choices whose answers could not be told apart."""
-    if choices and (problem := problem_with(choices)):
+    if problem := problem_with(choices):
         raise ConfigError(f"choices: {problem}; name others.")
 
 

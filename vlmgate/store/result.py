@@ -78,6 +78,12 @@ def write_gate(path: Path, gate: GateFile, about: Sequence[str] = ()) -> None:
         raise OutputError(f"{path}: cannot write the gate ({error.strerror}); give another -o.") from error
 
 
+def check_folder(path: Path) -> None:
+    """Raise `OutputError` where the folder that a file is to be written to is not there."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder; make it, or give another -o.")
+
+
 def temporary_for(path: Path) -> Path:
     """Return a name in the same folder that no other writer has, even where all have the same process number."""
     return path.with_name(f".vlmgate.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")
@@ -141,8 +147,7 @@ class Outputs:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""
         if self.parquet.suffix != ".parquet":
             raise OutputError(f"{self.parquet}: the output must end in .parquet; give another -o.")
-        if not self.parquet.parent.is_dir():
-            raise OutputError(f"{self.parquet.parent}: no such folder; make it, or give another -o.")
+        check_folder(self.parquet)
         for path in self.all:
             if path.exists() and not path.is_file():
                 raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")

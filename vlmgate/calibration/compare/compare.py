@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vlmgate.calibration.choose import SUBSETS, design_part, promise
 from vlmgate.calibration.cost import Costs, bill, line_weights
-from vlmgate.calibration.figures import RESAMPLES, Estimate, Ladder, Mask, Vector, resampled
+from vlmgate.calibration.figures import RESAMPLES, Estimate, Ladder, Mask, Vector, estimate, resampled
 from vlmgate.calibration.readings import Evidence, Labelled, columns_there, evidence
 from vlmgate.calibration.study import outcomes_of
 from vlmgate.errors import LabelError
@@ -61,6 +60,11 @@ class Standing:
     promised: float | None  # coverage of a gate with a promise; null where there is none
     seconds: float | None  # an image
     by_samples: tuple[tuple[int, float, float], ...]  # (samples, seconds an image, AURC), as far as timed
+
+
+def letter(number: int) -> str:
+    """Return what stands for a model in a picture: A, B, …, Z, A2, …"""
+    return chr(ord("A") + number % 26) + (str(number // 26 + 1) if number >= 26 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +141,15 @@ def compare(
         figures.append(_figures(side, column, graded, target_risk))
         if price is not None:
             least = _least_cost(one.labelled, side, column, graded, price, defect_rate)
-            figures[-1]["cost"] = _Figure(least, int(graded.sum()), True)
-    drawn = _resampled(figures, len(design), int(graded.sum()))
-    whole = [{name: float(figure.of(None)[0]) for name, figure in one.items()} for one in figures]
+            figures[-1]["cost"] = _Figure(least, int(graded.sum()))
+    drawn = _resampled(figures)
+    whole = [
+        {name: float(figure.of(np.ones((1, figure.images)))[0]) for name, figure in one.items()} for one in figures
+    ]
     standings = []
     for i, (one, side) in enumerate(zip(contestants, sides, strict=True)):
         made = promise(one.labelled, side, column, design, kind="risk", target=target_risk, confidence=confidence)
-        estimates = {name: _estimate(value, drawn[i][name]) for name, value in whole[i].items()}
+        estimates = {name: estimate(value, drawn[i][name]) for name, value in whole[i].items()}
         standings.append(
             Standing(
                 contestant=one,
@@ -175,9 +181,6 @@ def compare(
         costs=costs is not None,
         notes=(*notes, *_other_settings(contestants)),
     )
-
-
-# --- the same images --------------------------------------------------------------------------------------------------
 
 
 def _in_common(contestants: Sequence[Contestant]) -> tuple[list[Contestant], list[str]]:
@@ -223,9 +226,6 @@ def _other_settings(contestants: Sequence[Contestant]) -> list[str]:
     return notes
 
 
-# --- one model --------------------------------------------------------------------------------------------------------
-
-
 def _score_of_all(contestants: Sequence[Contestant], sides: Sequence[Evidence], design: Mask, score: str | None) -> str:
     """Return the score that is best on the design part, over all models; raises `LabelError` where one has it not."""
     for one, found in zip(contestants, sides, strict=True):
@@ -245,30 +245,22 @@ def _score_of_all(contestants: Sequence[Contestant], sides: Sequence[Evidence], 
 class _Figure:
     """A figure of one model that any resample of its images can be asked for."""
 
-    of: Callable[[Vector | None], Vector]  # weights (R, N), or None for each image once → (R,)
-    images: int
-    graded: bool  # of the images that no score was chosen on
+    of: Callable[[Vector], Vector]  # weights (R, N) → (R,)
+    images: int  # N: all, or those that no score was chosen on
 
 
 def _figures(found: Evidence, column: str, graded: Mask, target: float) -> dict[str, _Figure]:
     score, wrong, count = found.gated(column)[graded], found.wrong[graded], int(graded.sum())
     return {
-        "accuracy": _Figure(lambda w: 1 - _mean(found.wrong.astype(float), w), len(graded), False),
-        "aurc": _Figure(lambda w: Ladder.of(score, wrong, w).aurc(), count, True),
-        "coverage": _Figure(lambda w: Ladder.of(score, wrong, w).coverage_at(target), count, True),
+        "accuracy": _Figure(lambda w: 1 - (w @ found.wrong.astype(float)) / w.sum(axis=1), len(graded)),
+        "aurc": _Figure(lambda w: Ladder.of(score, wrong, w).aurc(), count),
+        "coverage": _Figure(lambda w: Ladder.of(score, wrong, w).coverage_at(target), count),
     }
-
-
-def _mean(values: Vector, weights: Vector | None) -> Vector:
-    """Return (R,): the mean of values (N,) in each resample."""
-    drawn = np.ones((1, len(values))) if weights is None else weights
-    found: Vector = (drawn @ values) / drawn.sum(axis=1)
-    return found
 
 
 def _least_cost(
     labelled: Labelled, found: Evidence, column: str, graded: Mask, costs: Costs, defect_rate: float | None
-) -> Callable[[Vector | None], Vector]:
+) -> Callable[[Vector], Vector]:
     """Return what gives (R,) the cost per 1,000 images of the gate that is cheapest in each resample.
 
     Every resample chooses its own threshold. With thresholds that were chosen once and for all, by whatever part of the
@@ -278,22 +270,22 @@ def _least_cost(
     outcomes = outcomes_of(labelled, found, graded)
     score, weights = found.gated(column)[graded], line_weights(labelled.bad, defect_rate)[graded]
 
-    def least(drawn: Vector | None) -> Vector:
-        cost: Vector = bill(score, outcomes, costs, weights if drawn is None else drawn * weights).gated.min(axis=1)
+    def least(drawn: Vector) -> Vector:
+        cost: Vector = bill(score, outcomes, costs, drawn * weights).gated.min(axis=1)
         return cost
 
     return least
 
 
-def _resampled(figures: Sequence[Mapping[str, _Figure]], total: int, graded: int) -> list[dict[str, Vector]]:
+def _resampled(figures: Sequence[Mapping[str, _Figure]]) -> list[dict[str, Vector]]:
     """Return every figure of every model in each of R resamples, the same ones for all models."""
     drawn: list[dict[str, list[Vector]]] = [{name: [] for name in one} for one in figures]
-    for count, of_graded in ((total, False), (graded, True)):
+    for count in {figure.images for figure in figures[0].values()}:
         for weights in resampled(count, 0, RESAMPLES):
-            for i, one in enumerate(figures):
+            for found, one in zip(drawn, figures, strict=True):
                 for name, figure in one.items():
-                    if figure.graded is of_graded:
-                        drawn[i][name].append(figure.of(weights))
+                    if figure.images == count:
+                        found[name].append(figure.of(weights))
     return [{name: np.concatenate(some) for name, some in one.items()} for one in drawn]
 
 
@@ -305,11 +297,6 @@ def _by_samples(one: Contestant, column: str, graded: Mask) -> tuple[tuple[int, 
         area = Ladder.of(fewer.gated(column)[graded], fewer.wrong[graded]).aurc()[0]
         found.append((k, one.seconds[k], float(area)))
     return tuple(found)
-
-
-def _estimate(value: float, drawn: NDArray[np.float64]) -> Estimate:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
 
 
 def _difference(name: str, value: float, drawn: Vector, images: int) -> Difference:

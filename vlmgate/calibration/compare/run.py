@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlmgate.calibration.charts import quality_and_time
+from vlmgate.calibration.compare import text
 from vlmgate.calibration.compare.compare import Comparison, Contestant, compare
-from vlmgate.calibration.compare.page import is_page, write_page
 from vlmgate.calibration.labels import Labels, read_labels
+from vlmgate.calibration.page import data_uri, write_html
 from vlmgate.calibration.readings import Labelled, join
 from vlmgate.calibration.run import MEMORY, Load, Stopped, completed, labelled_folder, read_labelled, seconds_of
 from vlmgate.captioner import load_captioner
@@ -19,7 +21,11 @@ from vlmgate.config import BUILTIN, CompareConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
 from vlmgate.report.terminal import short_model
 from vlmgate.run.progress import Progress
-from vlmgate.store.result import read_result
+from vlmgate.scores.answers import check_choices
+from vlmgate.store.result import check_folder, read_result
+from vlmgate.version import __version__
+
+_PAGE = Path(__file__).with_name("page.html.j2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,10 @@ def run_comparison(
     folder, results = _sources(config)
     if config.page and config.out.suffix != ".html":
         raise OutputError(f"{config.out}: a page must end in .html; give another -o.")
-    if not config.out.parent.is_dir():
-        raise OutputError(f"{config.out.parent}: no such folder; make it, or give another -o.")
-    if config.page and config.out.exists() and not is_page(config.out):
+    check_folder(config.out)
+    if config.page and config.out.exists() and not _is_page(config.out):
         raise OutputError(f"{config.out}: exists and is no comparison of vlmgate; give another -o.")
+    check_choices(reading.sampling.choices)
     labels = read_labels(config.labels or folder or _folder_of(results[0]), config.label_column)
     if labels.kind != "class":
         raise LabelError(
@@ -79,7 +85,7 @@ def run_comparison(
         costs=config.costs * (len(paths) if len(config.costs) == 1 else 1) or None,
         defect_rate=config.defect_rate,
     )
-    page = write_page(found, labels, config.out) if config.page else None
+    page = _write_page(found, labels, config.out) if config.page else None
     return Compared(found, labels, tuple(paths), page)
 
 
@@ -137,3 +143,27 @@ def _contestant(name: str, labelled: Labelled, provenance: Mapping[str, Any]) ->
         seconds = {labelled.num_samples: sum(timed) / len(timed)} if timed else {}
     memory = provenance.get(MEMORY)
     return Contestant(name, labelled, provenance, seconds, memory if isinstance(memory, int) else None)
+
+
+def _write_page(found: Comparison, labels: Labels, out: Path) -> Path:
+    """Write the page, one file that opens from any disk without a network, and return it; raises `OutputError`."""
+    content = {
+        "version": __version__,
+        "title": f"{len(found.standings)} models on {found.images:,} labelled images",
+        "answers": text.verdicts(found),
+        "labels": f"{labels.source}: {labels.form}.",
+        "names": text.names(found),
+        "titles": text.titles(found),
+        "rows": text.rows(found),
+        "notes": text.notes(found),
+        "picture": data_uri(quality_and_time(found.standings)),
+    }
+    return write_html(out, _PAGE, content)
+
+
+def _is_page(path: Path) -> bool:
+    """Say whether a file is such a page, which may be replaced."""
+    try:
+        return "<title>vlmgate comparison: " in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -13,16 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
-from vlmgate.calibration.compare.compare import Comparison, Difference, Standing
+from vlmgate.calibration.compare.compare import Comparison, Difference, Standing, letter
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.text import Speaker, percent
 
 SCHEMA_VERSION = 1
 _PERCENT, _DECIMAL, _NUMBER = ".1%", ".3f", ",.0f"
 _UNITS = {"aurc": "mean share of wrong readings among the accepted (AURC)", "cost": "cost per 1,000 images"}
-
-
-# --- the answer -------------------------------------------------------------------------------------------------------
 
 
 def verdicts(found: Comparison) -> list[str]:
@@ -93,14 +90,6 @@ def _slower(first: Standing, other: Standing) -> str:
 
 def _signed(figure: str, value: float) -> str:
     return f"{value:+,.0f}" if figure == "cost" else f"{value:+.3f}"
-
-
-# --- tables and notes -------------------------------------------------------------------------------------------------
-
-
-def letter(number: int) -> str:
-    """Return what stands for a model in a picture: A, B, …, Z, A2, …"""
-    return chr(ord("A") + number % 26) + (str(number // 26 + 1) if number >= 26 else "")
 
 
 def names(found: Comparison) -> list[str]:
