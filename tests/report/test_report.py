@@ -18,9 +18,9 @@ from vlmgate.errors import plain
 from vlmgate.gate.rules import make_gate
 from vlmgate.report.summary import print_summary
 from vlmgate.report.terminal import TerminalProgress, header_line
+from vlmgate.run.control import Aside
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
-from vlmgate.run.progress import Aside
 
 
 class Listening(SilentProgress):

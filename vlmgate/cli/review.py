@@ -80,7 +80,7 @@ def _address(out: Path) -> str:
 def _serve(made: Made, port: int) -> None:
     """Serve until Ctrl-C, SIGTERM or a closed terminal; every verdict that was acknowledged is on disk by then."""
     from vlmgate.review.server import ReviewServer
-    from vlmgate.run.signals import Interrupted, Signals
+    from vlmgate.run.control import Interrupted, Signals
 
     server = ReviewServer(made, port)
     path, before = server.verdicts.path, len(server.verdicts.given)

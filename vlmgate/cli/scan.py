@@ -66,8 +66,8 @@ def scan(
     most = max_routed_of(max_routed)
     if verbose:
         _log_to_stderr()
+    from vlmgate.run.control import Aside
     from vlmgate.run.loop import scan as run
-    from vlmgate.run.progress import Aside
 
     told = Aside(TerminalProgress(console(stderr=True), quiet=quiet))
     with crashes_to(settings.out.with_suffix(".log")), told as progress:

@@ -21,9 +21,9 @@ from vlmgate.errors import FatalError, LostReadingError, ModelError, VlmgateErro
 from vlmgate.gate.early_stop import Foresight
 from vlmgate.gate.rules import Candidate, decide_rows
 from vlmgate.run.batches import Batch
+from vlmgate.run.control import Interrupted, Progress, Signals, Unbreakable
 from vlmgate.run.outcome import Clock, ScanResult, provenance
 from vlmgate.run.plan import Plan, prepare
-from vlmgate.run.progress import Progress, Unbreakable
 from vlmgate.run.ray.crew import hired
 from vlmgate.run.ray.worker import Setup
 from vlmgate.run.reader import Reader
@@ -36,7 +36,6 @@ from vlmgate.run.resume import (
     still_to_read,
     with_turned,
 )
-from vlmgate.run.signals import Interrupted, Signals
 from vlmgate.run.watch import Watch
 from vlmgate.run.writer import Recorder
 from vlmgate.scores.diversity import WORDS

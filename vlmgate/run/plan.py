@@ -18,7 +18,7 @@ from vlmgate.errors import ModelError, NoImagesError, OutputError, VlmgateError,
 from vlmgate.gate.early_stop import check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
-from vlmgate.run.progress import Progress
+from vlmgate.run.control import Progress
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import Kernel, check_kernel, load_kernel

@@ -20,7 +20,7 @@ from vlmgate.captioner import load_captioner
 from vlmgate.config import BUILTIN, CompareConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
 from vlmgate.report.terminal import short_model
-from vlmgate.run.progress import Progress
+from vlmgate.run.control import Progress
 from vlmgate.scores.answers import check_choices
 from vlmgate.store.result import check_folder, read_result
 from vlmgate.version import __version__
