@@ -1,6 +1,6 @@
 """Between a run and whoever started it: progress goes out, signals come in.
 
-`Progress` is told how a run goes; `Signals` turns Ctrl-C and the like into `Interrupted` at moments when it does no harm.
+`Progress` is told how a run goes. `Signals` turns Ctrl-C and the like into `Interrupted` when it does no harm.
 """
 
 from __future__ import annotations
