@@ -166,8 +166,7 @@ def _add_file(digest: hashlib._Hash, path: Path) -> None:
 def picture_side(model: ModelConfig) -> int | None:
     """Return the longest side, in pixels, that the processor shrinks every picture to; None where that is not known.
 
-    It is known of folders whose processor has one size for all pictures. Of a hub model it would be known only after
-    the download, and how pictures are read must not depend on that.
+    It is known of folders whose processor has one size. A hub model's must not depend on whether it is downloaded.
     """
     place = locate(model)
     if not isinstance(place, Local):

@@ -47,8 +47,7 @@ def seeds(seed: int, sha256: str, page: int, num_samples: int, use: Stream = "ca
 
 def view_noise(seed: int, sha256: str, page: int, view: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Return the standard normal noise of one view of one page."""
-    children = _root(seed, sha256, page, "views").spawn(view + 1)
-    return _normal(children[view], shape)
+    return _normal(_root(seed, sha256, page, "views").spawn(view + 1)[view], shape)
 
 
 def fixed_normal(shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -67,7 +67,7 @@ def test_pictures_prepared_ahead_are_drawn_the_same_and_too_many_are_parted(root
     engine = load("llava", root)
     expected = engine.read_in_rounds(PICTURES, LOOKS, enough)
     assert engine.read_in_rounds(PICTURES, LOOKS, enough, engine.prepare(PICTURES)) == expected
-    engine._limit = 2
+    engine.at_once = 2
     assert engine.read_in_rounds(PICTURES, LOOKS, enough) == expected
 
 

@@ -52,8 +52,7 @@ class TransformersCaptioner:
         self.info = describe(model.model, checkpoint, "packed" if runner.packs else "fork")
         self._tails = trials.shared_tails(runner)
         runner.times = Times()  # less what the trials took
-        # Images per forward; halved for good when memory runs out.
-        self._limit = trials.fitting(runner, self.info.route, sampling.at_once)
+        self.at_once = trials.fitting(runner, self.info.route, sampling.at_once)  # images; halved if memory runs out
 
     def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         """Return what is sampled of each of B pictures, in the order given; raises what processor and model raise.
@@ -61,11 +60,6 @@ class TransformersCaptioner:
         A batch that does not fit into memory is halved, and so are all later ones; a single picture raises.
         """
         return self._in_batches(self._read_batch, pictures)
-
-    @property
-    def at_once(self) -> int:
-        """How many images fit."""
-        return self._limit
 
     @property
     def times(self) -> Times:
@@ -78,13 +72,13 @@ class TransformersCaptioner:
 
     def prepare(self, pictures: Sequence[Picture]) -> Prepared | None:
         """Return a batch as the processor leaves it; None where that must wait for the batch's turn."""
-        if len(pictures) > self._limit or not self._runner.encodes_ahead:
+        if len(pictures) > self.at_once or not self._runner.encodes_ahead:
             return None
         return self._prepared(pictures)
 
     def read_prepared(self, pictures: Sequence[Picture], prepared: Prepared | None) -> list[Sampled]:
         """Return what `read` returns; a batch that does not fit into memory is prepared anew in smaller ones."""
-        if prepared is None or len(pictures) > self._limit:
+        if prepared is None or len(pictures) > self.at_once:
             return self.read(pictures)
         done = _if_it_fits(lambda batch: self._read_batch(batch, prepared), pictures)
         return self.read(pictures) if done is None else done  # which fails again, and halves for good
@@ -118,11 +112,11 @@ class TransformersCaptioner:
     def _in_batches(self, act: Callable[[Sequence[Picture]], list[T]], pictures: Sequence[Picture]) -> list[T]:
         found: list[T] = []
         while len(found) < len(pictures):
-            batch = pictures[len(found) : len(found) + self._limit]
+            batch = pictures[len(found) : len(found) + self.at_once]
             done = _if_it_fits(act, batch)
             if done is None:
-                self._limit = len(batch) // 2
-                logger.warning("out of memory with %d images at once; going on with %d", len(batch), self._limit)
+                self.at_once = len(batch) // 2
+                logger.warning("out of memory with %d images at once; going on with %d", len(batch), self.at_once)
                 self._runner.recordings.clear()
                 release(self._runner.checkpoint.device)
             else:

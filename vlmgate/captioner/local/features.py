@@ -140,10 +140,7 @@ def _as_tokens(output: torch.Tensor) -> torch.Tensor | None:
 
 
 def _shares(total: int, counts: Sequence[int]) -> list[int] | None:
-    """Say how many of `total` rows belong to each image; None where the image tokens of the prompts do not tell.
-
-    Rows (tiles or patches) and image tokens are in one whole proportion.
-    """
+    """Say how many of `total` rows belong to each image; None where they are in no whole proportion to image tokens."""
     if total == len(counts):
         return [1] * total
     tokens = sum(counts)

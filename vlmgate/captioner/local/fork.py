@@ -23,9 +23,9 @@ FIRST_NUCLEUS = 256  # tokens looked at first when searching the top-p nucleus; 
 # Draws one token for each row: (R, V) logits, the step from 0, and the rows' numbers (R,) among the batch's B·K.
 Pick = Callable[[torch.Tensor, int, torch.Tensor], "Draw"]
 
-DROP_AT = 0.75  # share of rows left at which the ended ones are dropped; copying the cache costs a few steps in all
+DROP_AT = 0.75  # share of rows left at which ended ones are dropped: seldom, for each time the cache is copied
 
-# What only the prefill reads: images, tiles or patches, which must not be repeated K times. `image_keys` adds to it.
+# What only the prefill reads: images, tiles or patches, not to be repeated K times. A processor has more: `image_keys`.
 PREFILL_ONLY = frozenset(
     "aspect_ratio_ids aspect_ratio_mask image_grid_thw image_sizes mm_encoder_outputs "
     "pixel_attention_mask pixel_mask pixel_values spatial_shapes".split()

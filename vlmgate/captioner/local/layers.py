@@ -94,8 +94,8 @@ def folded_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend with the query heads of a group as further rows of their key head, so that keys are not repeated.
 
-    `query` is (B, G·H, K, D), `key` and `value` (B, H, L, D), the mask (B, 1, K, L), true where a row may look. As in
-    Ainslie et al., "GQA" (EMNLP 2023), heads g·H … share a key head; here they share one product, too.
+    `query` is (B, G·H, K, D), `key` and `value` (B, H, L, D), the mask (B, 1, K, L), true where a row may look. Heads
+    share a key head as in Ainslie et al., "GQA" (EMNLP 2023), and here also one product.
     """
     batch, heads, rows, _ = query.shape
     groups = heads // key.shape[1]

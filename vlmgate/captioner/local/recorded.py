@@ -48,17 +48,12 @@ class Recordings:
     _kept: dict[tuple[Any, ...], RecordedStep] = field(init=False, default_factory=dict)
 
     def get(self, model: Any, wide: Mapping[str, Any], sequences: Sequences, rule: Rule) -> RecordedStep:
-        """Return the step for such shapes, recorded now if it has not been.
-
-        Raises `UnsuitableError` where it cannot be recorded, and what torch raises where memory runs out.
-        """
+        """Return the step for such shapes; raises `UnsuitableError`, or what torch raises where memory runs out."""
         batch, branches = wide["input_ids"].shape
         prompt = sequences.layers[0].keys.shape[-2]
         length = -(-(prompt + branches * rule.steps) // ROUND_TO) * ROUND_TO
-        constant = tuple(
-            (name, tuple(value.shape) if isinstance(value, torch.Tensor) else repr(value))
-            for name, value in _constant(wide).items()
-        )
+        parts = _constant(wide).items()
+        constant = tuple((k, tuple(v.shape) if isinstance(v, torch.Tensor) else repr(v)) for k, v in parts)
         key = (id(model), batch, branches, length, rule, constant)
         step = self._kept.pop(key, None)
         if step is None:
@@ -210,10 +205,8 @@ class RecordedStep:
 
     def __call__(self) -> None:
         """Draw a token for each branch, unless that is done outside, feed it, and go on to the next logits."""
-        if self._graph is None:
-            self._run()
-        else:
-            self._graph.replay()
+        run = self._run if self._graph is None else self._graph.replay
+        run()
 
     def draw(self) -> None:
         """Draw a token for each branch, with no forward after it."""

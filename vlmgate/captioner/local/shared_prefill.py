@@ -21,8 +21,6 @@ from vlmgate.captioner.local.layers import UnsuitableError
 
 # What a processor makes of the text itself; its tail follows from that of the tokens.
 TEXT_KEYS = frozenset({"attention_mask", "input_ids", "mm_token_type_ids", "token_type_ids"})
-# What may be in the state after the prefill; anything else may depend on the prompt in ways that are not known here.
-KNOWN_STATE = TEXT_KEYS | {"position_ids"}
 
 
 # --- a second prompt --------------------------------------------------------------------------------------------------
@@ -132,7 +130,7 @@ def _continued(name: str, value: Any, shared: int, tail: int) -> Any:
     """Return a part of the state as the second prompt needs it: the beginning, and the tail's `tail` tokens of text."""
     if value is None or isinstance(value, (bool, int)):
         return value
-    if name not in KNOWN_STATE or not isinstance(value, torch.Tensor):
+    if name not in TEXT_KEYS | {"position_ids"} or not isinstance(value, torch.Tensor):
         raise UnsuitableError(f"{name} may depend on the prompt")
     if name == "position_ids":  # counts on, wherever the image left it: the next one is written where it was cut
         following = value[..., shared : shared + 1] + torch.arange(tail, device=value.device)

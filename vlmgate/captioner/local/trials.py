@@ -119,10 +119,7 @@ class Footprint:
     prompt: int  # tokens
 
     def image(self, route: str, samples: int, tokens: int) -> int:
-        """Return the bytes of an image with K samples of T tokens; `route` is fork or packed.
-
-        The fork copies the prompt's cache K times; packed copies it once.
-        """
+        """Return the bytes of K samples of T tokens; route "fork" copies the prompt's cache K times, "packed" once."""
         kept = samples * (self.prompt + tokens) if route == "fork" else self.prompt + samples * tokens
         return self.prefill + kept * self.token + samples * self.vocabulary * 4 * LOGIT_COPIES
 

@@ -80,7 +80,6 @@ class Server:
         self._random = random.Random()  # of pauses, so that clients do not come back all at once
         key = self._key
         self._loop = _LoopThread(lambda: _make_client(config, key))  # not `self`, which the thread would keep alive
-        self._client = self._loop.client
         weakref.finalize(self, self._loop.close)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -116,7 +115,7 @@ class Server:
         """Return the names of the models that the server says it has; none where it does not say."""
         try:
             async with asyncio.timeout(10):
-                page = await self._client.models.list(extra_headers=self._headers)
+                page = await self._loop.client.models.list(extra_headers=self._headers)
                 return sorted(self._line(str(model.id)) for model in page.data)
         except Exception:  # a nicety of an error message
             return []
@@ -129,7 +128,7 @@ class Server:
         """Ask once. What goes wrong leaves without its cause: that may hold the key, and would be in a traceback."""
         try:
             async with asyncio.timeout(self.config.timeout):
-                raw = await self._client.chat.completions.with_raw_response.create(
+                raw = await self._loop.client.chat.completions.with_raw_response.create(
                     **request, extra_headers=self._headers
                 )
             return parse(without(self._key, raw.content.decode("utf-8", "replace")).encode())

@@ -59,8 +59,8 @@ class ServerFeatures:
 def extras(top_k: int) -> list[Options]:
     """Return the ways to say that temperature, top_p and top_k are all there is, the likeliest first.
 
-    Left alone, servers fall back on a checkpoint's generation_config or on their own defaults (llama.cpp: top_k 40 and
-    min_p 0.05; transformers: top_k 50, or no sampling at all). Models that think aloud would spend every token on that.
+    Servers have other defaults (llama.cpp: top_k 40 and min_p 0.05; transformers: top_k 50, or no sampling at all).
+    Models that think aloud would spend every token on that.
     """
     plain = {"top_k": top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
     config = {"do_sample": True, "top_k": top_k, "repetition_penalty": 1.0}
@@ -155,8 +155,7 @@ class Probe:
     async def _shape_that_differs(self, tokens: str, extra: Options, *, seed: bool) -> Options | None:
         """Return the options with which two samples were seen to differ; None where there was nothing to compare.
 
-        Raises `EndpointError` where four samples are the same text. Some models only think within so few tokens, and
-        some servers refuse so high a temperature; at a lower one equal texts prove nothing.
+        Raises `EndpointError` where four samples are the same text; below temperature `HOT` that would prove nothing.
         """
         for temperature, most in ((HOT, TRIAL_TOKENS), (HOT, self.sampling.max_new_tokens), (1.0, TRIAL_TOKENS)):
             shape = {**_hot(tokens, temperature, most), **extra}
