@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -187,6 +187,11 @@ class Scores:
     doubt: float | None = (
         None  # vendi_score, + K where novelty is above 1; 1 to 2 K; higher = worse; null without novelty
     )
+
+
+def columns_of(figures: Scores | Quality | None) -> dict[str, Any]:
+    """Return the columns of a row that these figures fill."""
+    return {name: getattr(figures, name) for name in figures.__slots__ if name != "medoid"} if figures else {}
 
 
 # --- what comes of an image ---

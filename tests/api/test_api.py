@@ -29,7 +29,7 @@ from vlmgate.config.options import Opt
 from vlmgate.config.scan import SCAN
 from vlmgate.gate.file import GateFile, sampling_of
 from vlmgate.gate.rules import Gate as Rule
-from vlmgate.store.files import write_gate
+from vlmgate.store.result import write_gate
 
 CLASSES = ("none", "dent", "crack")
 

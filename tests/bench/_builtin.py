@@ -23,10 +23,10 @@ from vlmgate.factory.checkpoint import picture_of
 from vlmgate.factory.render import Render, Wanted, render
 from vlmgate.factory.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
-from vlmgate.images import quality
+from vlmgate.images.pages import measure
 from vlmgate.scores.answers import Parsed, parse
 from vlmgate.scores.novelty import Reference
-from vlmgate.scores.score import Said, Scorer
+from vlmgate.scores.score import Scorer
 
 STREAM = 4  # first word of every seed drawn here; training and the sample images use others
 STRONG = 0.7  # severity from which a degradation counts as strong
@@ -149,8 +149,8 @@ def pictures(drawn: Sequence[Drawn]) -> list[Picture]:
 
 def _judge(drawn: Drawn, offered: Sampled, forced: Sampled, scorer: Scorer, reference: Reference) -> Reading:
     novelty = float(reference.novelty([offered.features or ()])[0])
-    scores, reason = scorer.score(Said(offered.captions, offered.answers, offered.views), novelty)
-    candidate = Candidate((drawn.group, 1), scores, reason, quality.measure(drawn.image), novelty)
+    scores, reason = scorer.score(offered, novelty)
+    candidate = Candidate.of(drawn.group, scores, reason, measure(drawn.image), novelty)
     return Reading(
         group=drawn.group,
         made=drawn.made,

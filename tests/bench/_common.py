@@ -21,16 +21,15 @@ from rich.table import Table
 
 from tests.bench import _builtin as measure
 from tests.bench._anomalies import KINDS
-from vlmgate.captioner.builtin import weights_folder
-from vlmgate.captioner.location import model_fingerprint
+from vlmgate.captioner.location import model_fingerprint, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Quality, Sampled
 from vlmgate.factory.world import Defect, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
-from vlmgate.images import quality
-from vlmgate.scores.kernels import Kernel
+from vlmgate.images import pages
+from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.novelty import Reference, pack
-from vlmgate.scores.score import Said, Scorer
+from vlmgate.scores.score import Scorer
 
 SCHEMA = 1  # of the file of readings
 BATCH = 16  # images
@@ -51,7 +50,7 @@ class Read:
     """What was said of one image, and what is true of it."""
 
     group: str  # "clean", a degradation, or a kind of anomaly
-    said: Said
+    said: Sampled
     truth: Truth | None = None  # None for an anomaly
     novelty: float | None = None
     features: bytes | None = None  # packed, as a journal keeps them
@@ -65,7 +64,7 @@ class Read:
     def first(self, samples: int) -> Read:
         """Return the reading as fewer samples of one view would have had it."""
         answers = self.said.answers
-        said = Said(self.said.captions[:samples], None if answers is None else answers[:samples], None)
+        said = Sampled(self.said.captions[:samples], None if answers is None else answers[:samples])
         return replace(self, said=said)
 
 
@@ -137,11 +136,11 @@ def take(source: Source, drawn: Sequence[measure.Drawn]) -> list[Read]:
 def _read(drawn: measure.Drawn, sampled: Sampled, reference: Reference) -> Read:
     return Read(
         group=drawn.group,
-        said=Said(sampled.captions, sampled.answers, sampled.views),
+        said=sampled,
         truth=drawn.made.truth if drawn.made else None,
         novelty=float(reference.novelty([sampled.features])[0]) if sampled.features else None,
         features=pack(sampled.features),
-        quality=quality.measure(drawn.image),
+        quality=pages.measure(drawn.image),
     )
 
 
@@ -177,7 +176,7 @@ def _loaded(one: Mapping[str, Any]) -> Read:
     said, truth = one["said"], one["truth"]
     return Read(
         group=one["group"],
-        said=Said(
+        said=Sampled(
             captions=tuple(Caption(**caption) for caption in said["captions"]),
             answers=None if said["answers"] is None else tuple(Caption(**answer) for answer in said["answers"]),
             views=None if said["views"] is None else tuple(said["views"]),
@@ -197,7 +196,7 @@ def scores_of(reads: Sequence[Read], sampling: SamplingConfig, kernel: Kernel) -
     scorer = Scorer(sampling.prompt, sampling.choices, kernel)
     scorer.prepare(read.said for read in reads)
     candidates = [
-        Candidate((read.group, 1), *scorer.score(read.said, read.novelty), read.quality, read.novelty) for read in reads
+        Candidate.of(read.group, *scorer.score(read.said, read.novelty), read.quality, read.novelty) for read in reads
     ]
     found = {
         name: np.array([measure.untrusted(candidate, name) for candidate in candidates]) for name in HIGHER_IS_WORSE

@@ -19,14 +19,14 @@ from scipy.stats import beta
 from tests.bench import _builtin as measure
 from tests.bench._timing import table, write
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.builtin import weights_folder
+from vlmgate.captioner.location import weights_folder
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, split_samples
-from vlmgate.data import Picture, Route
+from vlmgate.data import Picture, Route, Sampled
 from vlmgate.gate.early_stop import Foresight, looks
 from vlmgate.gate.rules import Candidate, Gate, decide, make_gate
 from vlmgate.images import find_images, read_ahead
 from vlmgate.scores.novelty import Reference
-from vlmgate.scores.score import Said, Scorer
+from vlmgate.scores.score import Scorer
 
 ROOT = Path(__file__).parent.parent.parent / "sample_images"
 THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 4.0)
@@ -56,13 +56,13 @@ class Outcome:
         return low, float(beta.ppf(0.975, x + 1, n - x)) if x < n else 1.0
 
 
-def outcome(reads: Sequence[tuple[Said, float | None]], gate: Gate, first: int, most: int) -> Outcome:
+def outcome(reads: Sequence[tuple[Sampled, float | None]], gate: Gate, first: int, most: int) -> Outcome:
     """Return what a scan would have made of images with K captions each."""
     foresight = Foresight(gate, Scorer(""), SamplingConfig(num_samples=most))
     differ = wrongly = tokens = whole = stopped = 0
     for said, novelty in reads:
         for look in looks(first, most):
-            part = Said(said.captions[:look], None, None)
+            part = Sampled(said.captions[:look])
             if look == most or foresight.is_certain(part, None, novelty):
                 break
         routes = [_route(one, novelty, gate, most) for one in (part, said)]
@@ -74,8 +74,8 @@ def outcome(reads: Sequence[tuple[Said, float | None]], gate: Gate, first: int, 
     return Outcome(len(reads), differ, wrongly, tokens, whole, stopped)
 
 
-def _route(said: Said, novelty: float | None, gate: Gate, most: int) -> Route:
-    return decide([Candidate(("", 1), *Scorer("").score(said, novelty, most), None, novelty)], gate)[0].route
+def _route(said: Sampled, novelty: float | None, gate: Gate, most: int) -> Route:
+    return decide([Candidate.of("", *Scorer("").score(said, novelty, most), None, novelty)], gate)[0].route
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,15 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(options.json, "adaptive", vars(options), figures)
 
 
-def _read(options: argparse.Namespace, sampling: SamplingConfig) -> dict[str, list[tuple[Said, float | None]]]:
+def _read(options: argparse.Namespace, sampling: SamplingConfig) -> dict[str, list[tuple[Sampled, float | None]]]:
     engine, reference = load_captioner(ModelConfig(), sampling), Reference.load(weights_folder() / "novelty.npz")
     drawn = measure.pictures(list(measure.draw(options.seed, options.clean, options.each, options.anomalies)))
     found = {}
     for name, pictures in {"samples": _samples(), "drawn": drawn}.items():
         sampled = [one for i in range(0, len(pictures), 8) for one in engine.read(pictures[i : i + 8])]
         found[name] = [
-            (Said(s.captions, None, None), float(reference.novelty([s.features])[0]) if s.features else None)
-            for s in sampled
+            (Sampled(s.captions), float(reference.novelty([s.features])[0]) if s.features else None) for s in sampled
         ]
     return {**found, "both": [one for reads in found.values() for one in reads]}
 

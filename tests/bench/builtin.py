@@ -27,7 +27,7 @@ from tests.bench._builtin import (
 )
 from tests.bench._common import Sheet, add_options, publish, tell
 from tests.bench._sentences import majority
-from vlmgate.captioner.builtin import OWN_LIMITS, weights_folder
+from vlmgate.captioner.location import OWN_LIMITS, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Route
 from vlmgate.factory.world import CONDITIONS, DEGRADATIONS, VISIBLE

@@ -25,7 +25,7 @@ from vlmgate.data import Picture, Reading, Sampled
 from vlmgate.images import find_images, read_ahead
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
-from vlmgate.scores.score import Said, Scorer
+from vlmgate.scores.score import Scorer
 from vlmgate.store.journal import Journal
 from vlmgate.store.result import write_result
 
@@ -83,7 +83,7 @@ def _bench(folder: Path, scratch: Path, sampling: SamplingConfig, options: argpa
         "scan": command,
         "engine": lambda: _read(engine.read, pictures, size),
         "opening": lambda: sum(1 for _ in read_ahead(sources, ImageConfig())),
-        "scoring": lambda: [scorer.score(Said(one.captions, None, None)) for one in readings],
+        "scoring": lambda: [scorer.score(Sampled(one.captions)) for one in readings],
         "journal and result": record,
     }
     taken = interleaved(ways, options.rounds)

@@ -28,10 +28,10 @@ from scipy.stats import rankdata
 
 from tests.bench._common import tell
 from tests.support.serving import model_server, what_is_missing
-from vlmgate.captioner.builtin import weights_folder
+from vlmgate.captioner.location import weights_folder
 from vlmgate.config import DEFAULT_QUESTION, EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Record
-from vlmgate.report.image import TerminalProgress
+from vlmgate.report.terminal import TerminalProgress
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import said_of
 from vlmgate.scores.score import Scorer

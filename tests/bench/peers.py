@@ -182,7 +182,7 @@ def compare(options: argparse.Namespace, names: Sequence[str]) -> int:
 
     from tests.bench import engine as bench
     from vlmgate.captioner import load_captioner
-    from vlmgate.captioner.local.prompts import trial_images
+    from vlmgate.captioner.local.runner import trial_images
     from vlmgate.config import ModelConfig, SamplingConfig
 
     torch.set_num_threads(options.threads)

@@ -1,10 +1,11 @@
-"""Images a second of two Ray workers beside one single-threaded process, on the built-in model.
+"""Images a second of two Ray workers, of two shards and of one single-threaded process, on the built-in model.
 
     python -m tests.bench.ray [--images 208] [--rounds 5] [--json FILE]
 
-Three ways to scan the same images, each in a process of its own with an empty output: "one process" reads by itself
-with one thread, "one worker" and "two workers" are Ray's, which gives every worker one thread. Every way is run once a
-round, in turn, so that a busy machine slows all of them; medians and their ratios count. Two figures for each: images a
+Four ways to scan the same images, with empty outputs: "one process" reads by itself with one thread, "two shards" are
+two such processes at the same time with half of the images each, "one worker" and "two workers" are Ray's, which gives
+every worker one thread. Every way is run once a round, in turn, so that a busy machine slows all of them; medians and
+their ratios count. Two figures for each: images a
 second from the first batch after every model is loaded to the end, and the whole run with all its starting and loading,
 which weighs less the longer a run is.
 """
@@ -26,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGES = ROOT / "sample_images" / "labelled"
-WAYS = {"one process": 0, "one worker": 1, "two workers": 2}
+WAYS = {"one process": 0, "two shards": 0, "one worker": 1, "two workers": 2}
 
 
 def main() -> None:
@@ -34,11 +35,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=208)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", nargs=3, metavar=("FOLDER", "OUT", "WORKERS"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, metavar=("FOLDER", "OUT", "WORKERS", "SHARD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        folder, out, workers = arguments.one
-        print(json.dumps(one(Path(folder), Path(out), int(workers))))
+        folder, out, workers, shard = arguments.one
+        print(json.dumps(one(Path(folder), Path(out), int(workers), shard)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "images"
@@ -49,19 +50,30 @@ def main() -> None:
         runs: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         for round_ in range(arguments.rounds):
             for way, workers in WAYS.items():
-                rate, whole = run(folder, Path(name) / f"{round_}_{workers}.parquet", workers)
+                out = Path(name) / f"{round_}_{way.replace(' ', '_')}.parquet"
+                rate, whole = run(folder, out, workers, 2 if way == "two shards" else 1)
                 runs[way].append((rate, whole))
                 print(f"round {round_ + 1}, {way}: {rate:.2f} images/s, {whole:.1f} s in all", file=sys.stderr)
     report(images, runs, arguments.json)
 
 
-def run(folder: Path, out: Path, workers: int) -> tuple[float, float]:
-    """Return images a second with all models loaded, and seconds of the whole process."""
-    command = [sys.executable, "-m", "tests.bench.ray", "--one", str(folder), str(out), str(workers)]
+def run(folder: Path, out: Path, workers: int, shards: int) -> tuple[float, float]:
+    """Return images a second with all models loaded, the sum of all shards, and seconds of the whole."""
+    command = [sys.executable, "-m", "tests.bench.ray", "--one", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     begun = time.perf_counter()
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    return float(json.loads(done.stdout)), time.perf_counter() - begun
+    processes = [
+        subprocess.Popen(
+            [*command, str(out.with_stem(f"{out.stem}_{i}")), str(workers), f"{i}/{shards}" if shards > 1 else ""],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for i in range(1, shards + 1)
+    ]
+    told = [process.communicate()[0] for process in processes]
+    return sum(float(json.loads(text)) for text in told), time.perf_counter() - begun
 
 
 class Clock(logging.Handler):
@@ -90,15 +102,16 @@ class Clock(logging.Handler):
         return sum(images for _, images in after[1:]) / (after[-1][0] - after[0][0])
 
 
-def one(folder: Path, out: Path, workers: int) -> float:
+def one(folder: Path, out: Path, workers: int, shard: str) -> float:
     """Scan; return images a second."""
-    from vlmgate.config import ClusterConfig, SamplingConfig, ScanConfig
+    from vlmgate.config import ClusterConfig, SamplingConfig, ScanConfig, Shard
     from vlmgate.run.loop import scan
 
     clock = Clock()
     logging.getLogger("vlmgate").addHandler(clock)
     cluster = ClusterConfig("local", workers) if workers else None
-    result = scan(ScanConfig(folder, out, sampling=SamplingConfig(), cluster=cluster), clock)
+    share = Shard.parse(shard) if shard else None
+    result = scan(ScanConfig(folder, out, sampling=SamplingConfig(), cluster=cluster, shard=share), clock)
     assert result.error is None and result.provenance["complete"]
     return clock.rate()
 

@@ -27,9 +27,9 @@ from tests.bench import shapes
 from tests.bench._timing import interleaved, spread, table, write
 from tests.bench.shapes import Shape
 from vlmgate.captioner.local.checkpoint import DTYPES
+from vlmgate.captioner.local.fork import Draw, Sampler, Warp
 from vlmgate.captioner.local.layers import attention_in_blocks, prepack
 from vlmgate.captioner.local.packed import PackedDecoder
-from vlmgate.captioner.local.sampling import Draw, Sampler, Warp
 
 END = 2  # the token at which a row ends; any will do
 SHARES = (0.25, 0.5, 0.75)  # of the longest, from which lengths go up to it

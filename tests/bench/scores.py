@@ -41,7 +41,7 @@ from tests.bench._common import (
 from tests.bench._peers import Texts, peers, values_of
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import ConfigError
-from vlmgate.scores.kernels import MINILM, WORDS, Kernel, check_kernel, load_kernel
+from vlmgate.scores.diversity import MINILM, WORDS, Kernel, check_kernel, load_kernel
 
 Kind = Literal["ours", "simple", "peer"]
 DEFAULT = ("vendi_score", WORDS)

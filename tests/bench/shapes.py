@@ -15,11 +15,10 @@ from typing import Any
 import torch
 import transformers as tf
 
-from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.fork import ForkDecoder, Sampler, Warp
 from vlmgate.captioner.local.layers import attention_in_blocks
 from vlmgate.captioner.local.packed import PackedDecoder
 from vlmgate.captioner.local.recorded import RecordedDecoder, Recordings
-from vlmgate.captioner.local.sampling import Sampler, Warp
 
 IMAGE_TOKEN = 7  # any token of the vocabulary will do
 PATCH = 14  # pixels

@@ -14,12 +14,11 @@ from tests.bench import _common, _peers, engine, export, scores, views
 from tests.bench._anomalies import KINDS
 from tests.bench._common import Area, Drawing, Read, Source, area, resampled
 from tests.bench.builtin import auroc
-from vlmgate.data import Caption, Quality
+from vlmgate.data import Caption, Quality, Sampled
 from vlmgate.factory.world import DEGRADATIONS, Defect, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE
-from vlmgate.scores.kernels import WordKernel
+from vlmgate.scores.diversity import WordKernel
 from vlmgate.scores.novelty import pack
-from vlmgate.scores.score import Said
 from vlmgate.store.result import read_result
 
 SURE = "A brass washer with a crack at the center."
@@ -38,7 +37,7 @@ def made_up(number: int, group: str, samples: int = 4, views: tuple[int, ...] | 
     answers = ["crack"] * (samples - divided // 2) + ["unsure"] * (divided // 2)
     return Read(
         group=group,
-        said=Said(captions(*texts), captions(*answers), views),
+        said=Sampled(captions(*texts), captions(*answers), views=views),
         truth=None if group in KINDS else TRUTH,
         novelty=0.5 + number / 10,
         features=pack([float(number), 1.5, -2.0]),
@@ -136,9 +135,9 @@ def test_readings_of_other_images_or_weights_are_refused(tmp_path: Path, reads: 
 
 
 def test_fewer_samples_are_the_first_and_are_judged_anew() -> None:
-    divided = Read("clean", Said(captions(SURE, *OTHERS[:1] * 3), captions(*"abcd"), None), TRUTH)
+    divided = Read("clean", Sampled(captions(SURE, *OTHERS[:1] * 3), captions(*"abcd")), TRUTH)
     assert divided.wrong and not divided.first(1).wrong
-    assert divided.first(2).said == Said(divided.said.captions[:2], captions(*"ab"), None)
+    assert divided.first(2).said == Sampled(divided.said.captions[:2], captions(*"ab"))
 
 
 def test_the_tasks_are_the_mixed_set_and_anomalies_against_clean(reads: list[Read]) -> None:

@@ -16,7 +16,7 @@ from tests.bench._builtin import ASPECTS, Reading, draw, photographs, read
 from tests.bench.builtin import bars, sheets, summarise
 from tests.bench.samples import PER_CONDITION, sample_files
 from tests.support.paths import ROOT
-from vlmgate.captioner.builtin import weights_folder
+from vlmgate.captioner.location import weights_folder
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Reason
 from vlmgate.factory.render import Wanted, render
@@ -52,7 +52,7 @@ def answered(group: str, *, share: float, right: bool) -> Reading:
     told = tuple(rust if i < round(share * 32) else none for i in range(32))
     scores = {name: 0.0 for name in HIGHER_IS_WORSE}
     rights = dict.fromkeys(ASPECTS, right)
-    candidate = Candidate(("a", 1), None, Reason.NO_SCORE)
+    candidate = Candidate.of("a", None, Reason.NO_SCORE)
     return Reading(group, made, rights, candidate, scores, (rust,) * 8, (rust,) * 8, told)
 
 

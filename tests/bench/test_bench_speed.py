@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench import _timing, adaptive, command, reading, refill, scale
-from vlmgate.data import Caption
+from vlmgate.data import Caption, Sampled
 from vlmgate.gate.rules import make_gate
-from vlmgate.scores.score import Said
 
 
 def test_ways_take_turns_and_the_first_round_does_not_count() -> None:
@@ -55,8 +54,8 @@ def test_the_bench_of_the_command_takes_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_the_bench_of_adaptive_sampling_holds_decisions_against_those_of_all() -> None:
-    same = Said((Caption("a dent", "stop", -0.1, 3),) * 16, None, None)
-    late = Said((*same.captions[:8], *(Caption(f"a {c}", "stop", -0.1, 3) for c in "bcdefghi")), None, None)
+    same = Sampled((Caption("a dent", "stop", -0.1, 3),) * 16)
+    late = Sampled((*same.captions[:8], *(Caption(f"a {c}", "stop", -0.1, 3) for c in "bcdefghi")))
     gate = make_gate(num_samples=16, threshold=2.0, limits=("novelty <= 1",))
     found = adaptive.outcome([(same, 0.5), (late, 0.5), (late, 1.5)], gate, 4, 16)
     assert (found.images, found.differ, found.accepted_wrongly, found.stopped) == (3, 1, 1, 3)

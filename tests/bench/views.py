@@ -46,7 +46,7 @@ from tests.bench._common import (
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ModelConfig
 from vlmgate.gate.rules import HIGHER_IS_WORSE
-from vlmgate.scores.kernels import WORDS, load_kernel
+from vlmgate.scores.diversity import WORDS, load_kernel
 
 SAMPLES = 8  # K of every number of views
 VIEWS = (1, 2, 4, 8)

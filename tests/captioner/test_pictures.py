@@ -14,7 +14,7 @@ from tests.support import tiny_models
 from tests.support.tiny_models import SIZES, in_float64, picture
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.local.engine import TransformersCaptioner
-from vlmgate.captioner.pictures import CELLS, views_of
+from vlmgate.captioner.streams import CELLS, views_of
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Picture
 from vlmgate.errors import ConfigError

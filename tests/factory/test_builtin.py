@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.bench._sentences import majority, named, read_sentence, right
 from tests.support.paths import ROOT
-from vlmgate.captioner.builtin import weights_folder
+from vlmgate.captioner.location import weights_folder
 from vlmgate.config import DEFAULT_PROMPT, DEFAULT_QUESTION, question_prompt
 from vlmgate.factory.captions import (
     FULL,

@@ -21,20 +21,23 @@ from vlmgate.config import SamplingConfig, ScanConfig, WatchConfig
 from vlmgate.data import Caption, Picture, Quality, Reason, Route, Sampled
 from vlmgate.errors import ConfigError, GateError, LabelError, UsageError
 from vlmgate.gate.early_stop import (
+    PLAYS,
+    URNS,
     Foresight,
     beta_binomial,
     check_gate,
+    entropies,
+    entropy,
     entropy_between,
     joined,
     looks,
+    seldom_ends,
 )
 from vlmgate.gate.rules import Gate, Limit, make_gate
-from vlmgate.gate.simulate import PLAYS, URNS, entropies, entropy, seldom_ends
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import rescore
-from vlmgate.scores.diversity import word_kernel
-from vlmgate.scores.kernels import WordKernel
-from vlmgate.scores.score import Said, Scorer
+from vlmgate.scores.diversity import WordKernel, word_kernel
+from vlmgate.scores.score import Scorer
 from vlmgate.store.result import read_result
 
 K = 16
@@ -69,14 +72,14 @@ def adaptive(folder: Path, out: Path, first: int = 4, **changes: Any) -> ScanCon
     return replace(config, sampling=replace(config.sampling, first_samples=first))
 
 
-def said(*texts: str, answers: Sequence[str] | None = None, probability: float = 0.05) -> Said:
+def said(*texts: str, answers: Sequence[str] | None = None, probability: float = 0.05) -> Sampled:
     told = None if answers is None else tuple(Caption(a, "stop", -0.1, 2) for a in answers)
-    return Said(tuple(Caption(text, "stop", math.log(probability) / 5, 5) for text in texts), told, None)
+    return Sampled(tuple(Caption(text, "stop", math.log(probability) / 5, 5) for text in texts), told)
 
 
 def certain(
     gate: Gate,
-    one: Said,
+    one: Sampled,
     quality: Quality | None = None,
     novelty: float | None = None,
     sampling: SamplingConfig = SAMPLING,

@@ -15,8 +15,7 @@ from vlmgate.errors import GateError
 from vlmgate.gate.drift import Kept
 from vlmgate.gate.file import GateFile, differences, read_gate, sampling_of, text_of
 from vlmgate.gate.rules import Gate, Limit, never
-from vlmgate.store.files import write_gate
-from vlmgate.store.result import read_provenance, write_result
+from vlmgate.store.result import read_provenance, write_gate, write_result
 
 SAMPLING = SamplingConfig(question="Which?", choices=("ok", "a dent"), num_samples=8)
 

@@ -18,11 +18,11 @@ from vlmgate.scores.score import doubt
 
 def scored(name: str, vendi: float | None, logprob: float | None = None) -> Candidate:
     agreement = None if vendi is None else 1 - (vendi - 1) / 7
-    return Candidate((name, 1), Scores(vendi, agreement, None, logprob, 0), None)
+    return Candidate.of(name, Scores(vendi, agreement, None, logprob, 0), None)
 
 
 def lost(name: str) -> Candidate:
-    return Candidate((name, 1), None, Reason.UNREADABLE)
+    return Candidate.of(name, None, Reason.UNREADABLE)
 
 
 def caption(text: str, finish: str = "stop") -> Caption:
@@ -94,7 +94,7 @@ def test_a_gate_has_exactly_one_limit() -> None:
 
 def coin_flip(*texts: str) -> Candidate:
     captions = [caption(text) for text in texts for _ in range(8 // len(texts))]
-    return Candidate(("x", 1), score_captions(captions), degenerate(captions))
+    return Candidate.of("x", score_captions(captions), degenerate(captions))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_default_accepts_one_reading_in_several_wordings() -> None:
 )
 def test_every_score_is_compared_in_its_own_direction(score: str, limit: float, good: float, bad: float) -> None:
     rows = [
-        Candidate((name, 1), replace(Scores(None, None, None, None, 0), **{score: value}), None)
+        Candidate.of(name, replace(Scores(None, None, None, None, 0), **{score: value}), None)
         for name, value in (("good", good), ("bad", bad))
     ]
     for gate in (
@@ -334,7 +334,7 @@ def test_a_caption_that_repeats_the_prompt_says_nothing() -> None:
 
 
 def test_images_whose_turn_never_came_take_no_place_in_the_budget() -> None:
-    waiting = [Candidate((f"w{i}", 1), None, Reason.NOT_READ) for i in range(6)]
+    waiting = [Candidate.of(f"w{i}", None, Reason.NOT_READ) for i in range(6)]
     rows = [scored(f"{i}", 1 + i / 10) for i in range(4)]
     decisions = decide([*rows, *waiting], make_gate(num_samples=8, review_budget="20%"))
     assert [d.reason for d in decisions[:4]].count(Reason.MOST_UNCERTAIN) == 2
@@ -352,7 +352,7 @@ def test_a_cut_off_or_overflowed_caption_is_for_a_person() -> None:
 def full(name: str, *, quality: Quality | None = None, novelty: float | None = None, **scores: object) -> Candidate:
     values: dict[str, object] = {"vendi_score": 1.0, "mean_logprob": -0.1} | scores
     empty = Scores(None, None, None, None, 0)
-    return Candidate((name, 1), replace(empty, **values), None, quality, novelty)  # type: ignore[arg-type]
+    return Candidate.of(name, replace(empty, **values), None, quality, novelty)  # type: ignore[arg-type]
 
 
 def test_each_limit_routes_with_its_own_column() -> None:
@@ -393,8 +393,8 @@ def test_what_is_unknown_in_a_limited_column_is_never_accepted(column: str, budg
     gate = make_gate(
         num_samples=8, threshold=None if budget else 8, review_budget=budget, limits=[f"{column} {safe} {value}"]
     )
-    nothing = Candidate(("a", 1), Scores(None, None, None, None, 0), None)
-    broken = full("b", **{column: float("nan")}) if hasattr(nothing.scores, column) else nothing
+    nothing = Candidate.of("a", Scores(None, None, None, None, 0), None)
+    broken = full("b", **{column: float("nan")}) if hasattr(Scores, column) else nothing
     for decision in decide([nothing, broken], gate):
         assert (decision.route, decision.reason, decision.column) == (Route.HUMAN_REVIEW, Reason.NO_SCORE, column)
 

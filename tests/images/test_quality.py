@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-import vlmgate.images.quality as quality
 from tests.support.fakes import picture_file
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Quality, Source
 from vlmgate.images import open_pages
-from vlmgate.images.quality import measure
+from vlmgate.images.pages import measure
 
 
 def part(size: int = 600) -> Image.Image:
@@ -109,6 +108,6 @@ def test_an_image_that_cannot_be_measured_is_not_lost(tmp_path: Path, monkeypatc
     def broken(_luma: object) -> float:
         raise MemoryError
 
-    monkeypatch.setattr(quality, "noise", broken)
+    monkeypatch.setattr("vlmgate.images.pages.noise", broken)
     (page,) = open_pages(Source("a.png", path), ImageConfig())
     assert isinstance(page, Picture) and page.quality is None

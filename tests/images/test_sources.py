@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmgate.data import Source
-from vlmgate.images.sources import Chosen, Sources, chosen, path_in
+from vlmgate.images.find import Files, Sources, chosen, path_in
 
 NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), unique=True)
 
@@ -33,7 +33,7 @@ def test_what_goes_in_comes_out(names: list[str], data: st.DataObject) -> None:
 
 def test_numbers_count_from_both_ends_and_no_further() -> None:
     sources = Sources("in", ["a", "b/c", "d"])
-    for some in (sources, Chosen(sources, [0, 1, 2]), sources[:]):
+    for some in (sources, Files(sources.__getitem__, [0, 1, 2]), sources[:]):
         assert [some[i].file_name for i in (0, 2, -1, -3)] == ["a", "d", "d", "a"]
         for outside in (3, -4):
             with pytest.raises(IndexError):
@@ -43,7 +43,7 @@ def test_numbers_count_from_both_ends_and_no_further() -> None:
 
 def test_a_file_that_cannot_be_had_is_an_error_and_no_end() -> None:
     with pytest.raises(IndexError):
-        list(Chosen(Sources("in", ["a", "b", "c"]), [0, 7, 2]))
+        list(Files(Sources("in", ["a", "b", "c"]).__getitem__, [0, 7, 2]))
 
 
 def test_slices_of_slices_do_not_nest() -> None:

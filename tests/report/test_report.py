@@ -16,11 +16,11 @@ from rich.console import Console
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from vlmgate.errors import plain
 from vlmgate.gate.rules import make_gate
-from vlmgate.report.image import TerminalProgress, header_line
 from vlmgate.report.summary import print_summary
+from vlmgate.report.terminal import TerminalProgress, header_line
+from vlmgate.run.control import Aside
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
-from vlmgate.run.progress import Aside
 
 
 class Listening(SilentProgress):

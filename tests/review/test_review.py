@@ -27,8 +27,7 @@ from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError
 from vlmgate.gate.rules import Gate
 from vlmgate.review.items import apart, differing, facts_of, pieces, sentence, shown
-from vlmgate.review.make import MARKER, held
-from vlmgate.review.render import policy, render, safe_json
+from vlmgate.review.make import MARKER, held, policy, render, safe_json
 from vlmgate.review.verdicts import Verdict, VerdictError, VerdictFile, checked, from_csv, to_csv
 from vlmgate.store.result import read_result, write_result
 

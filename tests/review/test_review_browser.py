@@ -27,7 +27,7 @@ from tests.support.hostile_page import HOSTILE, as_file_name
 from tests.support.reviewing import five, items_of, result_of, reviewed
 from vlmgate.errors import plain
 from vlmgate.review.items import shown
-from vlmgate.review.render import render
+from vlmgate.review.make import render
 from vlmgate.review.server import ReviewServer
 from vlmgate.review.verdicts import Verdict, cell, checked, from_csv, to_csv
 

@@ -17,8 +17,7 @@ from vlmgate.gate.rules import make_gate
 from vlmgate.report.summary import routed_worst_first, worst_routed
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import Rescored, check_columns, check_output, rescore
-from vlmgate.scores.diversity import Matrix
-from vlmgate.scores.kernels import WordKernel
+from vlmgate.scores.diversity import Matrix, WordKernel
 from vlmgate.store.result import read_result, write_result
 
 NAMES = ("part_1.png", "part_2.png", "part_3.png", "refused.png")

@@ -31,8 +31,7 @@ from vlmgate.gate.rules import Gate, Limit
 from vlmgate.run.loop import scan
 from vlmgate.run.merge import Merged, merge
 from vlmgate.run.shards import holds, place_of, seen
-from vlmgate.store.files import write_gate
-from vlmgate.store.result import read_result, write_result
+from vlmgate.store.result import read_result, write_gate, write_result
 
 SHARDS = 4
 

@@ -13,7 +13,6 @@ from vlmgate.data import Caption
 from vlmgate.errors import KernelError
 from vlmgate.scores.diversity import (
     agreement,
-    as_kernel,
     cocoa,
     mean_dissimilarity,
     medoid,
@@ -24,6 +23,7 @@ from vlmgate.scores.diversity import (
     view_contrast,
     word_kernel,
 )
+from vlmgate.scores.encoders import as_kernel
 from vlmgate.scores.words import content_words
 
 

@@ -15,8 +15,7 @@ import transformers
 
 from vlmgate.data import Caption
 from vlmgate.errors import ConfigError, ModelError
-from vlmgate.scores.diversity import score_captions, vendi_score, word_kernel
-from vlmgate.scores.kernels import check_kernel, load_kernel
+from vlmgate.scores.diversity import check_kernel, load_kernel, score_captions, vendi_score, word_kernel
 
 WORDS = "a an no brass gear steel washer with dent scratch crack on the of free".split()
 TEXTS = (
@@ -62,7 +61,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_words_are_the_default_and_need_no_torch() -> None:
     kernel = load_kernel("words")
     np.testing.assert_array_equal(kernel(TEXTS), word_kernel(TEXTS))
-    code = "import sys, vlmgate.scores.kernels as k; k.load_kernel('words'); print('torch' in sys.modules)"
+    code = "import sys, vlmgate.scores.diversity as k; k.load_kernel('words'); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

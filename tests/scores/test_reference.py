@@ -11,7 +11,6 @@ import pytest
 
 import vlmgate.gate.run_gate
 import vlmgate.run.loop
-import vlmgate.scores.reference
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 from vlmgate.config import ImageConfig, ModelConfig, ScanConfig
 from vlmgate.data import Picture, Reason, Record, Route, Sampled
@@ -19,8 +18,8 @@ from vlmgate.errors import GateError, NoImagesError, NoveltyError
 from vlmgate.gate.rules import make_gate
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import rescore
-from vlmgate.scores.kernels import WordKernel
-from vlmgate.scores.novelty import Reference
+from vlmgate.scores.diversity import WordKernel
+from vlmgate.scores.novelty import Reference, checkpoint_reference
 from vlmgate.store.result import read_provenance, read_result
 
 KNOWN = tuple(f"known_{i:02d}.png" for i in range(30))
@@ -163,7 +162,7 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
     carried = Reference.fit([features(name) for name in KNOWN])
     other = Reference.fit(np.random.default_rng(0).normal(size=(20, 9)))  # of features of another length
     for reference, novel in ((carried, True), (other, False), (None, False)):
-        for module in (vlmgate.scores.reference, vlmgate.run.loop, vlmgate.gate.run_gate):
+        for module in (vlmgate.run.loop, vlmgate.gate.run_gate):
             monkeypatch.setattr(module, "checkpoint_reference", lambda _, found=reference: found)
         rows = run(replace(config, reference=None, limits=()))
         assert (rows["fish.png"].novelty is not None) == novel
@@ -177,7 +176,7 @@ def test_a_checkpoint_folder_may_carry_its_reference(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"")
     model = ModelConfig(model=str(folder))
-    assert vlmgate.scores.reference.checkpoint_reference(model) is None
+    assert checkpoint_reference(model) is None
     Reference.fit([features(name) for name in KNOWN]).save(folder / "novelty.npz")
-    found = vlmgate.scores.reference.checkpoint_reference(model)
+    found = checkpoint_reference(model)
     assert found is not None and found.count == 30

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmgate.store.files import new_file, unused, write_file
+from vlmgate.store.result import new_file, unused, write_file
 
 
 def test_a_file_appears_in_one_step_and_is_forced_with_its_name(

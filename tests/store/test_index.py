@@ -29,6 +29,7 @@ from vlmgate.data import (
     content_of,
 )
 from vlmgate.errors import StoreError
+from vlmgate.gate.rules import decide_rows
 from vlmgate.images import find_images
 from vlmgate.run.writer import Recorder
 from vlmgate.scores.novelty import pack
@@ -37,7 +38,7 @@ from vlmgate.store.index import Index, Table
 from vlmgate.store.journal import Journal
 from vlmgate.store.lines import found_as_text, found_of_text
 from vlmgate.store.result import read_result, write_result
-from vlmgate.store.rows import build_rows, completed, decide_rows
+from vlmgate.store.rows import build_rows, completed
 
 PROMPTED = FINGERPRINT | {"choices": [], "num_samples": 4, "seed": 5}
 

@@ -18,10 +18,9 @@ from vlmgate.data import Caption, Duplicate, Failure, Found, ImageFile, Quality,
 from vlmgate.errors import OutputError, ResumeError, StoreError
 from vlmgate.run.plan import logging_to
 from vlmgate.scores.novelty import pack
-from vlmgate.store.files import sync_folder
 from vlmgate.store.journal import Journal
 from vlmgate.store.lines import question_id, sealed
-from vlmgate.store.result import Outputs, opened, read_provenance, read_result, read_table, write_result
+from vlmgate.store.result import Outputs, opened, read_provenance, read_result, read_table, sync_folder, write_result
 
 FINGERPRINT = {"prompt": "Describe.", "num_samples": 2, "pages": "first"}
 

@@ -24,7 +24,7 @@ from vlmgate.data import Caption, Picture, Reason, Route, Sampled
 from vlmgate.errors import ModelError, ResumeError
 from vlmgate.gate.run_gate import drift_of
 from vlmgate.images import Walk
-from vlmgate.images.sources import Sources
+from vlmgate.images.find import Sources
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
 from vlmgate.run.resume import gone

@@ -18,7 +18,8 @@ from vlmgate.errors import ModelError, NoImagesError, OutputError, ResumeError
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
 from vlmgate.run.reader import MAX_FAILURES_IN_A_ROW
-from vlmgate.scores.diversity import Matrix, as_kernel
+from vlmgate.scores.diversity import Matrix
+from vlmgate.scores.encoders import as_kernel
 from vlmgate.store.result import read_result
 from vlmgate.store.rows import content_of
 

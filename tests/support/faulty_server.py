@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmgate.captioner.pictures import trial_picture
+from vlmgate.captioner.streams import trial_picture
 
 AGREE = "a steel washer without visible defects"
 TRIAL = trial_picture().rgb.size

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from vlmgate.captioner.local.engine import TransformersCaptioner
-from vlmgate.captioner.local.prompts import PromptEncoder
-from vlmgate.captioner.local.runner import moved
-from vlmgate.captioner.local.sampling import Draw
+from vlmgate.captioner.local.fork import Draw
+from vlmgate.captioner.local.runner import PromptEncoder, moved
 from vlmgate.data import Picture
 
 TOLERANCE = 1e-4  # logits, float32

@@ -22,7 +22,7 @@ from vlmgate.calibration.study import Study, outcomes_of
 from vlmgate.data import Record
 from vlmgate.errors import OutputError, UsageError, plain
 from vlmgate.export.imagefolder import Pictures
-from vlmgate.store.files import write_file
+from vlmgate.store.result import write_file
 from vlmgate.version import __version__
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")

@@ -16,13 +16,13 @@ import numpy as np
 
 from vlmgate.calibration.figures import Mask, Vector
 from vlmgate.calibration.labels import Kind, Labels
-from vlmgate.data import Decision, Key, Reason, Record, Route
+from vlmgate.data import Decision, Key, Reason, Record, Route, Sampled, columns_of
 from vlmgate.errors import LabelError
 from vlmgate.gate.reasons import UNREAD
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate, Limit, bars
 from vlmgate.run.rescore import said_of
-from vlmgate.scores.kernels import WORDS, Kernel
-from vlmgate.scores.score import Said, Scorer
+from vlmgate.scores.diversity import WORDS, Kernel
+from vlmgate.scores.score import Scorer
 
 GOOD = frozenset(
     ("good", "ok", "okay", "none", "normal", "pass", "passed", "clean", "fine", "intact", "no defect", "defect free")
@@ -313,7 +313,7 @@ def evidence(
     novelty = labelled.novelties if novelty is None else novelty
     scored = [scorer.score(one, far) for one, far in zip(said, novelty, strict=True)]
     candidates = [
-        replace(Candidate.of(record, reason, scores), novelty=far)
+        Candidate(replace(record, **columns_of(scores), novelty=far), reason)
         for record, (scores, reason), far in zip(labelled.records, scored, novelty, strict=True)
     ]
     answers = tuple(scores.answer for scores, _ in scored)
@@ -334,7 +334,7 @@ def _why(decision: Decision) -> str:
     return words if decision.column is None else f"{words} ({decision.column})"
 
 
-def _first(said: Said, num_samples: int) -> Said:
+def _first(said: Sampled, num_samples: int) -> Sampled:
     return replace(
         said,
         captions=said.captions[:num_samples],

@@ -30,13 +30,12 @@ from vlmgate.data import Picture
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gate.file import GateFile, is_gate, sampling_of
 from vlmgate.images import find_images, open_pages
+from vlmgate.run.control import Progress
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
-from vlmgate.run.progress import Progress
 from vlmgate.scores.answers import check_choices
-from vlmgate.scores.kernels import check_kernel, load_kernel
-from vlmgate.store.files import check_folder, write_file, write_gate
-from vlmgate.store.result import read_provenance, read_result, write_result
+from vlmgate.scores.diversity import check_kernel, load_kernel
+from vlmgate.store.result import check_folder, read_provenance, read_result, write_file, write_gate, write_result
 from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)

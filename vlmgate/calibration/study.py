@@ -24,11 +24,11 @@ from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies, l
 from vlmgate.calibration.figures import Agreement, Estimate, Mask, Vector, agreement, measure
 from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, columns_there, evidence, in_own_units
 from vlmgate.config import CalibrateConfig
-from vlmgate.errors import LabelError
+from vlmgate.errors import LabelError, count
 from vlmgate.gate.drift import COLUMNS, Kept
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit, safe_limit
 from vlmgate.run.rescore import said_of
-from vlmgate.scores.kernels import Kernel
+from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.novelty import FEWEST, Reference, unpack
 from vlmgate.scores.score import Scorer
 
@@ -234,7 +234,7 @@ def _warnings(labelled: Labelled, whole: Evidence) -> list[str]:
     other = "clear" if word == "ambiguous" else "right"
     counts = ((int(whole.wrong.sum()), word), (int((~whole.wrong).sum()), other))
     return [
-        f"only {number:,} {name} reading{'' if number == 1 else 's'}: figures that tell {word} from {other} are shaky, "
+        f"only {count(number, f'{name} reading')}: figures that tell {word} from {other} are shaky, "
         f"or none; label more images, {name} ones above all"
         for number, name in counts
         if number < _FEW_READINGS

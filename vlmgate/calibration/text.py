@@ -22,9 +22,9 @@ from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.study import Study
 from vlmgate.config import ScanConfig
 from vlmgate.data import ModelInfo
-from vlmgate.errors import plain
+from vlmgate.errors import count, plain
 from vlmgate.gate.rules import Gate
-from vlmgate.report.image import TerminalProgress, short_model
+from vlmgate.report.terminal import TerminalProgress, short_model
 
 SCHEMA_VERSION = 1
 SCORE_TITLES = ("score", "kernel", "AUROC", "AURC", "AUGRC", "risk@80%", "cov@5%")
@@ -110,7 +110,7 @@ def print_study(
 def label_lines(found: Study, labels: Labels) -> list[str]:
     """Return what the labels hold, and what was left out."""
     held, wrong = found.labelled, int(found.final.wrong.sum())
-    counts = ", ".join(f"{name} {count:,}" for name, count in Counter(held.labels).most_common())
+    counts = ", ".join(f"{name} {number:,}" for name, number in Counter(held.labels).most_common())
     lines = [
         f"{len(held.records):,} labelled readings: {counts}.",
         f"With {found.proposed} samples each, {wrong:,} are {held.word} ({share(wrong, len(held.records))}).",
@@ -254,10 +254,9 @@ def cost_lines(bills: Bills) -> list[str]:
     if bills.cheapest is None:
         lines.append("Reviewing everything is cheapest: no threshold saves more than its errors cost.")
     elif bills.cheapest_errors < FEW_ERRORS:
-        errors = f"{bills.cheapest_errors:,} error" + ("" if bills.cheapest_errors == 1 else "s")
         lines.append(
-            f"Warning: the cheapest gate accepts {errors}; what rests on fewer than {FEW_ERRORS} is chance. Label more "
-            "images."
+            f"Warning: the cheapest gate accepts {count(bills.cheapest_errors, 'error')}; what rests on fewer than "
+            f"{FEW_ERRORS} is chance. Label more images."
         )
     costs = ", ".join(f"{name} {'none' if v is None else format(v, ',.2f')}" for name, v in bills.break_even.items())
     if costs:

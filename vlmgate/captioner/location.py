@@ -1,7 +1,7 @@
 """Where a model's files are, and what they say before it is loaded; nothing here needs torch or the network.
 
-Start with `locate` (the package, a folder or the hub), `model_fingerprint` (is this the same model?) and
-`picture_side` (how large does it want its pictures?).
+Start with `locate` (the package, a folder or the hub), `model_fingerprint` (is this the same model?),
+`picture_side` (how large does it want its pictures?) and `own_limits` (of the built-in model).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmgate.captioner.builtin import weights_folder
-from vlmgate.config import BUILTIN, SERVER, ModelConfig
+from vlmgate.config import BUILTIN, SERVER, ModelConfig, SamplingConfig
 from vlmgate.errors import ModelError
 
 PIPELINE = "1"  # raised when the way from a picture to a server's text changes
@@ -24,8 +23,7 @@ CHUNKS = 512  # evenly spaced samples of a larger file: a changed output layer a
 CHUNK_BYTES = 4096
 SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".py", ".safetensors"})
 
-# What a processor of one fixed size says of itself. Any other key may mean tiles, crops at full resolution, or as many
-# pixels as there are, so a processor with one wants its pictures whole.
+# What a processor of one fixed size says of itself. With any other key it may cut tiles, and wants its pictures whole.
 _PLAIN = frozenset(
     "crop_size data_format default_to_square device disable_grouping do_center_crop do_convert_rgb do_normalize do_pad "
     "do_rescale do_resize feature_extractor_type image_mean image_processor_type image_seq_length image_std "
@@ -33,6 +31,10 @@ _PLAIN = frozenset(
 )
 _OFTEN_OFF = frozenset({"do_image_splitting", "do_pan_and_scan"})  # off, they mean nothing
 MOST = 4096  # pixels; a processor that wants more, or says so by mistake, wants its pictures whole
+
+# Measured by `tests.bench.builtin` on images that training never saw; vlmgate/factory/README.md says what they let
+# through. The model words one reading in many ways, so that even sure readings come to a Vendi score of about 2.
+OWN_LIMITS = ("vendi_score <= 2", "novelty <= 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +74,19 @@ def _find(model: ModelConfig) -> Local | Hub:
         return Local(folder, builtin=True)
     name, folder = model.model, Path(model.model).expanduser()
     if folder.is_dir():
-        _check_folder(folder)
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder} holds no config.json. Name the folder of a model saved with save_pretrained.")
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(
+                f"{folder} holds no .safetensors weights, and pickled ones are refused because loading them runs code. "
+                "Convert the model with save_pretrained."
+            )
         return Local(folder)
     if folder.exists():
         raise ModelError(f"{name} is a file. Name the folder that holds config.json and the weights.")
     if name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1:
         raise ModelError(f"There is no folder {name}. Give the path of a model folder, or a hub id (owner/name).")
     return Hub(name, model.revision)
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json. Name the folder of a model saved with save_pretrained.")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{folder} holds no .safetensors weights, and pickled ones are refused because loading them runs code. "
-            "Convert the model with save_pretrained."
-        )
 
 
 def _refuse_code_from_elsewhere(folder: Path) -> None:
@@ -102,16 +100,34 @@ def _refuse_code_from_elsewhere(folder: Path) -> None:
         )
 
 
+# --- the built-in model -----------------------------------------------------------------------------------------------
+
+
+def weights_folder() -> Path:
+    """Return the folder of the built-in checkpoint; any transformers code can load it by this path."""
+    return Path(__file__).resolve().parent / "weights"
+
+
+def own_limits(sampling: SamplingConfig) -> tuple[str, ...]:
+    """Return the limits that were measured for the built-in model; none where captions are drawn in another way.
+
+    Fewer samples have lower Vendi scores, and so have those of a lower temperature: the same limit would accept more.
+    """
+    usual = SamplingConfig()
+    drawn = ("prompt", "temperature", "top_p", "top_k")
+    same = all(getattr(sampling, name) == getattr(usual, name) for name in drawn)
+    return OWN_LIMITS if same and sampling.num_samples >= usual.num_samples else ()
+
+
 # --- which model it is ------------------------------------------------------------------------------------------------
 
 
 def model_fingerprint(model: ModelConfig) -> dict[str, str]:
     """Return what identifies the checkpoint: its content for a folder or the built-in model, its name for a hub model.
 
-    A folder's path is no part of it: the same files elsewhere are the same model. A hub name does not say which commit
-    a branch points to today; `ModelInfo.revision` does once the model is loaded. Of a model server it is the name that
-    it knows the model by, and how images are sent; where it stands is no part of it, so that it may move. Raises
-    `ModelError` if there is no such folder.
+    Of a model server it is the name that it knows the model by, and how images are sent. A folder's path or a server's
+    URL is no part of it, so that they may move. A hub name does not say which commit a branch points to;
+    `ModelInfo.revision` does once the model is loaded. Raises `ModelError` if there is no such folder.
     """
     if model.endpoint is not None:
         return {"model": SERVER, "name": model.model, "max_side": str(model.endpoint.max_side), "pipeline": PIPELINE}
@@ -150,8 +166,8 @@ def _add_file(digest: hashlib._Hash, path: Path) -> None:
 def picture_side(model: ModelConfig) -> int | None:
     """Return the longest side, in pixels, that the processor shrinks every picture to; None where that is not known.
 
-    It is known of checkpoints in a folder whose processor has one size for all pictures. Of a hub model it would be
-    known only once it is downloaded, and how pictures are read must not depend on that.
+    It is known of folders whose processor has one size for all pictures. Of a hub model it would be known only after
+    the download, and how pictures are read must not depend on that.
     """
     place = locate(model)
     if not isinstance(place, Local):

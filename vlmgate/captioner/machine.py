@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.pictures import trial_picture
+from vlmgate.captioner.streams import trial_picture
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import EndpointError, ModelError, one_line
 
@@ -30,9 +30,10 @@ def describe_machine() -> dict[str, str]:
     """Return facts about the machine in words, in the order in which a person would read them."""
     import torch
 
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     facts = {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "cpu": f"{len(_cpus())} cores usable, {torch.get_num_threads()} torch threads",
+        "cpu": f"{cores} cores usable, {torch.get_num_threads()} torch threads",
         "memory": _memory(),
     }
     for index in range(torch.cuda.device_count()):
@@ -44,10 +45,6 @@ def describe_machine() -> dict[str, str]:
     if torch.backends.mps.is_available():
         facts["mps"] = "Apple GPU"
     return facts | {name: _version(name) for name in LIBRARIES}
-
-
-def _cpus() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _memory() -> str:
@@ -81,10 +78,7 @@ def begin_peak() -> None:
 
 
 def end_peak(device: str) -> int | None:
-    """Return the most bytes held since `begin_peak`: of a CUDA device, else of this whole process; None if unknown.
-
-    The process counts the libraries, too: about half a gigabyte before any model.
-    """
+    """Return the peak in bytes since `begin_peak` of a CUDA device, else of the process with its libraries; or None."""
     torch = sys.modules.get("torch")
     if torch is not None and device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))

@@ -1,16 +1,24 @@
-"""Random numbers that belong to one page of one image, and to one use of them; start with `uniforms`.
+"""What follows from an image's seed: random numbers and noised views; and a test picture, which needs none.
 
-PCG64, SeedSequence and `random_raw` are frozen by numpy's compatibility policy; the rest is spelled out here because
-`Generator` carries no such promise. There is no global random state: a stream is made anew from its key wherever it is
-needed.
+Start with `uniforms` (with which samples are drawn) and `views_of` (noised copies of a picture). PCG64, SeedSequence
+and `random_raw` are frozen by numpy's compatibility policy; `Generator` is not, so the rest is spelled out here. There
+is no global random state: a stream is made anew from its key wherever it is needed.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from vlmgate.data import ImageFile, Picture
+
+# Cells of noise along the longer side, at most: shrinking a large photograph would average finer noise away.
+CELLS = 512
+STRIP = 256  # rows of pixels that are added up at once: a line-scan image has hundreds of megapixels
 
 Stream = Literal["captions", "answers", "views"]
 
@@ -24,18 +32,15 @@ def uniforms(
 ) -> NDArray[np.float64]:
     """Return the (K, T) uniforms in [0, 1) with which the samples of one page are drawn, one row per sample.
 
-    Each row has its own stream, so that a larger K or T adds to what a smaller one gives and changes none of it.
-    Captions have other streams than answers, so that a question changes no caption.
+    Each row has its own stream, so that a larger K or T only adds to what a smaller one gives. Captions have other
+    streams than answers, so that a question changes no caption.
     """
     children = _root(seed, sha256, page, use).spawn(num_samples)
     return _uniform(np.stack([np.random.PCG64(child).random_raw(num_tokens) for child in children]))
 
 
 def seeds(seed: int, sha256: str, page: int, num_samples: int, use: Stream = "captions") -> list[int]:
-    """Return K seeds in [0, 2^31), for a server that draws the samples of one page with its own random numbers.
-
-    Seed k comes from the stream of sample k, so that a larger K adds seeds and changes none.
-    """
+    """Return K seeds in [0, 2^31) for a server to draw the samples of one page with; a larger K only adds some."""
     children = _root(seed, sha256, page, use).spawn(num_samples)
     return [int(np.random.PCG64(child).random_raw()) >> 33 for child in children]
 
@@ -67,3 +72,35 @@ def _normal(key: np.random.SeedSequence, shape: tuple[int, ...]) -> NDArray[np.f
 
 def _uniform(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def trial_picture() -> Picture:
+    """Return a picture that any model can read, from no file: a grey ramp with a dark disc."""
+    y, x = np.mgrid[0:256, 0:320]
+    grey = np.where((x - 160) ** 2 + (y - 128) ** 2 < 80**2, 60, 120 + x // 4).astype(np.uint8)
+    image = ImageFile("test image", Path(), "0" * 64, 1, 1, 320, 256, "RGB", None, 0, 0, 0)
+    return Picture(image, Image.fromarray(np.repeat(grey[..., None], 3, axis=2)))
+
+
+def views_of(picture: Picture, count: int, noise: float, seed: int) -> list[Image.Image]:
+    """Return `count` views of a picture: as it is, then with Gaussian noise of sigma `noise`, of 255."""
+    rgb, file = picture.rgb, picture.file
+    cell = -(-max(rgb.size) // CELLS)  # pixels
+    shape = (-(-rgb.height // cell), -(-rgb.width // cell), 3)
+    normals = (view_noise(seed, file.sha256, file.page, view, shape) for view in range(1, count))
+    return [rgb, *(_noised(rgb, (noise * normal).astype(np.float32)) for normal in normals)]
+
+
+def _noised(rgb: Image.Image, noise: NDArray[np.float32]) -> Image.Image:
+    """Add (H', W', 3) noise, one cell of it to each block of pixels; what leaves the range is clipped."""
+    pixels: NDArray[Any] = np.array(rgb)
+    height, width = pixels.shape[:2]
+    rows = np.arange(height) * noise.shape[0] // height
+    columns = np.arange(width) * noise.shape[1] // width
+    for top in range(0, height, STRIP):
+        strip = slice(top, top + STRIP)
+        pixels[strip] = np.clip(np.rint(pixels[strip] + noise[rows[strip]][:, columns]), 0, 255)
+    return Image.fromarray(pixels)

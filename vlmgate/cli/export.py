@@ -7,7 +7,7 @@ from typing import Annotated
 
 from vlmgate.cli.options import Given, Quiet, ResultArgument, command
 from vlmgate.config.options import Opt, build, options_of
-from vlmgate.errors import StoreError
+from vlmgate.errors import StoreError, count
 from vlmgate.export.targets import Options, Target
 from vlmgate.report.terminal import give_up_stdout, say
 
@@ -38,4 +38,4 @@ def export(
         for note in done.notes:
             say(note)
         if done.written:
-            say(f"Wrote {' and '.join(map(str, done.written))} from {done.rows:,} row{'s' * (done.rows != 1)}.")
+            say(f"Wrote {' and '.join(map(str, done.written))} from {count(done.rows, 'row')}.")

@@ -41,7 +41,7 @@ def rescore(
     from vlmgate.report.summary import print_summary, summary_json
     from vlmgate.run.rescore import check_columns, check_output
     from vlmgate.run.rescore import rescore as run
-    from vlmgate.scores.kernels import check_kernel, load_kernel
+    from vlmgate.scores.diversity import check_kernel, load_kernel
     from vlmgate.store.result import read_result, write_result
 
     target = out or result.with_suffix(".rescored.parquet")
@@ -71,7 +71,7 @@ def rescore(
 
 def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str, ...]:
     """Return the limits of the model that made a result, where it has some and the result what they compare."""
-    from vlmgate.captioner.builtin import own_limits
+    from vlmgate.captioner.location import own_limits
 
     named = (provenance["model"] or {}).get("model")
     if named != BUILTIN or all(record.novelty is None for record in records):

@@ -10,7 +10,8 @@ import typer
 from vlmgate.cli.options import Given, Quiet, ResultArgument, command
 from vlmgate.config import ReviewConfig
 from vlmgate.config.options import Opt, build, options_of
-from vlmgate.report.terminal import console, reader_may_leave
+from vlmgate.errors import count, plain
+from vlmgate.report.terminal import TerminalProgress, console, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.review import Made
@@ -31,7 +32,6 @@ def review(
     usage, 3 done but some images are missing or have changed since they were read.
     """
     options = build(ReviewConfig, given)
-    from vlmgate.report.image import TerminalProgress
     from vlmgate.review import make_review
     from vlmgate.review.make import held, output_of
     from vlmgate.store.result import read_provenance
@@ -56,12 +56,10 @@ def review(
 
 
 def _tell(made: Made, wanted: int, seed: int) -> None:
-    from vlmgate.errors import plain
-
     audits = sum(item.audit for item in made.items)
-    print(f"{_count(len(made.items) - audits, 'image')} routed to human, the worst first.")
+    print(f"{count(len(made.items) - audits, 'image')} routed to human, the worst first.")
     if audits:
-        print(f"{_count(audits, 'image')} of {made.accepted:,} auto-accepted, drawn at random (seed {seed}).")
+        print(f"{count(audits, 'image')} of {made.accepted:,} auto-accepted, drawn at random (seed {seed}).")
     if audits < wanted:
         print(f"No more than {made.accepted:,} were auto-accepted, so the audit is smaller than --accepted {wanted:,}.")
     for kind, words in (
@@ -70,13 +68,9 @@ def _tell(made: Made, wanted: int, seed: int) -> None:
     ):
         lacking = [item.record.file_name for item, one in made.lacking if one.kind == kind]
         if lacking:
-            print(plain(f"{_count(len(lacking), 'image')} {words}, first: {lacking[0]}"))
-    told = f"{made.out} ({_count(len(made.items), 'image')}, {made.size_bytes / 1e6:,.1f} MB)"
+            print(plain(f"{count(len(lacking), 'image')} {words}, first: {lacking[0]}"))
+    told = f"{made.out} ({count(len(made.items), 'image')}, {made.size_bytes / 1e6:,.1f} MB)"
     print(plain(f"Using {told}, which was made of this result." if made.reused else f"Wrote {told}."))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _address(out: Path) -> str:
@@ -86,13 +80,13 @@ def _address(out: Path) -> str:
 def _serve(made: Made, port: int) -> None:
     """Serve until Ctrl-C, SIGTERM or a closed terminal; every verdict that was acknowledged is on disk by then."""
     from vlmgate.review.server import ReviewServer
-    from vlmgate.run.signals import Interrupted, Signals
+    from vlmgate.run.control import Interrupted, Signals
 
     server = ReviewServer(made, port)
     path, before = server.verdicts.path, len(server.verdicts.given)
     with reader_may_leave():
         if before:
-            print(f"{_count(before, 'verdict')} given before, in {path}.")
+            print(f"{count(before, 'verdict')} given before, in {path}.")
         print(f"Open {server.address}")
         print(f"Verdicts go to {path}. Ctrl-C ends it; the same command goes on where it stopped.", flush=True)
     try:
@@ -104,4 +98,4 @@ def _serve(made: Made, port: int) -> None:
         with server.lock:  # let the verdict in hand arrive
             server.server_close()
     with reader_may_leave():
-        print(f"Stopped. {_count(len(server.verdicts.given), 'verdict')} in {path}.")
+        print(f"Stopped. {count(len(server.verdicts.given), 'verdict')} in {path}.")

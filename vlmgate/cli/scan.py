@@ -14,7 +14,7 @@ from vlmgate.cli.options import Given, MaxRouted, Quiet, ScanFormat, command
 from vlmgate.config.options import Opt, Panel
 from vlmgate.config.scan import SCAN, scan_config
 from vlmgate.errors import UsageError
-from vlmgate.report.terminal import complain, console, crashes_to, reader_may_leave
+from vlmgate.report.terminal import TerminalProgress, complain, console, crashes_to, reader_may_leave
 
 if TYPE_CHECKING:
     from vlmgate.data import Record
@@ -66,9 +66,8 @@ def scan(
     most = max_routed_of(max_routed)
     if verbose:
         _log_to_stderr()
-    from vlmgate.report.image import TerminalProgress
+    from vlmgate.run.control import Aside
     from vlmgate.run.loop import scan as run
-    from vlmgate.run.progress import Aside
 
     told = Aside(TerminalProgress(console(stderr=True), quiet=quiet))
     with crashes_to(settings.out.with_suffix(".log")), told as progress:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from vlmgate.data import VERDICTS
 from vlmgate.errors import count
 from vlmgate.export import output
-from vlmgate.export.rows import FACTS, KEY, Row, Rows, StoredRows, Writer
+from vlmgate.export.rows import FACTS, KEY, Row, StoredRows, Writer
 from vlmgate.export.text_formats import dumped, visible
 
 IMAGE_ROOT = "/data/local-files/?d="
@@ -46,7 +46,7 @@ class LabelStudioWriter(Writer):
                 file.write(self.config().encode())
         return written, notes
 
-    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+    def write(self, rows: StoredRows, file: BinaryIO) -> list[str]:
         """Write all tasks."""
         with tempfile.TemporaryFile() as spool:
             places: list[tuple[float, int, int]] = []  # (agreement, offset, bytes)
@@ -69,26 +69,15 @@ class LabelStudioWriter(Writer):
 
     def config(self) -> str:
         """Return the labelling configuration, whose controls are those that the predictions name."""
-        from xml.sax.saxutils import quoteattr  # brings half of the network library along
-
-        verdicts = "".join(f"    <Choice value={quoteattr(verdict)}/>\n" for verdict in VERDICTS)
-        answers = "".join(f"    <Choice value={quoteattr(visible(choice))}/>\n" for choice in self._choices())
-        asked = (
-            f'  <Header value="Answer"/>\n  <Choices name="answer" toName="image" choice="single">\n{answers}'
-            "  </Choices>\n"
-            if answers
-            else ""
-        )
         return (
             "<View>\n"
             '  <Text name="file_name" value="$file_name"/>\n'
             '  <Image name="image" value="$image" zoom="true"/>\n'
             '  <Header value="What the model said"/>\n'
             '  <TextArea name="caption" toName="image" editable="true" maxSubmissions="0"/>\n'
-            f"{asked}"
-            '  <Header value="The reading is"/>\n'
-            f'  <Choices name="verdict" toName="image" choice="single" required="true">\n{verdicts}  </Choices>\n'
-            "</View>\n"
+            + (_control("answer", "Answer", self._choices()) if self._choices() else "")
+            + _control("verdict", "The reading is", VERDICTS, ' required="true"')
+            + "</View>\n"
         )
 
     def _choices(self) -> Sequence[str]:
@@ -116,6 +105,15 @@ class LabelStudioWriter(Writer):
         return {"model_version": version, "result": results} | score
 
 
+def _control(name: str, title: str, choices: Sequence[str], more: str = "") -> str:
+    """Return a control of the labelling configuration that lets one of these be chosen."""
+    from xml.sax.saxutils import quoteattr  # brings half of the network library along
+
+    listed = "".join(f"    <Choice value={quoteattr(visible(choice))}/>\n" for choice in choices)
+    start = f'  <Header value="{title}"/>\n  <Choices name="{name}" toName="image" choice="single"{more}>\n'
+    return f"{start}{listed}  </Choices>\n"
+
+
 def _result(control: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
     return {"id": control, "from_name": control, "to_name": "image", "type": kind, "value": value}
 
@@ -129,7 +127,7 @@ class CocoWriter(Writer):
     usual = FACTS
     looks_at = ("file_name", "width", "height", "captions")
 
-    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+    def write(self, rows: StoredRows, file: BinaryIO) -> list[str]:
         """Write all rows."""
         file.write(b'{"info": ' + dumped(self._info()) + b',\n"licenses": [],\n"images": [')
         images = _list(file, self._images(_opened(rows)))
@@ -157,7 +155,7 @@ class CocoWriter(Writer):
             yield {"id": number} | {name: row.get(name) for name in (*_EXPECTED[1:], *extra)}
 
 
-def _opened(rows: Rows) -> Iterator[Row]:
+def _opened(rows: StoredRows) -> Iterator[Row]:
     return (row for row in rows if row.get("width") is not None and row.get("height") is not None)
 
 

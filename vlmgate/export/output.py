@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from vlmgate.errors import OutputError, StoreError, plain
-from vlmgate.store.files import check_folder, new_file, temporary_for
+from vlmgate.store.result import check_folder, new_file, temporary_for
 
 
 def check(out: Path, source: Path, *, overwrite: bool) -> None:

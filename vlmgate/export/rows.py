@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from vlmgate.data import Route
 from vlmgate.errors import StoreError
@@ -26,17 +26,9 @@ _AT_ONCE = 1024  # rows
 _BUFFER = 1 << 20  # bytes of a column that are read from the file at once; without it, a column of a row group is
 
 
-class Rows(Protocol):
-    """Rows that can be gone through several times; `len` is their number."""
-
-    def __iter__(self) -> Iterator[Row]: ...
-
-    def __len__(self) -> int: ...
-
-
 @dataclass(slots=True)
 class StoredRows:
-    """The rows of a Parquet file, in its order; a column that it does not hold is null.
+    """The rows of a Parquet file, in its order, as often as asked for; a column that it does not hold is null.
 
     What cannot be read raises `StoreError`, at whichever row.
     """
@@ -78,23 +70,19 @@ class StoredRows:
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield batches with those of the columns that the file holds; whatever a damaged file raises is one line."""
         import pyarrow as pa
-
-        try:
-            yield from self._read(columns)
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise StoreError(f"{self.path}: cannot be read ({' '.join(str(error).split())}); scan again.") from error
-
-    def _read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        with opened(self.path) as file:
-            stored = pq.ParquetFile(file, buffer_size=_BUFFER)
-            held = set(stored.schema_arrow.names)
-            wanted = [name for name in dict.fromkeys((*columns, "file_name", "route")) if name in held]
-            for group in range(stored.num_row_groups):  # all at once, each would keep its buffers to the end
-                for batch in stored.iter_batches(_AT_ONCE, [group], wanted, use_threads=False):
-                    yield batch if self.route is None else batch.filter(pc.equal(batch["route"], self.route.value))
+        try:
+            with opened(self.path) as file:
+                stored = pq.ParquetFile(file, buffer_size=_BUFFER)
+                held = set(stored.schema_arrow.names)
+                wanted = [name for name in dict.fromkeys((*columns, "file_name", "route")) if name in held]
+                for group in range(stored.num_row_groups):  # all at once, each would keep its buffers to the end
+                    for batch in stored.iter_batches(_AT_ONCE, [group], wanted, use_threads=False):
+                        yield batch if self.route is None else batch.filter(pc.equal(batch["route"], self.route.value))
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            raise StoreError(f"{self.path}: cannot be read ({' '.join(str(error).split())}); scan again.") from error
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -128,7 +116,7 @@ class Writer:
         """Return all that is written for this `-o`."""
         return (out,)
 
-    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+    def write(self, rows: StoredRows, file: BinaryIO) -> list[str]:
         """Write all rows; return what the user should know of them, a line each."""
         raise NotImplementedError
 

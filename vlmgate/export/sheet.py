@@ -231,7 +231,7 @@ def _label_studio(path: Path, header: list[str]) -> Numbered:
             raise _NoExportError(path, f"task {number} has no data with a file_name")
         try:
             annotated = _annotated(task)
-        except _OddError as error:
+        except ValueError as error:
             raise _NoExportError(path, f"task {number}: {error}") from error
         yield number, {name: data.get(name) for name in ("file_name", "page", "sha256")} | annotated
 
@@ -241,12 +241,8 @@ class _NoExportError(LabelError):
         super().__init__(f"{path}: is no JSON export of Label Studio ({why}); give other labels as CSV or JSON lines.")
 
 
-class _OddError(Exception):
-    """Something in a task is of another type than Label Studio has there."""
-
-
 def _annotated(task: Cells) -> Cells:
-    """Return verdict and reading of the last annotation that was not cancelled."""
+    """Return verdict and reading of the last annotation that was not cancelled; raises `ValueError` for odd types."""
     row: Cells = {"verdict": None}
     done = [one for one in _objects(task, "annotations") if not one.get("was_cancelled")]
     for result in _objects(done[-1], "result") if done else ():
@@ -254,11 +250,11 @@ def _annotated(task: Cells) -> Cells:
         if name in ("verdict", "answer"):
             value = result.get("value")
             if not isinstance(value, dict):
-                raise _OddError("a result has no value")
+                raise ValueError("a result has no value")
             chosen = value.get("choices") or value.get("text") or ()
             first = chosen if isinstance(chosen, str) else next(iter(chosen if isinstance(chosen, list) else ()), None)
             if first is not None and not isinstance(first, str):
-                raise _OddError(f"its {name} is no text")
+                raise ValueError(f"its {name} is no text")
             if first:
                 row["verdict" if name == "verdict" else "reading"] = first
     return row
@@ -267,5 +263,5 @@ def _annotated(task: Cells) -> Cells:
 def _objects(holder: Cells, name: str) -> Sequence[Cells]:
     found = holder.get(name) or []
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise _OddError(f"'{name}' is no list of objects")
+        raise ValueError(f"'{name}' is no list of objects")
     return found

@@ -145,13 +145,9 @@ def _without_nan(value: Any) -> Any:
 
 def text_of(value: Any) -> str:
     """Return a value as text: null as nothing, a list as its entries side by side, a number so that it reads back."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
     if isinstance(value, list | tuple):
         return joined(value)
-    return str(value)
+    return "" if value is None else str(value)
 
 
 def joined(values: Sequence[Any]) -> str:
@@ -187,20 +183,12 @@ def visible(text: str) -> str:
 
 def fitted(text: str) -> tuple[str, bool]:
     """Return the text, cut where Excel would, with a mark that says so; and whether it was cut."""
-    if 2 * len(text) <= CELL_CHARACTERS or _units(text) <= CELL_CHARACTERS:
+    units = text.encode("utf-16-le", "surrogatepass") if 2 * len(text) > CELL_CHARACTERS else b""
+    if len(units) <= 2 * CELL_CHARACTERS:
         return text, False
     mark = f" … [cut: {len(text):,} characters]"
-    room, end = CELL_CHARACTERS - len(mark), 0
-    for character in text:
-        room -= 2 if character > "\uffff" else 1
-        if room < 0:
-            break
-        end += 1
-    return text[:end] + mark, True
-
-
-def _units(text: str) -> int:
-    return len(text) + sum(character > "\uffff" for character in text)
+    room = 2 * (CELL_CHARACTERS - len(mark))  # bytes
+    return units[:room].decode("utf-16-le", "ignore") + mark, True  # without half a character
 
 
 def check_sheet(rows: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from vlmgate.data import VERDICTS
 from vlmgate.errors import StoreError, UsageError, count
 from vlmgate.export.imagefolder import Pictures
-from vlmgate.export.rows import KEY, Row, Rows, StoredRows, Writer
+from vlmgate.export.rows import KEY, Row, StoredRows, Writer
 from vlmgate.export.text_formats import SHEET, check_sheet, fitted, notes_on_cut, text_of, visible
 
 _WIDTHS = {  # characters; others by what they hold
@@ -50,7 +50,7 @@ class XlsxWriter(Writer):
             self.pictures = Pictures.of(self.options.images, self.provenance)
         return super().save(rows, out)
 
-    def write(self, rows: Rows, file: BinaryIO) -> list[str]:
+    def write(self, rows: StoredRows, file: BinaryIO) -> list[str]:
         """Write all rows."""
         import xlsxwriter
         from xlsxwriter.exceptions import FileCreateError, FileSizeError
@@ -84,24 +84,16 @@ class XlsxWriter(Writer):
             sheet.set_column(column, column, width, to_fill_in if name == "verdict" else None)
             sheet.write_string(0, column, visible(name), bold)
             if name == "verdict" and total:
-                sheet.data_validation(
-                    *(1, column, total, column),
-                    {
-                        "validate": "list",
-                        "source": list(VERDICTS),
-                        "error_title": "verdict",
-                        "error_message": f"One of: {', '.join(VERDICTS)}; or nothing.",
-                    },
-                )
+                allowed = {"validate": "list", "source": list(VERDICTS), "error_title": "verdict"}
+                allowed["error_message"] = f"One of: {', '.join(VERDICTS)}; or nothing."
+                sheet.data_validation(1, column, total, column, allowed)
         sheet.freeze_panes(1, 2 if self.pictures else 1)
         sheet.autofilter(0, 0, total, len(shown) - 1)
 
     def _row(self, sheet: Any, number: int, row: Row) -> None:
-        first = 0
         if self.pictures:
             self._thumbnail(sheet, number, self.pictures, row)
-            first = 1
-        for column, name in enumerate(self.columns, first):
+        for column, name in enumerate(self.columns, 1 if self.pictures else 0):
             value = row.get(name)
             if isinstance(value, int | float):
                 sheet.write_number(number, column, value)

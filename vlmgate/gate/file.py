@@ -167,10 +167,7 @@ def _back(key: str, reads: Mapping[str, Any]) -> Any:
 
 
 def feature_file(gate: GateFile, path: Path) -> Path | None:
-    """Return the file of features next to a gate file, checked; raises `GateError` where it is needed and not there.
-
-    Without it nothing can be said of how strange images are, and nothing else is lost.
-    """
+    """Return the file of features next to a gate file, checked; raises `GateError` where it is needed and not there."""
     if gate.features is None:
         return None
     found = path.parent / gate.features

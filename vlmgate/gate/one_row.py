@@ -11,9 +11,9 @@ from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, cast
 
-from vlmgate.data import NO_READING, Caption, Decision, Finish, Quality, Reason, Record, Scores
+from vlmgate.data import NO_READING, Caption, Decision, Finish, Reason, Record
 from vlmgate.gate.file import GateFile
-from vlmgate.gate.rules import Candidate, decide
+from vlmgate.gate.rules import COLUMNS, Candidate, decide
 from vlmgate.scores.novelty import Reference, pack
 from vlmgate.scores.refusals import degenerate, degenerate_answers
 from vlmgate.scores.score import doubt
@@ -24,18 +24,17 @@ _REASONS = frozenset(Reason)  # which are texts
 def judge(row: Record | Mapping[str, Any], gate: GateFile, reference: Reference | None = None) -> Decision:
     """Return where a row goes by a gate, and why; `reference` takes the place of what its novelty was measured from."""
     values = {f.name: getattr(row, f.name) for f in fields(Record)} if isinstance(row, Record) else row
-    novelty = _number(values, "novelty")
-    scores = Scores(**{f.name: _score(values, f.name) for f in fields(Scores)})
+    figures: dict[str, Any] = {column: _number(values, column) for column in COLUMNS}
+    figures["answer"] = None if _missing(values.get("answer")) else str(values["answer"])
+    found = Record(file_name="", page=1, seed=0, **figures)
     features = _features(values.get("vision_features"))
     if reference is not None and features:
-        novelty = _finite(float(reference.novelty_of([features])[0]))
-        scores = replace(scores, doubt=doubt(scores.vendi_score, novelty, int(gate.sampling["num_samples"])))
-    quality = Quality(**{f.name: _number(values, f.name) for f in fields(Quality)})
-    candidate = Candidate((str(values.get("sha256")), 1), scores, _no_reading(values, scores, gate), quality, novelty)
-    return decide([candidate], gate.gate)[0]
+        novelty, most = _finite(float(reference.novelty_of([features])[0])), int(gate.sampling["num_samples"])
+        found = replace(found, novelty=novelty, doubt=doubt(found.vendi_score, novelty, most))
+    return decide([Candidate(found, _no_reading(values, found, gate))], gate.gate)[0]
 
 
-def _no_reading(row: Mapping[str, Any], scores: Scores, gate: GateFile) -> Reason | None:
+def _no_reading(row: Mapping[str, Any], scores: Record, gate: GateFile) -> Reason | None:
     """Return why a row is no reading; None for one that scores may judge."""
     reason, samples = row.get("reason"), gate.sampling["num_samples"]
     if reason in NO_READING:
@@ -63,12 +62,6 @@ def _sampled(texts: Any, finishes: Any) -> tuple[Caption, ...] | None:
         return None
     ends: Sequence[Any] = ["stop"] * len(texts) if _missing(finishes) else list(finishes)
     return tuple(Caption(str(text), cast(Finish, end), None, 0) for text, end in zip(texts, ends, strict=True))
-
-
-def _score(row: Mapping[str, Any], name: str) -> Any:
-    if name == "answer":
-        return None if _missing(row.get(name)) else str(row[name])
-    return None if name == "medoid" else _number(row, name)
 
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:

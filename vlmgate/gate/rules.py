@@ -1,6 +1,6 @@
 """Gates and limits: which values are accepted, where an image goes, and why.
 
-`make_gate` makes a gate from options, `decide` applies it.
+`make_gate` makes a gate from options, `decide` and `decide_rows` apply it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from vlmgate.data import Decision, Quality, Reason, Record, Route, Scores
+from vlmgate.data import Decision, Quality, Reason, Record, Route, Scores, columns_of
 from vlmgate.errors import GateError
 
 Side = Literal["<=", ">="]
@@ -90,8 +90,7 @@ class Limit:
 class Gate:
     """How images are split: by limits, or by limits and what a reviewer can look at besides.
 
-    Exactly one of `threshold` and the two budgets is set, or none where a limit on `score` stands in `limits`; anything
-    else raises `GateError`.
+    One of `threshold` and the two budgets is set, or none where `limits` has one on `score`; else raises `GateError`.
     """
 
     score: str = "vendi_score"
@@ -109,6 +108,13 @@ class Gate:
         if rules > 1 or (rules == 0 and not limited):
             raise GateError("a gate needs exactly one limit on its score: a threshold or a review budget.")
 
+    @property
+    def own(self) -> Limit | None:
+        """Return the threshold as a limit."""
+        if self.threshold is None:
+            return None
+        return Limit(self.score, _safe_side(self.score), self.threshold, self.default, self.by_model)
+
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Gate:
         """Return the gate that a result's provenance holds; see `told`."""
@@ -123,14 +129,11 @@ class Gate:
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "vendi_score ≤ 1.8 and abstain_rate ≤ 0.25"."""
-        parts = []
+        parts = [limit.describe() for limit in (self.own, *self.limits) if limit]
         if self.budget_share is not None or self.budget_count is not None:
             many = f"{self.budget_count:,}" if self.budget_share is None else f"{self.budget_share * 100:.6g}% of"
-            parts = [f"the {many} images most uncertain by {self.score} go to a person"]
-        elif self.threshold is not None:
-            side = _safe_side(self.score)
-            parts = [Limit(self.score, side, self.threshold, self.default, self.by_model).describe()]
-        rule = " and ".join([*parts, *(limit.describe() for limit in self.limits)])
+            parts = [f"the {many} images most uncertain by {self.score} go to a person", *parts]
+        rule = " and ".join(parts)
         return rule if self.origin is None else f"{rule} ({self.origin})"
 
 
@@ -154,11 +157,9 @@ def make_gate(
     """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
 
     `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Without
-    threshold, budget and a limit on the score itself, the limit is the uncalibrated default, a Vendi score of
-    `UNCALIBRATED_VENDI_SCORE`; there is none for another `kernel` than words, under which "a crack" and "no crack" may
-    be near. `own` are limits that were measured for the model under the words kernel, one of them on the Vendi score:
-    they take the place of that default. Where a question was `answered` and no limit concerns `answer_share`, an
-    `UNCALIBRATED_ANSWER_SHARE` of them must name the answer.
+    threshold, budget and a limit on the score itself, the limit is `own`, what was measured for the model (one of them
+    on the Vendi score), or else `UNCALIBRATED_VENDI_SCORE`; both hold for the kernel words alone. Where a question was
+    `answered` and no limit concerns `answer_share`, `UNCALIBRATED_ANSWER_SHARE` of the answers must be the same.
     """
     if score not in HIGHER_IS_WORSE:
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
@@ -208,8 +209,7 @@ def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | No
 
 def never(column: str, answer: str) -> Limit:
     """Return the limit that keeps images with this answer from being accepted at all."""
-    side = _safe_side(column)
-    return Limit(column, side, -math.inf if side == "<=" else math.inf, answer=answer)
+    return safe_limit(column, -math.inf if HIGHER_IS_WORSE[column] else math.inf, answer)
 
 
 def safe_limit(column: str, value: float, answer: str | None = None) -> Limit:
@@ -248,31 +248,51 @@ def _checked(name: str, value: float, num_samples: int, option: str) -> float:
 # --- decisions --------------------------------------------------------------------------------------------------------
 
 
-_OF_SCORES, _OF_QUALITY = ({field.name for field in fields(kind)} for kind in (Scores, Quality))
-
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is known of one row when its route is chosen; `reason` is set where no score can save it."""
+    """One row before its decision; `reason` is set where no score can save it."""
 
-    key: tuple[str, int]  # (sha256, page): what shares it shares a decision; breaks ties in a budget
-    scores: Scores | Record | None  # a row has the columns of all three
+    record: Record  # with all figures that a gate may look at; its route is not chosen yet
     reason: Reason | None
-    quality: Quality | Record | None = None
-    novelty: float | None = None
 
     @classmethod
-    def of(cls, row: Record, reason: Reason | None, scores: Scores | None = None) -> Candidate:
-        """Return what a gate looks at in a row; `scores` take the place of its own."""
+    def of(
+        cls,
+        name: str,
+        scores: Scores | None,
+        reason: Reason | None,
+        quality: Quality | None = None,
+        novelty: float | None = None,
+    ) -> Candidate:
+        """Return one of figures that are in no row yet."""
+        figures = columns_of(scores) | columns_of(quality)
+        return cls(Record(file_name=name, page=1, seed=0, novelty=novelty, **figures), reason)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Return (sha256, page), or the name of what was not read; equal keys share a decision and break ties."""
+        row = self.record
         read = row.sha256 is not None and (row.num_samples is not None or row.captions is not None)
-        key = (str(row.sha256) if read else row.file_name, row.page)
-        return cls(key, scores or row, reason, row, row.novelty)
+        return (str(row.sha256) if read else row.file_name, row.page)
 
     def value(self, column: str) -> float | None:
         """Return what it has in a column; None where that cannot be compared."""
-        part = self.scores if column in _OF_SCORES else self.quality if column in _OF_QUALITY else self
-        found: float | None = getattr(part, column, None)
+        found: float | None = getattr(self.record, column, None)
         return found if found is not None and math.isfinite(found) else None
+
+
+def decide_rows(candidates: Sequence[Candidate], gate: Gate) -> list[Record]:
+    """Return the rows of the candidates, each with where it goes and why."""
+    return [
+        replace(
+            candidate.record,
+            route=decision.route,
+            reason=decision.reason,
+            decided_by=decision.column,
+            threshold=decision.threshold,
+        )
+        for candidate, decision in zip(candidates, decide(candidates, gate), strict=True)
+    ]
 
 
 def decide(candidates: Sequence[Candidate], gate: Gate) -> list[Decision]:
@@ -295,9 +315,8 @@ def bars(candidate: Candidate, limits: Sequence[Limit]) -> Decision | None:
     """Return the decision on what no score can save and on what is beyond a limit; None for all others."""
     if candidate.reason is not None:
         return Decision(Route.HUMAN_REVIEW, candidate.reason, None)
-    answer = candidate.scores.answer if candidate.scores else None
     for limit in limits:
-        if limit.answer is not None and limit.answer != answer:
+        if limit.answer not in (None, candidate.record.answer):
             continue
         value = candidate.value(limit.column)
         if value is None:
@@ -307,43 +326,31 @@ def bars(candidate: Candidate, limits: Sequence[Limit]) -> Decision | None:
     return None
 
 
-def _uncertainty(candidate: Candidate, score: str) -> float:
-    """Return the score such that higher is worse, of a candidate that has one."""
-    value = candidate.value(score)
-    assert value is not None
-    return value if HIGHER_IS_WORSE[score] else -value
-
-
 def _by_threshold(candidate: Candidate, gate: Gate) -> Decision:
-    if gate.threshold is None:  # the limits, which hold, are the whole gate
-        limit = next(limit for limit in gate.limits if limit.column == gate.score)
+    limit = gate.own or next(limit for limit in gate.limits if limit.column == gate.score)  # which hold already
+    value = candidate.value(gate.score)
+    if value is not None and limit.holds(value):
         return Decision(Route.AUTO_ACCEPT, Reason.AGREED, limit.value, gate.score)
-    limit_value = gate.threshold if HIGHER_IS_WORSE[gate.score] else -gate.threshold
-    if _uncertainty(candidate, gate.score) <= limit_value:
-        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, gate.threshold, gate.score)
-    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, gate.threshold, gate.score)
+    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, limit.value, gate.score)
 
 
 def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None], gate: Gate) -> list[Decision]:
     """Fill the budget: first what must be seen whatever its score (even beyond the budget), then the most uncertain.
 
-    Equals are told apart by the mean log-probability of their captions (unknown first, then less likely first). Exact
-    duplicates go the same way, so the last of the budget may bring its copies along.
+    Of equals, those with less likely captions come first, unknown before all. Exact duplicates go the same way, so the
+    last of the budget may bring its copies along.
     """
     budget = gate.budget_count or 0
     if gate.budget_share is not None:
         budget = math.ceil(round(gate.budget_share * len(candidates), 9))
     read = sum(candidate.reason is not Reason.NOT_READ for candidate in candidates)  # the others' turn comes later
     free = [candidate for candidate, decision in zip(candidates, barred, strict=True) if decision is None]
-    ranked = sorted((-_uncertainty(c, gate.score), _logprob(c), c.key) for c in free)
+    sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
+    scored = [(c.value(gate.score) or 0.0, c.value("mean_logprob"), c.key) for c in free]  # what is free has a score
+    ranked = sorted((-sign * score, -math.inf if likely is None else likely, key) for score, likely, key in scored)
     chosen = ranked[: max(0, budget - (read - len(free)))]
     routed = {key for *_, key in chosen}
-    limit = None if not chosen else -chosen[-1][0] * (1 if HIGHER_IS_WORSE[gate.score] else -1)
+    limit = -sign * chosen[-1][0] if chosen else None
     uncertain = Decision(Route.HUMAN_REVIEW, Reason.MOST_UNCERTAIN, limit, gate.score)
     certain = Decision(Route.AUTO_ACCEPT, Reason.LEAST_UNCERTAIN, limit, gate.score)
     return [b or (uncertain if c.key in routed else certain) for c, b in zip(candidates, barred, strict=True)]
-
-
-def _logprob(candidate: Candidate) -> float:
-    logprob = candidate.value("mean_logprob")
-    return -math.inf if logprob is None else logprob

@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from vlmgate.captioner.builtin import own_limits
+from vlmgate.captioner.location import own_limits
 from vlmgate.config import BUILTIN, SERVER, ScanConfig
 from vlmgate.data import Content, Reading, Reason, Record, content_of
 from vlmgate.errors import GateError
 from vlmgate.gate.drift import Values, shifts
 from vlmgate.gate.file import GateFile, differences, feature_file, read_gate
 from vlmgate.gate.rules import ANSWER_COLUMNS, Gate, make_gate
-from vlmgate.scores.novelty import Reference
-from vlmgate.scores.reference import checkpoint_reference
+from vlmgate.scores.novelty import Reference, checkpoint_reference
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +60,8 @@ def gate_of(config: ScanConfig) -> RunGate:
         )
         _check_columns(gate, config)
         return RunGate(gate)
-    own: dict[str, object] = {"threshold": config.threshold, "review-budget": config.review_budget}
-    own |= {"limit": config.limits or None, "reference": config.reference}
-    for option, given in own.items():
+    own = {"threshold": config.threshold, "review-budget": config.review_budget, "limit": config.limits or None}
+    for option, given in (own | {"reference": config.reference}).items():
         if given is not None:
             raise GateError(f"--gate and --{option} exclude each other: a gate's promise holds for its own limits.")
     found = from_file(config.gate)
@@ -136,8 +134,7 @@ def drift_of(
 ) -> dict[str, Any] | None:
     """Return how a run's images differ from those of the calibration; None without a gate file.
 
-    `readings` hold the features, by content, where the rows do not. Copies count once, and what was not read
-    does not count.
+    `readings` hold the features where the rows do not. Copies count once; what was not read does not count.
     """
     if gate.file is None:
         return None
@@ -149,10 +146,7 @@ def drift_of(
 
 
 def _drift(
-    gate: RunGate,
-    file: GateFile,
-    records: Sequence[Record],
-    readings: Mapping[Content, Reading] | None,
+    gate: RunGate, file: GateFile, records: Sequence[Record], readings: Mapping[Content, Reading] | None
 ) -> dict[str, Any]:
     read = [
         r for r in records if (r.captions or r.num_samples) and r.duplicate_of is None and r.reason != Reason.NOT_READ
@@ -177,9 +171,7 @@ def _drift(
 
 
 def _strangeness(
-    records: Sequence[Record],
-    reference: Reference | None,
-    readings: Mapping[Content, Reading] | None,
+    records: Sequence[Record], reference: Reference | None, readings: Mapping[Content, Reading] | None
 ) -> np.ndarray[Any, Any] | None:
     """Return (N,): distance from the calibration set, not a number where a row has no features; None without any."""
     if reference is None or not records:

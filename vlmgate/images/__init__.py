@@ -1,11 +1,11 @@
 """Find image files; open each as upright 8-bit RGB, or say why not.
 
-    find_images (a folder), find_listed (a list)     find, with sources: many names in little memory
+    find_images (a folder), find_listed (a list)     find
       → read_ahead: in threads, in order             ahead
-        → open_pages: the pages of one file          pages, with formats: what kind of file it is
+        → open_pages: the pages of one file          pages; how well each was taken, too
+          → what kind of file is it?                 formats; why one cannot be read, too
           → is all of it there?                      damage
           → pixels: modes, bit depth, orientation    decode
-          → how well it was taken                    quality
 
 Two promises: whatever might be an image is in the result, as a `Source` or as an `Unreadable`; and whatever is wrong
 with one file is a value about that file, never an exception and never a Python warning.
@@ -14,6 +14,7 @@ with one file is a value about that file, never an exception and never a Python 
 from vlmgate.images.ahead import Opened, read_ahead
 from vlmgate.images.find import (
     Walk,
+    chosen,
     find_images,
     find_listed,
     folders_of,
@@ -22,9 +23,7 @@ from vlmgate.images.find import (
     turned_of,
 )
 from vlmgate.images.formats import is_of_the_disk
-from vlmgate.images.pages import open_pages
-from vlmgate.images.quality import STANDARD
-from vlmgate.images.sources import chosen
+from vlmgate.images.pages import STANDARD, open_pages
 
 __all__ = [
     "STANDARD",

@@ -12,7 +12,7 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import simplejpeg
@@ -180,26 +180,21 @@ def count_tiff_pages(stream: BinaryIO, limit: int) -> tuple[int, bool]:
     size = stream.seek(0, 2)
     stream.seek(0)
     head = stream.read(16)
-    order = "<" if head[:2] == b"II" else ">"
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
     big = head[2:4] in (b"+\x00", b"\x00+")
-    count_format, entry_size, next_format, first = ("Q", 20, "Q", 8) if big else ("H", 12, "I", 4)
+    count_size, entry_size, pointer_size, first = (8, 20, 8, 8) if big else (2, 12, 4, 4)  # bytes
+    offset = int.from_bytes(head[first : first + pointer_size], order)
     seen: set[int] = set()
-    try:
-        (offset,) = struct.unpack_from(order + next_format, head, first)
-        while (offset or not seen) and offset not in seen and len(seen) < limit:
-            seen.add(offset)
-            stream.seek(min(offset, size))
-            (entries,) = struct.unpack(order + count_format, stream.read(struct.calcsize(count_format)))
-            if stream.tell() + entries * entry_size > size:
-                return len(seen), True
-            stream.seek(entries * entry_size, 1)
-            pointer = stream.read(struct.calcsize(next_format))
-            # some writers leave out the last pointer, which is zero anyway
-            offset = (
-                struct.unpack(order + next_format, pointer)[0] if len(pointer) == struct.calcsize(next_format) else 0
-            )
-    except struct.error:
-        return max(1, len(seen)), True
+    while (offset or not seen) and offset not in seen and len(seen) < limit:
+        seen.add(offset)
+        stream.seek(min(offset, size))
+        entries = stream.read(count_size)
+        end = stream.tell() + int.from_bytes(entries, order) * entry_size
+        if len(head) < first + pointer_size or len(entries) < count_size or end > size:
+            return len(seen), True
+        stream.seek(end)
+        pointer = stream.read(pointer_size)  # some writers leave out the last one, which is zero anyway
+        offset = int.from_bytes(pointer, order) if len(pointer) == pointer_size else 0
     return len(seen), False
 
 

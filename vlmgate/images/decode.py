@@ -47,11 +47,10 @@ def decode(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Image, s
     tiff_orientation = tags.get(ExifTags.Base.Orientation)
     image.load()
     if mode.startswith("I") or mode == "F":
+        values = np.asarray(image)
         if tags and mode == "I" and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
-            values = np.asarray(image).view(np.uint32)  # Pillow has no unsigned 32-bit mode
-        else:
-            values = np.asarray(image)
-        declared = declared or _significant_maximum(values, _png_significant_bits(image, stream))
+            values = values.view(np.uint32)  # Pillow has no unsigned 32-bit mode
+        declared = declared or _significant_maximum(values, image, stream)
         grey, words = scale_to_8_bits(values, declared)
         notes.append(words)
         if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
@@ -156,7 +155,7 @@ def _refuse_what_pillow_gets_wrong(image: ImageFile.ImageFile) -> None:
     planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
     if max(bits) > 8 and len(bits) > 1 and planar:
         raise RefusedError(
-            "TIFF with separate 16-bit colour planes cannot be opened; save it with interleaved channels"
+            "TIFF with separate 16-bit colour planes cannot be opened; save it with channels interleaved"
         )
 
 
@@ -209,7 +208,7 @@ def decode_16_bit_colour(
         mode = image.mode + ";16"
     alpha = values.shape[2] in (2, 4)
     colours = values[..., :-1] if alpha else values
-    declared = declared or _significant_maximum(colours, _png_significant_bits(image, stream))
+    declared = declared or _significant_maximum(colours, image, stream)
     scaled, words = scale_to_8_bits(colours, declared)
     notes.append(words)
     flat = Image.fromarray(scaled[..., 0] if scaled.shape[2] == 1 else scaled)
@@ -264,32 +263,27 @@ def _declared_maximum(image: ImageFile.ImageFile, stream: BinaryIO) -> int | Non
     return None
 
 
-def _significant_maximum(values: Array, bits: int | None) -> int | None:
+def _significant_maximum(values: Array, image: ImageFile.ImageFile, stream: BinaryIO) -> int | None:
     """Return full brightness by the sBIT chunk of a 16-bit PNG, which tells the bits that the camera delivered.
 
     The standard has such values scaled up to 16 bits. Some writers store them as they are: the values then stay below
     2^bits and their lower bits, which scaling leaves empty in values that small, are in use.
     """
-    if bits is None or not 8 <= bits < 16:
-        return None
-    as_they_are = bool(values.max() < 2**bits) and bool((values & (2 ** (16 - bits) - 1)).any())
-    return 2**bits - 1 if as_they_are else 65535
-
-
-def _png_significant_bits(image: ImageFile.ImageFile, stream: BinaryIO) -> int | None:
     if not isinstance(image, PngImagePlugin.PngImageFile):
         return None
-    position = stream.tell()
+    position, bits = stream.tell(), 0
     stream.seek(8)
-    bits = None
     while len(header := stream.read(8)) == 8 and header[4:] not in (b"IDAT", b"IEND"):
         length = int.from_bytes(header[:4], "big")
         if header[4:] == b"sBIT":
-            bits = max(stream.read(length), default=None)
+            bits = max(stream.read(length), default=0)
             break
         stream.seek(length + 4, 1)
     stream.seek(position)
-    return bits
+    if not 8 <= bits < 16:
+        return None
+    as_they_are = bool(values.max() < 2**bits) and bool((values & (2 ** (16 - bits) - 1)).any())
+    return 2**bits - 1 if as_they_are else 65535
 
 
 def _jpeg2000_bits(stream: BinaryIO) -> int | None:

@@ -11,22 +11,23 @@ import codecs
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from vlmgate.data import Source, Unreadable
 from vlmgate.errors import NoImagesError, UsageError
 from vlmgate.images.formats import HEAD_BYTES, NOT_OPENABLE, OPENABLE, RefusedError, explain, extension_of, sniff
-from vlmgate.images.sources import Sources, path_in
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # "._name" files that macOS leaves on foreign disks: metadata, not the image
 
 
-class _SpecialError(Exception):
+class _SpecialError(RefusedError):
     """Not a file: a pipe, a socket, a device."""
 
 
@@ -116,9 +117,9 @@ def _walk_tree(path: str, prefix: str, entered: set[str], found: _Found, links: 
             with os.scandir(path) as entries:
                 for entry in entries:
                     name = prefix + entry.name
-                    if not _is_folder(entry):
+                    if not _answer(entry.is_dir, otherwise=False):
                         _look_at_entry(entry, name, found)
-                    elif _is_link(entry):
+                    elif _answer(entry.is_symlink, otherwise=True):  # its path is resolved then, which is never wrong
                         links.append((entry.path, name + "/"))
                     else:
                         folders.append((entry.path, name + "/", os.path.join(real, entry.name)))  # noqa: PTH118 - as it is
@@ -126,39 +127,27 @@ def _walk_tree(path: str, prefix: str, entered: set[str], found: _Found, links: 
             found.unreadable.append((prefix.rstrip("/") or ".", f"folder cannot be listed: {_reason(error)}"))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _answer(question: Callable[[], bool], *, otherwise: bool) -> bool:
     try:
-        return entry.is_dir()
+        return question()
     except OSError:
-        return False
-
-
-def _is_link(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_symlink()
-    except OSError:
-        return True  # then its path is resolved, which is never wrong
+        return otherwise
 
 
 def _look_at_entry(entry: os.DirEntry[str], name: str, found: _Found) -> None:
-    """Put a file where it belongs; whatever is odd about it is told, and ends nothing."""
+    """Put a file where it belongs; whatever is odd about it is noted, and ends nothing."""
     extension = extension_of(entry.name)
     by_name = extension in OPENABLE or extension in NOT_OPENABLE
     try:
         if _is_image(entry, by_name):
             found.add(name, entry.path)
-        else:
-            found.ignored.append(name)
-    except _SpecialError as error:
-        if by_name:
-            found.unreadable.append((name, str(error)))
-        else:
-            found.ignored.append(name)
+            return
     except Exception as error:
-        if by_name or not extension:  # might be an image, or a folder of images on a disk that is not mounted
+        # Without an extension it might be an image, or a folder of images on a disk that is not mounted.
+        if by_name or not (extension or isinstance(error, _SpecialError)):
             found.unreadable.append((name, _reason(error)))
-        else:
-            found.ignored.append(name)
+            return
+    found.ignored.append(name)
 
 
 def _is_image(entry: os.DirEntry[str], by_name: bool) -> bool:
@@ -216,25 +205,19 @@ def find_listed(paths: Iterable[Path], base: Path) -> Walk:
     once = dict.fromkeys(places)
     # What lies under the base goes first, so that no path from elsewhere takes its name away.
     for place in sorted(once, key=lambda place: (_name_under(here, place) is None, place)):
-        stem = name = _name_under(here, place) or _name_elsewhere(place)
-        number = 1
-        while name in taken:
-            number += 1
-            name = f"{stem}~{number}"
-        taken.add(name)
+        name = _free(_name_under(here, place) or _name_elsewhere(place), taken)
         try:
             found.take(name, place, os.stat(place).st_mode)  # noqa: PTH116 - a text is at hand
         except Exception as error:  # a name that no file can have raises `ValueError`
             found.unreadable.append((name, _reason(error)))
     seen: set[str] = set()
     again = [place for place in places if place in seen or seen.add(place)]  # type: ignore[func-returns-value]
-    return _named(found, repeated=tuple(os.fsencode(place).decode("utf-8", "backslashreplace") for place in again))
+    return _named(found, repeated=tuple(map(_escaped, again)))
 
 
 def folders_of(walk: Walk) -> list[str]:
     """Return the folders that hold what a list named, so that the images can be found again for people to look at."""
-    folders = {os.fspath(source.path.parent) for source in walk.sources}
-    return sorted(os.fsencode(folder).decode("utf-8", "backslashreplace") for folder in folders)
+    return sorted(map(_escaped, {os.fspath(source.path.parent) for source in walk.sources}))
 
 
 def sources_of(provenance: Mapping[str, Any], folder: Path | None = None) -> Sequence[Source]:
@@ -269,18 +252,14 @@ def _name_under(here: str, place: str) -> str | None:
     if place == here:
         return "."
     prefix = here if here.endswith(os.sep) else here + os.sep
-    return _posix(place[len(prefix) :]) if place.startswith(prefix) else None
+    return place[len(prefix) :].replace(os.sep, "/") if place.startswith(prefix) else None
 
 
 def _name_elsewhere(place: str) -> str:
     """Return a path without its root: "/data/a.png" → "data/a.png", "C:\\\\a.png" → "C/a.png"."""
     drive, rest = os.path.splitdrive(place)
-    parts = [part for part in _posix(drive).replace(":", "").split("/") if part]
-    return "/".join([*parts, *(part for part in _posix(rest).split("/") if part)]) or "."
-
-
-def _posix(path: str) -> str:
-    return path.replace(os.sep, "/") if os.sep != "/" else path
+    parts = f"{drive.replace(':', '')}{os.sep}{rest}".replace(os.sep, "/").split("/")
+    return "/".join(part for part in parts if part) or "."
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
@@ -294,7 +273,7 @@ def _named(found: _Found, repeated: tuple[str, ...] = ()) -> Walk:
     return Walk(
         Sources(found.root, sorted(names.get(name, name) for name in found.images), elsewhere),
         tuple(sorted(unreadable, key=lambda one: one.file_name)),
-        tuple(sorted(os.fsencode(name).decode("utf-8", "backslashreplace") for name in found.ignored)),
+        tuple(sorted(map(_escaped, found.ignored))),
         repeated,
     )
 
@@ -303,16 +282,18 @@ def _printable(raw: Sequence[str]) -> dict[str, str]:
     """Return a name that no other file has for each name that is no UTF-8."""
     odd = {name for name in raw if not _is_utf8(name)}
     taken = {name for name in raw if name not in odd} if odd else set()
-    names = {}
-    for name in sorted(odd):
-        stem = printable = os.fsencode(name).decode("utf-8", "backslashreplace")
-        number = 1
-        while printable in taken:
-            number += 1
-            printable = f"{stem}~{number}"
-        names[name] = printable
-        taken.add(printable)
-    return names
+    return {name: _free(_escaped(name), taken) for name in sorted(odd)}
+
+
+def _escaped(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return a name, or where it is taken the first of name~2, name~3, … that is not; and note it as taken."""
+    free = next(one for one in chain([name], (f"{name}~{number}" for number in count(2))) if one not in taken)
+    taken.add(free)
+    return free
 
 
 def turned_of(walk: Walk, names: Collection[str]) -> list[Unreadable]:
@@ -322,21 +303,12 @@ def turned_of(walk: Walk, names: Collection[str]) -> list[Unreadable]:
 
 
 def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
 def _special(mode: int) -> str:
-    if stat.S_ISFIFO(mode):
-        return "a named pipe, not a file"
-    if stat.S_ISSOCK(mode):
-        return "a socket, not a file"
-    if stat.S_ISDIR(mode):
-        return "a folder, not a file"
-    return "a device, not a file"
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
 def _reason(error: Exception) -> str:
@@ -358,3 +330,61 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         if not stat.S_ISREG(mode):
             raise RefusedError(_special(mode))
         yield file
+
+
+# --- many files in little memory --------------------------------------------------------------------------------------
+
+
+class Files(Sequence[Source]):
+    """The files that numbers stand for, each made when it is looked at; two are equal only where they are the same."""
+
+    def __init__(self, at: Callable[[int], Source], numbers: Sequence[int]) -> None:
+        self._at, self._numbers = at, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Source]:
+        return map(self._at, self._numbers)  # what a sequence has otherwise takes an IndexError for the end
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Source]: ...
+
+    def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
+        numbers = self._numbers[index]
+        return self._at(numbers) if isinstance(numbers, int) else Files(self._at, numbers)
+
+
+class Sources(Files):
+    """The files of a folder: one text of all names, and where each of them ends.
+
+    A name takes its letters and 8 bytes, where a list of `Source` takes 300 for each; one that lies elsewhere more.
+    """
+
+    def __init__(self, root: str, names: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> None:
+        """Hold names, valid UTF-8, in the order given; `elsewhere` has the paths of those that are not root/name."""
+        self._root, self._elsewhere = root, dict(elsewhere or {})
+        text, self._ends = bytearray(), array("Q", [0])
+        for name in names:
+            text += name.encode()
+            self._ends.append(len(text))
+        self._text = bytes(text)
+        super().__init__(self._named, range(len(self._ends) - 1))
+
+    def _named(self, number: int) -> Source:
+        name = self._text[self._ends[number] : self._ends[number + 1]].decode()
+        return Source(name, self._elsewhere.get(name) or path_in(self._root, name))
+
+
+def chosen(sources: Sequence[Source], wanted: Callable[[Source], bool]) -> Sequence[Source]:
+    """Return the files that are wanted, in their order; each is asked after once, and now. All stay in memory."""
+    numbers = array("Q", (number for number, source in enumerate(sources) if wanted(source)))
+    return Files(sources.__getitem__, numbers)
+
+
+def path_in(root: str, name: str) -> str:
+    """Return the path of what a folder holds under a name in POSIX form."""
+    return os.path.join(root, name.replace("/", os.sep))  # noqa: PTH118 - a text is wanted

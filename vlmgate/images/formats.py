@@ -5,8 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Callable
+from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PcxImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    QoiImagePlugin,
+    SgiImagePlugin,
+    TgaImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+from PIL.ImageFile import ImageFile as PillowImage
 
 HEAD_BYTES = 512  # enough for every signature below
 _JUNK = re.compile(r"[^\x20-\x7e]+")
@@ -91,6 +110,53 @@ _SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
 def sniff(head: bytes) -> str | None:
     """Name the image format whose signature the first bytes of a file carry; None = no image that is known here."""
     return next((kind for kind, pattern in _SIGNATURES if pattern.match(head)), None)
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """A TIFF page that is held against our own pixel limit only.
+
+    Pillow checks its process-wide limit (179 megapixels) in `load_prepare` when it allocates; allocating first keeps
+    that check out of the way without touching the limit for other users of Pillow.
+    """
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.new(self.mode, self._tile_size, None).im
+        super().load_prepare()
+
+
+# Plugin classes are called directly: `Image.open` would hold the file against Pillow's process-wide pixel limit, and
+# would try decoders that run other programs (EPS) or accept nearly anything (TGA).
+OPENERS: dict[str, Callable[[BinaryIO], PillowImage]] = {
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": _Tiff,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "DIB": BmpImagePlugin.DibImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
+    "QOI": QoiImagePlugin.QoiImageFile,
+    "SGI": SgiImagePlugin.SgiImageFile,
+    "TGA": TgaImagePlugin.TgaImageFile,
+    "PCX": PcxImagePlugin.PcxImageFile,
+}
+
+
+def kind_of(head: bytes, extension: str) -> str:
+    kind = sniff(head)
+    unopenable = NOT_OPENABLE.get(extension)
+    if unopenable == "camera raw" and kind in (None, "TIFF"):
+        # Many raw formats are TIFF files whose first page is a thumbnail: it would be read instead of the image.
+        raise RefusedError(f"camera raw files (.{extension}) cannot be opened; convert them to TIFF or PNG")
+    kind = kind or unopenable or BY_EXTENSION.get(extension)
+    if kind is None:
+        raise RefusedError("not an image")
+    if kind not in OPENERS:
+        raise RefusedError(f"{kind} files cannot be opened; convert them to PNG or TIFF")
+    return kind
 
 
 # --- reasons ---------------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """From a file that the walk found to its pages, each a `Picture` or an `Unreadable`; call `open_pages`.
 
-Whatever is wrong with one file is a value about that file, and no warning of a decoder gets out.
+`Container` opens a file of any kind; `measure` says how well a picture was taken. Whatever is wrong with one
+file is a value about that file, and no warning of a decoder gets out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import math
 import os
 import threading
 import warnings
@@ -16,26 +19,13 @@ from functools import partial
 from io import BufferedReader
 from typing import Any, BinaryIO, cast
 
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    PcxImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    QoiImagePlugin,
-    SgiImagePlugin,
-    TgaImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin
 from PIL.ImageFile import ImageFile as PillowImage
 
 from vlmgate.config import ImageConfig
-from vlmgate.data import ImageFile, Picture, Source, Unreadable
+from vlmgate.data import ImageFile, Picture, Quality, Source, Unreadable
 from vlmgate.images.damage import (
     PngFrames,
     check_integrity,
@@ -46,20 +36,17 @@ from vlmgate.images.damage import (
 )
 from vlmgate.images.decode import decode, decode_16_bit_colour, decode_pnm, is_16_bit_colour
 from vlmgate.images.find import opened
-from vlmgate.images.formats import (
-    BY_EXTENSION,
-    HEAD_BYTES,
-    NOT_OPENABLE,
-    RefusedError,
-    explain,
-    extension_of,
-    printable,
-    sniff,
-)
-from vlmgate.images.quality import measure
+from vlmgate.images.formats import HEAD_BYTES, OPENERS, RefusedError, explain, extension_of, kind_of, printable
+
+log = logging.getLogger(__name__)
 
 MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
 _IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
+STANDARD = 512  # pixels; pictures of more than this squared are reduced to it before sharpness is measured
+DARK, BRIGHT = 2, 253  # of 255; what lies at or beyond is clipped, and JPEG shifts a value by one or two
+_GREYS = np.arange(256, dtype=np.float64)
+_SAMPLED = 4_000_000  # pixels that exposure, contrast and clipping are taken from at most
+_NOISE_CROP = 1024  # pixels; noise is measured at full resolution, where averaging has not hidden it yet
 
 
 def open_pages(source: Source, config: ImageConfig) -> Iterator[Picture | Unreadable]:
@@ -155,56 +142,6 @@ class _Contents:
                 raise RefusedError("changed while it was being read")
 
 
-# --- formats ---------------------------------------------------------------------------------------------------------
-
-
-class _Tiff(TiffImagePlugin.TiffImageFile):
-    """A TIFF page that is held against our own pixel limit only.
-
-    Pillow checks its process-wide limit (179 megapixels) in `load_prepare` when it allocates; allocating first keeps
-    that check out of the way without touching the limit for other users of Pillow.
-    """
-
-    def load_prepare(self) -> None:
-        if self._im is None:
-            self.im = Image.new(self.mode, self._tile_size, None).im
-        super().load_prepare()
-
-
-# Plugin classes are called directly: `Image.open` would hold the file against Pillow's process-wide pixel limit, and
-# would try decoders that run other programs (EPS) or accept nearly anything (TGA).
-_OPENERS: dict[str, Callable[[BinaryIO], PillowImage]] = {
-    "JPEG": JpegImagePlugin.jpeg_factory,
-    "PNG": PngImagePlugin.PngImageFile,
-    "TIFF": _Tiff,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "DIB": BmpImagePlugin.DibImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "AVIF": AvifImagePlugin.AvifImageFile,
-    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
-    "PNM": PpmImagePlugin.PpmImageFile,
-    "QOI": QoiImagePlugin.QoiImageFile,
-    "SGI": SgiImagePlugin.SgiImageFile,
-    "TGA": TgaImagePlugin.TgaImageFile,
-    "PCX": PcxImagePlugin.PcxImageFile,
-}
-
-
-def _kind_of(head: bytes, extension: str) -> str:
-    kind = sniff(head)
-    unopenable = NOT_OPENABLE.get(extension)
-    if unopenable == "camera raw" and kind in (None, "TIFF"):
-        # Many raw formats are TIFF files whose first page is a thumbnail: it would be read instead of the image.
-        raise RefusedError(f"camera raw files (.{extension}) cannot be opened; convert them to TIFF or PNG")
-    kind = kind or unopenable or BY_EXTENSION.get(extension)
-    if kind is None:
-        raise RefusedError("not an image")
-    if kind not in _OPENERS:
-        raise RefusedError(f"{kind} files cannot be opened; convert them to PNG or TIFF")
-    return kind
-
-
 # --- warnings --------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +195,7 @@ class Container:
         if not head:
             raise RefusedError("empty file")
         self._stream, self._max_pixels, self._least_side = stream, max_pixels, least_side
-        self.kind = _kind_of(head, extension)
+        self.kind = kind_of(head, extension)
         self.independent_pages = self.kind == "TIFF"  # others are frames that build on the one before
         with quiet() as complaints:
             check_integrity(stream, self.kind)
@@ -270,7 +207,7 @@ class Container:
 
     def _open(self) -> PillowImage:
         self._stream.seek(0)
-        return _OPENERS[self.kind](self._stream)
+        return OPENERS[self.kind](self._stream)
 
     def _count_pages(self) -> tuple[int, bool]:
         """Count pages, one that is announced but cut off included; True with the count when the last one is that."""
@@ -358,3 +295,76 @@ class Container:
         if page > 1:
             self._twin.seek(page - 1)
         return self._twin
+
+
+# --- how well a picture was taken ------------------------------------------------------------------------------------
+
+# A defect that blur or darkness hides is read as "no defect" with no more diversity than a clean part shows; these
+# figures are for such escapes. They compare pictures of one camera and one kind of part, not cameras or parts with each
+# other. A JPEG that was decoded smaller is measured as it then is, which takes away noise.
+
+
+def measure(rgb: Image.Image) -> Quality | None:
+    """Return the quality of a picture, or None where it cannot be had: no image may be lost for it."""
+    try:
+        sample = _resized(rgb, math.sqrt(_SAMPLED), Image.Resampling.NEAREST)  # not averaged: what is clipped stays so
+        luma = np.array(sample.convert("L").histogram(), np.float64)  # (256,); ITU-R BT.601
+        luma /= luma.sum()
+        left, top = max(0, rgb.width - _NOISE_CROP) // 2, max(0, rgb.height - _NOISE_CROP) // 2
+        centre = rgb.crop((left, top, min(rgb.width, left + _NOISE_CROP), min(rgb.height, top + _NOISE_CROP)))
+        figures = {
+            "sharpness": sharpness(np.asarray(_resized(rgb, STANDARD, Image.Resampling.BILINEAR).convert("L"))),
+            "exposure": float(luma @ _GREYS) / 255,
+            "contrast": contrast(luma),
+            "noise": noise(np.asarray(centre.convert("L"))),
+            "clipped_dark": float(luma[: DARK + 1].sum()),
+            "clipped_bright": float(luma[BRIGHT:].sum()),
+        }
+        return Quality(**{name: None if value is None else round(value, 4) for name, value in figures.items()})
+    except Exception as error:
+        log.warning("the quality of a picture could not be measured", exc_info=error)
+        return None
+
+
+def _resized(rgb: Image.Image, side: float, method: Image.Resampling) -> Image.Image:
+    """Return the picture with the area of a square of this side; one that is smaller stays as it is."""
+    share = side / math.sqrt(rgb.width * rgb.height)
+    if share >= 1:
+        return rgb
+    size = (max(1, round(rgb.width * share)), max(1, round(rgb.height * share)))
+    return rgb.resize(size, method, reducing_gap=None if method is Image.Resampling.NEAREST else 2.0)
+
+
+def sharpness(luma: NDArray[np.uint8]) -> float | None:
+    """Return the variance of the Laplacian of (H, W) luma; higher = sharper, though noise counts as sharpness, too.
+
+    LAPV of Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy: a comparative study" (ICPR 2000).
+    """
+    if min(luma.shape) < 3:
+        return None
+    x = luma.astype(np.int16)
+    laplacian = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1]
+    return float(laplacian.astype(np.float64).var())
+
+
+def contrast(shares: NDArray[np.float64]) -> float:
+    """Return the RMS contrast of luma, in [0, 0.5]: its standard deviation as a share of full scale; higher = more.
+
+    `shares` (256,) says how much of the picture has each luma.
+
+    Peli, "Contrast in complex images" (J. Opt. Soc. Am. A 7, 1990).
+    """
+    return math.sqrt(float(shares @ (_GREYS - shares @ _GREYS) ** 2)) / 255
+
+
+def noise(luma: NDArray[np.uint8]) -> float | None:
+    """Return the standard deviation of the noise in (H, W) luma, in grey levels of 255; higher = noisier.
+
+    Immerkær, "Fast noise variance estimation" (Computer Vision and Image Understanding 64, 1996): the mean magnitude
+    after a mask that is blind to slopes and edges. Fine texture counts as noise.
+    """
+    if min(luma.shape) < 3:
+        return None
+    x = luma.astype(np.int16)
+    masked = np.diff(np.diff(x, 2, axis=0), 2, axis=1)  # the outer product of (1, -2, 1) with itself
+    return math.sqrt(math.pi / 2) / 6 * float(np.abs(masked).mean(dtype=np.float64))

@@ -1,113 +1,21 @@
-"""What a person sees of a run and of one image: header, progress, captions and answers, where a result comes from.
-
-Call `TerminalProgress` during a run, `print_record` for one image, `print_provenance` for a result. Nothing that comes
-from an image, a caption or a file name is ever read as markup, and control characters are shown, not sent.
-"""
+"""One image's captions, answers, scores and route: `print_record`. Where a result comes from: `print_provenance`."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from vlmgate.config import BUILTIN, ScanConfig
-from vlmgate.data import ModelInfo, Reason, Record, Route
+from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import plain
 from vlmgate.gate.reasons import REASON_WORDS
-from vlmgate.gate.rules import COLUMNS, Gate
+from vlmgate.gate.rules import COLUMNS
+from vlmgate.report.terminal import print_line
 from vlmgate.scores.words import content_words
-from vlmgate.version import __version__
-
-BUILTIN_NOTICE = (
-    "The built-in model knows rendered sample parts only; of your own images it says nothing worth having. "
-    "Name a real one: --model FOLDER or --model HUB_ID (see `vlmgate help models`)."
-)
-
-
-def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int, first_samples: int | None = None) -> str:
-    """Return the line that opens a run and its summary."""
-    fewest = "" if first_samples is None else f"{first_samples} to "
-    parts = [f"vlmgate {__version__}"]
-    if model:
-        revision = f"@{model['revision'][:7]}" if model.get("revision") else ""
-        where = "model server" if model.get("server") else f"{model['device']} {model['dtype']}"
-        parts += [f"{short_model(model['model'])}{revision}", where]
-    parts += [f"{fewest}{num_samples} samples", gate.describe()]
-    return plain(" · ".join(parts))
-
-
-def short_model(model: str) -> str:
-    return "built-in model" if model == BUILTIN else Path(model).name or model
-
-
-class TerminalProgress:
-    """Header, messages and a bar on stderr; where stderr is no terminal, one plain line a minute instead of the bar."""
-
-    def __init__(self, console: Console, *, quiet: bool = False, every: float = 60.0) -> None:
-        self.console, self.quiet, self.every = console, quiet, every
-        self._bar: Progress | None = None
-        self._total = self._done = self._done_before = 0
-        self._begun = self._last = time.monotonic()
-
-    def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None:
-        sampling, facts = config.sampling, asdict(model) if model else None
-        self.message(header_line(facts, gate, sampling.num_samples, sampling.first_samples))
-        if config.model.model == BUILTIN:
-            self.message(BUILTIN_NOTICE)
-
-    def message(self, text: str) -> None:
-        if not self.quiet:
-            self.console.print(Text(plain(text)), soft_wrap=True)
-
-    def start(self, total: int, done: int) -> None:
-        self._begun = time.monotonic()
-        if not self._total:  # a folder that is watched begins again and again
-            self._last = self._begun
-        self._total, self._done, self._done_before = total, done, done
-        if self.quiet or not self.console.is_terminal:
-            return
-        self._bar = Progress(
-            TextColumn("reading"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            speed_estimate_period=900,  # seconds; a shorter memory shows no estimate between slow batches
-            transient=True,
-            redirect_stdout=False,  # or stdout would be what it was when the bar began, whatever became of it since
-            redirect_stderr=False,
-        )
-        self._bar.add_task("reading", total=total, completed=done)
-        self._bar.start()
-
-    def advance(self, images: int) -> None:
-        self._done += images
-        now = time.monotonic()
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0], images)
-        elif now - self._last >= self.every:
-            self._last = now
-            rate = (self._done - self._done_before) / max(1e-9, now - self._begun)
-            left = (self._total - self._done) / rate / 60 if rate else float("inf")
-            self.message(f"{self._done:,} of {self._total:,} files, {rate:.2f} files/s, about {left:,.0f} min left")
-
-    def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-# --- one image, one result --------------------------------------------------------------------------------------------
 
 
 def print_record(record: Record, provenance: Mapping[str, Any], console: Console) -> None:
@@ -141,11 +49,6 @@ def print_record(record: Record, provenance: Mapping[str, Any], console: Console
         if value is not None or name in ("vendi_score", "agreement", "mean_dissimilarity", "mean_logprob"):
             worse = {True: "higher = worse", False: "lower = worse", None: "both ends = worse"}[column.higher_is_worse]
             console.print(Text(f"{name:<20}{'–' if value is None else format(value, '.3f'):>9}   {worse}"))
-
-
-def print_line(console: Console, text: str, style: str = "") -> None:
-    """Print a text that is never read as markup, and never cut at the edge of the terminal."""
-    console.print(Text(plain(text), style=style), soft_wrap=True)
 
 
 def why(record: Record, provenance: Mapping[str, Any]) -> str:

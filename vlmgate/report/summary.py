@@ -22,7 +22,7 @@ from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import count
 from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
-from vlmgate.report.image import BUILTIN_NOTICE, header_line, print_line
+from vlmgate.report.terminal import BUILTIN_NOTICE, header_line, print_line
 from vlmgate.scores.words import content_words
 from vlmgate.store.result import SCHEMA_VERSION
 

@@ -1,4 +1,8 @@
-"""The edges of the program: what it says on stderr, and how it ends. Call `errors_in_one_line` around a command."""
+"""What a terminal shows of any command: the header and progress of a run, messages, and how the command ends.
+
+Call `errors_in_one_line` around a command, `console` for its terminal, and `TerminalProgress` during a run. What comes
+from an image, a caption or a file name is never read as markup, and control characters are shown, not sent.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,29 @@ import codecs
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from vlmgate.config import BUILTIN, ScanConfig
 from vlmgate.errors import VlmgateError, one_line, plain
+from vlmgate.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
+
+    from vlmgate.data import ModelInfo
+    from vlmgate.gate.rules import Gate
+
+BUILTIN_NOTICE = (
+    "The built-in model knows rendered sample parts only; of your own images it says nothing worth having. "
+    "Name a real one: --model FOLDER or --model HUB_ID (see `vlmgate help models`)."
+)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -55,6 +72,93 @@ def in_plain_letters() -> str:
 
     codecs.register_error("vlmgate", replaced)
     return "vlmgate"
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print a text that is never read as markup, and never cut at the edge of the terminal."""
+    from rich.text import Text
+
+    console.print(Text(plain(text), style=style), soft_wrap=True)
+
+
+def header_line(model: Mapping[str, Any] | None, gate: Gate, num_samples: int, first_samples: int | None = None) -> str:
+    """Return the line that opens a run and its summary."""
+    fewest = "" if first_samples is None else f"{first_samples} to "
+    parts = [f"vlmgate {__version__}"]
+    if model:
+        revision = f"@{model['revision'][:7]}" if model.get("revision") else ""
+        where = "model server" if model.get("server") else f"{model['device']} {model['dtype']}"
+        parts += [f"{short_model(model['model'])}{revision}", where]
+    parts += [f"{fewest}{num_samples} samples", gate.describe()]
+    return plain(" · ".join(parts))
+
+
+def short_model(model: str) -> str:
+    return "built-in model" if model == BUILTIN else Path(model).name or model
+
+
+class TerminalProgress:
+    """Header, messages and a bar on stderr; where stderr is no terminal, one plain line a minute instead of the bar."""
+
+    def __init__(self, console: Console, *, quiet: bool = False, every: float = 60.0) -> None:
+        self.console, self.quiet, self.every = console, quiet, every
+        self._bar: Progress | None = None
+        self._total = self._done = self._done_before = 0
+        self._begun = self._last = time.monotonic()
+
+    def header(self, model: ModelInfo | None, gate: Gate, config: ScanConfig) -> None:
+        sampling, facts = config.sampling, asdict(model) if model else None
+        self.message(header_line(facts, gate, sampling.num_samples, sampling.first_samples))
+        if config.model.model == BUILTIN:
+            self.message(BUILTIN_NOTICE)
+
+    def message(self, text: str) -> None:
+        if not self.quiet:
+            print_line(self.console, text)
+
+    def start(self, total: int, done: int) -> None:
+        self._begun = time.monotonic()
+        if not self._total:  # a folder that is watched begins again and again
+            self._last = self._begun
+        self._total, self._done, self._done_before = total, done, done
+        if self.quiet or not self.console.is_terminal:
+            return
+        from rich import progress
+
+        self._bar = progress.Progress(
+            progress.TextColumn("reading"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=self.console,
+            speed_estimate_period=900,  # seconds; a shorter memory shows no estimate between slow batches
+            transient=True,
+            redirect_stdout=False,  # or stdout would be what it was when the bar began, whatever became of it since
+            redirect_stderr=False,
+        )
+        self._bar.add_task("reading", total=total, completed=done)
+        self._bar.start()
+
+    def advance(self, images: int) -> None:
+        self._done += images
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0], images)
+        elif now - self._last >= self.every:
+            self._last = now
+            rate = (self._done - self._done_before) / max(1e-9, now - self._begun)
+            left = (self._total - self._done) / rate / 60 if rate else float("inf")
+            self.message(f"{self._done:,} of {self._total:,} files, {rate:.2f} files/s, about {left:,.0f} min left")
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+# --- messages, and how a command ends ---------------------------------------------------------------------------------
 
 
 def complain(text: str) -> None:

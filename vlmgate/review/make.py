@@ -14,31 +14,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlmgate.config import ImageConfig, ReviewConfig
 from vlmgate.data import Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line, plain
 from vlmgate.gate.rules import COLUMNS, Gate
 from vlmgate.images import sources_of
-from vlmgate.report.image import short_model
 from vlmgate.report.summary import in_words
+from vlmgate.report.terminal import short_model
 from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
-from vlmgate.review.render import GENERATOR, render
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
-from vlmgate.store.files import check_folder, write_file
-from vlmgate.store.result import read_result
+from vlmgate.store.result import check_folder, read_result, write_file
 from vlmgate.version import __version__
 
 MARKER = "review.json"
 PAGE = "index.html"
 VERDICTS_FILE = "verdicts.csv"
 FORMAT = 1
+GENERATOR = '<meta name="generator" content="vlmgate review">'
+_PARTS_OF_PAGE = Path(__file__).parent / "page"  # the template, the style and the parts of the program
+_PROGRAM = ("basics", "verdicts", "picture", "reading", "grid", "page")  # in the order they build on
 MOST_IN_ONE_FILE = 500  # images; browsers give up on larger pages
 # The more pictures one file holds, the smaller they are, so that it opens: images up to → pixels of the longer side.
 _SIDES_IN_ONE_FILE = {50: LARGEST, 150: 1024, MOST_IN_ONE_FILE: 640}
+
+Mode = Literal["file", "served"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,9 @@ def make_review(
     gate = Gate.of(provenance["gate"])
     items = choose(records, gate, accepted=options.accepted, seed=options.seed)
     passed = sum(record.route == Route.AUTO_ACCEPT for record in records)
-    out, images = output_of(result, options), _images_of(provenance, options)
+    out, images = output_of(result, options), options.images or Path(provenance["folder"])
+    if not images.exists():
+        raise NoImagesError(f"{images}: the scanned folder is not there; say where it is now with --images FOLDER.")
     marker = _marker(result, provenance, options, images)
     walked = options.images is not None or not provenance.get("listed")
     _check_output(out, images if walked else None, marker, single_file=options.single_file)
@@ -103,7 +109,8 @@ def make_review(
 
     if options.single_file:
         page, made = written(None)
-        _write_file(out, page)
+        with _disk_errors_in_one_line(out):
+            write_file(out, page)
         return made
     with _fresh_folder(out) as fresh:
         page, made = written(fresh)
@@ -112,13 +119,6 @@ def make_review(
         kept["lacking"] = [[item.number, asdict(one)] for item, one in made.lacking]
         (fresh / MARKER).write_text(json.dumps(kept, indent=2), encoding="ascii")
     return made
-
-
-def _images_of(provenance: Mapping[str, Any], options: ReviewConfig) -> Path:
-    images = options.images or Path(provenance["folder"])
-    if not images.exists():
-        raise NoImagesError(f"{images}: the scanned folder is not there; say where it is now with --images FOLDER.")
-    return images
 
 
 # --- what the page holds ----------------------------------------------------------------------------------------------
@@ -188,6 +188,78 @@ def _about(
         ("Made by", f"vlmgate {__version__}"),
     ]
     return [(name, plain(text)) for name, text in pairs]
+
+
+# --- the page as one HTML file ----------------------------------------------------------------------------------------
+
+
+@lru_cache
+def program() -> str:
+    """Return the page's JavaScript, all of it in one function."""
+    parts = [(_PARTS_OF_PAGE / f"{name}.js").read_text(encoding="utf-8") for name in _PROGRAM]
+    return '(() => {\n"use strict";\n' + "\n".join(parts) + "\n})();"
+
+
+@lru_cache
+def style() -> str:
+    """Return the page's CSS."""
+    return (_PARTS_OF_PAGE / "review.css").read_text(encoding="utf-8")
+
+
+def policy(mode: Mode) -> str:
+    """Return the Content-Security-Policy: this very program and style, pictures beside the page, and nothing else.
+
+    Served, the page may talk to the server that it came from, and to no other.
+    """
+    served = mode == "served"
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src 'sha256-{_digest(program())}'",
+            f"style-src 'sha256-{_digest(style())}'",
+            "img-src 'self' data:" if served else "img-src 'self' file: data:",
+            "connect-src 'self'" if served else "connect-src 'none'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def head(mode: Mode) -> str:
+    """Return the part of the page that tells it, and the browser, how it is opened; the server replaces it."""
+    return (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(mode)}">\n'
+        f'<meta name="vlmgate-mode" content="{mode}">'
+    )
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def safe_json(data: Any) -> str:
+    """Return JSON that means nothing to HTML: ASCII, without <, > and &; what is no number is refused."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def render(data: Mapping[str, Any], title: str) -> str:
+    """Return the page as it is opened from disk: one HTML file with all in it, which asks no network for anything."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_PARTS_OF_PAGE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        generator=Markup(GENERATOR),
+        head=Markup(head("file")),
+        style=Markup(style()),
+        program=Markup(program()),
+        data=Markup(safe_json(data)),
+        total=len(data["items"]),
+    )
 
 
 # --- what may be replaced ---------------------------------------------------------------------------------------------
@@ -279,32 +351,29 @@ def held(out: Path) -> Iterator[None]:
 def _fresh_folder(out: Path) -> Iterator[Path]:
     """Give an empty folder that takes the place of `out` when the block ends well; verdicts there come along."""
     fresh, former = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
-    try:
-        if former.exists() and not out.exists():  # stopped between the two renames below
-            os.replace(former, out)
-        for left in (fresh, former):
-            shutil.rmtree(left, ignore_errors=True)
-        fresh.mkdir()
-        yield fresh
-        if (out / VERDICTS_FILE).exists():
-            shutil.copy2(out / VERDICTS_FILE, fresh / VERDICTS_FILE)
-        if out.exists():
-            os.replace(out, former)
-        os.replace(fresh, out)
-    except OSError as error:
-        raise StoreError(
-            f"{out}: cannot write the review ({error.strerror}); make room, or give another -o."
-        ) from error
-    finally:
-        if out.exists():
-            shutil.rmtree(former, ignore_errors=True)
-        shutil.rmtree(fresh, ignore_errors=True)
+    with _disk_errors_in_one_line(out):
+        try:
+            if former.exists() and not out.exists():  # stopped between the two renames below
+                os.replace(former, out)
+            for left in (fresh, former):
+                shutil.rmtree(left, ignore_errors=True)
+            fresh.mkdir()
+            yield fresh
+            if (out / VERDICTS_FILE).exists():
+                shutil.copy2(out / VERDICTS_FILE, fresh / VERDICTS_FILE)
+            if out.exists():
+                os.replace(out, former)
+            os.replace(fresh, out)
+        finally:
+            if out.exists():
+                shutil.rmtree(former, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _write_file(out: Path, page: bytes) -> None:
+@contextmanager
+def _disk_errors_in_one_line(out: Path) -> Iterator[None]:
     try:
-        write_file(out, page)
+        yield
     except OSError as error:
-        raise StoreError(
-            f"{out}: cannot write the review ({error.strerror}); make room, or give another -o."
-        ) from error
+        why = f"{out}: cannot write the review ({error.strerror}); make room, or give another -o."
+        raise StoreError(why) from error

@@ -28,8 +28,6 @@ LARGEST = 1600  # pixels of a preview's longer side
 THUMBNAIL = 256  # pixels of a thumbnail's longer side
 _FINE = 512  # pixels of the longer side up to which a preview is kept free of visible artefacts; it is small anyway
 
-Page = tuple[str, int]  # (file_name, page)
-
 
 @dataclass(frozen=True, slots=True)
 class Preview:
@@ -90,7 +88,7 @@ def make_previews(
 
 
 def _encoded(
-    sources: Sequence[Source], wanted: dict[Page, Item], config: ImageConfig, into: Path | None, largest: int
+    sources: Sequence[Source], wanted: dict[tuple[str, int], Item], config: ImageConfig, into: Path | None, largest: int
 ) -> Iterator[tuple[Item, Preview | Lacking]]:
     """Yield the preview of each wanted page, or why there is none; decoding and encoding have separate threads."""
     workers = config.workers or min(8, os.cpu_count() or 1)

@@ -9,6 +9,7 @@ seen. A page of another site in that same browser may not: its requests carry an
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import re
@@ -22,8 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from vlmgate.errors import OutputError
-from vlmgate.review.make import PAGE, VERDICTS_FILE, Made
-from vlmgate.review.render import head, policy
+from vlmgate.review.make import PAGE, VERDICTS_FILE, Made, head, policy
 from vlmgate.review.verdicts import VerdictError, VerdictFile, checked
 
 HOST = "127.0.0.1"
@@ -41,10 +41,8 @@ _HEADERS = {
 class ReviewServer(ThreadingHTTPServer):
     """Serves one review folder on 127.0.0.1."""
 
-    daemon_threads = True
     request_queue_size = 128  # connections that wait; browsers and a grid of pictures open several at once
-    # On Windows, reuse would let two servers share a port.
-    allow_reuse_address = False
+    allow_reuse_address = False  # on Windows, reuse would let two servers share a port
 
     def __init__(self, made: Made, port: int = 0) -> None:
         """Read the verdicts that are there, and take the port; raises `OutputError`, for bad verdicts `StoreError`."""
@@ -119,15 +117,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(HTTPStatus.FORBIDDEN, "Verdicts are taken from the review page only.")
 
     def _check_cookie(self) -> None:
-        try:
-            cookies = SimpleCookie(self.headers.get("Cookie", ""))
-        except CookieError:
-            cookies = SimpleCookie()
-        cookie = cookies.get(self.server.cookie)
+        cookie = None
+        with contextlib.suppress(CookieError):
+            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
         if cookie is None or not self.server.knows(cookie.value):
-            raise _Refusal(
-                HTTPStatus.FORBIDDEN, "Open the address that `vlmgate review --serve` printed, token included."
-            )
+            why = "Open the address that `vlmgate review --serve` printed, token included."
+            raise _Refusal(HTTPStatus.FORBIDDEN, why)
 
     def _get(self) -> None:
         parts = urlsplit(self.path)
@@ -139,12 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_cookie()
         picture = _PICTURE.fullmatch(parts.path)
         if parts.path == "/":
-            self._send(
-                HTTPStatus.OK,
-                self.server.page,
-                "text/html; charset=utf-8",
-                {"Content-Security-Policy": policy("served")},
-            )
+            rule = {"Content-Security-Policy": policy("served")}
+            self._send(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8", rule)
         elif parts.path == "/verdicts":
             self._send(HTTPStatus.OK, json.dumps(self.server.verdicts.as_json()).encode(), "application/json")
         elif picture and 1 <= int(picture[2]) <= self.server.numbers:

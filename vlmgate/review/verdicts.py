@@ -14,7 +14,7 @@ from typing import Any
 from vlmgate.data import VERDICTS
 from vlmgate.errors import StoreError
 from vlmgate.review.items import Item
-from vlmgate.store.files import write_file
+from vlmgate.store.result import write_file
 
 COLUMNS = ("file_name", "page", "sha256", "verdict", "reading", "note", "at", "audit", "route")
 LONGEST = {"reading": 10_000, "note": 10_000}  # characters

@@ -10,6 +10,7 @@ import logging
 import signal
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -18,10 +19,11 @@ from vlmgate.config import ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Failure, ModelInfo, Reading, Reason, Record, Route, Source
 from vlmgate.errors import FatalError, LostReadingError, ModelError, VlmgateError, one_line
 from vlmgate.gate.early_stop import Foresight
+from vlmgate.gate.rules import Candidate, decide_rows
 from vlmgate.run.batches import Batch
+from vlmgate.run.control import Interrupted, Progress, Signals, Unbreakable
 from vlmgate.run.outcome import Clock, ScanResult, provenance
 from vlmgate.run.plan import Plan, prepare
-from vlmgate.run.progress import Progress, Unbreakable
 from vlmgate.run.ray.crew import hired
 from vlmgate.run.ray.worker import Setup
 from vlmgate.run.reader import Reader
@@ -34,15 +36,14 @@ from vlmgate.run.resume import (
     still_to_read,
     with_turned,
 )
-from vlmgate.run.signals import Interrupted, Signals
 from vlmgate.run.watch import Watch
 from vlmgate.run.writer import Recorder
-from vlmgate.scores.kernels import WORDS
-from vlmgate.scores.novelty import Reference
-from vlmgate.scores.reference import ReferenceFolder, checkpoint_reference, features_of
+from vlmgate.scores.diversity import WORDS
+from vlmgate.scores.novelty import Reference, checkpoint_reference
+from vlmgate.scores.reference import ReferenceFolder, features_of
 from vlmgate.scores.score import Scorer
 from vlmgate.store.result import write_result
-from vlmgate.store.rows import Row, build_rows, completed, decide_rows
+from vlmgate.store.rows import build_rows, completed
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +265,7 @@ class Run:
 
     def _introduce(self, info: ModelInfo) -> None:
         """Check what a model says of itself against the journal, and show it; raises `ResumeError` for another."""
-        log.info("model %s", info)
+        log.info("model %s", asdict(info))
         with self.signals.held():
             self.writer.drain()
             self.plan.meet_model(info)
@@ -317,7 +318,7 @@ class Run:
             told = f"Published {self.plan.outputs.parquet}: {len(records):,} rows, {routed:,} for people."
             self.progress.message(told)
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[Candidate]:
         return build_rows(self.walk, self.journal, self.plan.kernel, self.reference, self.writer.scored)
 
     def _write(self, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.data import MODEL_KEYS, NO_READING, Reason, Record
-from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError
+from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError, count
 from vlmgate.gate.early_stop import joined
-from vlmgate.gate.rules import Candidate, Gate, decide
+from vlmgate.gate.rules import Candidate, Gate, decide_rows
 from vlmgate.gate.run_gate import RunGate, drift_of, from_file
 from vlmgate.images import find_images
 from vlmgate.run.shards import Listing, Seen, holds, names_of, place_of, seen
@@ -75,7 +75,7 @@ def merge(paths: Sequence[Path], *, incomplete: bool = False, gate_file: Path | 
     rows = _rows(parts)
     unread = lacking.rows(parts, {row.file_name for row in rows})
     rows = _shared(sorted([*rows, *unread], key=lambda row: (row.file_name, row.page)))
-    records = _decided(rows, tonight.gate)
+    records = decide_rows([_candidate(row) for row in rows], tonight.gate)
     return Merged(records, _provenance(parts, lacking, tonight, records), lacking.notes(len(unread)))
 
 
@@ -181,7 +181,7 @@ class _Lacking:
             which = ", ".join(map(str, self.missing[:5])) + (", …" if len(self.missing) > 5 else "")
             found.append(
                 f"{len(self.missing)} of {self.latest.shard.count} shards are missing: {which} "
-                f"({images:,} {'image' if images == 1 else 'images'}); run and name them, or say --incomplete."
+                f"({count(images, 'image')}); run and name them, or say --incomplete."
             )
         found += [
             f"{p.path}: was stopped before its end; its command goes on where it stopped, or say --incomplete."
@@ -282,24 +282,11 @@ def _as_copy(row: Record, names: Mapping[Key, str], readings: Mapping[Key, Recor
     return replace(row, **its, duplicate_of=None if first == row.file_name else first)
 
 
-def _decided(rows: Sequence[Record], gate: Gate) -> list[Record]:
-    return [
-        replace(
-            row,
-            route=decision.route,
-            reason=decision.reason,
-            decided_by=decision.column,
-            threshold=decision.threshold,
-        )
-        for row, decision in zip(rows, decide([_candidate(row) for row in rows], gate), strict=True)
-    ]
-
-
 def _candidate(row: Record) -> Candidate:
     """Return what the gate looks at, as it was when the row was decided the first time."""
     reason = Reason(row.reason)
     unscored = reason is Reason.NO_SCORE and row.decided_by is None  # whatever the limits are
-    return Candidate.of(row, reason if unscored or reason in NO_READING else None)
+    return Candidate(row, reason if unscored or reason in NO_READING else None)
 
 
 # --- provenance -------------------------------------------------------------------------------------------------------

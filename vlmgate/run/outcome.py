@@ -16,15 +16,13 @@ from typing import Any
 from vlmgate.captioner import Captioner, Timed
 from vlmgate.data import Content, Reading, Record, Times
 from vlmgate.errors import VlmgateError
-from vlmgate.gate.early_stop import told_of_saving
 from vlmgate.gate.rules import Gate
 from vlmgate.gate.run_gate import drift_of
 from vlmgate.images import Walk, folders_of
 from vlmgate.run.batches import Batch
 from vlmgate.run.plan import Plan
 from vlmgate.run.writer import Recorder
-from vlmgate.scores.novelty import Reference
-from vlmgate.scores.reference import told_of_reference
+from vlmgate.scores.novelty import Reference, told_of_reference
 from vlmgate.store.result import Outputs
 from vlmgate.store.rows import completed
 from vlmgate.version import __version__
@@ -158,9 +156,9 @@ def provenance(
         "sampling": asdict(config.sampling),
         "image_config": asdict(config.images),
         "kernel": config.kernel,
-        "reference": told_of_reference(reference, plan.folder, calibrated=gate.reference is not None),
+        "reference": told_of_reference(reference, config.reference, calibrated=gate.reference is not None),
         "gate": gate.gate.told(),
-        "adaptive": told_of_saving(records, journal.readings, config.sampling),
+        "adaptive": _saving(plan, records),
         "promise": dict(gate.file.promise) if gate.file else None,
         "gate_edited": gate.file.edited if gate.file else None,
         "drift": drift_of(gate, records, journal.readings),
@@ -168,3 +166,12 @@ def provenance(
         "fingerprint": journal.fingerprint,
         "shard": plan.listing and plan.listing.told(config.gate, reference.note if reference else None),
     }
+
+
+def _saving(plan: Plan, records: Sequence[Record]) -> dict[str, Any] | None:
+    """Return what the provenance says of samples that were not drawn; None where all were to be."""
+    if plan.config.sampling.first_samples is None:
+        return None
+    from vlmgate.gate.early_stop import saving_of
+
+    return saving_of(records, plan.journal.readings, plan.config.sampling)

@@ -14,18 +14,17 @@ from typing import Any
 from vlmgate.captioner.location import model_fingerprint, picture_side
 from vlmgate.config import ModelConfig, ScanConfig, fingerprint
 from vlmgate.data import MODEL_KEYS, ModelInfo
-from vlmgate.errors import ModelError, NoImagesError, OutputError, VlmgateError, plain
+from vlmgate.errors import ModelError, NoImagesError, OutputError, VlmgateError, count, plain
 from vlmgate.gate.early_stop import check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
-from vlmgate.run.progress import Progress
+from vlmgate.run.control import Progress
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
-from vlmgate.scores.kernels import Kernel, check_kernel, load_kernel
+from vlmgate.scores.diversity import Kernel, check_kernel, load_kernel
 from vlmgate.scores.reference import ReferenceFolder
-from vlmgate.store.files import write_file
 from vlmgate.store.journal import Journal, is_journal
-from vlmgate.store.result import Outputs
+from vlmgate.store.result import Outputs, write_file
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +145,8 @@ def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collec
         progress.message(f"Looking for the {len(config.files):,} files of the list …")
         walk = find_listed(config.files, config.folder)
     if again := len(walk.repeated):
-        files = "file" if again == 1 else "files"
-        progress.message(f"the list names {again:,} {files} again, which has one row all the same: {walk.repeated[0]}")
+        files = count(again, "file")
+        progress.message(f"the list names {files} again, which has one row all the same: {walk.repeated[0]}")
     if only is not None:
         walk = replace(walk, sources=chosen(walk.sources, lambda source: source.file_name in only))
     if not walk.sources and not walk.unreadable and config.watch is None:

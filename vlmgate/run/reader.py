@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from vlmgate.captioner import Captioner, DrawsInRounds, KnowsItsBatch, Prepares, ReadsEach
-from vlmgate.captioner.pictures import trial_picture
+from vlmgate.captioner.streams import trial_picture
 from vlmgate.config import ImageConfig, SamplingConfig
 from vlmgate.data import Caption, Content, Failure, Picture, Reading, Sampled, Source
 from vlmgate.errors import EndpointError, ModelError, one_line

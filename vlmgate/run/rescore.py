@@ -11,13 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from vlmgate.data import Caption, Decision, Finish, Quality, Reason, Record, Scores
+from vlmgate.data import Caption, Finish, Quality, Reason, Record, Sampled, Scores, columns_of
 from vlmgate.errors import OutputError, StoreError, UsageError
-from vlmgate.gate.rules import ANSWER_COLUMNS, Candidate, Gate, decide
-from vlmgate.scores.kernels import Kernel
-from vlmgate.scores.score import NOTHING, Said, Scorer, columns_of
-from vlmgate.store.files import check_folder
-from vlmgate.store.result import read_provenance
+from vlmgate.gate.rules import ANSWER_COLUMNS, Candidate, Gate, decide_rows
+from vlmgate.scores.diversity import Kernel
+from vlmgate.scores.score import NOTHING, Scorer
+from vlmgate.store.result import check_folder, read_provenance
 from vlmgate.version import __version__
 
 Key = tuple[str, int]  # (sha256, page): what a reading belongs to
@@ -64,8 +63,7 @@ def rescore(
         _key(r): (NOTHING, Reason(r.reason)) for r in records if r.captions is None
     }
     told = scored | unread
-    decisions = decide([Candidate.of(r, told[_key(r)][1], told[_key(r)][0]) for r in records], gate)
-    rows = [_renewed(r, told[_key(r)][0], decision) for r, decision in zip(records, decisions, strict=True)]
+    rows = decide_rows([_candidate(r, *told[_key(r)]) for r in records], gate)
     note = {
         "from": source.name,
         "vlmgate_version": __version__,
@@ -113,11 +111,11 @@ def _key(record: Record) -> Key:
     return (record.sha256, record.page) if record.sha256 and record.captions else (f"\0{record.file_name}", record.page)
 
 
-def said_of(record: Record) -> Said:
+def said_of(record: Record) -> Sampled:
     """Return what was sampled, as a row holds it."""
     captions = _captions(record.captions, record.caption_finishes, record.caption_logprobs)
     answers = _captions(record.answers, record.answer_finishes, record.answer_logprobs)
-    return Said(captions or (), answers, record.caption_views)
+    return Sampled(captions or (), answers, views=record.caption_views)
 
 
 def _captions(
@@ -129,14 +127,8 @@ def _captions(
     return tuple(Caption(text, cast(Finish, finish), logprob, 0) for text, finish, logprob in told)
 
 
-def _renewed(record: Record, scores: Scores, decision: Decision) -> Record:
+def _candidate(record: Record, scores: Scores, reason: Reason | None) -> Candidate:
+    """Return a row with new scores, to be decided anew."""
     captions = record.captions
-    return replace(
-        record,
-        **columns_of(scores),
-        caption=captions[scores.medoid] if captions and scores.medoid is not None else None,
-        route=decision.route,
-        reason=decision.reason,
-        decided_by=decision.column,
-        threshold=decision.threshold,
-    )
+    caption = captions[scores.medoid] if captions and scores.medoid is not None else None
+    return Candidate(replace(record, **columns_of(scores), caption=caption), reason)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 
 from vlmgate.data import Content, Duplicate, Entry, Reading, Reason, Scores, content_of
-from vlmgate.scores.score import Said, Scored, Scorer
+from vlmgate.scores.score import Scored, Scorer
 from vlmgate.store.index import Table
 from vlmgate.store.journal import Journal
 
@@ -151,8 +151,7 @@ class Recorder:
             self._force()
             if self.scorer is not None and isinstance(entry, Reading):
                 begun = time.perf_counter()
-                said = Said(entry.captions, entry.answers, entry.views)
-                self.scored[content_of(entry.image)] = self.scorer.score(said)
+                self.scored[content_of(entry.image)] = self.scorer.score(entry)
                 self.scoring += time.perf_counter() - begun
 
     def _once(self, entry: Entry) -> Entry:

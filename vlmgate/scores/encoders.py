@@ -1,4 +1,4 @@
-"""Kernels that need a model: sentence embeddings and entailment. `kernels.load_kernel` makes them.
+"""Kernels that need a model: sentence embeddings and entailment. `diversity.load_kernel` makes them.
 
 Weights come from a folder, as safetensors; nothing is fetched, and no code that comes with them is run.
 
@@ -19,12 +19,31 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from vlmgate.captioner.quiet import quiet
+from vlmgate.captioner.local.checkpoint import quiet
 from vlmgate.errors import ModelError, one_line
-from vlmgate.scores.diversity import Matrix, as_kernel
+
+Matrix = NDArray[np.float64]
 
 _BATCH = 64  # texts or pairs
 _LONGEST = 512  # tokens
+
+
+def as_kernel(similarities: Matrix) -> Matrix:
+    """Return the kernel that a (K, K) table of similarities stands for.
+
+    What a model says of pairs need not be symmetric, with a unit diagonal and without negative eigenvalues. The latter
+    are cut and the diagonal is set to 1 again, which leaves a table that is a kernel already as it is.
+    """
+    symmetric = (similarities + similarities.T) / 2
+    if not np.isfinite(symmetric).all():  # is refused by whoever scores it
+        return symmetric
+    eigenvalues, vectors = np.linalg.eigh(symmetric)
+    if eigenvalues[0] < 0:
+        symmetric = (vectors * np.maximum(eigenvalues, 0)) @ vectors.T
+    sizes = np.sqrt(np.maximum(np.diag(symmetric), 1e-12))
+    kernel: Matrix = symmetric / np.outer(sizes, sizes)
+    np.fill_diagonal(kernel, 1.0)
+    return (kernel + kernel.T) / 2
 
 
 class EmbeddingKernel:
@@ -45,7 +64,6 @@ class EmbeddingKernel:
             self._known |= zip(some, self._encoded(some), strict=True)
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
-        """Return the (K, K) kernel of one image's captions."""
         self.prepare([texts])
         vectors = np.stack([self._known[text] for text in texts]).astype(np.float64)
         return as_kernel(vectors @ vectors.T)
@@ -95,7 +113,6 @@ class EntailmentKernel:
             self._known |= zip(some, chances.cpu().tolist(), strict=True)
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
-        """Return the (K, K) kernel of one image's captions."""
         self.prepare([texts])
         table = np.array([[1.0 if a == b else self._known[a, b] for b in texts] for a in texts])
         return as_kernel(table)

@@ -1,8 +1,7 @@
 """How far an image lies from a set of images that the model is meant for. `Reference.fit`, then `novelty`.
 
-Diversity shows whether a model is unsure, novelty whether it should read this image at all: a model may be sure of
-nonsense. Distances have a unit that means the same for every model and method: 1 is as far out as the strangest
-hundredth of the reference itself lies when it is held out.
+A model may be sure of nonsense: novelty shows whether it should read an image at all. Distances mean the same for every
+model and method: 1 is as far out as the strangest hundredth of the reference itself lies when it is held out.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vlmgate.captioner.location import Local, locate
+from vlmgate.config import ModelConfig
 from vlmgate.errors import NoveltyError, one_line
 
 Matrix = NDArray[np.float64]
@@ -26,6 +27,7 @@ FEWEST = 8  # rows of a reference; fewer have no spread to speak of
 NEIGHBOURS = 5  # the distance to the fifth neighbour: one odd row of the reference makes nothing familiar
 FOLDS = 10
 QUANTILE = 0.99  # of the held-out distances; it is the unit
+CHECKPOINT_FILE = "novelty.npz"  # in a checkpoint's folder
 _LEAST_SHRINKAGE = 1e-3  # features are stored as float16, so directions of less variance are rounding
 _MOST_BYTES = 2 << 30  # of a file when unpacked; half a million images with a thousand numbers each
 _UNPACKED = 4096  # rows that are unpacked at once
@@ -72,7 +74,7 @@ class Reference:
     def novelty(self, features: ArrayLike) -> Matrix:
         """Return the novelty (M,) of (M, D) features, at least 0; higher = stranger, NaN for a row that is not finite.
 
-        1 = as far out as the strangest hundredth of the reference, held out. Raises `NoveltyError` for another D.
+        Raises `NoveltyError` for another D.
         """
         table = _table(features)
         if table.shape[1] != len(self.mean):
@@ -110,17 +112,9 @@ class Reference:
     def to_npz(self) -> bytes:
         """Return the reference as the content of a .npz file, without pickle."""
         file = io.BytesIO()
-        np.savez_compressed(
-            file,
-            method=np.array(self.method),
-            mean=self.mean.astype(np.float32),
-            scale=self.scale.astype(np.float32),
-            rows=self.rows.astype(np.float32),
-            rest=np.array(self.rest),
-            unit=np.array(self.unit),
-            count=np.array(self.count),
-            note=np.array(self.note),
-        )
+        arrays = {name: getattr(self, name).astype(np.float32) for name in ("mean", "scale", "rows")}
+        values = {name: np.array(getattr(self, name)) for name in ("method", "rest", "unit", "count", "note")}
+        np.savez_compressed(file, **arrays, **values)  # type: ignore[arg-type]  # no name is `allow_pickle`
         return file.getvalue()
 
     def save(self, path: Path, write: Callable[[Path, bytes], object] = Path.write_bytes) -> None:
@@ -157,20 +151,38 @@ class Reference:
 
     def _is_sound(self) -> bool:
         shapes = self.mean.ndim == 1 and self.scale.shape == self.mean.shape and self.rows.ndim == 2
+        numbers = (self.mean, self.scale, self.rows, self.rest, self.unit)
         return (
             self.method in ("mahalanobis", "knn")
             and shapes
             and self.count >= FEWEST
             and self.rows.shape[1:] == self.mean.shape
             and len(self.rows) > 0
-            and all(bool(np.isfinite(part).all()) for part in (self.mean, self.scale, self.rows))
+            and all(bool(np.isfinite(part).all()) for part in numbers)
             and bool((self.scale > 0).all())
             and bool((self.rows != 0).any(axis=1).all() or self.method == "knn")
-            and math.isfinite(self.rest)
             and self.rest >= 0
-            and math.isfinite(self.unit)
             and self.unit > 0
         )
+
+
+def checkpoint_reference(model: ModelConfig) -> Reference | None:
+    """Return the reference that lies in the checkpoint's own folder, if there is one; raises `NoveltyError`."""
+    if model.endpoint is not None:
+        return None
+    place = locate(model)
+    if not isinstance(place, Local) or not (place.folder / CHECKPOINT_FILE).is_file():
+        return None
+    return Reference.load(place.folder / CHECKPOINT_FILE)
+
+
+def told_of_reference(reference: Reference | None, folder: Path | None, *, calibrated: bool) -> dict[str, Any] | None:
+    """Return what the provenance says of a reference, and where it comes from."""
+    if reference is None:
+        return None
+    place = folder.resolve().as_posix() if folder else "calibration set" if calibrated else "checkpoint"
+    told = {"folder": place.encode("utf-8", "backslashreplace").decode()}
+    return told | {"images": reference.count, "method": reference.method}
 
 
 # --- features as they are kept ----------------------------------------------------------------------------------------

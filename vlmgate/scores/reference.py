@@ -1,7 +1,7 @@
-"""Where the reference for novelty comes from: a folder read with the same model, or what a checkpoint carries.
+"""The reference for novelty that `--reference` names: a folder of images, read with the same model.
 
-`checkpoint_reference` returns the latter, `ReferenceFolder` reads the former and keeps it next to the output, with a
-note of what it was made of, so that the same command does not read it again.
+`ReferenceFolder` reads it and keeps it next to the output, with a note of what it was made of, so that the same command
+does not read it again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.captioner import Captioner
-from vlmgate.captioner.location import Local, locate
-from vlmgate.config import ImageConfig, ModelConfig
+from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source
 from vlmgate.errors import NoImagesError, NoveltyError
 from vlmgate.images import find_images, is_of_the_disk, read_ahead
@@ -24,19 +23,8 @@ from vlmgate.scores.novelty import Reference, pack, unpack
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_FILE = "novelty.npz"  # in a checkpoint's folder
 # What a reference depends on besides its images: how pixels and features come about.
 _KEYS = ("dtype", "pages", "max_pixels", "least_side", "image_pipeline", "caption_pipeline")
-
-
-def checkpoint_reference(model: ModelConfig) -> Reference | None:
-    """Return the reference that lies in the checkpoint's own folder, if there is one; raises `NoveltyError`."""
-    if model.endpoint is not None:
-        return None
-    place = locate(model)
-    if not isinstance(place, Local) or not (place.folder / CHECKPOINT_FILE).is_file():
-        return None
-    return Reference.load(place.folder / CHECKPOINT_FILE)
 
 
 class ReferenceFolder:
@@ -113,29 +101,7 @@ def _features(batch: Sequence[Picture], captioner: Captioner) -> list[bytes]:
 
 def _digest(sources: Sequence[Source], fingerprint: Mapping[str, Any]) -> str:
     """Return a hash of what a reference is made of: names, sizes and times of the files, model, and image settings."""
-    files = []
-    for source in sources:
-        try:
-            status = source.path.stat()
-        except OSError:
-            continue
-        files.append([source.file_name, status.st_size, status.st_mtime_ns])
+    files = [[source.file_name, *stamp[:2]] for source in sources if (stamp := source.stamp()) is not None]
     settings = {key: value for key, value in fingerprint.items() if key in _KEYS or key.startswith("checkpoint.")}
     content = json.dumps([files, settings], sort_keys=True)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def told_of_reference(
-    reference: Reference | None, folder: ReferenceFolder | None, *, calibrated: bool
-) -> dict[str, Any] | None:
-    """Return what the provenance says of a reference, and where it comes from."""
-    if reference is None:
-        return None
-    place = "calibration set" if calibrated else "checkpoint"
-    if folder is not None:
-        place = folder.folder.resolve().as_posix()
-    return {
-        "folder": place.encode("utf-8", "backslashreplace").decode(),
-        "images": reference.count,
-        "method": reference.method,
-    }

@@ -185,8 +185,7 @@ def is_refusal(text: str) -> bool:
 def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:
     """Return why these captions are no reading, or None where every one of them can be scored.
 
-    One bad caption is enough: what it would have said is unknown, and unknown is for a person. A caption that repeats
-    the prompt says nothing.
+    One bad caption is enough: what it would have said is unknown, and unknown is for a person.
     """
     if not captions or any(caption.finish == "non-finite" for caption in captions):
         return Reason.NON_FINITE if captions else Reason.EMPTY_CAPTION
@@ -202,10 +201,7 @@ def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:
 
 
 def degenerate_answers(answers: Sequence[Caption]) -> Reason | None:
-    """Return why these answers are no reading, or None where every one of them can be parsed.
-
-    One bad answer is enough, as with captions. One that declines is not bad: abstaining is what was offered.
-    """
+    """Return the same of answers. One that declines is not bad: abstaining is what was offered."""
     if not answers or any(answer.finish == "non-finite" for answer in answers):
         return Reason.NON_FINITE if answers else Reason.EMPTY_ANSWER
     if any(is_empty(answer.text) for answer in answers):

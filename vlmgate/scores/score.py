@@ -6,28 +6,18 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import replace
 
-from vlmgate.data import Caption, Reason, Scores
+from vlmgate.data import Caption, Reading, Reason, Sampled, Scores
 from vlmgate.scores.answers import Parsed, Tally, parse, tally
-from vlmgate.scores.diversity import score_captions
-from vlmgate.scores.kernels import Kernel, WordKernel
+from vlmgate.scores.diversity import Kernel, WordKernel, score_captions
 from vlmgate.scores.refusals import degenerate, degenerate_answers
 
 log = logging.getLogger(__name__)
 
 NOTHING = Scores(None, None, None, None, None)
 Scored = tuple[Scores, Reason | None]  # with why they can save nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """All that was sampled of one image, as the journal and the result keep it."""
-
-    captions: tuple[Caption, ...]
-    answers: tuple[Caption, ...] | None
-    views: tuple[int, ...] | None
+Samples = Reading | Sampled  # captions, answers and views of one image
 
 
 class Scorer:
@@ -36,18 +26,17 @@ class Scorer:
     def __init__(self, prompt: str, choices: Sequence[str] = (), kernel: Kernel | None = None) -> None:
         self.prompt, self.choices, self.kernel = prompt, tuple(choices), kernel or WordKernel()
 
-    def prepare(self, several: Iterable[Said]) -> None:
+    def prepare(self, several: Iterable[Samples]) -> None:
         """Let the kernel do for many images at once what is slow one by one; where it fails, they go one by one."""
         try:
             self.kernel.prepare([caption.text for caption in said.captions] for said in several)
         except Exception as error:
             log.warning("the captions could not be compared all at once", exc_info=error)
 
-    def score(self, said: Said, novelty: float | None = None, num_samples: int | None = None) -> Scored:
+    def score(self, said: Samples, novelty: float | None = None, num_samples: int | None = None) -> Scored:
         """Return the scores, and the reason where they can save nothing; `num_samples` is K, where fewer were drawn.
 
-        Captions that are no reading, or that the kernel cannot compare, have no scores; their answers are counted all
-        the same, for the person who looks.
+        Captions that are no reading, or that the kernel cannot compare, have no scores; answers are always counted.
         """
         reason = degenerate(said.captions, self.prompt)
         scores = NOTHING
@@ -71,7 +60,7 @@ class Scorer:
         """Return what some answers come to."""
         return tally([self._parsed(answer) for answer in answers])
 
-    def counts(self, said: Said) -> dict[str, int]:
+    def counts(self, said: Samples) -> dict[str, int]:
         """Return how often each choice was named among the answers; what names none is left out."""
         named = [self._parsed(answer).choice for answer in said.answers or ()]
         return dict(Counter(choice for choice in named if choice is not None))
@@ -82,12 +71,11 @@ class Scorer:
 
 
 def doubt(vendi_score: float | None, novelty: float | None, num_samples: int) -> float | None:
-    """Return one score for two ways to fail, 1 to 2 K, higher is worse; null where either is unknown.
+    """Return one score for two ways to fail, 1 to 2 K, higher is worse; None where either is unknown.
 
-    Diversity finds what the model is unsure of, novelty what it should not read at all, sure or not. It is the Vendi
-    score (1 to K), and K more outside the reference (novelty above 1): all that is strange is doubted more than all
-    that is familiar, and among either diversity orders, which tells right from wrong better than distance does. The
-    combination is ours, and was chosen by measurement.
+    It is the Vendi score (1 to K), and K more outside the reference (novelty above 1): all that is strange is doubted
+    more than all that is familiar, and among either diversity orders, which tells right from wrong better than distance
+    does. The combination is ours, and was chosen by measurement.
     """
     if vendi_score is None or novelty is None or not math.isfinite(novelty):
         return None
@@ -97,8 +85,3 @@ def doubt(vendi_score: float | None, novelty: float | None, num_samples: int) ->
 def with_doubt(scores: Scores, novelty: float | None, num_samples: int) -> Scores:
     """Return the scores with the one that depends on novelty."""
     return replace(scores, doubt=doubt(scores.vendi_score, novelty, num_samples))
-
-
-def columns_of(scores: Scores) -> dict[str, Any]:
-    """Return the columns of a result that scores fill."""
-    return {field.name: getattr(scores, field.name) for field in fields(Scores) if field.name != "medoid"}

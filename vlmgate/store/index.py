@@ -1,8 +1,7 @@
 """What a run remembers of its images, in one temporary file, so that a night takes no more memory than an hour.
 
-Make one `Index`, and a `Table` in it for each kind of thing. An index belongs to one run: nobody else finds its file,
-all that it holds can be made again from the journal, and it is gone when the run ends. Where the folder for temporary
-files (TMPDIR) fails or fills up in the middle of a night, it goes on in memory.
+Make one `Index`, and a `Table` in it for each kind of thing. All that it holds can be made again from the journal, and
+it is gone when the run ends. Where the folder for temporary files (TMPDIR) fails or fills up, it goes on in memory.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ _AT_ONCE = 1000  # rows
 class Index:
     """A temporary SQLite database; threads may share it.
 
-    Raises `StoreError` where the folder for temporary files fails and what lies there cannot be had any more; from then
-    on it always does, so that what is lost never passes for what was not read.
+    Raises `StoreError` once what lies there is lost, and from then on always: it must not pass for what was not read.
     """
 
     def __init__(self) -> None:

@@ -4,27 +4,29 @@ Open it with `Journal.open`, add what came of images with `append`, look it up i
 
 `OUT.journal.jsonl` is the truth while a run lasts: a header line, then one line per image page. A line holds what the
 model said, not what was decided, so that another limit needs no model. An image is in it whole or not at all; what is
-torn at its end, or damaged anywhere, costs the images that it hits, which are read again. Readings stay in the file: in
-memory and in an index there is where to find them.
+torn at its end, or damaged anywhere, costs the images that it hits, which are read again. Readings stay in the file; an
+index holds where each lies.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
+import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableSet, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlmgate.data import Content, Duplicate, Entry, Failure, Found, Key, Read, Reading, Unreadable, content_of, key_of
 from vlmgate.errors import OutputError, ResumeError, StoreError
-from vlmgate.store.files import new_file, sync_folder, unused
 from vlmgate.store.index import Index, Table
 from vlmgate.store.lines import LineForm, found_as_text, found_of_text, from_version_1, parsed, sealed
-from vlmgate.store.readings import Readings, Seen
+from vlmgate.store.result import new_file, sync_folder, unused
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +37,129 @@ _OPENING = b'{"vlmgate_journal"'
 _Line = tuple[dict[str, Any], int, int]  # what it says, empty where it is damaged; at which byte; how many bytes
 
 
+class Readings(Mapping[Content, Reading]):
+    """The readings of a journal, each taken from its line when it is asked for; threads may share it.
+
+    One whose line turns out not to be what it was is not there any more, so that nothing is decided on it.
+    """
+
+    def __init__(self, path: Path, index: Index, form: LineForm) -> None:
+        self._path, self._form = path, form
+        self._places: Table[Content, list[int]] = Table(index, "readings", 3, json.dumps, json.loads)  # byte, length
+        self._lock = threading.RLock()
+        self._file: io.FileIO | None = None
+        self._closing: Any = None
+
+    def __getitem__(self, content: Content) -> Reading:
+        begin, length = self._places[content]
+        line = parsed(self._bytes(begin, length))
+        try:
+            entry, _ = self._form.from_json(line or {})
+        except Exception as error:
+            entry = Unreadable("", repr(error))
+        if not isinstance(entry, Reading) or content_of(entry.image) != content:
+            log.error("%s: the line at byte %d is not what was written there", self._path, begin)
+            self._places.pop(content, None)
+            raise KeyError(content)
+        return entry
+
+    def __contains__(self, content: object) -> bool:
+        return content in self._places
+
+    def __iter__(self) -> Iterator[Content]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __bool__(self) -> bool:
+        return bool(self._places)
+
+    def items(self) -> ItemsView[Content, Reading]:
+        """Return contents and readings, less those that turn out not to be there."""
+        return _There(self)
+
+    def put(self, content: Content, begin: int, length: int) -> None:
+        """Say which bytes of the file hold a reading from now on."""
+        self._places[content] = [begin, length]
+
+    def forget(self, content: Content) -> None:
+        """Take a reading as not there; in the file it stays."""
+        del self._places[content]
+
+    def hold(self) -> None:
+        """Open the file now: from then on its name may be taken away, and what it holds is still there."""
+        with self._lock:
+            if self._file is None:
+                self._file = io.FileIO(self._path)
+                self._closing = weakref.finalize(self, self._file.close)
+
+    def close(self) -> None:
+        """Let go of the file, until a reading is asked for."""
+        with self._lock:
+            if self._closing is not None:
+                self._closing()
+            self._file = self._closing = None
+
+    def _bytes(self, begin: int, length: int) -> bytes:
+        try:
+            with self._lock:
+                self.hold()
+                assert self._file is not None
+                self._file.seek(begin)
+                parts = b""
+                while len(parts) < length and (part := self._file.read(length - len(parts))):
+                    parts += part
+                return parts
+        except OSError as error:
+            raise StoreError(
+                f"{self._path}: cannot be read ({error.strerror}); the same command resumes once it can."
+            ) from error
+
+
+class _There(ItemsView[Content, Reading]):
+    def __iter__(self) -> Iterator[tuple[Content, Reading]]:
+        readings: Mapping[Content, Reading] = self._mapping  # type: ignore[attr-defined]  # unknown to the type stubs
+        found = ((content, readings.get(content)) for content in readings)
+        return ((content, reading) for content, reading in found if reading is not None)
+
+
+class Seen(MutableSet[Content]):
+    """The contents that have a reading, and those that were added in this round because one is under way."""
+
+    def __init__(self, readings: Readings, rounds: Table[Content, int], now: int) -> None:
+        self._readings, self._rounds, self._now = readings, rounds, now
+
+    def __contains__(self, content: object) -> bool:
+        return content in self._readings or self._is_under_way(content)
+
+    def __iter__(self) -> Iterator[Content]:
+        yield from self._readings
+        yield from (one for one in self._rounds if one not in self._readings and self._is_under_way(one))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def add(self, value: Content) -> None:
+        """Say that a reading is under way."""
+        self._rounds[value] = self._now
+
+    def discard(self, value: Content) -> None:
+        """Say that none is under way any more."""
+        self._rounds.pop(value, None)
+
+    def _is_under_way(self, content: Any) -> bool:
+        return self._rounds.get(content) == self._now
+
+
 class Journal:
-    """What has been read so far: the file, and where in it what is.
+    """What has been read so far; made by `Journal.open`.
 
     `readings` are kept for good: they belong to bytes, and bytes may come back. What was found under each name is that
     of the last time it was opened.
     """
 
     def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
-        """Use `Journal.open`."""
         self.path, self.run_id = path, uuid.uuid4().hex
         self.fingerprint: dict[str, Any] = json.loads(json.dumps(fingerprint))
         self.model: dict[str, Any] | None = None  # ModelInfo as a dict, once a model has been loaded
@@ -83,8 +199,8 @@ class Journal:
         return dict(self._found.under(file_name))
 
     def entries_of(self, file_name: str) -> list[Found]:
-        """Return what is known of the pages of one file, in their order."""
-        return [found for _, found in self._found.under(file_name)]
+        """Return the same without the numbers."""
+        return [*self.pages_of(file_name).values()]
 
     def failures(self) -> dict[Content, Failure]:
         """Return what the model failed on, the last time that it was opened."""
@@ -192,10 +308,7 @@ class Journal:
         return dropped
 
     def _gather(self, item: list[_Line], line: _Line) -> list[_Line]:
-        """Add a line to those of its image; take the image up when it is whole, and return what is still open.
-
-        Whatever a line holds that should not be there, it costs its image and no more.
-        """
+        """Add a line to those of its image; take the image up when it is whole, and return what is still open."""
         place, size = _place(line)
         if place == 0:
             self.dropped += len(item)
@@ -208,7 +321,7 @@ class Journal:
             return item
         try:
             entries = [self._form.from_json(says) for says, *_ in item]
-        except Exception:
+        except Exception:  # whatever a line holds that should not be there, it costs its image and no more
             self.dropped += len(item)
             return []
         for (entry, seconds), (_, begin, length) in zip(entries, item, strict=True):
@@ -238,10 +351,9 @@ class Journal:
         self.force()
 
     def append(self, entries: Sequence[Entry], seconds: float | None = None, *, force: bool = True) -> None:
-        """Add what came of images; the entries of one file are taken whole or not at all when the file is read again.
+        """Add what came of images; the entries of one file are taken whole or not at all when the journal is opened.
 
-        `seconds` is the wall time of each reading. With `force` all is on the disk when this returns; without, `force`
-        has to be called.
+        `seconds` is the wall time of each reading. Without `force` all is on the disk only once `force` was called.
         """
         files: dict[str, list[Entry]] = {}
         for entry in entries:
@@ -285,10 +397,9 @@ class Journal:
             ) from error
 
     def close(self) -> None:
-        """Let go of the file; all that counts is on the disk already.
+        """Let go of the file; all that counts is on the disk already. `readings` can still be looked up in it.
 
-        Who has the readings reads on in the file that they are in, whatever gets its name. Where a file that is open
-        cannot be moved or removed, that is let go of too, and opened anew when it is asked for.
+        Where a file that is open cannot be moved or removed, they open it anew when they are asked.
         """
         if os.name != "posix":
             self.readings.close()

@@ -102,10 +102,9 @@ class LineForm:
         return line
 
     def from_json(self, line: Mapping[str, Any]) -> tuple[Entry, float | None]:
-        """Return what a line says, and the seconds of a reading.
+        """Return what a line says, and the seconds of a reading; raises whatever comes of one that cannot be used.
 
-        Raises whatever comes of a line that is none, and `ValueError` for a key that no image has, for a reading of
-        another region, and for one with too few or too many samples.
+        Such are a key that no image has, a reading of another region, and one with too few or too many samples.
         """
         kind = line["kind"]
         if kind == "unreadable":

@@ -1,30 +1,116 @@
-"""The result: where it lies, its columns, and how it is written in one step.
+"""The result of a run: where it lies, its columns, and how it and every other file is written in one step.
 
-Call `Outputs.check` before a run, `write_result` at its end, `read_result` for its rows.
+Call `Outputs.check` before a run, `write_result` at its end, `read_result` for its rows. `write_file` and `new_file`
+write any file: whoever reads sees the former one or the new one, never a part.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, one_line
-from vlmgate.store.files import check_folder, new_file, unused
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from vlmgate.gate.file import GateFile
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"vlmgate"
 _FEATURES = "vision_features"
 _ROWS = 2048  # of a row group: so many are in memory at once
+
+
+# --- files that appear in one step ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def new_file(path: Path, before: Callable[[], object] | None = None) -> Iterator[BinaryIO]:
+    """Give a file that takes the place of `path` when the block ends well; else `path` stays as it is.
+
+    `before` runs once all is on the disk, just before the file takes its name; it may move a former file away. Raises
+    `OSError`.
+    """
+    temporary = temporary_for(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if before is not None:
+            before()
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes, before: Callable[[], object] | None = None) -> None:
+    """Write bytes in one step, as `new_file` does. Raises `OSError`."""
+    with new_file(path, before) as file:
+        file.write(content)
+
+
+def write_gate(path: Path, gate: GateFile, about: Sequence[str] = ()) -> None:
+    """Write a gate file, with a comment on every part; a former one is kept as STEM.old. Raises `OutputError`."""
+    from vlmgate.gate.file import text_of
+
+    def keep_former() -> None:
+        if path.exists():
+            os.replace(path, path.with_name(f"{path.stem}.old{path.suffix}"))
+
+    text = text_of(gate, about, path)
+    try:
+        write_file(path, text.encode("utf-8"), keep_former)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write the gate ({error.strerror}); give another -o.") from error
+
+
+def check_folder(path: Path) -> None:
+    """Raise `OutputError` where the folder that a file is to be written to is not there."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder; make it, or give another -o.")
+
+
+def temporary_for(path: Path) -> Path:
+    """Return a name in the same folder that no other writer has, even where all have the same process number."""
+    return path.with_name(f".vlmgate.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def unused(path: Path) -> Path:
+    """Return the path, or the first `stem.N.suffix` in its folder that does not exist."""
+    candidate, n = path, 1
+    while candidate.exists():
+        candidate, n = path.with_name(f"{path.stem}.{n}{path.suffix}"), n + 1
+    return candidate
+
+
+def sync_folder(folder: Path) -> None:
+    """Force names to the disk, not only contents, where the system can. Raises `OSError`."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network disks cannot
+                raise
+        finally:
+            os.close(descriptor)
+
+
+# --- where a run writes -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +135,20 @@ class Outputs:
     def lock(self) -> Path:
         return self.parquet.with_name(f".{self.parquet.stem}.lock")
 
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return self.parquet, self.journal, self.log, self.reference, self.lock
+
     def names(self) -> frozenset[str]:
         """Return the names of these files, which a scan of their own folder must not call ignored inputs."""
-        return frozenset(path.name for path in (self.parquet, self.journal, self.log, self.reference, self.lock))
+        return frozenset(path.name for path in self.all)
 
     def check(self) -> None:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""
         if self.parquet.suffix != ".parquet":
             raise OutputError(f"{self.parquet}: the output must end in .parquet; give another -o.")
         check_folder(self.parquet)
-        for path in (self.parquet, self.journal, self.log, self.reference, self.lock):
+        for path in self.all:
             if path.exists() and not path.is_file():
                 raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")
         longest = self.parquet.with_suffix(".journal.old.999.jsonl")  # the longest name that may be wanted tonight
@@ -98,14 +188,12 @@ def write_result(
 ) -> None:
     """Write the result in one step: readers see the former file or the new one, never a part.
 
-    The rows are taken once and a few at a time; where that is all they can be taken, `readings` says how many of them
-    have captions. What is there and would be missed is kept in its folder: the result of another run, or one with more
-    readings, as `STEM.old.parquet`; a damaged file as `STEM.damaged.parquet`. Raises `StoreError`.
+    Where the rows can be taken but once, `readings` says how many of them have captions. What is there and would be
+    missed is kept in its folder: the result of another run, or one with more readings, as `STEM.old.parquet`; a damaged
+    file as `STEM.damaged.parquet`. Raises `StoreError`.
     """
-    if readings is None:
-        records = [*records]
-        readings = sum(record.captions is not None for record in records)
-    held = readings
+    records = records if readings is not None else [*records]
+    held = sum(record.captions is not None for record in records) if readings is None else readings
     try:
         with new_file(path, lambda: _put_aside(path, held, provenance)) as file:
             _write_table(file, records, provenance, held)
@@ -122,6 +210,7 @@ def write_result(
 
 
 def _write_table(file: BinaryIO, records: Iterable[Record], provenance: Mapping[str, Any], readings: int) -> None:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -131,7 +220,8 @@ def _write_table(file: BinaryIO, records: Iterable[Record], provenance: Mapping[
     with pq.ParquetWriter(file, columns, compression="zstd") as writer:
         while some := [*itertools.islice(rows, _ROWS)]:
             values = {f.name: [getattr(record, f.name) for record in some] for f in fields(Record)}
-            values[_FEATURES] = _unpacked([record.vision_features for record in some])
+            packed = values[_FEATURES]
+            values[_FEATURES] = [None if p is None else np.frombuffer(p, "<f2").astype(np.float32) for p in packed]
             writer.write_table(pa.table(values, schema=columns))
 
 
@@ -143,22 +233,9 @@ def _put_aside(path: Path, readings: int, provenance: Mapping[str, Any]) -> None
         former = read_provenance(path)
     except StoreError:
         os.replace(path, unused(path.with_suffix(".damaged.parquet")))
-        return
-    fewer = readings < former.get("readings", 0)
-    if former.get("run_id") != provenance.get("run_id") or fewer:
-        os.replace(path, unused(path.with_suffix(".old.parquet")))
-
-
-def _unpacked(packed: Iterable[bytes | None]) -> list[Any]:
-    """Return features, kept as float16, as lists of numbers."""
-    import numpy as np
-
-    return [None if one is None else np.frombuffer(one, "<f2").astype(np.float32) for one in packed]
-
-
-def _packed(column: pa.ChunkedArray) -> list[bytes | None]:
-    """Return a column of features as they are kept."""
-    return [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
+    else:
+        if former.get("run_id") != provenance.get("run_id") or readings < former.get("readings", 0):
+            os.replace(path, unused(path.with_suffix(".old.parquet")))
 
 
 def opened(path: Path) -> pa.NativeFile:
@@ -249,7 +326,8 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
             rows = there.read(columns=[name for name in names if name in held]).to_pylist()
             kept: list[bytes | None] = [None] * len(rows)
             if features and _FEATURES in held:
-                kept = _packed(there.read(columns=[_FEATURES])[_FEATURES])
+                column = there.read(columns=[_FEATURES])[_FEATURES]
+                kept = [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
     if provenance.get("images", len(rows)) != len(rows):

@@ -1,6 +1,6 @@
 """From what the journal holds to the rows of the result.
 
-Call `build_rows`, then `decide_rows`, then `completed` while the rows are written.
+Call `build_rows`, then `decide_rows` of the gate, then `completed` while the rows are written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 from vlmgate.data import (
@@ -17,35 +17,26 @@ from vlmgate.data import (
     Content,
     Failure,
     Found,
-    Quality,
     Read,
     Reading,
     Reason,
     Record,
     Scores,
     Unreadable,
+    columns_of,
     content_of,
 )
 from vlmgate.errors import LostReadingError
-from vlmgate.gate.rules import Candidate, Gate, decide
+from vlmgate.gate.rules import Candidate
 from vlmgate.images import Walk
-from vlmgate.scores.kernels import Kernel
+from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.novelty import Reference
-from vlmgate.scores.score import Said, Scored, Scorer, columns_of, with_doubt
+from vlmgate.scores.score import Scored, Scorer, with_doubt
 from vlmgate.store.index import Table
 from vlmgate.store.journal import Journal
 
 _AT_ONCE = 512  # readings that are in memory together
 _OF_IMAGE = ("num_pages", "sha256", "width", "height", "mode", "conversion")
-_OF_QUALITY = tuple(field.name for field in fields(Quality))
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row before its decision."""
-
-    record: Record  # with figures, but with neither route nor what `completed` adds
-    reason: Reason | None  # why no score can save it
 
 
 def build_rows(
@@ -54,15 +45,15 @@ def build_rows(
     kernel: Kernel | None = None,
     reference: Reference | None = None,
     scored_before: Mapping[Content, Scored] | None = None,
-) -> list[Row]:
-    """Return a row for every page of every image and every folder that could not be listed, by name and page.
+) -> list[Candidate]:
+    """Return an undecided row for every page and for every folder that could not be listed, by name and page.
 
     `scored_before` are scores of some of the readings, under the same kernel, less what depends on novelty. Captions,
     answers and features are left in the journal: of a night's images they would fill the memory.
     """
     build = _Building(journal, kernel, reference, scored_before or {})
     slots = ((name, page, found) for name, pages in _by_name(walk, journal) for page, found in pages)
-    rows: list[Row] = []
+    rows: list[Candidate] = []
     while some := [*itertools.islice(slots, _AT_ONCE)]:
         rows += build.rows(some)
     return rows
@@ -73,10 +64,7 @@ Slot = tuple[str, int, Found | None]  # file_name, page, and what was found ther
 
 
 def _by_name(walk: Walk, journal: Journal) -> Iterator[tuple[str, list[tuple[int, Found | None]]]]:
-    """Return the pages of every file and folder, in order.
-
-    What the walk could not read has no other row, whatever was read under its name before.
-    """
+    """Return the pages of every file and folder, in order; what the walk could not read has no other row."""
     unreadable: dict[str, dict[int, Found | None]] = {}
     for one in walk.unreadable:
         unreadable.setdefault(one.file_name, {})[one.page] = one
@@ -112,73 +100,49 @@ class _Building:
         self.failures = journal.failures()
         self.first: Table[Content, str] = Table(journal.index, "first", 3, str, str)  # the name that had it first
 
-    def rows(self, slots: Sequence[Slot]) -> list[Row]:
+    def rows(self, slots: Sequence[Slot]) -> list[Candidate]:
         contents = {content_of(found.image) for *_, found in slots if isinstance(found, Read | Failure)}
         held = ((content, self.journal.readings.get(content)) for content in sorted(contents))
         readings = {content: reading for content, reading in held if reading is not None}
         figures = self._figures(readings)
         return [self._row(slot, readings, figures) for slot in slots]
 
-    def _row(self, slot: Slot, readings: Mapping[Content, Reading], figures: Mapping[Content, _Figures]) -> Row:
+    def _row(self, slot: Slot, readings: Mapping[Content, Reading], figures: Mapping[Content, _Figures]) -> Candidate:
         name, page, found = slot
         columns: dict[str, Any] = {"file_name": name, "page": page, "seed": self.seed}
         if found is None:
-            return Row(Record(**columns), Reason.NOT_READ)
+            return Candidate(Record(**columns), Reason.NOT_READ)
         if isinstance(found, Unreadable):
-            return Row(Record(**columns, error=found.reason), Reason.UNREADABLE)
+            return Candidate(Record(**columns, error=found.reason), Reason.UNREADABLE)
         content = content_of(found.image)
         original = self.first.setdefault(content, name)
         columns["duplicate_of"] = None if original == name else original
         reading, failure = readings.get(content), self.failures.get(content)
         if reading is None and failure is None:
-            return Row(Record(**columns), Reason.NOT_READ)
+            return Candidate(Record(**columns), Reason.NOT_READ)
         columns |= {column: getattr(found.image, column) for column in _OF_IMAGE}
         if reading is None:
             columns["error"] = failure.error if failure else None
-            return Row(Record(**columns), Reason.MODEL_FAILED)
-        scores, why, novelty = figures[content]
-        columns |= columns_of(scores)
-        columns |= {column: getattr(reading.quality, column, None) for column in _OF_QUALITY}
+            return Candidate(Record(**columns), Reason.MODEL_FAILED)
+        scores, why, columns["novelty"] = figures[content]
+        columns |= columns_of(scores) | columns_of(reading.quality)
         columns["num_samples"] = len(reading.captions) or None
         columns["caption"] = None if scores.medoid is None else reading.captions[scores.medoid].text
-        columns["novelty"] = novelty
         columns["seconds"] = found.seconds if isinstance(found, Read) else None
-        return Row(Record(**columns), why)
+        return Candidate(Record(**columns), why)
 
     def _figures(self, readings: Mapping[Content, Reading]) -> dict[Content, _Figures]:
-        said = {content: Said(r.captions, r.answers, r.views) for content, r in readings.items()}
-        known = {content: before for content in said if (before := self.before.get(content)) is not None}
-        self.scorer.prepare(one for content, one in said.items() if content not in known)
-        strange = self._novelties(readings)
+        known = {content: before for content in readings if (before := self.before.get(content)) is not None}
+        self.scorer.prepare(reading for content, reading in readings.items() if content not in known)
+        features = [reading.features for reading in readings.values()]
+        strange = [math.nan] * len(features) if self.reference is None else self.reference.novelty_of(features)
         found: dict[Content, _Figures] = {}
-        for content, one in said.items():
-            scores, reason = known.get(content) or self.scorer.score(one)
-            most = self.journal.fingerprint.get("num_samples") or len(one.captions)
-            novelty = strange.get(content)
+        for (content, reading), far in zip(readings.items(), strange, strict=True):
+            scores, reason = known.get(content) or self.scorer.score(reading)
+            most = self.journal.fingerprint.get("num_samples") or len(reading.captions)
+            novelty = round(float(far), 6) if math.isfinite(far) else None  # unknown without features of this length
             found[content] = with_doubt(scores, novelty, most), reason, novelty
         return found
-
-    def _novelties(self, readings: Mapping[Content, Reading]) -> dict[Content, float]:
-        """Return the novelty of what has features as long as the reference's; of all others nothing is known."""
-        if self.reference is None:
-            return {}
-        values = self.reference.novelty_of([reading.features for reading in readings.values()])
-        return {content: round(float(v), 6) for content, v in zip(readings, values, strict=True) if math.isfinite(v)}
-
-
-def decide_rows(rows: Sequence[Row], gate: Gate) -> list[Record]:
-    """Return the rows of the result, each with its route; what `completed` adds is null."""
-    decisions = decide([Candidate.of(row.record, row.reason) for row in rows], gate)
-    return [
-        replace(
-            row.record,
-            route=decision.route,
-            reason=decision.reason,
-            decided_by=decision.column,
-            threshold=decision.threshold,
-        )
-        for row, decision in zip(rows, decisions, strict=True)
-    ]
 
 
 def completed(

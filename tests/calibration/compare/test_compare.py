@@ -260,7 +260,7 @@ def test_the_built_in_model_beside_a_spoilt_copy(tmp_path: Path, monkeypatch: py
     import torch
     from safetensors.torch import load_file, save_file
 
-    from vlmgate.captioner.builtin import weights_folder
+    from vlmgate.captioner.location import weights_folder
 
     monkeypatch.chdir(tmp_path)
     samples = LABELLED

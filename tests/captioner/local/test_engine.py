@@ -15,12 +15,11 @@ from PIL import Image
 from tests.support import tiny_models
 from tests.support.tiny_models import SIZES, images, in_float64, picture
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.local.checkpoint import end_ids
 from vlmgate.captioner.local.engine import TransformersCaptioner
-from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.fork import Draw, ForkDecoder
 from vlmgate.captioner.local.runner import Runner
-from vlmgate.captioner.local.sampling import Draw
+from vlmgate.captioner.location import weights_folder
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption
 

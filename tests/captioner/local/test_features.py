@@ -14,9 +14,9 @@ from torch import nn
 from tests.support import tiny_models
 from tests.support.tiny_models import SIZES, in_float64, picture
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.builtin import weights_folder
 from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.captioner.local.features import WIDTH, FeatureTap, _as_tokens, _pooled, _shares
+from vlmgate.captioner.location import weights_folder
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Sampled
 

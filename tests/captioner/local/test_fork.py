@@ -15,10 +15,10 @@ from tests.support.naive import TOLERANCE, Forced, naive_logits, random_tokens, 
 from tests.support.tiny_models import SIZES, copied, images, in_float64, picture
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.local.engine import TransformersCaptioner
+from vlmgate.captioner.local.fork import Warp, draw
 from vlmgate.captioner.local.layers import folded_attention
 from vlmgate.captioner.local.packed import PackedDecoder, _Layer
 from vlmgate.captioner.local.runner import image_token_ids_of
-from vlmgate.captioner.local.sampling import Warp, draw
 from vlmgate.captioner.local.trials import can_pack
 from vlmgate.captioner.streams import uniforms
 from vlmgate.config import ModelConfig, SamplingConfig

@@ -17,7 +17,7 @@ from vlmgate.captioner.local import layers
 from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.captioner.local.fork import ForkDecoder
 from vlmgate.captioner.local.layers import PrepackedLinear, attention_in_blocks, blocked_attention
-from vlmgate.captioner.local.prompts import trial_images
+from vlmgate.captioner.local.runner import trial_images
 from vlmgate.captioner.local.trials import Teacher, alike
 from vlmgate.config import ModelConfig, SamplingConfig
 

@@ -13,7 +13,7 @@ import torch
 from tests.support import tiny_models
 from tests.support.tiny_models import SIZES, copied, images, in_float64, picture
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.local import memory
+from vlmgate.captioner.local import checkpoint, trials
 from vlmgate.captioner.local import recorded as graphs
 from vlmgate.captioner.local.engine import TransformersCaptioner
 from vlmgate.captioner.local.fork import ForkDecoder
@@ -196,19 +196,19 @@ def test_a_recording_replays_what_the_fork_draws_on_a_gpu(tmp_path: Path, pictur
 
 def test_what_an_image_takes() -> None:
     text = SimpleNamespace(num_attention_heads=32, num_key_value_heads=8, hidden_size=4096, num_hidden_layers=32)
-    token = memory.token_bytes(text, torch.bfloat16)
+    token = trials.token_bytes(text, torch.bfloat16)
     assert token == 131_072  # Llama 3 8B: 128 KiB a token
-    one = memory.Footprint(token=token, prefill=500 << 20, vocabulary=128_256, prompt=1048)
-    logits = 8 * 128_256 * 4 * memory.LOGIT_COPIES
+    one = trials.Footprint(token=token, prefill=500 << 20, vocabulary=128_256, prompt=1048)
+    logits = 8 * 128_256 * 4 * trials.LOGIT_COPIES
     assert one.image("fork", 8, 32) == (500 << 20) + 8 * 1080 * token + logits
     assert one.image("packed", 8, 32) == (500 << 20) + (1048 + 256) * token + logits
     small = SimpleNamespace(num_attention_heads=4, hidden_size=64, num_hidden_layers=2, head_dim=8)
-    assert memory.token_bytes(small, torch.float32) == 2 * 2 * 4 * 8 * 4
+    assert trials.token_bytes(small, torch.float32) == 2 * 2 * 4 * 8 * 4
 
 
 @pytest.mark.parametrize(("free", "want"), [(0, 1), (99, 1), (1000, 8), (10_000, 16)])
 def test_what_fits(free: int, want: int) -> None:
-    assert memory.fitting(free, 100, 16) == want
+    assert trials.images_that_fit(free, 100, 16) == want
 
 
 def test_the_batch_is_as_asked_for_where_memory_is_not_counted(llava: TransformersCaptioner) -> None:
@@ -237,6 +237,6 @@ def test_a_batch_that_would_not_fit_is_made_smaller(
 
 
 def test_freed_memory_is_kept_or_that_is_said() -> None:
-    assert memory.keep_freed_memory() in (True, False)
+    assert checkpoint.keep_freed_memory() in (True, False)
     kept = [torch.zeros(2**20) for _ in range(4)]
     assert all(float(part.sum()) == 0.0 for part in kept)

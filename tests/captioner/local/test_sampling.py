@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlmgate.captioner.local.sampling import Warp, draw
+from vlmgate.captioner.local.fork import Warp, draw
 from vlmgate.captioner.streams import fixed_normal, uniforms, view_noise
 
 SHA = hashlib.sha256(b"a picture").hexdigest()

@@ -13,12 +13,12 @@ from tests.bench.endpoint import correlation
 from tests.support.paths import LABELLED
 from tests.support.serving import model_server, what_is_missing
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.builtin import weights_folder
+from vlmgate.captioner.location import weights_folder
 from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Picture, Sampled
 from vlmgate.images import find_images, open_pages
-from vlmgate.scores.score import Said, Scorer
+from vlmgate.scores.score import Scorer
 from vlmgate.store.result import read_result
 
 K = 5
@@ -89,5 +89,5 @@ def test_images_come_into_the_order_that_the_local_engine_puts_them_into(real_se
 
 def _scores(sampled: list[Sampled]) -> np.ndarray:
     scorer = Scorer(SamplingConfig().prompt)
-    found = [scorer.score(Said(one.captions, None, None))[0].vendi_score for one in sampled]
+    found = [scorer.score(Sampled(one.captions))[0].vendi_score for one in sampled]
     return np.array([np.inf if value is None else value for value in found])

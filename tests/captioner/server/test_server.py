@@ -19,11 +19,10 @@ from PIL import Image
 from tests.support.fakes import SilentProgress, folder_of, picture_file
 from tests.support.faulty_server import AGREE, Asked, FaultyServer, Reply, choice, completion, refusal
 from vlmgate.captioner import load_captioner
-from vlmgate.captioner.pictures import trial_picture
 from vlmgate.captioner.server import client as server
 from vlmgate.captioner.server import engine as endpoint
 from vlmgate.captioner.server.engine import EndpointCaptioner
-from vlmgate.captioner.streams import seeds
+from vlmgate.captioner.streams import seeds, trial_picture
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import ImageFile, Picture, Reason, Route
 from vlmgate.errors import EndpointError, ModelError, ResumeError

@@ -37,7 +37,7 @@ from vlmgate.errors import ConfigError, GateError
 from vlmgate.gate.file import GateFile, differences, sampling_of
 from vlmgate.gate.rules import Gate
 from vlmgate.gate.run_gate import check_same, gate_of
-from vlmgate.store.files import write_gate
+from vlmgate.store.result import write_gate
 
 URL = "http://gpu:8000/v1"
 KEYS = ("content", "refusal", "tool_calls", "reasoning_content", "text", "logprob")

@@ -20,8 +20,8 @@ from tests.story.test_resume import stack
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 from tests.support.inbox import INBOX
 from tests.support.paths import ROOT
-from vlmgate.captioner.builtin import weights_folder
-from vlmgate.captioner.pictures import trial_picture
+from vlmgate.captioner.location import weights_folder
+from vlmgate.captioner.streams import trial_picture
 from vlmgate.config import ClusterConfig, ImageConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Duplicate, Failure, Picture, Reading, Reason, Record, Sampled, Unreadable
 from vlmgate.errors import ConfigError, FatalError, ModelError, UsageError

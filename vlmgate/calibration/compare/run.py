@@ -19,11 +19,10 @@ from vlmgate.calibration.run import MEMORY, Load, Stopped, completed, labelled_f
 from vlmgate.captioner import load_captioner
 from vlmgate.config import BUILTIN, CompareConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
-from vlmgate.report.image import short_model
-from vlmgate.run.progress import Progress
+from vlmgate.report.terminal import short_model
+from vlmgate.run.control import Progress
 from vlmgate.scores.answers import check_choices
-from vlmgate.store.files import check_folder
-from vlmgate.store.result import read_result
+from vlmgate.store.result import check_folder, read_result
 from vlmgate.version import __version__
 
 _PAGE = Path(__file__).with_name("page.html.j2")

@@ -1,7 +1,7 @@
 """Caption with any vision-language checkpoint that transformers loads, on the route *packed* or *fork*.
 
-Start with `TransformersCaptioner`: it loads a checkpoint, tries which faster ways are right for it, and reads pictures
-in batches that fit into memory.
+Start with `TransformersCaptioner`: it tries which faster ways are right for a checkpoint, and reads pictures in batches
+that fit into memory.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from vlmgate.captioner.local import memory, trials
-from vlmgate.captioner.local.checkpoint import describe, load_checkpoint
+from vlmgate.captioner.local import trials
+from vlmgate.captioner.local.checkpoint import describe, load_checkpoint, out_of_memory, quiet, release
 from vlmgate.captioner.local.features import Features
 from vlmgate.captioner.local.fork import ForkDecoder, Pick
-from vlmgate.captioner.local.prompts import length_varies
-from vlmgate.captioner.local.runner import Runner
+from vlmgate.captioner.local.runner import Runner, length_varies
 from vlmgate.captioner.local.shared_prefill import Continuation, Prefill
-from vlmgate.captioner.pictures import views_of
 from vlmgate.captioner.protocol import Enough
-from vlmgate.captioner.quiet import quiet
-from vlmgate.captioner.streams import Stream
+from vlmgate.captioner.streams import Stream, views_of
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.data import Caption, ModelInfo, Picture, Sampled, Times
+from vlmgate.data import Caption, Picture, Sampled, Times
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,23 +44,16 @@ class TransformersCaptioner:
     def __init__(self, model: ModelConfig, sampling: SamplingConfig) -> None:
         """Load the model; raises `ModelError` in one line."""
         checkpoint = load_checkpoint(model)
-        if checkpoint.device.type == "cpu":
-            memory.keep_freed_memory()
         self._runner = runner = Runner(checkpoint, sampling)
         with quiet():
             self._length_varies = length_varies(runner.encode)
         trials.lay_out_weights(runner)
         runner.packs = trials.can_pack(runner)
-        self._info = describe(model.model, checkpoint, "packed" if runner.packs else "fork")
+        self.info = describe(model.model, checkpoint, "packed" if runner.packs else "fork")
         self._tails = trials.shared_tails(runner)
         runner.times = Times()  # less what the trials took
         # Images per forward; halved for good when memory runs out.
-        self._limit = trials.fitting(runner, self._info.route, sampling.at_once)
-
-    @property
-    def info(self) -> ModelInfo:
-        """What it is and where it runs."""
-        return self._info
+        self._limit = trials.fitting(runner, self.info.route, sampling.at_once)
 
     def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         """Return what is sampled of each of B pictures, in the order given; raises what processor and model raise.
@@ -134,7 +124,7 @@ class TransformersCaptioner:
                 self._limit = len(batch) // 2
                 logger.warning("out of memory with %d images at once; going on with %d", len(batch), self._limit)
                 self._runner.recordings.clear()
-                memory.release(self._runner.checkpoint.device)
+                release(self._runner.checkpoint.device)
             else:
                 found += done
         return found
@@ -170,11 +160,7 @@ class TransformersCaptioner:
         return [Sampled(*one, views) for one in zip(captions, answers, features, strict=True)]
 
     def _decode(
-        self,
-        images: Sequence[Image.Image],
-        pick: Pick,
-        answers: ForkDecoder | None = None,
-        inputs: dict[str, Any] | None = None,
+        self, images: Sequence[Image.Image], pick: Pick, answers: ForkDecoder | None = None, inputs: Any = None
     ) -> ForkDecoder:
         """Caption a batch, with `pick` choosing every token; fill `answers` on the way where the prefill is shared."""
         runner = self._runner
@@ -192,8 +178,7 @@ class TransformersCaptioner:
     ) -> list[Sampled] | None:
         """Draw a few samples at a time from one prefill, and stop for each image where those will do.
 
-        Sample k of an image is drawn from stream k, so those that are drawn are the first of those that would have
-        been. None where the prompts of the batch do not end as they should.
+        They are the first of those that would be drawn at once. None where prompts do not end as they should.
         """
         runner = self._runner
         prefills = self._prefill((prepared or self._prepared(batch)).inputs)
@@ -254,6 +239,6 @@ def _if_it_fits(act: Callable[[Sequence[Picture]], list[T]], batch: Sequence[Pic
     try:
         return act(batch)
     except (RuntimeError, MemoryError) as error:
-        if len(batch) == 1 or not memory.out_of_memory(error):
+        if len(batch) == 1 or not out_of_memory(error):
             raise
     return None

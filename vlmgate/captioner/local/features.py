@@ -2,10 +2,9 @@
 
 Start with `FeatureTap`. A caption can be sure of nonsense; these numbers show how far a picture lies from others.
 
-The tower is found by structure: its layers are the `ModuleList` with the most weights that no other list holds and
-that runs once for a batch, leaving out lists next to a token embedding, which are text. From its first, its middle and
-its last layer come the mean and the standard deviation over tokens, per image. Where anything about this is unclear (a
-layer that runs twice, rows that cannot be assigned to images) there are no features, rather than wrong ones.
+The tower's layers are the `ModuleList` with the most weights that no other list holds and that runs once for a batch;
+lists next to a token embedding are text. From its first, middle and last layer come the mean and the standard deviation
+over tokens, per image. Where this is unclear (a layer that runs twice, rows of no known image) there are no features.
 """
 
 from __future__ import annotations
@@ -92,10 +91,7 @@ def _outermost(module: nn.Module, vocabulary: torch.Size | None) -> Iterator[nn.
 def _flat(layers: nn.ModuleList) -> Iterator[nn.Module]:
     """Yield the layers of a list, or of the lists in it (stages); a list itself is never run."""
     for child in layers:
-        if isinstance(child, nn.ModuleList):
-            yield from _flat(child)
-        else:
-            yield child
+        yield from _flat(child) if isinstance(child, nn.ModuleList) else (child,)
 
 
 def _depths(layers: Sequence[nn.Module]) -> list[nn.Module]:
@@ -118,8 +114,8 @@ def _first_tensor(output: Any) -> torch.Tensor | None:
 def _pooled(output: torch.Tensor, counts: Sequence[int]) -> torch.Tensor | None:
     """Return the (B, 2·D) means and standard deviations over the tokens of each image; None where it is unclear.
 
-    Rows of a (N, L, D) output are images or tiles of images, those of one image together; a (T, D) or (1, T, D) output
-    holds the tokens of all images one after the other. The tiles of an image are averaged.
+    Rows of a (N, L, D) output are images or their tiles, which are averaged; a (T, D) or (1, T, D) output holds the
+    tokens of all images one after the other.
     """
     tokens = _as_tokens(output)
     if tokens is None:
@@ -146,8 +142,7 @@ def _as_tokens(output: torch.Tensor) -> torch.Tensor | None:
 def _shares(total: int, counts: Sequence[int]) -> list[int] | None:
     """Say how many of `total` rows belong to each image; None where the image tokens of the prompts do not tell.
 
-    Every tile makes the same number of image tokens, or every image token is made of the same number of patches, so
-    rows and image tokens are in one whole proportion.
+    Rows (tiles or patches) and image tokens are in one whole proportion.
     """
     if total == len(counts):
         return [1] * total

@@ -1,7 +1,8 @@
 """Decode K captions, or K answers, of each of B images from one prefill, on the route *fork*.
 
 Start with `ForkDecoder`, which `generate` runs in place of its own loop. The vision tower and the prompt are run once
-per image, the cache is then copied to K rows, and one short loop draws the tokens.
+per image, the cache is then copied to K rows, and one short loop draws the tokens. `draw` turns one uniform number and
+one row of logits into one token; there is no random state here.
 """
 
 from __future__ import annotations
@@ -9,34 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
 from vlmgate.captioner.local.layers import attention_in_blocks
-from vlmgate.captioner.local.sampling import Draw
 
-# Draws one token for each row that is still computed: (R, V) logits, the step counted from 0, and the rows' numbers
-# (R,) among the B·K of the batch.
-Pick = Callable[[torch.Tensor, int, torch.Tensor], Draw]
+BLOCK = 512  # tokens; the inverse CDF first finds a block of the vocabulary, then the token inside it
+SMALLEST_TEMPERATURE = 1e-30  # below it float32 divides zero by zero; sampling is greedy long before that
+FIRST_NUCLEUS = 256  # tokens looked at first when searching the top-p nucleus; grows eightfold until it is covered
 
-# Share of rows left at which the ended ones are dropped: often enough to matter, seldom enough that copying the cache
-# costs at most a few steps in all.
-DROP_AT = 0.75
+# Draws one token for each row: (R, V) logits, the step from 0, and the rows' numbers (R,) among the batch's B·K.
+Pick = Callable[[torch.Tensor, int, torch.Tensor], "Draw"]
 
-# What only the prefill reads. Rows of these are images, tiles or patches, not sequences, so they must not be repeated
-# K times. `image_keys` adds what a checkpoint's processor makes.
+DROP_AT = 0.75  # share of rows left at which the ended ones are dropped; copying the cache costs a few steps in all
+
+# What only the prefill reads: images, tiles or patches, which must not be repeated K times. `image_keys` adds to it.
 PREFILL_ONLY = frozenset(
     "aspect_ratio_ids aspect_ratio_mask image_grid_thw image_sizes mm_encoder_outputs "
     "pixel_attention_mask pixel_mask pixel_values spatial_shapes".split()
 )
-
-
-class Then(Protocol):
-    """What goes on from the first prompt's prefill: `begin` before the cache is copied to K rows, `run` at the end."""
-
-    def begin(self, input_ids: torch.Tensor, state: Mapping[str, Any]) -> None: ...
-    def run(self, model: Any) -> None: ...
 
 
 @dataclass(slots=True)
@@ -51,7 +44,7 @@ class ForkDecoder:
     end_ids: frozenset[int]
     pick: Pick
     image_keys: frozenset[str] = frozenset()
-    then: Then | None = None
+    then: Any = None  # a `Continuation`: `begin` before the cache is copied to K rows, `run` at the end
     tokens: list[list[int]] = field(init=False, default_factory=list)  # B·K rows, the end token included
     logprobs: list[list[float]] = field(init=False, default_factory=list)  # the same shape, nats
     finite: list[bool] = field(init=False, default_factory=list)  # B·K
@@ -68,8 +61,8 @@ class ForkDecoder:
     ) -> torch.Tensor:
         """Fill `tokens`, `logprobs` and `finite`; return the prompts, for `generate` expects some sequences.
 
-        The processors, criteria and generation settings that `generate` prepared are ignored on purpose: sampling is
-        `pick`, stopping is `end_ids` and `max_new_tokens`, and nothing else may have a say.
+        What else `generate` prepared is ignored on purpose: sampling is `pick`, stopping is `end_ids` and
+        `max_new_tokens`.
         """
         logits, state = self._prefill(model, input_ids, state)
         if self.then is not None:
@@ -131,10 +124,7 @@ class ForkDecoder:
 
 
 def _kept(unended: torch.Tensor, left: list[int], most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the prompts (B'',) and their branches (B'', K'') to go on with.
-
-    Where a prompt has fewer branches left than another, ended ones fill up; they are computed in vain.
-    """
+    """Return the prompts (B'',) and their branches (B'', K'') to go on with; ended ones fill up, in vain."""
     prompts = torch.tensor(left, device=unended.device)
     first = torch.argsort((~unended[prompts]).int(), dim=1, stable=True)[:, :most]  # those that go on
     return prompts, first.sort(dim=1).values
@@ -221,18 +211,14 @@ def last_logits(outputs: Any) -> torch.Tensor:
 
 
 def cache_key(state: Mapping[str, Any]) -> str | None:
-    """Return the name under which the state holds a cache whose rows can be chosen; None where it holds none.
-
-    Transformers 5.24 renamed `past_key_values` to `cache`, and goes on using the old name for code that expects it.
-    """
+    """Return the state's name for a cache whose rows can be chosen, which depends on transformers' version; or None."""
     return next((key for key, value in state.items() if hasattr(value, "reorder_cache")), None)
 
 
 def can_drop_rows(model: Any, state: Mapping[str, Any]) -> bool:
-    """Tell whether every part of the state is of a kind whose rows `keep_rows` knows how to select.
+    """Tell whether `keep_rows` knows how to select rows of every part of the state.
 
-    A decoder with no positions in the state may derive them from numbers that the model keeps per image (Qwen-VL),
-    which would no longer fit.
+    With no positions in it, they may come from numbers that the model keeps per image (Qwen-VL) and would not fit.
     """
     if not model.config.is_encoder_decoder and state.get("position_ids") is None:
         return False
@@ -274,3 +260,130 @@ def _one_row_each(state: dict[str, Any], batch: int) -> None:
         dim = _row_dim("position_ids", positions)
         if positions.shape[dim] == 1:
             state["position_ids"] = positions.repeat_interleave(batch, dim=dim)
+
+
+# --- from logits to a token -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """How the model's distribution is bent before a token is drawn: temperature, then top-k, then top-p inside it."""
+
+    temperature: float = 1.0  # > 0
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0  # (0, 1], 1 = off
+
+
+class Draw(NamedTuple):
+    """One token for each of R rows."""
+
+    tokens: torch.Tensor  # (R,) int64; 0 where the row is not finite
+    logprobs: torch.Tensor  # (R,) float32, nats at temperature 1 before top-k and top-p
+    finite: torch.Tensor  # (R,) bool; False = the logits hold NaN or +inf, or nothing but -inf
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampler:
+    """Draws the token of row r at step t with the uniform that is written there."""
+
+    table: torch.Tensor  # (R, T) float64 in [0, 1)
+    warp: Warp
+
+    def __call__(self, logits: torch.Tensor, step: int, rows: torch.Tensor) -> Draw:
+        """Return the next tokens of these rows, from their (R', V) logits."""
+        return draw(logits, self.table[rows.to(self.table.device), step], self.warp)
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor, warp: Warp) -> Draw:
+    """Draw one token per row of (R, V) logits by inverse CDF over the vocabulary in index order.
+
+    `uniform` is (R,) float64 in [0, 1). Tokens that tie with the last one kept by top-k or top-p are kept as well, so
+    that the order of a sort does not matter. Logits of -inf are never drawn, whatever the uniform.
+    """
+    logits = logits.float()
+    top = logits.amax(-1, keepdim=True)  # (R, 1)
+    shifted = logits - top
+    weights = shifted.exp()  # (R, V), proportional to the probabilities at temperature 1
+    log_total = weights.sum(-1).log()  # (R,)
+    finite = torch.isfinite(log_total)
+
+    if warp.temperature != 1.0:
+        weights = (shifted / max(warp.temperature, SMALLEST_TEMPERATURE)).exp()
+    weights.masked_fill_(~finite[:, None], 0.0)
+    weights[:, 0] += ~finite  # a broken row gets a harmless distribution, so that the maths below holds
+    weights = _keep_top(weights, warp)
+
+    tokens = _invert(weights, uniform)
+    logprobs = shifted.gather(-1, tokens[:, None])[:, 0] - log_total
+    return Draw(tokens, torch.where(finite, logprobs.clamp(max=0.0), torch.nan), finite)
+
+
+def _keep_top(weights: torch.Tensor, warp: Warp) -> torch.Tensor:
+    """Zero the weights outside top-k, and outside the top-p nucleus of what top-k left."""
+    vocabulary = weights.shape[-1]
+    if 0 < warp.top_k < vocabulary:
+        least = weights.topk(warp.top_k, dim=-1).values[:, -1:]
+        weights = torch.where(weights >= least, weights, 0.0)
+    if warp.top_p < 1.0:
+        weights = torch.where(weights >= _nucleus_floor(weights, warp.top_p), weights, 0.0)
+    return weights
+
+
+def _nucleus_floor(weights: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return the (R, 1) weight of the least likely token in the smallest set of the likeliest that holds mass top_p.
+
+    A full sort of 262,144 entries costs more than a small model's forward pass, so the likeliest are looked at first.
+    """
+    wanted = top_p * _exact(_blocks(weights).sum(-1)).sum(-1, keepdim=True)  # (R, 1)
+    size = min(FIRST_NUCLEUS, weights.shape[-1])
+    while True:
+        best = weights.topk(size, dim=-1).values  # (R, size), descending
+        mass = _exact(best).cumsum(-1)
+        if size == weights.shape[-1] or bool((mass[:, -1:] >= wanted).all()):
+            needed = (mass < wanted).sum(-1, keepdim=True).clamp(max=size - 1)  # (R, 1), index of the last one kept
+            return best.gather(-1, needed.to(best.device))
+        size = min(size * 8, weights.shape[-1])
+
+
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Return, for each row, the first token whose cumulative weight exceeds `uniform` times the total; weight 0: never.
+
+    In two steps, block and token: a float32 sum over 262,144 entries loses the rare tokens, and one in float64 costs
+    several times the memory traffic.
+    """
+    blocks = _blocks(weights)
+    block_sums = _exact(blocks.sum(-1))  # (R, V / 512)
+    uniform = uniform.to(block_sums.device)
+    block, below = _find(block_sums, uniform * block_sums.sum(-1))
+    rows = torch.arange(len(blocks), device=blocks.device)
+    inside = _exact(blocks[rows, block.to(blocks.device)])  # (R, 512)
+    chosen_sum = block_sums.gather(-1, block[:, None])[:, 0]
+    # The float32 block sum and the float64 sum of its members differ in the last digits: scale one to the other.
+    token, _ = _find(inside, below / chosen_sum * inside.sum(-1))
+    return (block * BLOCK + token).to(weights.device)
+
+
+def _find(parts: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first index of each row whose running sum exceeds the target, and the target less what came before.
+
+    Rounding can push the target past the total, and a parallel running sum can wobble in its last digit: the index is
+    moved to a part above zero (down if there is one, else up).
+    """
+    running = parts.cumsum(-1)  # (R, N)
+    positions = torch.arange(parts.shape[-1], device=parts.device)
+    last_positive = torch.where(parts > 0, positions, -1).cummax(-1).values  # (R, N)
+    found = torch.searchsorted(running, target[:, None], right=True).clamp(max=parts.shape[-1] - 1)
+    index = last_positive.gather(-1, found)  # (R, 1)
+    index = torch.where(index < 0, (parts > 0).int().argmax(-1, keepdim=True), index)
+    before = running.gather(-1, index) - parts.gather(-1, index)
+    return index[:, 0], (target - before[:, 0]).clamp(min=0.0)
+
+
+def _blocks(weights: torch.Tensor) -> torch.Tensor:
+    """View (R, V) weights as (R, V / 512, 512), padded with zeros."""
+    return torch.nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).view(len(weights), -1, BLOCK)
+
+
+def _exact(values: torch.Tensor) -> torch.Tensor:
+    """Widen to float64; on the CPU where the device has none (Apple's)."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()

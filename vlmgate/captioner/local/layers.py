@@ -1,17 +1,17 @@
 """Faster layers: attention for packed branches, and in bfloat16 on a CPU attention and linear layers.
 
 Start with `attention_in_blocks` (while a prompt is read), `attention_folded` (while packed branches are decoded) and
-`prepack` (once, after loading). PyTorch's own CPU kernels are slow in bfloat16: two plain products with a softmax
-between took 45 % of the time of its attention at 1,059 tokens (one thread, 16 heads of 64). Products are rounded to
-bfloat16 before the softmax, as in the "eager" attention of transformers.
+`prepack` (once, after loading). PyTorch's own CPU kernels are slow in bfloat16: two products with a softmax between
+took 45 % of the time of its attention at 1,059 tokens (one thread, 16 heads of 64). Products are rounded to bfloat16
+before the softmax, as in the "eager" attention of transformers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -58,14 +58,11 @@ def blocked_attention(
     fits = rows >= LEAST_ROWS and query.dtype == torch.bfloat16 and query.device.type == "cpu"
     square = key.shape[2] == rows and value.shape[-1] == size
     if not (simple and fits and square and dropout == 0.0) or _has_extras(more):
-        done: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
-        )
-        return done
+        more |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        return _by_torch(module, query, key, value, attention_mask, **more)
     causal = attention_mask is None and (is_causal if is_causal is not None else getattr(module, "is_causal", True))
     scale = size**-0.5 if scaling is None else scaling
-    shared = key.shape[1]
-    groups = heads // shared
+    shared, groups = key.shape[1], heads // key.shape[1]
     queries = query.reshape(batch * shared, groups, rows, size)
     keys, values = key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1)  # (B·H, D, L), (B·H, L, D)
     out = query.new_empty(batch * shared, groups, rows, size)
@@ -108,10 +105,7 @@ def folded_attention(
     if attention_mask is not None and one_mask and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return _by_products(query, key, value, attention_mask, scaling), None
     if attention_mask is None or not one_mask or groups == 1:
-        done: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
-        )
-        return done
+        return _by_torch(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more)
     folded = query.reshape(batch, key.shape[1], groups * rows, -1)
     mask = attention_mask.repeat(1, 1, groups, 1)  # (B, 1, G·K, L)
     out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
@@ -133,30 +127,30 @@ def _by_products(
     return torch.bmm(scores.softmax(-1), values).view(batch, heads, rows, size).transpose(1, 2).contiguous()
 
 
+def _by_torch(*given: Any, **more: Any) -> tuple[torch.Tensor, None]:
+    done: tuple[torch.Tensor, None] = sdpa_attention_forward(*given, **more)
+    return done
+
+
 def _has_extras(more: dict[str, Any]) -> bool:
     """Tell whether attention is asked for more than a mask and a scale."""
     return any(more.get(name) is not None for name in ("position_bias", "s_aux", "softcap"))
 
 
-@contextlib.contextmanager
-def attention_in_blocks(model: Any) -> Iterator[None]:
+def attention_in_blocks(model: Any) -> AbstractContextManager[None]:
     """Let every layer of a bfloat16 model on a CPU attend by `blocked_attention` meanwhile; others as they are."""
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
-        yield
-        return
+        return nullcontext()
     AttentionMaskInterface.register(BLOCKED, sdpa_mask)
-    with _attending_by(model, BLOCKED, blocked_attention, ("sdpa",)):
-        yield
+    return _attending_by(model, BLOCKED, blocked_attention, ("sdpa",))
 
 
-@contextlib.contextmanager
-def attention_folded(model: Any) -> Iterator[None]:
+def attention_folded(model: Any) -> AbstractContextManager[None]:
     """Let every layer of a model attend by `folded_attention` meanwhile."""
-    with _attending_by(model, FOLDED, folded_attention, ("sdpa", BLOCKED)):
-        yield
+    return _attending_by(model, FOLDED, folded_attention, ("sdpa", BLOCKED))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _attending_by(model: Any, name: str, attention: Callable[..., Any], instead_of: tuple[str, ...]) -> Iterator[None]:
     AttentionInterface.register(name, attention)
     configs = {id(m.config): m.config for m in model.modules() if getattr(m, "config", None) is not None}
@@ -188,8 +182,8 @@ def prepack(model: Any) -> int:
     """Lay the weights of linear layers out as oneDNN multiplies them, once instead of at every step.
 
     That takes a third of the time of a decoding step in bfloat16 on a CPU. The products are the same up to the order
-    of their sums, which is tried on every layer. The first layout is dropped, except where the weight has another use
-    (embeddings tied to the head). Returns how many layers were changed; one that cannot be is left.
+    of their sums, which is tried on every layer. The first layout is dropped unless the weight has another use (tied
+    embeddings). Returns how many layers were changed; one that cannot be is left.
     """
     if not _onednn_has_bfloat16():
         return 0

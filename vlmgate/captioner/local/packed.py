@@ -1,15 +1,13 @@
 """Decode K branches of each image as K query rows of one sequence, on the route *packed*.
 
-Start with `PackedDecoder`. Where the fork copies the cache of a prompt to K rows, here all branches share one, so that
-the prompt is stored and read once: each step feeds K tokens, one for each branch, all at the same position, under a
-mask that lets a branch see the prompt and its own tokens. That is right only for decoders whose every layer keeps
-every token it has seen, and attends where the mask says. `check_structure` looks at the structure, and a trial compares
-with the fork before the route is taken.
+Start with `PackedDecoder`. The K branches of a prompt share its cache, so that it is stored and read once: each step
+feeds one token for each branch, all at the same position, under a mask that lets a branch see the prompt and its own
+tokens. That is right only for decoders whose every layer keeps every token and attends where the mask says:
+`check_structure` looks at the structure, and a trial compares with the fork before the route is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -72,8 +70,7 @@ class Sequences(Branches):
         self._branches = branches
         self.layers = [_Layer(layer, branches * steps) for layer in cache.layers]
         cache.layers = list(self.layers)
-        seen = mask[:, None, :prompt].bool()
-        self._visible = seen.expand(-1, branches, -1)  # (B', K', L), the columns that a branch sees
+        self._visible = mask[:, None, :prompt].bool().expand(-1, branches, -1)  # (B', K', L), what a branch sees
 
     def step(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
         """Feed a token (B', K') to each branch and return the (B', K', V) logits that follow."""
@@ -87,10 +84,7 @@ class Sequences(Branches):
         own = torch.eye(self._branches, dtype=torch.bool, device=tokens.device).expand(len(tokens), -1, -1)
         self._visible = torch.cat([self._visible, own], dim=2)
         inputs = model.prepare_inputs_for_generation(self._input_ids, next_sequence_length=1, **self._state)
-        return self._widened(inputs, tokens)
-
-    def _widened(self, inputs: Mapping[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
-        """Return the inputs for one token of each sequence as inputs for K of them, at the same position."""
+        # These are for one token of each sequence; from here on for K of them, at the same position.
         if not isinstance(inputs.get("position_ids"), torch.Tensor):
             raise UnsuitableError("positions are counted by the model itself")
         wide = {}

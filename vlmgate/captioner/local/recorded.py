@@ -1,9 +1,9 @@
 """Decode packed branches in steps of one fixed shape, so that a GPU replays a recorded step (a CUDA graph).
 
-Start with `RecordedDecoder`. A decoding step is some hundreds of small kernels, and on a fast GPU launching them takes
-several times as long as running them. A recorded graph is launched at once, but only with the same tensors at the same
-addresses: the cache has its full length from the first step, the mask says what of it is filled, and a tensor says
-where the next tokens go. Without CUDA the same steps are run one by one, which is of use to tests only.
+Start with `RecordedDecoder`. On a fast GPU, launching the hundreds of small kernels of a step takes several times as
+long as running them. A recorded graph is launched at once, but only with the same tensors at the same addresses: the
+cache has its full length from the first step, the mask says what of it is filled, and a tensor says where the next
+tokens go. Without CUDA the same steps are run one by one, for tests.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from vlmgate.captioner.local.fork import ForkDecoder, Log, cache_key
+from vlmgate.captioner.local.checkpoint import out_of_memory
+from vlmgate.captioner.local.fork import Draw, ForkDecoder, Log, Sampler, Warp, cache_key
 from vlmgate.captioner.local.layers import UnsuitableError, attention_folded
-from vlmgate.captioner.local.memory import out_of_memory
 from vlmgate.captioner.local.packed import PackedDecoder, Sequences, checked_logits
-from vlmgate.captioner.local.sampling import Draw, Sampler, Warp
 from vlmgate.errors import shorten
 
 logger = logging.getLogger(__name__)
@@ -260,10 +259,7 @@ class _FixedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untype
         )
 
     def load(self, other: Any) -> None:
-        """Copy a prompt to the beginning, and zeros behind it.
-
-        What is masked is still multiplied by zero, and a broken branch of the last batch may have left a NaN.
-        """
+        """Copy a prompt to the beginning, and zeros behind it: a NaN of the last batch would pass the mask."""
         prompt = other.keys.shape[-2]
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             mine[..., :prompt, :] = theirs

@@ -1,9 +1,9 @@
 """Let more than one decoding go on from one prefill: a second prompt, or further samples.
 
 Start with `find_tails` and `Continuation` for a second prompt, with `Prefill` for samples in rounds. The cache of the
-first prompt is cut back to the beginning that both prompts share, image included, and the rest of the second is run on
-from there. That is right only where what a model makes of the beginning does not depend on what follows it. Which
-models that holds for is judged by their structure here, and tried on two pictures before it is relied upon.
+first prompt is cut back to the beginning that both share, image included, and the rest of the second is run on from
+there. That is right only where what a model makes of the beginning does not depend on what follows it, which is judged
+by its structure here, and tried on two pictures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from vlmgate.captioner.local.fork import ForkDecoder, cache_key, can_drop_rows, keep_rows, last_logits, updated
 from vlmgate.captioner.local.layers import UnsuitableError
 
-# What a processor makes of the text itself; the tail of these follows from the tail of the tokens.
+# What a processor makes of the text itself; its tail follows from that of the tokens.
 TEXT_KEYS = frozenset({"attention_mask", "input_ids", "mm_token_type_ids", "token_type_ids"})
 # What may be in the state after the prefill; anything else may depend on the prompt in ways that are not known here.
 KNOWN_STATE = TEXT_KEYS | {"position_ids"}
@@ -62,19 +62,16 @@ def find_tails(
 
 
 def _tails(first: list[int], second: list[int]) -> Tails:
-    shared = 0
-    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
+    shared, most = 0, min(len(first), len(second) - 1)  # at least one token must be run to have logits
+    while shared < most and first[shared] == second[shared]:
         shared += 1
-    if shared == len(second):  # at least one token must be run to have logits
-        shared -= 1
     return Tails(tuple(first[shared:]), tuple(second[shared:]))
 
 
 def _rows(inputs: Mapping[str, Any]) -> list[list[int]]:
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    if mask is None:
-        return [row.tolist() for row in ids]
-    return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+    return [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -95,10 +92,7 @@ class Continuation:
     _state: dict[str, Any] = field(init=False)
 
     def begin(self, input_ids: torch.Tensor, state: Mapping[str, Any]) -> None:
-        """Keep what the first prompt's prefill left, cut back; call it before the cache is copied to K rows.
-
-        The keys and values that are kept are those of the prefill themselves, not copies: forking makes new ones.
-        """
+        """Keep what the first prompt's prefill left, cut back and not copied; call it before the cache is forked."""
         prompt = input_ids.shape[1]
         shared = prompt - len(self.tails.first)  # P, padding included
         tail = torch.tensor(self.tails.second, dtype=input_ids.dtype, device=input_ids.device)  # (S,)
@@ -140,14 +134,11 @@ def _continued(name: str, value: Any, shared: int, tail: int) -> Any:
         return value
     if name not in KNOWN_STATE or not isinstance(value, torch.Tensor):
         raise UnsuitableError(f"{name} may depend on the prompt")
-    beginning = value[..., :shared]
     if name == "position_ids":  # counts on, wherever the image left it: the next one is written where it was cut
         following = value[..., shared : shared + 1] + torch.arange(tail, device=value.device)
-    elif name == "attention_mask":
-        following = value.new_ones((*value.shape[:-1], tail))
-    else:
-        following = value.new_zeros((*value.shape[:-1], tail))  # text
-    return torch.cat([beginning, following], dim=-1)
+    else:  # a mask shows the tail; of the others 0 means text
+        following = value.new_full((*value.shape[:-1], tail), int(name == "attention_mask"))
+    return torch.cat([value[..., :shared], following], dim=-1)
 
 
 # --- samples in rounds ------------------------------------------------------------------------------------------------
@@ -182,8 +173,7 @@ class Prefill(ForkDecoder):
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state with another cache, over the same memory where that is never written to in place."""
     other = {name: copy.copy(value) if isinstance(value, dict) else value for name, value in state.items()}
-    key = cache_key(state)
-    if key is not None:
+    if (key := cache_key(state)) is not None:
         cache = state[key]
         plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
         other[key] = _copied_cache(cache) if plain else copy.deepcopy(cache)

@@ -1,8 +1,8 @@
 """What is tried once on a loaded checkpoint: which faster ways are right for it, and how many images fit.
 
-Start with `lay_out_weights`, `can_pack`, `shared_tails` and `fitting`, in this order. Whatever the structure of a model
-promises, a few steps are computed both ways and their logits compared. Both ways give the same captions, so a trial
-decides about time and memory only; one that fails, in whatever way, leaves the slower way.
+Call `lay_out_weights`, `can_pack`, `shared_tails` and `fitting`, in this order. A few steps are computed both ways and
+their logits compared. Both ways give the same captions, so a trial decides about time and memory only; one that fails,
+in whatever way, leaves the slower way.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vlmgate.captioner.local import memory
-from vlmgate.captioner.local.fork import ForkDecoder
+from vlmgate.captioner.local.checkpoint import quiet, release
+from vlmgate.captioner.local.fork import Draw, ForkDecoder, Sampler, Warp
 from vlmgate.captioner.local.layers import UnsuitableError, prepack, undo_prepack
 from vlmgate.captioner.local.packed import check_structure
-from vlmgate.captioner.local.prompts import trial_images
 from vlmgate.captioner.local.recorded import RecordedDecoder, Recordings
-from vlmgate.captioner.local.runner import Runner
-from vlmgate.captioner.local.sampling import Draw, Sampler, Warp
+from vlmgate.captioner.local.runner import Runner, trial_images
 from vlmgate.captioner.local.shared_prefill import Continuation, Tails, find_tails
-from vlmgate.captioner.quiet import quiet
 from vlmgate.errors import shorten
 
 logger = logging.getLogger(__name__)
 
 STEPS = 3  # tokens that are drawn both ways
+MOST_BATCH = 32  # images, unless more are asked for; steps of this many branches keep a large GPU busy
+SHARE = 0.8  # of the free memory that is planned with; the rest is for fragments and for other pictures
+LOGIT_COPIES = 5  # float32 arrays as large as the logits that drawing a token makes
 # How far the logits of the two ways may lie apart, as a share of their spread.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -87,10 +88,7 @@ def draws_alike(runner: Runner) -> bool:
 
 
 def shared_tails(runner: Runner) -> Tails | None:
-    """Return how the two prompts end where answers may go on from the captions' prefill.
-
-    None where they may not, or where no question is asked.
-    """
+    """Return how the two prompts end where answers may go on from the captions' prefill; else, or unasked, None."""
     if runner.ask is None:
         return None
     with _or_else("captions and answers are prefilled apart"):
@@ -108,11 +106,44 @@ def shared_tails(runner: Runner) -> Tails | None:
     return None
 
 
-def fitting(runner: Runner, route: str, limit: int) -> int:
-    """Return how many images at once a GPU's free memory is likely to hold; no less than 1, no more than asked for.
+# --- how many images fit into a GPU's memory --------------------------------------------------------------------------
 
-    Estimated from the prefill of one small picture: larger ones may take more, and then the batch is halved. `limit`
-    is what fitted so far.
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one image takes, in bytes."""
+
+    token: int  # keys and values of one token in all layers
+    prefill: int  # measured: everything one image's prefill takes at its peak, its prompt's cache included
+    vocabulary: int  # entries
+    prompt: int  # tokens
+
+    def image(self, route: str, samples: int, tokens: int) -> int:
+        """Return the bytes of an image with K samples of T tokens; `route` is fork or packed.
+
+        The fork copies the prompt's cache K times; packed copies it once.
+        """
+        kept = samples * (self.prompt + tokens) if route == "fork" else self.prompt + samples * tokens
+        return self.prefill + kept * self.token + samples * self.vocabulary * 4 * LOGIT_COPIES
+
+
+def token_bytes(text_config: Any, dtype: torch.dtype) -> int:
+    """Return the bytes of the keys and values of one token in all layers, by the decoder's configuration."""
+    heads = text_config.num_attention_heads
+    size = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+    shared = getattr(text_config, "num_key_value_heads", None) or heads
+    return 2 * int(text_config.num_hidden_layers) * int(shared) * int(size) * dtype.itemsize
+
+
+def images_that_fit(free: int, image: int, most: int) -> int:
+    """Return how many images of so many bytes fit into the planned share of `free` bytes: 1 to `most`."""
+    return max(1, min(most, int(free * SHARE) // max(image, 1)))
+
+
+def fitting(runner: Runner, route: str, limit: int) -> int:
+    """Return how many images at once a GPU's free memory is likely to hold: 1 to what is asked for; `limit` fitted.
+
+    Estimated from the prefill of one small picture: larger ones may take more, and then the batch is halved.
     """
     checkpoint, sampling = runner.checkpoint, runner.sampling
     device = checkpoint.device
@@ -122,16 +153,20 @@ def fitting(runner: Runner, route: str, limit: int) -> int:
         text = checkpoint.model.config.get_text_config(decoder=True)
         inputs = runner.inputs(runner.encode, trial_images()[:1])
         once = runner.decoder(Teacher([0]), 1, ForkDecoder, branches=1)
-        taken = memory.peak(lambda: runner.generate(inputs, once), device)
-        token, prompt = memory.token_bytes(text, checkpoint.dtype), inputs["input_ids"].shape[1]
-        footprint = memory.Footprint(token, taken, text.vocab_size, prompt)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        runner.generate(inputs, once)
+        taken = torch.cuda.max_memory_allocated(device) - before
+        prompt = inputs["input_ids"].shape[1]
+        footprint = Footprint(token_bytes(text, checkpoint.dtype), taken, text.vocab_size, prompt)
     except Exception as error:  # an estimate is no reason to fail
         logger.warning("how many images fit into memory is not known: %s", shorten(error))
         return min(limit, sampling.at_once)
     image = footprint.image(route, sampling.num_samples, sampling.max_new_tokens) * sampling.views
-    memory.release(device)
-    most = sampling.at_once * (1 if sampling.batch_size else memory.MOST_BATCH // sampling.batch)
-    fits = memory.fitting(memory.free_bytes(device), image, most)
+    release(device)
+    most = sampling.at_once * (1 if sampling.batch_size else MOST_BATCH // sampling.batch)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    fits = images_that_fit(free - torch.cuda.memory_allocated(device), image, most)
     logger.info("an image takes about %d MiB; %d of %d at once", image >> 20, fits, most)
     return fits
 

@@ -1,7 +1,6 @@
 """Ask a model server over HTTP: answers are bounded, what passes is tried again, and the key is shown to nobody.
 
-Start with `Server`. All traffic is in one event loop in a thread, so that whoever waits can be interrupted at any
-moment.
+Start with `Server`. All traffic is in one event loop in a thread, so that waiting can be interrupted at any moment.
 """
 
 from __future__ import annotations
@@ -53,10 +52,6 @@ class UnansweredError(Exception):
     """However often it was asked, the server gave no answer that can be read."""
 
 
-class _TooLargeError(Exception):
-    """An answer beyond `MOST_BYTES`."""
-
-
 class _PassingError(Exception):
     """What may go away by itself."""
 
@@ -78,6 +73,7 @@ class Server:
             ) from error
         self.config = config
         self._openai = openai
+        self.versions = {"openai": str(openai.__version__)}
         self._key = find_key(os.environ, config.url)
         self._headers: dict[str, Any] = {} if self._key else {"Authorization": openai.Omit()}
         self._slots = asyncio.Semaphore(config.concurrency)
@@ -94,15 +90,6 @@ class Server:
     def start(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Do some asking meanwhile; to cancel what is returned ends it."""
         return self._loop.start(work)
-
-    def hide(self, text: str) -> str:
-        """Return a text without the key."""
-        return without(self._key, text)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Return the client's version."""
-        return {"openai": str(self._openai.__version__)}
 
     async def complete(self, options: Mapping[str, Any], *, retries: int | None = None) -> dict[str, Any]:
         """Return a chat completion as plain data, its `choices` a list; nothing else in it has been checked.
@@ -145,7 +132,7 @@ class Server:
                 raw = await self._client.chat.completions.with_raw_response.create(
                     **request, extra_headers=self._headers
                 )
-            return parse(self.hide(raw.content.decode("utf-8", "replace")).encode())
+            return parse(without(self._key, raw.content.decode("utf-8", "replace")).encode())
         except BadReplyError as error:
             problem: Exception = _PassingError(str(error), NONSENSE_COUNTS)
         except Exception as error:
@@ -154,9 +141,9 @@ class Server:
 
     def _problem(self, error: Exception) -> Exception:
         """Return what an exception of the client means, in one line without the key."""
-        too_large = next((e for e in (error, error.__cause__) if isinstance(e, _TooLargeError)), None)
+        too_large = next((e for e in (error, error.__cause__) if isinstance(e, UnansweredError)), None)
         if too_large is not None:
-            return UnansweredError(f"it answered with more than {MOST_BYTES // 1024**2} MiB")
+            return too_large
         if isinstance(error, self._openai.APIStatusError):
             return self._status(error)
         if isinstance(error, TimeoutError | self._openai.APITimeoutError):
@@ -172,18 +159,16 @@ class Server:
         if 300 <= status < 400:
             return RefusedError(status, "it sends us elsewhere; name that URL if you trust it")
         if status in (401, 403) and self._key is None:
-            detail = f"{detail}; set VLMGATE_API_KEY" + (
-                f" ({USUAL_KEY} is not sent over plain http)" if os.environ.get(USUAL_KEY) else ""
-            )
+            unsent = f" ({USUAL_KEY} is not sent over plain http)" if os.environ.get(USUAL_KEY) else ""
+            detail = f"{detail}; set VLMGATE_API_KEY{unsent}"
         if status == 413:
             detail = f"{detail}; lower --max-side"
-        passes = status in _PASSES or status >= 500
-        if not passes:
+        if status not in _PASSES and status < 500:
             return RefusedError(status, detail)
         return _PassingError(f"HTTP {status}: {detail}", wait=_retry_after(headers.get("retry-after")))
 
     def _line(self, text: str) -> str:
-        return shorten(self.hide(text), LONGEST_DETAIL)
+        return shorten(without(self._key, text), LONGEST_DETAIL)
 
 
 def request_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +214,7 @@ def _bounded_stream() -> Any:
             async for chunk in self._inner:
                 self._left -= len(chunk)
                 if self._left < 0:
-                    raise _TooLargeError
+                    raise UnansweredError(f"it answered with more than {MOST_BYTES // 1024**2} MiB")
                 yield chunk
 
         async def aclose(self) -> None:
@@ -240,7 +225,7 @@ def _bounded_stream() -> Any:
 
 def _own_words(body: object) -> str:
     """Return a server's own words for an error, wherever it puts them."""
-    found: object = body
+    found = body
     for key in ("error", "message", "detail"):
         if isinstance(found, dict) and key in found:
             found = found[key]

@@ -14,11 +14,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlmgate.captioner.pictures import trial_picture, views_of
 from vlmgate.captioner.server.client import RefusedError, Server, UnansweredError
 from vlmgate.captioner.server.messages import captions_of, data_url, describe_pictures
 from vlmgate.captioner.server.probe import FEW_RETRIES, TRIAL_TOKENS, Probe
-from vlmgate.captioner.streams import Stream, seeds
+from vlmgate.captioner.streams import Stream, seeds, trial_picture, views_of
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ModelInfo, Picture, Sampled
 from vlmgate.errors import EndpointError, ModelError

@@ -1,7 +1,7 @@
 """What goes to a model server and comes back: pictures as data URLs, and OpenAI's chat completions.
 
-Start with `data_url` and `captions_of`. Nothing in an answer is trusted: whatever is missing, malformed or new ends as
-a text that goes to a person, or as no text at all, never as one that is whole.
+Start with `data_url` and `captions_of`. Nothing in an answer is trusted: what is missing, malformed or new ends as a
+text that goes to a person, or as no text, never as one that is whole.
 """
 
 from __future__ import annotations
@@ -131,10 +131,10 @@ def data_url(rgb: Image.Image, max_side: int) -> str:
     """
     bare = _shrunk(rgb, max_side)
     bare.info = {}
-    png = _saved(bare, "PNG", compress_level=6)
-    if len(png) <= MOST_PNG:
-        return _url("png", png)
-    return _url("jpeg", _saved(bare, "JPEG", quality=JPEG_QUALITY, subsampling=0))
+    kind, data = "png", _saved(bare, "PNG", compress_level=6)
+    if len(data) > MOST_PNG:
+        kind, data = "jpeg", _saved(bare, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _shrunk(rgb: Image.Image, max_side: int) -> Image.Image:
@@ -149,7 +149,3 @@ def _saved(picture: Image.Image, form: str, **options: int) -> bytes:
     file = io.BytesIO()
     picture.save(file, form, **options)
     return file.getvalue()
-
-
-def _url(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,7 +1,6 @@
 """Find out what a model server can do by asking it, with one test image; start with `Probe`.
 
-A server may refuse an option, or take it and ignore it. What matters most is that K samples are K draws, for K copies
-of one text agree perfectly.
+A server may refuse an option, or ignore it. Above all K samples must be K draws, for K copies of one text agree.
 """
 
 from __future__ import annotations
@@ -47,15 +46,14 @@ class ServerFeatures:
         """Return it for people and the provenance."""
         same = "the same" if self.repeats else "another"
         seeds = f"one per image and sample; asked alone, the same seed gave {same} text"
-        words = {
+        return {
             "samples": f"{samples} in one request" if self.n else "one a request",
             "independent": "seen to differ" if self.drawn else "could not be tested",
             "seeds": seeds if self.seed else "none is taken",
             "log_probabilities": "given" if self.logprobs else "not given",
             "other_sampling": _EXTRA_IN_WORDS[frozenset(self.extra)],
             "lacks": "random numbers of each image's own, vision features (novelty)",
-        }
-        return words if self.drawn else words | {"warning": UNTESTED}
+        } | ({} if self.drawn else {"warning": UNTESTED})
 
 
 def extras(top_k: int) -> list[Options]:
@@ -76,7 +74,7 @@ _EXTRA_IN_WORDS = {
 
 
 class Probe:
-    """The questions to a server, in the order in which they are asked; `run` asks them."""
+    """The questions to a server, in the order in which `run` asks them."""
 
     def __init__(self, server: Server, base: Options, sampling: SamplingConfig, most: int) -> None:
         """`base` holds model and messages; `most` is the number of samples of one picture, at least 1."""
@@ -109,10 +107,8 @@ class Probe:
         if answer is not None:
             return "max_tokens", ways[0], everything, answer
         tokens, reply = await self._token_limit()
-        extra: Options = {}
-        for way in ways:
-            if await self._answer({tokens: TRIAL_TOKENS, **way}) is not None:
-                extra = way
+        for extra in (*ways, {}):
+            if not extra or await self._answer({tokens: TRIAL_TOKENS, **extra}) is not None:
                 break
         taken: dict[str, Any] = {}
         for name, value in everything.items():
@@ -188,13 +184,12 @@ class Probe:
     async def _independent(self, shape: Options, *, seed: bool) -> bool:
         """Say whether the samples of one request are draws, too."""
         reply = await self._answer({**shape, "n": self.most} | ({"seed": SEEDS[0]} if seed else {}))
-        texts = thoughts_of(reply) if reply is not None else []
+        texts = thoughts_of(reply or {"choices": []})
         return len(texts) >= self.most and len(set(texts)) > 1
 
     async def _text(self, options: Options) -> str:
         """Return all that the first choice says, reasoning included; empty where there is none."""
-        reply = await self._answer(options)
-        return next(iter(thoughts_of(reply)), "") if reply is not None else ""
+        return next(iter(thoughts_of(await self._answer(options) or {"choices": []})), "")
 
 
 def _hot(tokens: str, temperature: float = HOT, most: int = TRIAL_TOKENS) -> Options:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmgate.errors import UsageError, one_line
+from vlmgate.errors import UsageError, count, one_line
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,7 @@ class Room:
 
     def describe(self) -> str:
         """Return it in a few words."""
-        machines = f"{len(self.machines):,} machine" + ("" if len(self.machines) == 1 else "s")
-        return f"{machines}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+        return f"{count(len(self.machines), 'machine')}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
 
 
 def import_ray() -> Any:

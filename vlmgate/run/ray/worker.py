@@ -17,7 +17,7 @@ from typing import Literal
 
 from vlmgate.captioner import Captioner
 from vlmgate.captioner.location import model_fingerprint
-from vlmgate.captioner.pictures import trial_picture
+from vlmgate.captioner.streams import trial_picture
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Content, ModelInfo, Source
 from vlmgate.errors import ModelError, VlmgateError, one_line
