@@ -39,12 +39,10 @@ def risk_coverage(score: Vector, wrong: Mask, *, target: float | None, coverage:
             axes.axhline(target * 100, color=RED, linestyle="--", label="target")
         if coverage is not None:
             axes.axvline(coverage * 100, color=GREEN, linewidth=2, label="the gate")
-        axes.set_xlabel("coverage: accepted images, %")
-        axes.set_ylabel("risk: wrong among them, %")
         axes.set_xlim(0, 100)
         axes.set_ylim(bottom=0)
 
-    return svg(draw)
+    return svg(draw, "coverage: accepted images, %", "risk: wrong among them, %")
 
 
 def distribution(score: Vector, wrong: Mask, name: str, threshold: float | None) -> bytes:
@@ -59,10 +57,8 @@ def distribution(score: Vector, wrong: Mask, name: str, threshold: float | None)
         axes.hist(groups, bins=bins, stacked=True, color=[BLUE, ORANGE], label=["right", "wrong"])
         if threshold is not None:
             axes.axvline(threshold, color=GREEN, linewidth=2, label="the gate's limit")
-        axes.set_xlabel(f"{name} (the safe end is {'left' if turn > 0 else 'right'})")
-        axes.set_ylabel("images")
 
-    return svg(draw)
+    return svg(draw, f"{name} (the safe end is {'left' if turn > 0 else 'right'})", "images")
 
 
 def samples(rows: Mapping[int, tuple[float, float]], seconds: Mapping[int, float], chosen: int) -> bytes:
@@ -74,8 +70,6 @@ def samples(rows: Mapping[int, tuple[float, float]], seconds: Mapping[int, float
             counts, [rows[k][0] for k in counts], yerr=[rows[k][1] for k in counts], color=BLUE, capsize=3, label="AURC"
         )
         axes.axvline(chosen, color=GREEN, linewidth=2, label="the gate")
-        axes.set_xlabel("samples per image")
-        axes.set_ylabel("AURC, lower is better")
         axes.set_xticks(counts)
         axes.set_ylim(0, 1.4 * max(sum(pair) for pair in rows.values()) or 1)
         if seconds:
@@ -86,7 +80,7 @@ def samples(rows: Mapping[int, tuple[float, float]], seconds: Mapping[int, float
             right.set_ylim(0, 1.6 * max(seconds.values()))  # leaves room for the legend
             axes.plot([], [], color=ORANGE, linestyle="--", label="seconds an image")
 
-    return svg(draw)
+    return svg(draw, "samples per image", "AURC, lower is better")
 
 
 def cost_curve(bill: Bill, marked: Mapping[str, tuple[float, float]]) -> bytes:
@@ -98,12 +92,10 @@ def cost_curve(bill: Bill, marked: Mapping[str, tuple[float, float]]) -> bytes:
         axes.plot(share, random, color=GREY, linestyle=":", label="at random")
         for (name, (routed, cost)), colour in zip(marked.items(), (GREEN, ORANGE, RED), strict=False):
             axes.plot([routed * 100], [cost], "o", color=colour, label=name)
-        axes.set_xlabel("images that people look at, %")
-        axes.set_ylabel("cost per 1,000 images")
         axes.set_xlim(0, 100)
         axes.set_ylim(bottom=0)
 
-    return svg(draw)
+    return svg(draw, "images that people look at, %", "cost per 1,000 images")
 
 
 def quality_and_time(standings: Sequence[Standing]) -> bytes:
@@ -126,8 +118,6 @@ def quality_and_time(standings: Sequence[Standing]) -> bytes:
                 axes.errorbar([standing.seconds], [value], yerr=spread, color=colour, marker="s", capsize=3, label=name)
             else:
                 axes.plot([], [], color=colour, marker="s", label=f"{name} (not timed)")
-        axes.set_xlabel("seconds an image")
-        axes.set_ylabel("AURC, lower is better")
         taken = [seconds for standing in standings for _, seconds, _ in standing.by_samples]
         if taken and max(taken) > _FAR_APART * min(taken):
             axes.set_xscale("log")
@@ -137,17 +127,17 @@ def quality_and_time(standings: Sequence[Standing]) -> bytes:
             axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
 
-    return svg(draw)
+    return svg(draw, "seconds an image", "AURC, lower is better")
 
 
-def svg(draw: Callable[[Any], None]) -> bytes:
-    """Return what is drawn; the same drawing gives the same bytes."""
+def svg(draw: Callable[[Any], None], across: str, up: str) -> bytes:
+    """Return what is drawn over two named axes; the same drawing gives the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": "vlmgate", "font.size": 10, "axes.spines.top": False}):
         figure = Figure(figsize=_SIZE, layout="constrained")
-        axes = figure.add_subplot()
+        axes = figure.add_subplot(xlabel=across, ylabel=up)
         draw(axes)
         axes.grid(visible=True, color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
