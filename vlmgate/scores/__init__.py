@@ -5,6 +5,6 @@
     refusals    captions and answers that are no reading
     novelty     how far an image lies from a reference; reference: where that comes from
 
-To add a score: compute it in `diversity`, add its field to `data.Scores` and `data.Record` (the column), and its range to
-`gate.rules.COLUMNS` (which lets --limit, --score and calibrate take it); then name it in `manual/columns.md`.
+To add a score: compute it in `diversity`, add its field to `data.Scores` and `data.Record` (the column), and its range
+to `gate.rules.COLUMNS` (which lets --limit, --score and calibrate take it); then name it in `manual/columns.md`.
 """
