@@ -265,6 +265,23 @@ def test_a_disk_that_fails_while_it_is_forced_is_told(journal: Journal, monkeypa
     recorder.close()
 
 
+def test_what_was_written_before_a_failure_is_forced_to_the_disk(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[int] = []
+    force = Journal.force
+    monkeypatch.setattr(Journal, "force", lambda self: (forced.append(self._length), force(self))[1])
+    recorder = Recorder(journal, None)
+    recorder.submit([reading("a")])  # forced at once
+    recorder.submit([reading("b")])  # within half a second of it
+    recorder._wait(lambda: recorder._task is None)
+    monkeypatch.setattr(Journal, "append", lambda *_, **__: (_ for _ in ()).throw(StoreError("no space")))
+    recorder.submit([reading("c")])
+    with pytest.raises(StoreError):
+        recorder.close()
+    assert forced[-1] == journal.path.stat().st_size and journal.path.read_text().count('"kind":"reading"') == 2
+
+
 def test_a_full_disk_at_the_last_batch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(tmp_path / "in", "a.png")
     with monkeypatch.context() as patched:

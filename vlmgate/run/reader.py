@@ -69,7 +69,8 @@ class Reader:
                 else:
                     for part in self._asked(replace(batch, waited=time.perf_counter() - begun)):
                         yield part
-                        self._check_model()
+                        if self._alone:  # else it was checked before it was handed over, and another job may be reading
+                            self._check_model()
                 del batch  # or its pictures would stay in memory while the next is waited for
                 begun = time.perf_counter()
 

@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 
 from vlmgate.data import Content, Duplicate, Entry, Reading, Reason, Scores, content_of
@@ -116,6 +117,8 @@ class Recorder:
                 pass
         except BaseException as error:
             self._error = error
+            with suppress(Exception):  # what was written before it is to last
+                self._force(now=True)
         with self._changed:
             self._task = None
             self._changed.notify_all()

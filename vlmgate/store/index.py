@@ -6,8 +6,12 @@ it is gone when the run ends. Where the folder for temporary files (TMPDIR) fail
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
@@ -20,6 +24,7 @@ log = logging.getLogger(__name__)
 K = TypeVar("K", bound=tuple[Any, ...])
 V = TypeVar("V")
 
+ROOM = 2**30  # bytes that must be free; else the index is in memory from the beginning
 CACHE = 1024  # KiB that an index keeps in memory; what is beyond lies in the file: 80 MB for a hundred thousand images
 _AT_ONCE = 1000  # rows
 
@@ -33,9 +38,18 @@ class Index:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._broken: sqlite3.Error | None = None
-        self._in_memory = False
-        self._db = _opened("")  # SQLite's name for a file that it deletes by itself
-        self._closing = weakref.finalize(self, self._db.close)
+        file = _new_file()
+        try:
+            self._db = _opened(file)
+        except sqlite3.Error as error:  # some network disks know no locks
+            log.warning("%s: not used for what a run remembers", file, exc_info=error)
+            _unlink(file)
+            file = None
+            self._db = _opened(None)
+        self._in_memory = file is None
+        self._closing = weakref.finalize(self, _close, self._db, file)
+        if os.name == "posix":
+            _unlink(file)  # from here on nobody can open it, and nothing is left of it, come what may
 
     def run(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """Return what a statement finds; each is whole by itself, or has done nothing."""
@@ -54,28 +68,61 @@ class Index:
             except sqlite3.Error as error:
                 self._broken = error  # what is left may be less than was put there
                 raise StoreError(
-                    f"the folder for temporary files cannot be used ({one_line(error)}); make room in it, or name "
-                    "another in TMPDIR; the same command resumes."
+                    f"{tempfile.gettempdir()}: the folder for temporary files cannot be used ({one_line(error)}); make "
+                    "room, or name another in TMPDIR; the same command resumes."
                 ) from error
 
     def _move(self) -> None:
         """Go on in memory, with all that is there."""
-        db = _opened(":memory:")
+        db = _opened(None)
         try:
             self._db.backup(db)
         except BaseException:
             db.close()
             raise
         self._closing()
-        self._closing = weakref.finalize(self, db.close)
+        self._closing = weakref.finalize(self, _close, db, None)
         self._db, self._in_memory = db, True
 
 
-def _opened(name: str) -> sqlite3.Connection:
-    db = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = MEMORY")
-    db.execute(f"PRAGMA cache_size = -{CACHE}")
+def _new_file() -> str | None:
+    """Return a new, empty file that only this user can open; None where there is no room for one."""
+    try:
+        if shutil.disk_usage(tempfile.gettempdir()).free < ROOM:
+            return None
+        descriptor, file = tempfile.mkstemp(prefix="vlmgate-", suffix=".index")
+        os.close(descriptor)
+    except OSError:
+        return None
+    return file
+
+
+def _opened(file: str | None) -> sqlite3.Connection:
+    """Return an empty database in a file, or in memory.
+
+    SQLite's own temporary databases will not do: after a write for which the disk has no room, they cannot be read.
+    """
+    db = sqlite3.connect(file or ":memory:", isolation_level=None, check_same_thread=False)
+    try:
+        for setting in ("locking_mode = EXCLUSIVE", "journal_mode = MEMORY", "synchronous = OFF"):
+            db.execute(f"PRAGMA {setting}").fetchall()
+        db.execute(f"PRAGMA cache_size = -{CACHE}")
+        db.execute("CREATE TABLE opened (k0)")  # so that the file is open before it loses its name
+    except BaseException:
+        db.close()
+        raise
     return db
+
+
+def _unlink(file: str | None) -> None:
+    if file is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(file)  # noqa: PTH108
+
+
+def _close(db: sqlite3.Connection, file: str | None) -> None:
+    db.close()
+    _unlink(file)
 
 
 class Table(MutableMapping[K, V], Generic[K, V]):
