@@ -309,6 +309,7 @@ def test_a_batch_is_turned_with_its_patches_and_positions() -> None:
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_weights_are_small_and_load_without_code_of_ours() -> None:
     folder = weights_folder()
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 16_000_000

@@ -84,6 +84,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_built_in_model_never_asks_the_network(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     folder.mkdir()

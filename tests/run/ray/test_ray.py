@@ -389,6 +389,7 @@ def test_workers_that_die_as_they_load_end_the_run_and_blame_no_file(
         scan_with(config, DyingAsItLoads())
 
 
+@pytest.mark.slow
 def test_the_reference_is_read_by_a_worker(tmp_path: Path, cluster: None) -> None:
     folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(4)))
     good = folder_of(tmp_path / "good", *(f"good_{i}.png" for i in range(12)))
