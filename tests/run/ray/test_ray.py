@@ -30,6 +30,7 @@ from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
 from vlmgate.run.ray.connection import Room
 from vlmgate.run.ray.worker import Delivery, Job, Setup, Worker
+from vlmgate.run.reader import Reader as PictureReader
 from vlmgate.store.result import read_result
 
 TWO = ClusterConfig("local", workers=2)
@@ -170,6 +171,23 @@ def test_an_image_that_fails_is_no_trouble_but_a_model_that_fails_on_all_is(tmp_
     *_, last = read_with(worker_for(folder, Failing("3.png", dies=True).load), folder)
     assert last.trouble and last.trouble.kind == "dead" and not last.batch.entries
     assert "illegal memory access" in last.trouble.text and any("Traceback" in line for line in last.log)
+
+
+def test_a_model_in_doubt_is_tested_before_its_failures_are_handed_back_and_at_no_other_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that another job of the same worker may have the model."""
+    folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(24)))
+    held: list[bool] = []
+    check = PictureReader._check_model
+
+    def noted(self: PictureReader, after: int = 16) -> None:
+        held.append(self._asking.locked())
+        check(self, after)
+
+    monkeypatch.setattr(PictureReader, "_check_model", noted)
+    read_with(worker_for(folder, Failing("3.png", dies=False).load), folder)
+    assert held and all(held)
 
 
 def test_a_machine_that_is_not_as_it_must_be_says_what_it_lacks(tmp_path: Path) -> None:
