@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.cli.test_cli import run
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
-from vlmgate.cli import app
 from vlmgate.store.result import read_result
 
-runner = CliRunner()
 ASK = ("--question", "Is it ok?", "--choices", "ok, scratch,crack")
 
 
@@ -30,13 +28,6 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "images", *(f"part_{i}.png" for i in range(1, 6)))
     return captioner
-
-
-def run(*arguments: object, code: int = 0, env: dict[str, str] | None = None) -> tuple[str, str]:
-    result = runner.invoke(app, [str(a) for a in arguments], env=env)
-    assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr, result.exception)
-    assert "Traceback" not in result.stderr
-    return result.stdout, result.stderr
 
 
 def test_the_summary_tells_what_was_accepted_by_answer(fake: FakeCaptioner) -> None:

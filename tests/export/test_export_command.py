@@ -14,20 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_cli import run
+from tests.cli.test_cli import fake, run  # noqa: F401 - the fixture lets every command read with a fake
 from tests.support.documents import only
-from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
+from tests.support.fakes import DISAGREE, folder_of
 from tests.support.results import result_of, row
 from vlmgate.data import Route
 from vlmgate.store.result import read_result
-
-
-@pytest.fixture(autouse=True)
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
-    captioner = FakeCaptioner(lambda name: DISAGREE if "3" in name else AGREE)
-    let_it_read(captioner, monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    return captioner
 
 
 @pytest.fixture

@@ -56,10 +56,6 @@ class ReferenceFolder:
             return None
         return found if found is not None and found.note == self._note else None
 
-    def read(self, captioner: Captioner, images: ImageConfig, batch_size: int) -> Reference:
-        """Read the folder, fit the reference and keep it; raises `NoveltyError` where it cannot be had."""
-        return self.fit(features_of(self.sources, captioner, images, batch_size))
-
     def fit(self, features: Sequence[bytes]) -> Reference:
         """Fit the reference to packed features and keep it; raises `NoveltyError` where it cannot be had."""
         if not features:
