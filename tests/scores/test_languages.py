@@ -1,0 +1,48 @@
+"""Every file of `languages/` keeps what its own examples say."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlmgate.scores.findings import Claims, load_vocabulary
+from vlmgate.scores.language import languages
+
+VOCABULARY = load_vocabulary()
+CLAIMS = VOCABULARY.claims
+
+
+def same(one: Claims, other: Claims) -> bool:
+    return one.certain and other.certain and one.asserted == other.asserted
+
+
+def contradict(one: Claims, other: Claims) -> bool:
+    return any(map(other.denies, one.asserted)) or any(map(one.denies, other.asserted))
+
+
+@pytest.mark.parametrize("code", languages())
+def test_examples_that_say_the_same(code: str) -> None:
+    for pair in languages()[code].examples["same"]:
+        one, other = map(CLAIMS, pair)
+        assert same(one, other) and one.language == other.language == code, (pair, one.describe(), other.describe())
+        assert not contradict(one, other), (pair, one.describe(), other.describe())
+
+
+@pytest.mark.parametrize("code", languages())
+def test_examples_that_say_the_opposite(code: str) -> None:
+    for pair in languages()[code].examples["opposite"]:
+        one, other = map(CLAIMS, pair)
+        assert contradict(one, other) and not same(one, other), (pair, one.describe(), other.describe())
+        assert one.language == other.language == code
+
+
+@pytest.mark.parametrize("code", languages())
+def test_examples_that_are_not_sure(code: str) -> None:
+    for text in languages()[code].examples["hedged"]:
+        assert not CLAIMS(text).certain, (text, CLAIMS(text).describe())
+
+
+@pytest.mark.parametrize("code", languages())
+def test_findings_are_those_of_english(code: str) -> None:
+    one, english = languages()[code], languages()["en"]
+    assert one.findings.keys() <= english.findings.keys()
+    assert len(one.findings) >= 45
