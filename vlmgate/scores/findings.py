@@ -287,8 +287,10 @@ class _Binder:
                     item.sign, item.fixed = SAID, True
             elif kind == lang.OR:
                 self._or(i)
-            elif kind == lang.AND and self.negating and self.reached:
-                self.doubtful = self.doubtful or self._verb_follows(i)
+            elif kind == lang.AND:
+                self._seen_before(i)
+                if self.negating and self.reached:
+                    self.doubtful = self.doubtful or self._verb_follows(i)
             elif (
                 kind == lang.END
                 or kind == lang.VERB
@@ -368,11 +370,13 @@ class _Binder:
 
     def _side(self, ahead: Sequence[str]) -> str:
         """Return which way a negator reaches that may stand on either side of what it negates."""
-        for kind in ahead:
+        for n, kind in enumerate(ahead):
             if kind in _SAYS:
                 return lang.BEFORE
             if kind in (lang.END, lang.EXCEPT, *_NEGATORS):
                 break
+            if kind in (lang.AND, lang.OR) and self._reach() and {lang.SEEN, lang.WORD}.intersection(ahead[:n]):
+                break  # "scratches are not visible and rust is"
         rest: list[str] = []
         for kind in ahead:
             if kind in (lang.END, lang.AND, lang.OR):
@@ -401,6 +405,11 @@ class _Binder:
         for item in here:
             item.sign = NONE
 
+    def _seen_before(self, i: int) -> None:
+        """Close the phrase at "rust visible, dents absent": the last word reaches back to the comma only."""
+        if self._after(i, (lang.SEEN,)) and self._kind(i - 2) in _SAYS:
+            self.verb_after = True
+
     def _or(self, i: int) -> None:
         """Take "a scratch or a crack" for one of two; "no scratch or crack" denies both."""
         last = self.items[-1] if self.items else None
@@ -413,6 +422,7 @@ class _Binder:
                 self.hedging = True
 
     def _comma(self, i: int) -> None:
+        self._seen_before(i)
         goes_on = self._list_goes_on(i) if self.negating and self.reached else None
         self.segment += 1
         doubtful = self.doubtful
