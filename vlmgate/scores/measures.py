@@ -197,12 +197,13 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
             name = names[found[0]]
             near = [(names[m[0]], m.start(), m.end()) for m in sides.finditer(text)] if sides else []
             near = [one for one in near if one[2] <= found.start() or one[1] >= found.end()]
-            marker = than.search(text)
+            after = not language.measures.get("than_follows", False)
+            marker = (than.search(text, found.end()) if after else None) or than.search(text)
             pair = None
             if marker is not None and re.match(r"\W*\d", text[marker.end() :]):
                 continue  # a size
             if marker is not None:
-                pair = _pair(near, marker, after=not language.measures.get("than_follows", False))
+                pair = _pair(near, marker, after=after)
                 pair = pair or _nouns(marks, offset + found.start(), offset + found.end(), offset + marker.start())
             elif near:
                 pair = near[0][0], ""
