@@ -219,6 +219,7 @@ class Scanner:
         self._exact: dict[str, list[_Phrase]] = {}  # first word or character → phrases
         self._loose: list[tuple[re.Pattern[str], _Phrase]] = []  # first words with a "*"
         self._heads: dict[str, list[_Phrase]] = {}  # token → phrases that may begin with it; filled as tokens come
+        self._pairs: dict[tuple[str, str], list[_Phrase]] = {}  # the same for two tokens
         for kind in order:
             for name, several in phrases[kind].items():
                 for text in several:
@@ -270,12 +271,21 @@ class Scanner:
 
     # words between spaces
 
-    def _candidates(self, token: str) -> list[_Phrase]:
+    def _candidates(self, token: str, following: str) -> list[_Phrase]:
+        """Return the phrases that may begin with two tokens, in the order in which they are tried."""
+        found = self._pairs.get((token, following))
+        if found is None:
+            found = [phrase for phrase in self._beginning(token) if phrase.goes_on(following)]
+            if len(self._pairs) < 100_000:  # a bound for a hostile night
+                self._pairs[token, following] = found
+        return found
+
+    def _beginning(self, token: str) -> list[_Phrase]:
         found = self._heads.get(token)
         if found is None:
             loose = [phrase for pattern, phrase in self._loose if pattern.fullmatch(token)]
             found = sorted([*self._exact.get(token, ()), *loose], key=_Phrase.order)
-            if len(self._heads) < 100_000:  # a bound for a hostile night
+            if len(self._heads) < 100_000:
                 self._heads[token] = found
         return found
 
@@ -291,7 +301,7 @@ class Scanner:
                 marks.append(Mark(cut, token.strip(), start, end))
                 i += 1
                 continue
-            for phrase in self._candidates(token):
+            for phrase in self._candidates(token, words[i + 1] if i + 1 < n else ""):
                 last = i + 1 if len(phrase.words) == 1 else _follow(phrase.words, 1, words, i + 1)
                 if last and (not phrase.starts or i == 0) and (not phrase.ends or _over(words, last)):
                     marks.append(Mark(phrase.kind, phrase.name, start, tokens[last - 1][2]))
@@ -345,6 +355,11 @@ class _Phrase(NamedTuple):
     rank: int
     starts: bool  # at the beginning of the text only
     ends: bool
+
+    def goes_on(self, token: str) -> bool:
+        """Say whether the word after the first may be this token ("" = the text ends)."""
+        second = self.words[1] if len(self.words) > 1 else "..."
+        return second in ("...", token) or ("*" in second and _pattern(second).fullmatch(token) is not None)
 
     def order(self) -> tuple[int, bool, int, int]:
         """Return what comes first: long before short, exact before loose, then the order of kinds."""
