@@ -235,7 +235,7 @@ def _sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
 
 
 _SAYS = frozenset((lang.FINDING, lang.INTACT, lang.DEFECT))
-_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER))
+_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.NOR))
 _CLAUSE = frozenset((lang.COMMA, lang.COLON, lang.BREAK))
 
 
@@ -288,7 +288,7 @@ class _Binder:
             elif kind == lang.OR:
                 self._or(i)
             elif kind == lang.AND:
-                self._seen_before(i)
+                self._close(i)
                 if self.negating and self.reached:
                     self.doubtful = self.doubtful or self._verb_follows(i)
             elif (
@@ -405,14 +405,34 @@ class _Binder:
         for item in here:
             item.sign = NONE
 
-    def _seen_before(self, i: int) -> None:
-        """Close the phrase at "rust visible, dents absent": the last word reaches back to the comma only."""
-        if self._after(i, (lang.SEEN,)) and self._kind(i - 2) in _SAYS:
+    def _close(self, i: int) -> None:
+        """Begin a new phrase after "rust visible, …", "rust at the rim, …" and "we see rust, …" without an "and".
+
+        A negator after the next finding ("… cracks absent") is not for this one.
+        """
+        here = [item for item in self.items if item.segment == self.segment]
+        if not here or self.marks[i].name == "、":
+            return
+        since = [mark.kind for mark in self.marks[:i] if mark.start >= here[-1].end]
+        joined = self.marks[i].kind == lang.AND or {lang.AND, lang.OR}.intersection(m.kind for m in self.marks[i:])
+        said = not joined and self._led(here[0].start)
+        if since[:1] == [lang.SEEN] or (self.marks[i].kind == lang.COMMA and lang.END in since) or said:
             self.verb_after = True
+
+    def _led(self, start: int) -> bool:
+        """Say whether a verb leads a finding: "there is rust"."""
+        led = False
+        for mark in self.marks:
+            if mark.start >= start:
+                return led
+            led = (led or mark.kind in (lang.SEEN, lang.VERB)) and mark.kind not in _CLAUSE
+        return led
 
     def _or(self, i: int) -> None:
         """Take "a scratch or a crack" for one of two; "no scratch or crack" denies both."""
         last = self.items[-1] if self.items else None
+        if last is None and self._after(i, (lang.COMMA,)):
+            self.hedging = True  # one word for "or" and "whether" (pl "czy")
         if last is None or last.segment != self.segment or self.negating:
             return
         between = [mark for mark in self.marks[:i] if mark.start >= last.end]
@@ -422,11 +442,13 @@ class _Binder:
                 self.hedging = True
 
     def _comma(self, i: int) -> None:
-        self._seen_before(i)
+        self._close(i)
         goes_on = self._list_goes_on(i) if self.negating and self.reached else None
         self.segment += 1
         doubtful = self.doubtful
         hedging = self.hedging and self._kind(i + 1) in (lang.OR,)
+        if self._after(i, (lang.HEDGE,)) and not any(item.segment == self.segment - 1 for item in self.items):
+            hedging = True  # "it is possible, that …"
         self._reset()
         if goes_on is not None:
             self.negating = self.reached = True
@@ -454,7 +476,7 @@ class _Binder:
             if mark.kind in (lang.BREAK, lang.COLON):
                 break
             rest.append(mark.kind)
-        if lang.OR in before or lang.OR in rest:
+        if {lang.OR, lang.NOR}.intersection((*before, *rest)):
             return True
         verb = lang.VERB in ahead[first + 1 :]
         if joined or lang.AND in rest:

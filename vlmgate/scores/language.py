@@ -22,11 +22,12 @@ LONGEST = 10_000  # characters of a caption that are looked at
 # What a mark is. The first group says something, the second binds it, the third cuts.
 FINDING, INTACT, DEFECT = "finding", "intact", "defect"
 BEFORE, AFTER, EITHER = "negators_before", "negators_after", "negators"
-HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER, OR, AND = "hedges", "double", "exceptions", "exceptions_after", "or", "and"
+HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER = "hedges", "double", "exceptions", "exceptions_after"
+OR, NOR, AND = "or", "nor", "and"
 VERB, SEEN, END, ARTICLE, IGNORE, WORD = "verbs", "seen", "ends", "articles", "ignore", "word"
 BREAK, STOP, COMMA, COLON = "breaks", "stop", "comma", "colon"
 GRAMMAR = (
-    *(BEFORE, AFTER, EITHER, HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER, OR, AND),
+    *(BEFORE, AFTER, EITHER, HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER, OR, NOR, AND),
     *(VERB, SEEN, END, ARTICLE, IGNORE, BREAK),
 )
 # In every language: what JSON and tables say of nothing.
@@ -208,7 +209,7 @@ class Scanner:
     """Finds phrases in folded texts; `phrases` are given by kind and name, see `Phrases`.
 
     A phrase is words (or characters, where words are not spaced). In it `*` stands for any beginning or end of a word,
-    `{a|b|}` for one of these or nothing, `...` for up to three words or eight characters, and `^` and `$` for the
+    `{a|b|}` for one of these or nothing, `,` for a comma, `...` for up to three words or eight characters, and `^` and `$` for the
     beginning and the end of the text. The longest phrase wins; of equally long ones that without `*`.
     """
 
@@ -245,7 +246,7 @@ class Scanner:
         starts, ends = plain.startswith("^"), plain.endswith("$")
         plain = plain.strip("^$ ")
         if self.language.spaced:
-            words = re.findall(r"\.\.\.|\*?\w+(?:'\w+)*\*?|\[\]", plain)
+            words = re.findall(r"\.\.\.|\*?\w+(?:'\w+)*\*?|\[\]|,", plain)
         else:
             words = [part for piece in re.split(r"(\.\.\.)", plain.replace(" ", "")) if (part := piece)]
         if not words:
