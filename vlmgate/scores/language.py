@@ -209,8 +209,8 @@ class Scanner:
     """Finds phrases in folded texts; `phrases` are given by kind and name, see `Phrases`.
 
     A phrase is words (or characters, where words are not spaced). In it `*` stands for any beginning or end of a word,
-    `{a|b|}` for one of these or nothing, `,` for a comma, `...` for up to three words or eight characters, and `^` and `$` for the
-    beginning and the end of the text. The longest phrase wins; of equally long ones that without `*`.
+    `{a|b|}` for one of these or nothing, `,` for a comma, `...` for up to three words or eight characters, and `^` and
+    `$` for the beginning and the end of the text. The longest phrase wins; of equally long ones that without `*`.
     """
 
     def __init__(self, language: Language, phrases: Phrases) -> None:
