@@ -237,6 +237,7 @@ def _sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
 _SAYS = frozenset((lang.FINDING, lang.INTACT, lang.DEFECT))
 _NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.NOR))
 _CLAUSE = frozenset((lang.COMMA, lang.COLON, lang.BREAK))
+_JOINS = frozenset((lang.AND, lang.OR, lang.VERB))
 
 
 def bind(marks: Sequence[Mark], *, concord: bool) -> list[_Item]:
@@ -370,9 +371,12 @@ class _Binder:
 
     def _side(self, ahead: Sequence[str]) -> str:
         """Return which way a negator reaches that may stand on either side of what it negates."""
+        first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), 0)
         for n, kind in enumerate(ahead):
             if kind in _SAYS:
                 return lang.BEFORE
+            if kind == lang.END and self.concord and not self._reach() and not _JOINS.intersection(ahead[n:first]):
+                continue  # "non ci sono sulla superficie graffi"
             if kind in (lang.END, lang.EXCEPT, *_NEGATORS):
                 break
             if kind in (lang.AND, lang.OR) and self._reach() and {lang.SEEN, lang.WORD}.intersection(ahead[:n]):

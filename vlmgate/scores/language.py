@@ -297,11 +297,6 @@ class Scanner:
         i, n = 0, len(tokens)
         while i < n:
             token, start, end = tokens[i]
-            cut = _cut(token)
-            if cut is not None:
-                marks.append(Mark(cut, token.strip(), start, end))
-                i += 1
-                continue
             for phrase in self._candidates(token, words[i + 1] if i + 1 < n else ""):
                 last = i + 1 if len(phrase.words) == 1 else _follow(phrase.words, 1, words, i + 1)
                 if last and (not phrase.starts or i == 0) and (not phrase.ends or _over(words, last)):
@@ -309,7 +304,7 @@ class Scanner:
                     i = last
                     break
             else:
-                marks.append(Mark(WORD, token, start, end))
+                marks.append(Mark(_cut(token) or WORD, token.strip(), start, end))
                 i += 1
         return marks
 
