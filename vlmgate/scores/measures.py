@@ -119,6 +119,8 @@ def _sizes(folded: str, language: Language) -> Iterator[Found]:
     for match in _SIZE.finditer(folded):
         if match["sign"] in ("-", "+") and match.start() and folded[match.start() - 1].isalnum():
             continue  # "M-8 mm", a range
+        if _is_word(match, folded, language):
+            continue
         n = next(n for n in range(len(_UNITS)) if match[f"u{n}"])
         _, factor, unit = _UNITS[n]
         taken.append(match.span())
@@ -128,6 +130,13 @@ def _sizes(folded: str, language: Language) -> Iterator[Found]:
             yield from _size(match, folded, language, 1.0, "", order)
     if len(set(order)) > 1:  # "4 mm left, 6 mm right" is not "6 mm left, 4 mm right"
         yield "=" + ";".join(order), 1, len(folded), len(folded)
+
+
+def _is_word(match: re.Match[str], folded: str, language: Language) -> bool:
+    """Say whether what stands after a number is a word of the language: "piny 3 a 4" are no amperes."""
+    text = match[0].split()
+    goes_on = re.match(r"\s+\w", folded[match.end() : match.end() + 8])
+    return bool(goes_on) and len(text) > 1 and text[-1] in language.measures.get("not_units", ())
 
 
 def _size(
