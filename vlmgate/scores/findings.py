@@ -329,9 +329,11 @@ class _Binder:
         return found
 
     def _verb_follows(self, i: int) -> bool:
-        """Say whether a verb follows the next finding: "no dents and rust is visible" may go either way."""
+        """Say whether a verb, or a thing that has it, follows the next finding: "no dents and rust is visible"."""
         ahead = self._ahead(i)
         first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), None)
+        if self.concord and first == 0 and ahead[1:2] == [lang.WORD]:
+            return True  # "brak rys i zardzewiała powierzchnia"
         return first is not None and lang.VERB in ahead[first + 1 :] and lang.OR not in ahead
 
     def _reach(self) -> list[_Item]:
@@ -487,6 +489,8 @@ class _Binder:
             return not verb
         if before.count(lang.WORD) > 2:
             return False
+        if self.concord and not _SAYS.intersection(rest) and sum(item.sign == NOT for item in self.items) < 2:
+            return False  # "brak rys, etykieta podarta": two findings without a word between them are no list
         return all(kind in (lang.SEEN, lang.COMMA, *_SAYS) for kind in ahead[first + 1 :])
 
     def _colon(self, i: int, mark: Mark) -> None:
