@@ -220,7 +220,8 @@ class _Item:
     start: int
     end: int
     segment: int  # commas before it
-    fixed: bool = False  # what an exception names stays asserted
+    fixed: bool = False  # what an exception names stays as it is
+    denial: bool = False  # a word that denies it: "unscratched"
     open: bool = False  # one of two, a question, or a label: asserted only if something later says so
 
 
@@ -234,7 +235,7 @@ def _sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
     return [part for part in parts if any(mark.kind in _SAYS for mark in part)]
 
 
-_SAYS = frozenset((lang.FINDING, lang.INTACT, lang.DEFECT))
+_SAYS = frozenset((lang.FINDING, lang.DENIAL, lang.INTACT, lang.DEFECT))
 _NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER))
 _CLAUSE = frozenset((lang.COMMA, lang.COLON, lang.BREAK))
 
@@ -339,15 +340,20 @@ class _Binder:
         if self.verb_after:
             self.phrase, self.verb_after = len(self.items), False
         sign = SAID
-        if mark.kind == lang.INTACT and self.reached:
+        good = mark.kind in (lang.INTACT, lang.DENIAL)
+        if good and self.reached:
             self.negating = False  # "no dents, intact"
         if self.negating:
             sign = NONE if self.doubtful else NOT
             self.reached = True
+        if mark.kind == lang.DENIAL:
+            sign = -sign  # "not unscratched" is scratched
         if self.hedging:
             sign = NONE
-        claim = mark.name if mark.kind == lang.FINDING else UNNAMED if mark.kind == lang.DEFECT else lang.INTACT
-        self.items.append(_Item(claim, sign, mark.start, mark.end, self.segment, fixed=self.excepting))
+        claim = mark.name if mark.name else UNNAMED if mark.kind == lang.DEFECT else lang.INTACT
+        self.items.append(
+            _Item(claim, sign, mark.start, mark.end, self.segment, self.excepting, good and mark.name != "")
+        )
 
     def _negator(self, i: int, kind: str) -> None:
         ahead = self._ahead(i)
@@ -385,6 +391,8 @@ class _Binder:
         for item in self._reach():
             if not strong:
                 item.sign = NONE
+            elif item.denial:
+                item.sign = -item.sign
             elif item.sign == SAID:
                 item.sign, item.open = NOT, False
             elif item.sign == NOT and item.segment == self.segment and not self.concord:
@@ -437,7 +445,7 @@ class _Binder:
             return None
         if lang.ARTICLE in before and not (before and before[0] == lang.OR):
             return None
-        if self.marks[i + 1 + first].kind == lang.INTACT:
+        if self.marks[i + 1 + first].kind in (lang.INTACT, lang.DENIAL):
             return None
         rest: list[str] = []
         for mark in self.marks[i + 1 + first + 1 :]:
