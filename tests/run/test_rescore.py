@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
+from tests.support.fakes import AGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, UsageError
 from vlmgate.gate.rules import make_gate
 from vlmgate.report.summary import routed_worst_first, worst_routed
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import Rescored, check_columns, check_output, rescore
-from vlmgate.scores.diversity import Matrix, WordKernel
+from vlmgate.scores.diversity import Matrix, WordKernel, load_kernel
 from vlmgate.store.result import read_result, write_result
 
 NAMES = ("part_1.png", "part_2.png", "part_3.png", "refused.png")
+
+
+APART = ("it is round", "a black thing", "one big plate", "some steel")  # differ, and contradict no answer
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def result(tmp_path: Path) -> Path:
     folder = folder_of(tmp_path / "in", *NAMES)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "copy.png").write_bytes((folder / "part_3.png").read_bytes())
-    said = {"part_3.png": DISAGREE, "copy.png": DISAGREE, "refused.png": ("I cannot tell.",)}
+    said = {"part_3.png": APART, "copy.png": APART, "refused.png": ("I cannot tell.",)}
     answers = {"part_2.png": ("ok", "ok", "unsure", "scratch")}
     fake = FakeCaptioner(
         lambda name: said.get(name, AGREE), answer=lambda n: answers.get(n, ("ok",)), features=lambda _: (1.0, 2.0)
@@ -44,7 +47,7 @@ def result(tmp_path: Path) -> Path:
 def again(result: Path, **options: object) -> Rescored:
     records, provenance = read_result(result)
     gate = make_gate(num_samples=4, answered=True, **options)  # type: ignore[arg-type]
-    return rescore(records, provenance, gate, WordKernel(), kernel_name="words", source=result)
+    return rescore(records, provenance, gate, load_kernel("findings"), kernel_name="findings", source=result)
 
 
 def rows_of(records: Sequence[Record]) -> dict[str, Record]:
@@ -99,12 +102,12 @@ def test_another_kernel_makes_other_scores_and_the_provenance_says_so(result: Pa
     gate = make_gate(num_samples=4, answered=True)
     done = rescore(records, provenance, gate, kernel, kernel_name="embedding:/models/x", source=result)
     row = rows_of(done.records)["part_3.png"]
-    assert (row.vendi_score, row.route, row.caption) == (1.0, Route.AUTO_ACCEPT, DISAGREE[0])
+    assert (row.vendi_score, row.route, row.caption) == (1.0, Route.AUTO_ACCEPT, APART[0])
     assert rows_of(done.records)["refused.png"].vendi_score is None
     assert len(kernel.prepared) == 4, "copies are compared once"
     assert done.provenance["kernel"] == "embedding:/models/x"
     told = done.provenance["rescored"]
-    assert told["from"] == "r.parquet" and told["kernel_before"] == "words"
+    assert told["from"] == "r.parquet" and told["kernel_before"] == "findings"
     assert told["gate_before"] == provenance["gate"] and done.provenance["model"] == provenance["model"]
 
 

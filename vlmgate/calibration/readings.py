@@ -21,15 +21,18 @@ from vlmgate.errors import LabelError
 from vlmgate.gate.reasons import UNREAD
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate, Limit, bars
 from vlmgate.run.rescore import said_of
-from vlmgate.scores.diversity import WORDS, Kernel
+from vlmgate.scores.diversity import FINDINGS, Kernel
 from vlmgate.scores.score import Scorer
 
 GOOD = frozenset(
     ("good", "ok", "okay", "none", "normal", "pass", "passed", "clean", "fine", "intact", "no defect", "defect free")
 )
-OF_KERNEL = ("vendi_score", "mean_dissimilarity", "semantic_entropy", "cocoa", "doubt", "view_contrast")
+OF_KERNEL = ("vendi_score", "mean_dissimilarity", "semantic_entropy", "cocoa", "support", "doubt", "view_contrast")
 # What a gate may go by; columns that order images as another one does are left out.
-SCORES = (*OF_KERNEL, "mean_logprob", "answer_share", "answer_entropy", "abstain_rate", "novelty")
+SCORES = (
+    *OF_KERNEL,
+    *("verdict_share", "mean_logprob", "answer_share", "answer_entropy", "abstain_rate", "novelty"),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +45,7 @@ class Labelled:
     choices: tuple[str, ...]
     good: str | None  # the choice that passes a part
     prompt: str
+    terms: str | None  # the text of a `--terms` file
     num_samples: int
     views: int
     truths: tuple[str | None, ...]  # N; the class of the part, as far as the labels tell
@@ -102,6 +106,7 @@ def join(
         choices=choices,
         good=good,
         prompt=sampling["prompt"],
+        terms=sampling.get("terms"),
         num_samples=sampling["num_samples"],
         views=sampling.get("views", 1),
         truths=tuple(_truth(record, label, labels, choices, good) for record, label in found),
@@ -297,7 +302,7 @@ def evidence(
     num_samples: int,
     kernel: Kernel | None = None,
     *,
-    name: str = WORDS,
+    name: str = FINDINGS,
     limits: Sequence[Limit] = (),
     novelty: Sequence[float | None] | None = None,
 ) -> Evidence:
@@ -307,7 +312,7 @@ def evidence(
     """
     if not 2 <= num_samples <= labelled.num_samples:
         raise ValueError(f"{num_samples} samples of {labelled.num_samples}.")
-    scorer = Scorer(labelled.prompt, labelled.choices, kernel)
+    scorer = Scorer(labelled.prompt, labelled.choices, kernel, labelled.terms)
     said = [_first(said_of(record), num_samples) for record in labelled.records]
     scorer.prepare(said)
     novelty = labelled.novelties if novelty is None else novelty

@@ -25,7 +25,15 @@ from vlmgate.calibration.readings import folded, join
 from vlmgate.calibration.study import Study, study
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.machine import begin_peak, end_peak
-from vlmgate.config import DEFAULT_QUESTION, CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.config import (
+    DEFAULT_PROMPT,
+    DEFAULT_QUESTION,
+    CalibrateConfig,
+    ModelConfig,
+    SamplingConfig,
+    ScanConfig,
+    caption_prompt,
+)
 from vlmgate.data import Picture
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gate.file import GateFile, is_gate, sampling_of
@@ -175,6 +183,8 @@ def completed(
             )
         check_choices(choices)
         sampling = replace(sampling, question=question or DEFAULT_QUESTION, choices=choices)
+    if sampling.prompt == DEFAULT_PROMPT:
+        sampling = replace(sampling, prompt=caption_prompt(reading.model, sampling.choices, sampling.terms))
     return replace(reading, folder=labels.folder or source, sampling=sampling)
 
 

@@ -47,6 +47,16 @@ REASON_WORDS = {
         "at least one caption was cut off at --max-new-tokens",
         "At least one of the model's {k} readings was cut off before its end",
     ),
+    Reason.NO_CLAIM: ReasonWords(
+        "says nothing of the condition",
+        "no caption says anything of the part's condition; ask with --choices, or name its words with --terms",
+        "None of the model's {k} readings says anything of the part's condition",
+    ),
+    Reason.UNKNOWN_LANGUAGE: ReasonWords(
+        "language not known",
+        "its captions are in a language without a word list; use --choices, --terms or --kernel nli:FOLDER",
+        "The model's {k} readings are in a language that has no word list",
+    ),
     Reason.EMPTY_ANSWER: ReasonWords(
         "empty answer", "at least one answer says nothing", "At least one of the model's {k} answers says nothing"
     ),
@@ -61,8 +71,13 @@ REASON_WORDS = {
         "No choice was named more often than every other in the model's {k} answers",
     ),
     Reason.NO_SCORE: ReasonWords("no score", "a column that has a limit cannot be computed"),
+    Reason.CONTRADICTED: ReasonWords(
+        "contradicted",
+        "one reading asserts what another denies",
+        "The model's {k} readings contradict each other",
+    ),
     Reason.BEYOND_LIMIT: ReasonWords("beyond limit", "a column is beyond its limit"),
-    Reason.DISAGREED: ReasonWords("disagreed", "the captions differ more than the limit allows"),
+    Reason.DISAGREED: ReasonWords("disagreed", "the readings differ more than the limit allows"),
     Reason.MOST_UNCERTAIN: ReasonWords(
         "most uncertain", "it is among the most uncertain images, which fill the review budget"
     ),

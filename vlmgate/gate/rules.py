@@ -35,6 +35,9 @@ COLUMNS: dict[str, Column] = {
     "semantic_entropy": Column(True, 0, math.inf),
     "predictive_entropy": Column(True, 0, math.inf),
     "cocoa": Column(True, 0, math.inf),
+    "support": Column(False, 0, 1),
+    "verdict_share": Column(False, 0, 1),
+    "contradiction": Column(True, 0, 0.5),
     "view_contrast": Column(True, 0, 1),
     "answer_share": Column(False, 0, 1),
     "answer_entropy": Column(True, 0, math.inf),
@@ -53,8 +56,8 @@ COLUMNS: dict[str, Column] = {
 HIGHER_IS_WORSE: dict[str, bool] = {
     name: column.higher_is_worse for name, column in COLUMNS.items() if column.higher_is_worse is not None
 }
-# Nobody's measurement, but strict, and the same for every K because it counts effective readings: short captions that
-# split evenly between two defects come to 1.33, between a defect and none to 1.6. Summaries call it uncalibrated.
+# Nobody's measurement, but it means something for any model: up to K = 16, all captions say the same. Of 8 captions
+# one that says something else comes to 1.35 or more.
 UNCALIBRATED_VENDI_SCORE = 1.25
 # Nobody's measurement either. Without it one "ok" and seven times "unsure" would be a majority.
 UNCALIBRATED_ANSWER_SHARE = 0.75
@@ -84,6 +87,9 @@ class Limit:
     def holds(self, value: float) -> bool:
         """Say whether a value keeps to it."""
         return value <= self.value if self.side == "<=" else value >= self.value
+
+
+NO_CONTRADICTION = Limit("contradiction", "<=", 0.0, default=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +157,16 @@ def make_gate(
     review_budget: str | None = None,
     limits: Sequence[str] = (),
     answered: bool = False,
-    kernel: str = "words",
+    kernel: str = "findings",
     own: Sequence[str] = (),
 ) -> Gate:
     """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
 
     `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Without
     threshold, budget and a limit on the score itself, the limit is `own`, what was measured for the model (one of them
-    on the Vendi score), or else `UNCALIBRATED_VENDI_SCORE`; both hold for the kernel words alone. Where a question was
-    `answered` and no limit concerns `answer_share`, `UNCALIBRATED_ANSWER_SHARE` of the answers must be the same.
+    on the Vendi score), or else `UNCALIBRATED_VENDI_SCORE`; both hold for the kernels findings and words alone. Where a
+    question was `answered` and no limit concerns `answer_share`, `UNCALIBRATED_ANSWER_SHARE` of the answers must be
+    the same.
     """
     if score not in HIGHER_IS_WORSE:
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
@@ -181,7 +188,7 @@ def make_gate(
         return Gate(score=score, limits=rules)
     if score != "vendi_score":
         raise GateError(f"--score {score} has no default limit; give --threshold, --review-budget or --limit.")
-    if kernel != "words":
+    if kernel not in ("findings", "words"):
         raise GateError(f"--kernel {kernel} has no default limit; give --threshold, --review-budget or --limit.")
     if own:
         return _own_gate(own, rules, num_samples)
@@ -312,17 +319,24 @@ def _barred(candidate: Candidate, gate: Gate) -> Decision | None:
 
 
 def bars(candidate: Candidate, limits: Sequence[Limit]) -> Decision | None:
-    """Return the decision on what no score can save and on what is beyond a limit; None for all others."""
+    """Return the decision on what no score can save and on what is beyond a limit; None for all others.
+
+    Captions that contradict each other are beyond a limit under every gate, unless a limit on `contradiction` allows
+    for them.
+    """
     if candidate.reason is not None:
         return Decision(Route.HUMAN_REVIEW, candidate.reason, None)
-    for limit in limits:
+    if not any(limit.column == "contradiction" for limit in limits):
+        limits = (NO_CONTRADICTION, *limits)
+    for limit in sorted(limits, key=lambda limit: limit.column != "contradiction"):
         if limit.answer not in (None, candidate.record.answer):
             continue
         value = candidate.value(limit.column)
-        if value is None:
+        if value is None and limit is not NO_CONTRADICTION:  # a result of before has no such column
             return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, limit.column)
-        if not limit.holds(value):
-            return Decision(Route.HUMAN_REVIEW, Reason.BEYOND_LIMIT, limit.value, limit.column)
+        if value is not None and not limit.holds(value):
+            why = Reason.CONTRADICTED if limit.column == "contradiction" else Reason.BEYOND_LIMIT
+            return Decision(Route.HUMAN_REVIEW, why, limit.value, limit.column)
     return None
 
 

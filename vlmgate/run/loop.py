@@ -38,12 +38,11 @@ from vlmgate.run.resume import (
 )
 from vlmgate.run.watch import Watch
 from vlmgate.run.writer import Recorder
-from vlmgate.scores.diversity import WORDS
+from vlmgate.scores.diversity import FINDINGS, WORDS
 from vlmgate.scores.novelty import Reference, checkpoint_reference
 from vlmgate.scores.reference import ReferenceFolder, features_of
-from vlmgate.scores.score import Scorer
 from vlmgate.store.result import write_result
-from vlmgate.store.rows import build_rows, completed
+from vlmgate.store.rows import build_rows, completed, scorer_of
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +89,8 @@ class Run:
         self.looked_back = self.compared = False  # see `_look_back` and `_forget_replaced`
         self.gone: list[str] = []  # read before, and not in the folder now
         self.last_failure = ""
-        early = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), plan.kernel)
-        self.writer = Recorder(journal, early if config.kernel == WORDS else None)
+        early = scorer_of(journal, plan.kernel)
+        self.writer = Recorder(journal, early if config.kernel in (FINDINGS, WORDS) else None)
         self.watch: Watch | None = None
         stops_early = config.sampling.first_samples is not None
         self.foresight = Foresight(self.gate, early, config.sampling) if stops_early else None
@@ -326,7 +325,9 @@ class Run:
         write_result(self.plan.outputs.parquet, completed(records, readings, whole=True), provenance, read)
 
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
-        if self.journal.readings and (self.config.kernel != WORDS or len(self.walk.sources) > 5_000):  # takes a while
+        if self.journal.readings and (
+            self.config.kernel not in (FINDINGS, WORDS) or len(self.walk.sources) > 5_000
+        ):  # takes a while
             self.progress.message(f"Comparing the captions with {self.config.kernel} …")
         self._look_back()  # it may have ended before that
         if self.watch is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.captioner.location import model_fingerprint, picture_side
-from vlmgate.config import ModelConfig, ScanConfig, fingerprint
+from vlmgate.config import DEFAULT_PROMPT, FORMER, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.data import MODEL_KEYS, ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError, VlmgateError, count, plain
 from vlmgate.gate.early_stop import check_gate
@@ -23,7 +23,7 @@ from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import Kernel, check_kernel, load_kernel
 from vlmgate.scores.reference import ReferenceFolder
-from vlmgate.store.journal import Journal, is_journal
+from vlmgate.store.journal import Journal, begun_with, is_journal
 from vlmgate.store.result import Outputs, write_file
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,8 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
         config = replace(config, images=replace(config.images, least_side=_least_side(config.model)))
         checkpoint = model_fingerprint(config.model)
         check_same(gate, config, checkpoint)
+        if not config.restart:
+            config = _as_begun(config, begun_with(outputs.journal), progress)
         wanted = fingerprint(config, checkpoint)
         folder = ReferenceFolder(config.reference, outputs.reference, wanted, write_file) if config.reference else None
         kernel = load_kernel(config.kernel)
@@ -118,6 +120,20 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
             yield Plan(config, outputs, gate, walk, journal, kernel, folder, listing, checkpoint)
         finally:
             journal.close()
+
+
+def _as_begun(config: ScanConfig, begun: Mapping[str, Any], progress: Progress) -> ScanConfig:
+    """Return the config with the defaults of the version that began the journal, where nothing else was asked for."""
+    sampling, usual = config.sampling, SamplingConfig()
+    kept: dict[str, Any] = {key: value for key, value in FORMER.items() if begun.get(key) == value}
+    kept = {key: value for key, value in kept.items() if getattr(sampling, key) == getattr(usual, key)}
+    if begun.get("prompt") == DEFAULT_PROMPT and sampling.prompt.startswith(DEFAULT_PROMPT):
+        kept["prompt"] = DEFAULT_PROMPT
+    if kept.get("prompt", sampling.prompt) == sampling.prompt:
+        kept.pop("prompt", None)
+    for key, value in kept.items():
+        progress.message(f"the journal began with --{key.replace('_', '-')} {value}; this run goes on with that.")
+    return replace(config, sampling=replace(sampling, **kept)) if kept else config
 
 
 @contextmanager

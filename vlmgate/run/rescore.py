@@ -54,7 +54,7 @@ def rescore(
         if record.captions is not None and (held != sampling["num_samples"] or record.error is not None):
             what = f"{source}: {record.file_name} has {held} captions of {sampling['num_samples']}, or an error as well"
             raise StoreError(f"{what}; it was changed by something else, scan again.")
-    scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel)
+    scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel, sampling.get("terms"))
     said = {_key(r): said_of(r) for r in records if r.captions is not None}
     scorer.prepare(said.values())
     strange = {_key(r): r.novelty for r in records}

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from vlmgate.data import Caption, Reading, Reason, Sampled, Scores
 from vlmgate.scores.answers import Parsed, Tally, parse, tally
-from vlmgate.scores.diversity import Kernel, WordKernel, score_captions
+from vlmgate.scores.diversity import FindingsKernel, Kernel, claim_kernel, contradiction, score_captions
+from vlmgate.scores.findings import Claims, load_vocabulary
 from vlmgate.scores.refusals import degenerate, degenerate_answers
 
 log = logging.getLogger(__name__)
@@ -21,10 +22,18 @@ Samples = Reading | Sampled  # captions, answers and views of one image
 
 
 class Scorer:
-    """Scores one image after the other under one kernel, for one prompt and one question."""
+    """Scores one image after the other under one kernel (`findings`), for one prompt and one question.
 
-    def __init__(self, prompt: str, choices: Sequence[str] = (), kernel: Kernel | None = None) -> None:
-        self.prompt, self.choices, self.kernel = prompt, tuple(choices), kernel or WordKernel()
+    `terms` is the text of a `--terms` file.
+    """
+
+    def __init__(
+        self, prompt: str, choices: Sequence[str] = (), kernel: Kernel | None = None, terms: str | None = None
+    ) -> None:
+        self.prompt, self.choices = prompt, tuple(choices)
+        self.vocabulary = load_vocabulary(terms, self.choices)
+        by_findings = kernel is None or isinstance(kernel, FindingsKernel)
+        self.kernel = FindingsKernel(self.vocabulary) if kernel is None or by_findings else kernel
 
     def prepare(self, several: Iterable[Samples]) -> None:
         """Let the kernel do for many images at once what is slow one by one; where it fails, they go one by one."""
@@ -41,20 +50,32 @@ class Scorer:
         reason = degenerate(said.captions, self.prompt)
         scores = NOTHING
         if reason is None:
+            claims = self.claims(said.captions)
+            by_findings = isinstance(self.kernel, FindingsKernel)
             try:
-                kernel = self.kernel([caption.text for caption in said.captions])
-                scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views)
+                kernel = claim_kernel(claims) if by_findings else self.kernel([one.text for one in said.captions])
+                scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views, claims=claims)
                 scores = with_doubt(scores, novelty, num_samples or len(said.captions))
             except Exception as error:  # one image's captions must not take the result of all the others away
                 log.warning("captions could not be compared: %r", said.captions[0].text, exc_info=error)
                 reason = Reason.NO_SCORE
+            if by_findings and said.answers is None and not any(one.asserted or one.denied for one in claims):
+                unknown = all(one.language is None for one in claims)
+                reason = reason or (Reason.UNKNOWN_LANGUAGE if unknown else Reason.NO_CLAIM)
         if said.answers is None:
             return scores, reason
         counted = self.tally(said.answers)
         reason = reason or degenerate_answers(said.answers)
         rates = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
         scores = replace(scores, answer=counted.answer, **{name: round(getattr(counted, name), 6) for name in rates})
+        if counted.answer is not None and scores.contradiction is not None:
+            claims, answer = self.claims(said.captions), self.vocabulary.claims(counted.answer)
+            scores = replace(scores, contradiction=round(contradiction(claims, answer), 6))
         return scores, reason or (Reason.NO_ANSWER if counted.answer is None else None)
+
+    def claims(self, captions: Sequence[Caption]) -> list[Claims]:
+        """Return what each caption claims of the part's condition."""
+        return [self.vocabulary.claims(caption.text) for caption in captions]
 
     def tally(self, answers: Sequence[Caption]) -> Tally:
         """Return what some answers come to."""
