@@ -11,6 +11,7 @@ What is certain after k samples:
   von Neumann entropy, and its bound for mixtures: Nielsen & Chuang, "Quantum Computation and Quantum Information",
   theorem 11.10). That seldom decides, so the other captions are also played through, 400 times (`seldom_ends`): one
   of the plays may end on the other side.
+- The probability of the answer only grows with what is drawn, by that of all texts not seen yet at most.
 - Shares of answers: of the other K - k, a number follows the beta-binomial law that k answers leave of Jeffreys' prior
   (Beta(1/2, 1/2)); the other decision must be less likely than `CHANCE_OF_ERROR` where the image would be accepted,
   than `CHANCE` where not.
@@ -37,6 +38,7 @@ from vlmgate.config import SamplingConfig
 from vlmgate.data import Caption, Content, Quality, Reading, Reason, Record, Route, Scores, content_of
 from vlmgate.errors import GateError
 from vlmgate.gate.rules import Candidate, Gate, Limit, decide
+from vlmgate.scores.answer_probability import unseen
 from vlmgate.scores.diversity import Matrix
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Samples, Scorer
@@ -44,9 +46,10 @@ from vlmgate.scores.score import Samples, Scorer
 CHANCE = 0.01  # by its answers: of being accepted after all, below which an image is left to a person
 CHANCE_OF_ERROR = 0.001  # of going to a person after all, below which it is accepted; the dearer mistake
 _OF_ANSWERS = ("answer_share", "abstain_rate", "unparsable_rate")
+_PROBABILITY = "answer_probability"
 _OF_CAPTIONS = ("vendi_score", "agreement", "doubt")
 _FIXED = ("novelty", *Quality.__dataclass_fields__)  # no sample changes them
-PREDICTED = frozenset((*_OF_ANSWERS, *_OF_CAPTIONS, *_FIXED))
+PREDICTED = frozenset((*_OF_ANSWERS, _PROBABILITY, *_OF_CAPTIONS, *_FIXED))
 
 
 def check_gate(gate: Gate, kernel: str) -> None:
@@ -155,7 +158,9 @@ class Foresight:
             return kept
         if limit.answer is not None and not self._answer_stays(said):
             return None
-        if limit.column in _OF_ANSWERS:
+        if limit.column == _PROBABILITY:
+            sure = self._answer_stays(said) if kept else self._stays_unlikely(limit, said)
+        elif limit.column in _OF_ANSWERS:
             sure = self._share_is_sure(limit, value, len(said.captions), kept)
         else:
             sure = self._vendi_is_sure(limit, candidate, said, kept)
@@ -204,6 +209,15 @@ class Foresight:
             if limit.holds((count + more) / self.most) != kept
         )
         return chance < (CHANCE_OF_ERROR if kept else CHANCE)
+
+    def _stays_unlikely(self, limit: Limit, said: Samples) -> bool:
+        """Tell whether no choice can become as probable as the limit asks.
+
+        What is drawn adds the probabilities of texts not seen yet, to one choice or another.
+        """
+        found = self.scorer.probabilities(said)
+        left = max(LEAST_UNSEEN, unseen(said.answers or ()))
+        return not limit.holds(min(1.0, max(found.values(), default=0.0) + left))
 
     def _answer_stays(self, said: Samples) -> bool:
         """Tell whether the answer that leads cannot be caught up with."""
