@@ -184,6 +184,7 @@ class Scores:
     view_contrast: float | None = None  # dissimilarity of clean and noised views' captions, [0, 1]; higher = worse
     answer: str | None = None  # the choice named most often; null without one, or where two are equally often
     answer_share: float | None = None  # share of all K answers that name it, [0, 1]; higher = safer
+    answer_probability: float | None = None  # of one answer naming it, at temperature 1, [0, 1]; higher = safer
     answer_entropy: float | None = None  # of choices, abstaining and unparsable ones, nats, [0, ln K]; higher = worse
     abstain_rate: float | None = None  # share of the answers that abstain, [0, 1]; higher = less sure
     unparsable_rate: float | None = None  # share of the answers that are neither, [0, 1]; higher = worse
@@ -335,6 +336,7 @@ class Record:
     contradiction: float | None = None
     view_contrast: float | None = None
     answer_share: float | None = None
+    answer_probability: float | None = None
     answer_entropy: float | None = None
     abstain_rate: float | None = None
     unparsable_rate: float | None = None

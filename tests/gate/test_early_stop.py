@@ -185,6 +185,20 @@ def test_answers_are_certain_once_they_cannot_turn() -> None:
     assert certain(gate, said(*AGREE * 4, answers=["ok"] * 3 + [""]))
 
 
+def test_the_probability_of_an_answer_is_certain_once_nothing_unseen_can_change_it() -> None:
+    gate = make_gate(num_samples=K, threshold=16.0, limits=("answer_probability >= 0.75",))
+
+    def of(first: int, *answers: tuple[str, float]) -> Sampled:
+        drawn = [Caption(text, "stop", math.log(p), 1) for text, p in answers]
+        return Sampled(said(*DISAGREE * 4).captions[:first], tuple(drawn[i % len(drawn)] for i in range(first)))
+
+    assert not certain(gate, of(4, ("ok", 0.8), ("ok", 0.8), ("dent", 0.1))), "the other may still be named more often"
+    assert certain(gate, of(12, ("ok", 0.8)))
+    assert certain(gate, of(4, ("ok", 0.6), ("dent", 0.3))), "the rest is a tenth, so that no choice reaches the limit"
+    assert not certain(gate, of(4, ("ok", 0.6), ("ok", 0.6), ("dent", 0.2))), "a fifth that is unseen may be 'OK.'"
+    assert not certain(gate, of(4, ("ok", 0.1), ("dent", 0.1)))
+
+
 def test_a_limit_of_one_answer_waits_until_that_is_the_answer() -> None:
     gate = Gate(threshold=16.0, limits=(Limit("vendi_score", "<=", 1.01, answer="dent"),))
     assert not certain(gate, said(*DISAGREE[:4], answers=["dent"] * 3 + ["ok"]))

@@ -9,7 +9,7 @@ import pytest
 
 from vlmgate.data import Caption, Quality, Reason, Record, Route, Scores
 from vlmgate.errors import GateError
-from vlmgate.gate.rules import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, decide, make_gate
+from vlmgate.gate.rules import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, Limit, decide, make_gate
 from vlmgate.scores.answers import Parsed, tally
 from vlmgate.scores.diversity import score_captions
 from vlmgate.scores.refusals import degenerate, is_empty, is_refusal, says_nothing
@@ -383,6 +383,40 @@ def test_each_limit_routes_with_its_own_column() -> None:
     assert gate.describe() == (
         "vendi_score ≤ 1.8 and abstain_rate ≤ 0.25 and answer_share ≥ 0.75 and sharpness ≥ 20 and novelty ≤ 1"
     )
+
+
+def test_a_tie_of_answers_is_broken_for_gates_alone_that_go_by_the_probability() -> None:
+    tie = replace(
+        full("a", answer="ok", answer_share=0.5, answer_probability=0.9, answer_entropy=0.69), reason=Reason.NO_ANSWER
+    )
+    none = replace(full("b", answer_share=0.0), reason=Reason.NO_ANSWER)
+    by_limit = make_gate(num_samples=8, threshold=1.8, limits=["answer_probability >= 0.75"])
+    by_score = make_gate(num_samples=8, score="answer_probability", threshold=0.75)
+    for gate in (by_limit, by_score):
+        first, second = decide([tie, none], gate)
+        assert first.route is Route.AUTO_ACCEPT and second.reason is Reason.NO_ANSWER
+    stricter = make_gate(num_samples=8, score="answer_probability", threshold=0.95)
+    assert decide([tie], stricter)[0].reason is Reason.DISAGREED
+    of_another_answer = Limit("answer_probability", ">=", 0.75, answer="dent")
+    for gate in (
+        make_gate(num_samples=8, threshold=1.8),
+        make_gate(num_samples=8, score="answer_share", threshold=0.5),
+        Gate(threshold=1.8, limits=(of_another_answer,)),
+    ):
+        assert decide([tie], gate)[0].reason is Reason.NO_ANSWER
+    cut = replace(tie, reason=Reason.CUT_OFF)
+    assert decide([cut], by_limit)[0].reason is Reason.CUT_OFF
+
+
+def test_of_equal_shares_the_least_likely_answer_goes_to_a_person_first() -> None:
+    likely = {"a": 0.99, "b": 0.8, "c": None, "d": 0.9}
+    rows = [full(name, answer="ok", answer_share=1.0, answer_probability=p) for name, p in likely.items()]
+    routed = []
+    for budget in ("1", "2", "3"):
+        gate = make_gate(num_samples=8, score="answer_share", review_budget=budget)
+        decided = zip("abcd", decide(rows, gate), strict=True)
+        routed.append("".join(name for name, decision in decided if decision.route is Route.HUMAN_REVIEW))
+    assert routed == ["c", "bc", "bcd"], "what is unknown comes first"
 
 
 @pytest.mark.parametrize("column", sorted(COLUMNS))

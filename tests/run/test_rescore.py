@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from tests.support.fakes import AGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, UsageError
+from vlmgate.gate.reasons import no_probability
 from vlmgate.gate.rules import make_gate
 from vlmgate.report.summary import routed_worst_first, worst_routed
 from vlmgate.run.loop import scan
@@ -136,6 +138,22 @@ def test_limits_on_what_the_result_does_not_hold_are_refused(result: Path) -> No
     for limit in ("novelty <= 1", "view_contrast <= 0.5"):
         with pytest.raises(UsageError, match="holds nothing of it"):
             check_columns(records, make_gate(num_samples=4, limits=[limit]))
+
+
+def test_the_probability_of_answers_takes_their_tokens_which_results_of_before_have_not(result: Path) -> None:
+    records, provenance = read_result(result)
+    gate = make_gate(num_samples=4, threshold=4.0, limits=["answer_probability >= 0.5", "answer_share >= 0.5"])
+    check_columns(records, gate)
+    known = [replace(record, answer_probability=None) for record in records]
+    done = rescore(known, provenance, gate, WordKernel(), kernel_name="words", source=result)
+    assert rows_of(done.records)["part_1.png"].answer_probability == round(math.exp(-0.25 * 2), 6)
+    gone = [replace(record, answer_tokens=None) for record in known]
+    with pytest.raises(UsageError, match="answer_probability: this result holds nothing of it"):
+        check_columns(gone, gate)
+    done = rescore(gone, provenance, gate, WordKernel(), kernel_name="words", source=result)
+    row = rows_of(done.records)["part_1.png"]
+    assert (row.answer_probability, row.reason) == (None, Reason.NO_SCORE)
+    assert no_probability(done.records) and no_probability(gone) and not no_probability(known)
 
 
 def test_outputs_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from vlmgate.config import ScanConfig
 from vlmgate.data import Caption, Reason, Record, Route
 from vlmgate.errors import ConfigError, GateError
+from vlmgate.report.summary import print_summary
 from vlmgate.run.loop import scan
 from vlmgate.scores.answers import check_choices
+from vlmgate.store.result import read_result
 
 QUESTION, CHOICES = "Is the part ok?", ("ok", "scratch", "crack")
 Said = Sequence[str | Caption]
@@ -107,6 +112,39 @@ def test_disagreeing_captions_are_routed_whatever_the_answers(tmp_path: Path) ->
 def test_answers_alone_can_be_the_gate(tmp_path: Path) -> None:
     row = answered(tmp_path, ("ok",), captions=DISAGREE, score="answer_share", threshold=0.75)
     assert (row.route, row.decided_by, row.threshold) == (Route.AUTO_ACCEPT, "answer_share", 0.75)
+
+
+def test_the_probability_of_the_answer_is_a_column_a_limit_and_a_score(tmp_path: Path) -> None:
+    answers = (Caption("ok", "stop", -0.1, 2), Caption("OK.", "stop", -1.0, 3), Caption("scratch", "stop", -1.5, 2))
+    row = answered(tmp_path, (*answers, answers[0]))
+    expected = math.exp(-0.2) + math.exp(-3.0)
+    assert (row.answer, row.answer_share, row.answer_probability) == ("ok", 0.75, round(expected, 6))
+    (held,), _ = read_result(tmp_path / "r.parquet")
+    assert held.answer_probability == row.answer_probability
+    assert row.route == Route.AUTO_ACCEPT
+    for gate in ({"limits": ("answer_probability >= 0.9",)}, {"score": "answer_probability", "threshold": 0.9}):
+        row = answered(tmp_path, (*answers, answers[0]), **gate)
+        assert (row.route, row.decided_by, row.threshold) == (Route.HUMAN_REVIEW, "answer_probability", 0.9)
+
+
+def test_the_likelier_of_two_choices_is_the_answer_where_the_probability_decides(tmp_path: Path) -> None:
+    answers = (Caption("scratch", "stop", -1.6, 1), Caption("ok", "stop", -0.25, 1))
+    gate = {"score": "answer_probability", "threshold": 0.75, "limits": ("answer_share >= 0.5",)}
+    row = answered(tmp_path, answers, **gate)
+    assert (row.answer, row.answer_share, row.route) == ("ok", 0.5, Route.AUTO_ACCEPT)
+    row = answered(tmp_path, answers, threshold=4.0, limits=("answer_share >= 0.5",))
+    assert (row.answer, row.reason) == ("ok", Reason.NO_ANSWER), "a gate of shares takes a tie for no answer"
+
+
+def test_without_log_probabilities_there_is_none_and_one_line_says_so(tmp_path: Path) -> None:
+    row = answered(tmp_path, (Caption("ok", "stop", None, 2),))
+    assert (row.answer, row.answer_probability) == ("ok", None)
+    records, provenance = read_result(tmp_path / "r.parquet")
+    console = Console(file=StringIO(), width=200)
+    print_summary(records, provenance, tmp_path / "r.parquet", console)
+    assert console.file.getvalue().count("answer_probability is unknown") == 1  # type: ignore[attr-defined]
+    row = answered(tmp_path, (Caption("ok", "stop", None, 2),), limits=("answer_probability >= 0",))
+    assert (row.route, row.reason) == (Route.HUMAN_REVIEW, Reason.NO_SCORE)
 
 
 @pytest.mark.parametrize(

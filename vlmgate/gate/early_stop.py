@@ -28,17 +28,20 @@ from vlmgate.config import SamplingConfig
 from vlmgate.data import Content, Quality, Reading, Reason, Record, Route, Scores, content_of
 from vlmgate.errors import GateError
 from vlmgate.gate.rules import NO_CONTRADICTION, Candidate, Gate, Limit, decide
+from vlmgate.scores.answer_probability import unseen
 from vlmgate.scores.diversity import FINDINGS, WORDS, Matrix, vendi_score
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Samples, Scorer
 
 EQUAL = 4  # samples that all say the same are enough to accept
 _OF_ANSWERS = ("answer_share", "abstain_rate", "unparsable_rate")
+_PROBABILITY = "answer_probability"
 _OF_CAPTIONS = ("vendi_score", "agreement", "doubt")
 _FIXED = ("novelty", *Quality.__dataclass_fields__)  # no sample changes them
-PREDICTED = frozenset((*_OF_ANSWERS, *_OF_CAPTIONS, *_FIXED, "contradiction", "answer_probability"))
+PREDICTED = frozenset((*_OF_ANSWERS, _PROBABILITY, *_OF_CAPTIONS, *_FIXED, "contradiction"))
 # What more samples may still put right.
 _OPEN = (None, Reason.NO_ANSWER, Reason.NO_SCORE, Reason.NO_CLAIM, Reason.UNKNOWN_LANGUAGE)
+LEAST_UNSEEN = 0.01  # for log-probabilities are rounded, and half precision adds to that
 _TINY = 1e-9
 
 
@@ -153,10 +156,12 @@ class Foresight:
             return False if limit.column in _FIXED else None
         if limit.column in _FIXED:
             return limit.holds(value)
-        if (limit.answer is not None or limit.column == "answer_probability") and not self._answer_stays(said):
+        if (
+            limit.answer is not None or (limit.column == _PROBABILITY and limit.holds(value))
+        ) and not self._answer_stays(said):
             return None
-        if limit.column == "answer_probability":  # it only grows as other texts that name the answer are drawn
-            return True if limit.holds(value) else None
+        if limit.column == _PROBABILITY:  # it only grows as other texts that name the answer are drawn
+            return True if limit.holds(value) else False if self._stays_unlikely(limit, said) else None
         if limit.column in _OF_CAPTIONS:
             return self._vendi_within(limit, candidate, said)
         drawn, left = len(said.captions), self.most - len(said.captions)
@@ -175,6 +180,15 @@ class Foresight:
             return False
         low, high = entropy_between(self.scorer.kernel([caption.text for caption in said.captions]), self.most)
         return True if high <= math.log(most) else False if low > math.log(most) + _TINY else None
+
+    def _stays_unlikely(self, limit: Limit, said: Samples) -> bool:
+        """Tell whether no choice can become as probable as the limit asks.
+
+        What is drawn adds the probabilities of texts not seen yet, to one choice or another.
+        """
+        found = self.scorer.probabilities(said)
+        left = max(LEAST_UNSEEN, unseen(said.answers or ()))
+        return not limit.holds(min(1.0, max(found.values(), default=0.0) + left))
 
     def _answer_stays(self, said: Samples) -> bool:
         """Tell whether the answer that leads cannot be caught up with."""

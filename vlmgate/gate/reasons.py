@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from vlmgate.data import Reason
+from vlmgate.data import Reason, Record
+from vlmgate.scores.answer_probability import is_known
 
 UNREAD = frozenset((Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED))  # the model has said nothing
+
+
+_NO_PROBABILITY = (
+    "answer_probability is unknown: it takes the log-probability and the tokens of each answer, which some servers do "
+    "not give, and which a result of before has in its journal alone"
+)
+
+
+def no_probability(records: Sequence[Record]) -> str | None:
+    """Return why no row knows how probable its answer is, as a sentence without its stop; None where one does."""
+    answered = any(record.answer is not None for record in records)
+    return _NO_PROBABILITY if answered and not any(map(is_known, records)) else None
 
 
 class ReasonWords(NamedTuple):

@@ -40,6 +40,7 @@ COLUMNS: dict[str, Column] = {
     "contradiction": Column(True, 0, 0.5),
     "view_contrast": Column(True, 0, 1),
     "answer_share": Column(False, 0, 1),
+    "answer_probability": Column(False, 0, 1),
     "answer_entropy": Column(True, 0, math.inf),
     "abstain_rate": Column(True, 0, 1),
     "unparsable_rate": Column(True, 0, 1),
@@ -61,7 +62,8 @@ HIGHER_IS_WORSE: dict[str, bool] = {
 UNCALIBRATED_VENDI_SCORE = 1.25
 # Nobody's measurement either. Without it one "ok" and seven times "unsure" would be a majority.
 UNCALIBRATED_ANSWER_SHARE = 0.75
-ANSWER_COLUMNS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
+PROBABILITY = "answer_probability"
+ANSWER_COLUMNS = ("answer_share", "answer_probability", "answer_entropy", "abstain_rate", "unparsable_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,19 +314,21 @@ def decide(candidates: Sequence[Candidate], gate: Gate) -> list[Decision]:
 
 def _barred(candidate: Candidate, gate: Gate) -> Decision | None:
     """Return the decision on what goes to a person whatever its score, and on what has none; None for all others."""
-    barred = bars(candidate, gate.limits)
+    barred = bars(candidate, gate.limits, gate.score)
     if barred is None and candidate.value(gate.score) is None:
         return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, gate.score)
     return barred
 
 
-def bars(candidate: Candidate, limits: Sequence[Limit]) -> Decision | None:
+def bars(candidate: Candidate, limits: Sequence[Limit], score: str | None = None) -> Decision | None:
     """Return the decision on what no score can save and on what is beyond a limit; None for all others.
 
     Captions that contradict each other are beyond a limit under every gate, unless a limit on `contradiction` allows
-    for them.
+    for them. Where two choices were named equally often, the likelier is an answer for gates that go by its probability
+    alone.
     """
-    if candidate.reason is not None:
+    tie = candidate.reason is Reason.NO_ANSWER and candidate.record.answer is not None
+    if candidate.reason is not None and not (tie and breaks_ties(limits, score)):
         return Decision(Route.HUMAN_REVIEW, candidate.reason, None)
     if not any(limit.column == "contradiction" for limit in limits):
         limits = (NO_CONTRADICTION, *limits)
@@ -340,6 +344,11 @@ def bars(candidate: Candidate, limits: Sequence[Limit]) -> Decision | None:
     return None
 
 
+def breaks_ties(limits: Sequence[Limit], score: str | None = None) -> bool:
+    """Say whether all that a gate accepts keeps to a limit on the probability of its answer."""
+    return score == PROBABILITY or any(limit.column == PROBABILITY and limit.answer is None for limit in limits)
+
+
 def _by_threshold(candidate: Candidate, gate: Gate) -> Decision:
     limit = gate.own or next(limit for limit in gate.limits if limit.column == gate.score)  # which hold already
     value = candidate.value(gate.score)
@@ -351,8 +360,8 @@ def _by_threshold(candidate: Candidate, gate: Gate) -> Decision:
 def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None], gate: Gate) -> list[Decision]:
     """Fill the budget: first what must be seen whatever its score (even beyond the budget), then the most uncertain.
 
-    Of equals, those with less likely captions come first, unknown before all. Exact duplicates go the same way, so the
-    last of the budget may bring its copies along.
+    Of equals, those with less likely answers come first, then those with less likely captions, unknown before all.
+    Exact duplicates go the same way, so the last of the budget may bring its copies along.
     """
     budget = gate.budget_count or 0
     if gate.budget_share is not None:
@@ -360,8 +369,13 @@ def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None
     read = sum(candidate.reason is not Reason.NOT_READ for candidate in candidates)  # the others' turn comes later
     free = [candidate for candidate, decision in zip(candidates, barred, strict=True) if decision is None]
     sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
-    scored = [(c.value(gate.score) or 0.0, c.value("mean_logprob"), c.key) for c in free]  # what is free has a score
-    ranked = sorted((-sign * score, -math.inf if likely is None else likely, key) for score, likely, key in scored)
+
+    def rank(free: Candidate) -> tuple[float, float, float, tuple[str, int]]:
+        likely = (free.value(column) for column in (PROBABILITY, "mean_logprob"))
+        answer, captions = (-math.inf if value is None else value for value in likely)
+        return -sign * (free.value(gate.score) or 0.0), answer, captions, free.key  # what is free has a score
+
+    ranked = sorted(map(rank, free))
     chosen = ranked[: max(0, budget - (read - len(free)))]
     routed = {key for *_, key in chosen}
     limit = -sign * chosen[-1][0] if chosen else None

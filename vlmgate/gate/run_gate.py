@@ -24,7 +24,7 @@ from vlmgate.scores.novelty import Reference, checkpoint_reference
 
 log = logging.getLogger(__name__)
 
-_OF_SAMPLES = ("vendi_score", "answer_share", "mean_logprob")
+_OF_SAMPLES = ("vendi_score", "answer_share", "answer_probability", "mean_logprob")
 _IN_MEMORY = 2048  # images whose features are in memory together
 _MOST_UNLIKE = 5  # images that are named, the most unlike first
 

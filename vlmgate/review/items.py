@@ -34,6 +34,7 @@ _STATEMENTS: dict[str, tuple[str, bool]] = {
     "cocoa": ("Doubt about single words times difference between the {k} readings comes to {v} (cocoa)", False),
     "view_contrast": ("A little noise in the picture changes the reading by {v}", True),
     "answer_share": ("{v} of the model's answers, {c} of {k}, name the same choice", True),
+    "answer_probability": ("The model gives its answer with a probability of {v}", True),
     "answer_entropy": ("The model's {k} answers are divided (answer entropy {v})", False),
     "abstain_rate": ("The model was unsure in {v} of its answers, {c} of {k}", True),
     "unparsable_rate": ("{v} of the model's answers, {c} of {k}, could not be understood", True),
@@ -46,7 +47,7 @@ _STATEMENTS: dict[str, tuple[str, bool]] = {
     "clipped_dark": ("{v} of the picture is black", True),
     "clipped_bright": ("{v} of the picture is white", True),
 }
-_OF_ANSWERS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
+_OF_ANSWERS = ("answer_share", "answer_probability", "answer_entropy", "abstain_rate", "unparsable_rate")
 _ANSWER_REASONS = (Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER)
 
 

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from vlmgate.data import Caption, Finish, Quality, Reason, Record, Sampled, Scores, columns_of
 from vlmgate.errors import OutputError, StoreError, UsageError
-from vlmgate.gate.rules import ANSWER_COLUMNS, Candidate, Gate, decide_rows
+from vlmgate.gate.rules import ANSWER_COLUMNS, PROBABILITY, Candidate, Gate, decide_rows
+from vlmgate.scores.answer_probability import is_known
 from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.score import NOTHING, Scorer
 from vlmgate.store.result import check_folder, read_provenance
@@ -96,6 +97,7 @@ def check_columns(records: Sequence[Record], gate: Gate) -> None:
     for column in (gate.score, *(limit.column for limit in gate.limits)):
         lacking = (
             (column in ANSWER_COLUMNS and not answers)
+            or (column == PROBABILITY and not any(map(is_known, records)))
             or (column == "view_contrast" and not views)
             or (column == "doubt" and all(record.novelty is None for record in records))
             or (column in _STORED and all(getattr(record, column) is None for record in records))
@@ -113,18 +115,21 @@ def _key(record: Record) -> Key:
 
 def said_of(record: Record) -> Sampled:
     """Return what was sampled, as a row holds it."""
-    captions = _captions(record.captions, record.caption_finishes, record.caption_logprobs)
-    answers = _captions(record.answers, record.answer_finishes, record.answer_logprobs)
+    captions = _captions(record.captions, record.caption_finishes, record.caption_logprobs, record.caption_tokens)
+    answers = _captions(record.answers, record.answer_finishes, record.answer_logprobs, record.answer_tokens)
     return Sampled(captions or (), answers, views=record.caption_views)
 
 
 def _captions(
-    texts: Sequence[str] | None, finishes: Sequence[str] | None, logprobs: Sequence[float | None] | None
+    texts: Sequence[str] | None,
+    finishes: Sequence[str] | None,
+    logprobs: Sequence[float | None] | None,
+    tokens: Sequence[int | None] | None,
 ) -> tuple[Caption, ...] | None:
     if texts is None:
         return None
-    told = zip(texts, finishes or (), logprobs or (), strict=True)
-    return tuple(Caption(text, cast(Finish, finish), logprob, 0) for text, finish, logprob in told)
+    told = zip(texts, finishes or (), logprobs or (), tokens or (None,) * len(texts), strict=True)
+    return tuple(Caption(text, cast(Finish, finish), logprob, number or 0) for text, finish, logprob, number in told)
 
 
 def _candidate(record: Record, scores: Scores, reason: Reason | None) -> Candidate:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from vlmgate.data import Caption, Reading, Reason, Sampled, Scores
+from vlmgate.scores.answer_probability import likelier, probabilities
 from vlmgate.scores.answers import Parsed, Tally, parse, tally
 from vlmgate.scores.diversity import FindingsKernel, Kernel, claim_kernel, contradiction, score_captions
 from vlmgate.scores.findings import Claims, load_vocabulary
@@ -46,6 +47,8 @@ class Scorer:
         """Return the scores, and the reason where they can save nothing; `num_samples` is K, where fewer were drawn.
 
         Captions that are no reading, or that the kernel cannot compare, have no scores; answers are always counted.
+        Where two choices are named equally often, the likelier is the answer, and the reason is that there is none: a
+        gate that goes by `answer_probability` takes the one, every other gate the other (`gate.rules.bars`).
         """
         reason = degenerate(said.captions, self.prompt)
         scores = NOTHING
@@ -64,14 +67,18 @@ class Scorer:
                 reason = reason or (Reason.UNKNOWN_LANGUAGE if unknown else Reason.NO_CLAIM)
         if said.answers is None:
             return scores, reason
-        counted = self.tally(said.answers)
-        reason = reason or degenerate_answers(said.answers)
+        parsed = [self._parsed(answer) for answer in said.answers]
+        counted, found = tally(parsed), probabilities(said.answers, [one.choice for one in parsed], said.views)
+        reason = reason or degenerate_answers(said.answers) or (Reason.NO_ANSWER if counted.answer is None else None)
+        answer = counted.answer or likelier(_most_named(parsed), found)
         rates = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
-        scores = replace(scores, answer=counted.answer, **{name: round(getattr(counted, name), 6) for name in rates})
-        if counted.answer is not None and scores.contradiction is not None:
-            claims, answer = self.claims(said.captions), self.vocabulary.claims(counted.answer)
-            scores = replace(scores, contradiction=round(contradiction(claims, answer), 6))
-        return scores, reason or (Reason.NO_ANSWER if counted.answer is None else None)
+        figures = {name: round(getattr(counted, name), 6) for name in rates}
+        if answer in found:
+            figures["answer_probability"] = round(found[answer], 6)
+        if answer is not None and scores.contradiction is not None:
+            disputed = contradiction(self.claims(said.captions), self.vocabulary.claims(answer))
+            figures["contradiction"] = round(disputed, 6)
+        return replace(scores, answer=answer, **figures), reason
 
     def claims(self, captions: Sequence[Caption]) -> list[Claims]:
         """Return what each caption claims of the part's condition."""
@@ -81,6 +88,11 @@ class Scorer:
         """Return what some answers come to."""
         return tally([self._parsed(answer) for answer in answers])
 
+    def probabilities(self, said: Samples) -> dict[str, float]:
+        """Return how probable each choice is by the answers drawn, as far as that is known."""
+        answers = said.answers or ()
+        return probabilities(answers, [self._parsed(answer).choice for answer in answers], said.views)
+
     def counts(self, said: Samples) -> dict[str, int]:
         """Return how often each choice was named among the answers; what names none is left out."""
         named = [self._parsed(answer).choice for answer in said.answers or ()]
@@ -89,6 +101,13 @@ class Scorer:
     def _parsed(self, answer: Caption) -> Parsed:
         """Return what an answer says; one that was cut off or overflowed says nothing."""
         return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
+
+
+def _most_named(answers: Sequence[Parsed]) -> list[str]:
+    """Return the choices that no other was named more often than."""
+    named = Counter(answer.choice for answer in answers if answer.choice is not None)
+    most = max(named.values(), default=0)
+    return [choice for choice, times in named.items() if times == most]
 
 
 def doubt(vendi_score: float | None, novelty: float | None, num_samples: int) -> float | None:
