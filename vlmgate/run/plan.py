@@ -15,14 +15,16 @@ from vlmgate.captioner.location import model_fingerprint, picture_side
 from vlmgate.config import ModelConfig, ScanConfig, fingerprint
 from vlmgate.data import MODEL_KEYS, ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError, VlmgateError, count, plain
-from vlmgate.gate.early_stop import check_gate
+from vlmgate.gate.early_stop import Foresight, check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
 from vlmgate.run.control import Progress
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
-from vlmgate.scores.diversity import Kernel, check_kernel, load_kernel
+from vlmgate.scores.diversity import WORDS, Kernel, check_kernel, load_kernel
+from vlmgate.scores.novelty import Reference, checkpoint_reference
 from vlmgate.scores.reference import ReferenceFolder
+from vlmgate.scores.score import Scorer
 from vlmgate.store.journal import Journal, is_journal
 from vlmgate.store.result import Outputs, write_file
 
@@ -42,7 +44,12 @@ class Plan:
     walk: Walk  # the images; with --watch, those that are there at the beginning
     journal: Journal
     kernel: Kernel  # compares captions
+    scorer: Scorer | None  # scores while the model reads on; None where its kernel would take the model's time
+    foresight: Foresight | None  # ends the sampling of an image early; None where all samples are drawn
     folder: ReferenceFolder | None  # of --reference
+    reference: (
+        Reference | None
+    )  # what novelty is measured against; None where there is none, or `folder` is yet to be read
     listing: Listing | None  # of the whole folder, where `walk` is a share of it
     checkpoint: dict[str, str]  # identifies the weights
 
@@ -115,7 +122,22 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
-            yield Plan(config, outputs, gate, walk, journal, kernel, folder, listing, checkpoint)
+            known, early = journal.fingerprint, config.sampling.first_samples is not None
+            scorer = Scorer(known["prompt"], known.get("choices", ()), kernel) if config.kernel == WORDS else None
+            yield Plan(
+                config=config,
+                outputs=outputs,
+                gate=gate,
+                walk=walk,
+                journal=journal,
+                kernel=kernel,
+                scorer=scorer,
+                foresight=Foresight(gate.gate, scorer, config.sampling) if scorer and early else None,
+                folder=folder,
+                reference=folder.load() if folder else gate.reference or checkpoint_reference(config.model),
+                listing=listing,
+                checkpoint=checkpoint,
+            )
         finally:
             journal.close()
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from vlmgate.captioner import Captioner, DrawsInRounds, KnowsItsBatch, Prepares, ReadsEach
 from vlmgate.captioner.streams import trial_picture
-from vlmgate.config import ImageConfig, SamplingConfig
+from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Content, Failure, Picture, Reading, Sampled, Source
 from vlmgate.errors import EndpointError, ModelError, one_line
 from vlmgate.gate.early_stop import looks
@@ -27,6 +27,7 @@ MAX_FAILURES_IN_A_ROW = 16  # then a picture that must be readable tells whether
 
 _INCOMPLETE = "the captioner did not return K captions for every picture; this is a bug in vlmgate."
 
+Load = Callable[[ModelConfig, SamplingConfig], Captioner]
 Enough = Callable[[Reading], bool]  # says whether the samples drawn so far decide an image
 
 

@@ -1,6 +1,6 @@
-"""Which files a run still has to open.
+"""Which files a run still has to open, and which earlier readings count no more.
 
-Call `still_to_read` with the files of the folder, then `in_turns`; the other functions say what came, went or changed.
+Ask `Earlier`, once a run; then call `in_turns`. The other functions say what came, went or changed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,53 @@ from pathlib import Path
 
 from vlmgate.data import Found, Read, Source, Unreadable, content_of
 from vlmgate.images import Walk, chosen, is_of_the_disk, turned_of
+from vlmgate.run.plan import Plan
+from vlmgate.run.watch import Watch
+from vlmgate.scores.novelty import Reference
 from vlmgate.store.journal import Journal
 
 _PATIENCE = 600.0  # seconds that a folder which is away is waited for
+
+
+class Earlier:
+    """What the journal holds of earlier runs, and what of it counts no more, which is forgotten in memory alone."""
+
+    def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
+        self.plan, self.journal, self.tell = plan, plan.journal, tell
+        self._looked_back = False  # see `look_back`
+        self._compared = False  # the files with what was read of them
+
+    def pending(self, sources: Sequence[Source], missing: Sequence[str]) -> Sequence[Source]:
+        """Return which of the files have to be opened; raises `OutputError` where there is no room for the readings."""
+        pending = still_to_read(sources, self.journal, all_pages=self.plan.config.images.pages == "all")
+        self._compared = True
+        for text in noted(self.journal, missing):
+            self.tell(text)
+        if pending:
+            self.plan.check_space(len(pending))
+        return pending
+
+    def look_back(self, reference: Reference | None) -> None:
+        """Forget, once a run, readings that were enough for another gate and are not for this one."""
+        foresight, readings = self.plan.foresight, self.journal.readings
+        if foresight is None or self._looked_back:
+            return
+        if readings:
+            self.tell("Looking whether what was read before is enough for these limits …")
+        for content in (open_ := foresight.open_among(readings, reference)):
+            readings.forget(content)
+        if open_:
+            self.tell(f"{len(open_):,} images need more samples for this limit, and are read again.")
+        self._looked_back = True
+
+    def forget_replaced(self, walk: Walk, watch: Watch | None) -> bool:
+        """Forget what was read of files that are others by now; say whether there were any."""
+        if watch is None:
+            return not self._compared and bool(forget_replaced(walk.sources, self.journal, gone_too=True))
+        changed = forget_changed(watch.in_doubt, self.journal)
+        replaced = forget_replaced(walk.sources, self.journal, gone_too=False)
+        watch.hand_out_again(replaced)
+        return changed or bool(replaced)
 
 
 def gone(walk: Walk, journal: Journal) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 
-from vlmgate.data import Content, Duplicate, Entry, Reading, Reason, Scores, content_of
+from vlmgate.data import Content, Duplicate, Entry, Failure, Reading, Reason, Scores, content_of
 from vlmgate.scores.score import Scored, Scorer
 from vlmgate.store.index import Table
 from vlmgate.store.journal import Journal
@@ -50,6 +50,7 @@ class Recorder:
     scored: Table[Content, Scored] = field(init=False)
     writing: float = 0.0  # seconds that the thread spent
     scoring: float = 0.0
+    last_failure: str = ""  # what the model said of the last image that it failed on
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _task: Callable[[], None] | None = None
     _due: float | None = None  # when what was written must be forced, by the monotonic clock; None = all is forced
@@ -75,6 +76,7 @@ class Recorder:
         have; `seconds` is the wall time of each reading.
         """
         self._wait(lambda: self._task is None)
+        self.last_failure = next((e.error for e in reversed(entries) if isinstance(e, Failure)), self.last_failure)
         with self._changed:
             self._task = lambda: self._record(entries, ended, seconds)
             self._changed.notify_all()
