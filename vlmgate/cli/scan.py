@@ -138,7 +138,7 @@ def print_result(
     provenance: Mapping[str, Any],
     out: Path,
     format: str,
-    code: int,
+    code: int = 0,
     error: str | None = None,
     whole: Collection[Record] | None = None,
 ) -> None:

@@ -1,6 +1,6 @@
 """What a run left behind: its rows, and how they were made.
 
-`Results` decides and writes, `ScanResult` is what `scan` returns, `provenance` what the Parquet file says of the run.
+`Results` decides and writes, `ScanResult` is what `scan` returns.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from vlmgate.data import Content, Reading, Reason, Record, Route
 from vlmgate.errors import FatalError, LostReadingError, ModelError, VlmgateError
+from vlmgate.gate.early_stop import saving_of
 from vlmgate.gate.rules import Gate, decide_rows
 from vlmgate.gate.run_gate import drift_of
 from vlmgate.images import Walk, folders_of
@@ -22,7 +23,7 @@ from vlmgate.run.control import Progress, Signals
 from vlmgate.run.models import Models
 from vlmgate.run.plan import Plan
 from vlmgate.run.writer import Recorder
-from vlmgate.scores.novelty import Reference, told_of_reference
+from vlmgate.scores.novelty import told_of_reference
 from vlmgate.store.result import Outputs, write_result
 from vlmgate.store.rows import build_rows, completed
 from vlmgate.version import __version__
@@ -133,59 +134,36 @@ class Results:
     def _provenance(
         self, records: Sequence[Record], walk: Walk, gone: Sequence[str], *, complete: bool
     ) -> dict[str, Any]:
-        time = self.clock.told(self.recorder, self.models.reader.batch_size)
-        return provenance(self.plan, records, walk, gone, self.models.reference, self.started, time, complete)
-
-
-def provenance(
-    plan: Plan,
-    records: Sequence[Record],
-    walk: Walk,
-    gone: Sequence[str],
-    reference: Reference | None,
-    started: datetime,
-    spent: Mapping[str, Any] | None,
-    complete: bool,
-) -> dict[str, Any]:
-    """Return what a result says of how it was made.
-
-    `gone` are files that were read before and are not there now; `spent` is where the time went.
-    """
-    config, journal, gate = plan.config, plan.journal, plan.gate
-    repeated = {"entries": len(config.files), "repeated": len(walk.repeated)} if config.files is not None else None
-    return {
-        "vlmgate_version": __version__,
-        "run_id": journal.run_id,
-        "complete": complete,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "folder": config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
-        "listed": repeated and repeated | {"folders": folders_of(walk)},
-        "images": len(records),
-        "ignored": len(walk.ignored),
-        "ignored_first": list(walk.ignored[:5]),
-        "gone": len(gone),
-        "gone_first": list(gone[:5]),
-        "model": journal.model,
-        "sampling": asdict(config.sampling),
-        "image_config": asdict(config.images),
-        "kernel": config.kernel,
-        "reference": told_of_reference(reference, config.reference, calibrated=gate.reference is not None),
-        "gate": gate.gate.told(),
-        "adaptive": _saving(plan, records),
-        "promise": dict(gate.file.promise) if gate.file else None,
-        "gate_edited": gate.file.edited if gate.file else None,
-        "drift": drift_of(gate, records, journal.readings),
-        "time": spent,
-        "fingerprint": journal.fingerprint,
-        "shard": plan.listing and plan.listing.told(config.gate, reference.note if reference else None),
-    }
-
-
-def _saving(plan: Plan, records: Sequence[Record]) -> dict[str, Any] | None:
-    """Return what the provenance says of samples that were not drawn; None where all were to be."""
-    if plan.config.sampling.first_samples is None:
-        return None
-    from vlmgate.gate.early_stop import saving_of
-
-    return saving_of(records, plan.journal.readings, plan.config.sampling)
+        """Return what a result says of how it was made; `gone` were read before and are not there now."""
+        config, journal, gate = self.plan.config, self.plan.journal, self.plan.gate
+        files, sampling, shard = config.files, config.sampling, self.plan.listing
+        repeated = {"entries": len(files), "repeated": len(walk.repeated)} if files is not None else None
+        saving = None if sampling.first_samples is None else saving_of(records, journal.readings, sampling)
+        reference = self.models.reference
+        return {
+            "vlmgate_version": __version__,
+            "run_id": journal.run_id,
+            "complete": complete,
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "folder": config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
+            "listed": repeated and repeated | {"folders": folders_of(walk)},
+            "images": len(records),
+            "ignored": len(walk.ignored),
+            "ignored_first": list(walk.ignored[:5]),
+            "gone": len(gone),
+            "gone_first": list(gone[:5]),
+            "model": journal.model,
+            "sampling": asdict(sampling),
+            "image_config": asdict(config.images),
+            "kernel": config.kernel,
+            "reference": told_of_reference(reference, config.reference, calibrated=gate.reference is not None),
+            "gate": gate.gate.told(),
+            "adaptive": saving,
+            "promise": dict(gate.file.promise) if gate.file else None,
+            "gate_edited": gate.file.edited if gate.file else None,
+            "drift": drift_of(gate, records, journal.readings),
+            "time": self.clock.told(self.recorder, self.models.reader.batch_size),
+            "fingerprint": journal.fingerprint,
+            "shard": shard and shard.told(config.gate, reference.note if reference else None),
+        }

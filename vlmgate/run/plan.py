@@ -26,7 +26,7 @@ from vlmgate.scores.novelty import Reference, checkpoint_reference
 from vlmgate.scores.reference import ReferenceFolder
 from vlmgate.scores.score import Scorer
 from vlmgate.store.journal import Journal, is_journal
-from vlmgate.store.result import Outputs, write_file
+from vlmgate.store.result import Outputs, locked, write_file
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,8 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
     outputs.check()
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
-    with _locked(outputs), logging_to(outputs.log):
+    taken = "another scan is writing it; wait for it or give another -o."
+    with locked(outputs.parquet, outputs.lock, taken), logging_to(outputs.log):
         begun = now() if config.shard else ""
         walk = _find(config, outputs, progress, only)
         listing = None
@@ -140,22 +141,6 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
             )
         finally:
             journal.close()
-
-
-@contextmanager
-def _locked(outputs: Outputs) -> Iterator[None]:
-    """Hold the output for this run alone."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(outputs.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(f"{outputs.parquet}: another scan is writing it; wait for it or give another -o.") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collection[str] | None) -> Walk:
