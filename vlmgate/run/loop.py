@@ -1,30 +1,31 @@
 """Run the line over a folder: images → captions → scores → gate → result. Start with `scan`.
 
-What one step does is elsewhere: `plan` checks and finds, `resume` and `watch` say what is to be read, `models` turns
-files into batches, `writer` journals and scores them, `outcome` decides and writes the result. Here is their order, and
-what happens when a run is stopped.
+What one step does is elsewhere: `plan` checks and finds, `resume` and `watch` say what is to be read, `reader` (or
+`ray.crew`) turns files into batches, `writer` journals and scores them, `outcome` decides and writes the result. Here
+is their order, and what happens when a run is stopped.
 """
 
 from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Collection, Generator, Iterator
-from contextlib import closing, suppress
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ScanConfig
+from vlmgate.data import Source
 from vlmgate.errors import FatalError, VlmgateError, one_line
 from vlmgate.run.batches import Batch
-from vlmgate.run.clock import Clock
 from vlmgate.run.control import Interrupted, Progress, Signals, Unbreakable
-from vlmgate.run.models import Models
 from vlmgate.run.outcome import Results, ScanResult
 from vlmgate.run.plan import Plan, prepare
-from vlmgate.run.reader import Load
+from vlmgate.run.ray.crew import Crew, hired
+from vlmgate.run.ray.worker import Setup
+from vlmgate.run.reader import Load, Models
 from vlmgate.run.resume import Earlier, gone_but_read, in_turns, with_turned
 from vlmgate.run.watch import Round, Watch
-from vlmgate.run.writer import Recorder
+from vlmgate.run.writer import Clock, Recorder
 from vlmgate.scores.diversity import WORDS
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Run:
         total, done = len(self.walk.sources), len(self.walk.sources) - len(pending) - one.waiting
         if done and pending and self.watch is None:
             self.progress.message(f"Resuming: {done:,} of {total:,} files have been read before.")
-        with self.models.at_work(pending, self.walk) as readers:  # this process, or the workers of a cluster
+        with self._readers(pending) as readers:  # this process, or the workers of a cluster
             self.progress.start(total, done)
             for sources in in_turns(pending, self.journal, self.config.folder):
                 self._take(readers.read(sources))
@@ -143,6 +144,28 @@ class Run:
                 if self.earlier.forget_replaced(self.walk, self.watch) or fresh:
                     self.results.publish(self.walk, self.gone)
                 fresh = False
+
+    @contextmanager
+    def _readers(self, pending: Sequence[Source]) -> Iterator[Models | Crew]:
+        """Yield who reads files: this process, or the workers of a cluster, which is joined where there is work."""
+        config, models = self.config, self.models
+        if config.cluster is None or not (pending or models.lacks_reference):
+            models.have_reference(models.look)
+            yield models
+        else:
+            checkpoint, named = self.plan.checkpoint, config.model.model
+            setup = Setup(config.model, config.sampling, config.images, config.folder, checkpoint, named)
+            tell, held = self.progress.message, self.signals.held
+            with hired(config.cluster, setup, models.load, self.journal.readings, tell, held) as crew:
+                models.have_reference(crew.look)
+                yield crew
+        if not models.introduced:
+            models.show(None)
+            self.progress.message(
+                "Every image has been read before, so no model was loaded. --restart reads them again."
+                if self.walk.sources
+                else "There is nothing to read in this share of the folder."
+            )
 
     def _finish(self, interrupted: int | None, error: VlmgateError | None) -> ScanResult:
         if self.journal.readings and (self.config.kernel != WORDS or len(self.walk.sources) > 5_000):  # takes a while

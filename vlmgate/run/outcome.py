@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,34 +18,16 @@ from vlmgate.gate.early_stop import saving_of
 from vlmgate.gate.rules import Gate, decide_rows
 from vlmgate.gate.run_gate import drift_of
 from vlmgate.images import Walk, folders_of
-from vlmgate.run.clock import Clock
 from vlmgate.run.control import Progress, Signals
-from vlmgate.run.models import Models
 from vlmgate.run.plan import Plan
-from vlmgate.run.writer import Recorder
+from vlmgate.run.reader import Models
+from vlmgate.run.writer import Clock, Recorder
 from vlmgate.scores.novelty import told_of_reference
 from vlmgate.store.result import Outputs, write_result
 from vlmgate.store.rows import build_rows, completed
 from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Whole(Collection[Record]):
-    """The rows with all that was said and seen, as they are in the file; each is made when its turn comes."""
-
-    decided: tuple[Record, ...]
-    readings: Mapping[Content, Reading]
-
-    def __iter__(self) -> Iterator[Record]:
-        return completed(self.decided, self.readings)
-
-    def __len__(self) -> int:
-        return len(self.decided)
-
-    def __contains__(self, record: object) -> bool:
-        return any(one == record for one in self)
 
 
 @dataclass(frozen=True)
@@ -61,9 +43,9 @@ class ScanResult:
     error: VlmgateError | None  # what ended the run before its time; the result is written all the same
 
     @property
-    def whole(self) -> Whole:
-        """Return the rows as they are in the file, one at a time."""
-        return Whole(self.decided, self.readings)
+    def whole(self) -> Iterator[Record]:
+        """Return the rows as they are in the file; each is made when its turn comes."""
+        return completed(self.decided, self.readings)
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
