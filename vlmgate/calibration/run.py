@@ -11,7 +11,7 @@ import logging
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,7 @@ from vlmgate.images import find_images, open_pages
 from vlmgate.run.control import Progress
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
+from vlmgate.run.reader import Load
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import check_kernel, load_kernel
 from vlmgate.store.result import check_folder, read_provenance, read_result, write_file, write_gate, write_result
@@ -52,8 +53,6 @@ TIMED = "seconds_by_samples"  # keys of a result's provenance
 MEMORY = "peak_memory_bytes"
 _PICTURES = 8  # that are read to measure the time
 _ROUNDS = 3
-
-Load = Callable[[ModelConfig, SamplingConfig], Captioner]
 
 
 @dataclass(frozen=True, slots=True)

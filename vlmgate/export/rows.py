@@ -19,7 +19,7 @@ from vlmgate.store.result import opened
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Row = Mapping[str, Any]  # column → str, int, float, a list of those, or None
+StoredRow = Mapping[str, Any]  # column → str, int, float, a list of those, or None
 KEY = ("file_name", "page", "sha256")  # what a row is found by when a sheet comes back
 FACTS = ("page", "sha256", "route", "reason", "decided_by", "answer", "vendi_score", "agreement", "novelty")
 _AT_ONCE = 1024  # rows
@@ -38,7 +38,7 @@ class StoredRows:
     route: Route | None = None  # only these
     passed: int = 0  # rows since they were last asked for
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[StoredRow]:
         self.passed, unknown = 0, dict.fromkeys(self.columns)
         for batch in self._batches(self.columns):
             names = batch.schema.names

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from vlmgate.data import Record
 from vlmgate.errors import UsageError, count
-from vlmgate.export.rows import Row, StoredRows, Writer
+from vlmgate.export.rows import StoredRow, StoredRows, Writer
 
 # As a person reads a sheet: which image, where it goes, what to fill in, what was said, how sure, how well taken.
 SHEET = (
@@ -53,7 +53,7 @@ class PlainWriter(Writer):
     quoted: ClassVar[re.Pattern[str]] = re.compile('[,"\r\n\0]|^\\s|\\s$|^$')  # csv leaves a lone CR bare beside LF
     counted = 0  # cells that a spreadsheet would run
 
-    def write(self, rows: Iterable[Row], file: BinaryIO) -> list[str]:
+    def write(self, rows: Iterable[StoredRow], file: BinaryIO) -> list[str]:
         """Write all rows."""
         file.write(self.start)
         values = ([row.get(name) for name in self.columns] for row in rows)
@@ -111,7 +111,7 @@ class JsonLinesWriter(Writer):
 
     usual = tuple(name for name in Record.__dataclass_fields__ if name != "vision_features")
 
-    def write(self, rows: Iterable[Row], file: BinaryIO) -> list[str]:
+    def write(self, rows: Iterable[StoredRow], file: BinaryIO) -> list[str]:
         """Write all rows."""
         for row in rows:
             file.write(dumped({name: row.get(name) for name in self.columns}) + b"\n")

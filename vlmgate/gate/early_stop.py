@@ -29,7 +29,7 @@ from vlmgate.data import Content, Quality, Reading, Reason, Record, Route, Score
 from vlmgate.errors import GateError
 from vlmgate.gate.rules import NO_CONTRADICTION, Candidate, Gate, Limit, decide
 from vlmgate.scores.answer_probability import unseen
-from vlmgate.scores.diversity import FINDINGS, WORDS, Matrix, vendi_score
+from vlmgate.scores.diversity import AT_ONCE, Matrix, vendi_score
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Samples, Scorer
 
@@ -52,7 +52,7 @@ def check_gate(gate: Gate, kernel: str) -> None:
             "--samples and --review-budget exclude each other: whether an image is among the most uncertain is known "
             "only once all are read; give --threshold or --limit, or -k."
         )
-    if kernel not in (FINDINGS, WORDS):
+    if kernel not in AT_ONCE:
         raise GateError(f"--samples compares captions while they are drawn; --kernel {kernel} cannot; give -k.")
     unknown = sorted({gate.score, *(limit.column for limit in gate.limits)} - PREDICTED)
     if unknown:

@@ -207,7 +207,8 @@ class _Lacking:
         except NoImagesError:
             return []
         count, seed = self.latest.shard.count, parts[0].provenance["sampling"].get("seed", 0)
-        return [_unread(name, seed) for name in names if place_of(name, count) in wanted and name not in there]
+        lacking = (name for name in names if place_of(name, count) in wanted and name not in there)
+        return [Record(file_name=name, page=1, seed=seed) for name in lacking]
 
     def notes(self, found: int) -> tuple[str, ...]:
         told = [problem.replace(", or say --incomplete", "") for problem in self.problems]
@@ -215,10 +216,6 @@ class _Lacking:
         if unnamed > 0:
             told.append(f"{unnamed:,} images of missing shards have no row, for the folder cannot be listed as it was.")
         return tuple(told)
-
-
-def _unread(file_name: str, seed: int) -> Record:
-    return Record(file_name=file_name, page=1, seed=seed)
 
 
 def _outdated(parts: Sequence[Part], listings: Sequence[Listing]) -> tuple[Part, ...]:
@@ -229,12 +226,9 @@ def _outdated(parts: Sequence[Part], listings: Sequence[Listing]) -> tuple[Part,
     if any(maybe and not sure for maybe, sure in zip(doubtful, certain, strict=True)):
         with suppress(NoImagesError):
             now = seen(names_of(find_images(Path(parts[0].provenance["folder"]))), listings[0].shard.count)
-
-    def is_other(listing: Listing) -> bool:
-        return now is None or now[listing.shard.index - 1] != listing.own
-
-    told = zip(parts, certain, doubtful, strict=True)
-    return tuple(part for part, sure, maybe in told if sure or (maybe and is_other(part.listing)))
+    others = [now is None or now[one.shard.index - 1] != one.own for one in listings]
+    told = zip(parts, certain, doubtful, others, strict=True)
+    return tuple(part for part, sure, maybe, other in told if sure or (maybe and other))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -349,8 +343,6 @@ def _provenance(
 
 def _told(part: Part) -> dict[str, Any]:
     run = part.provenance
-    told = {key: run[key] for key in ("run_id", "complete", "images", "started", "finished")} | {
-        "time": run.get("time")
-    }
+    told = {key: run.get(key) for key in ("run_id", "complete", "images", "started", "finished", "time")}
     name = part.path.name.encode("utf-8", "backslashreplace").decode()
     return {"name": name, "shard": str(part.listing.shard)} | told

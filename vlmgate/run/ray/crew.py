@@ -26,7 +26,8 @@ from vlmgate.data import Content, Reading, Source, Unreadable, content_of
 from vlmgate.errors import FatalError, ModelError, UsageError
 from vlmgate.run.batches import Batch
 from vlmgate.run.ray.connection import Room, joined
-from vlmgate.run.ray.worker import Delivery, Job, Load, Setup, Trouble, Worker
+from vlmgate.run.ray.worker import Delivery, Job, Setup, Trouble, Worker
+from vlmgate.run.reader import Load
 
 log = logging.getLogger(__name__)
 
