@@ -24,6 +24,7 @@ from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import AT_ONCE, Kernel, check_kernel, load_kernel
 from vlmgate.scores.novelty import Reference, checkpoint_reference
 from vlmgate.scores.reference import ReferenceFolder
+from vlmgate.scores.score import Scorer
 from vlmgate.store.journal import Journal, begun_with, is_journal
 from vlmgate.store.result import Outputs, locked, write_file
 from vlmgate.store.rows import scorer_of
