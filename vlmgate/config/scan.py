@@ -290,7 +290,11 @@ class ScanConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
-    score: str = _limit("vendi_score", "Column that images are ordered by; see `vlmgate help scores`.")
+    score: str | None = _limit(
+        None,
+        "Column that images are ordered by; see `vlmgate help scores`.",
+        usual="vendi_score; answer_probability with --choices",
+    )
     threshold: float | None = _limit(None, "Accept up to this score (from it, where lower is worse).")
     review_budget: str | None = _limit(
         None, "Route the most uncertain: a share (10%) or a number (200).", parse=lambda text, _: str(text)

@@ -60,8 +60,8 @@ HIGHER_IS_WORSE: dict[str, bool] = {
 # Nobody's measurement, but it means something for any model: up to K = 16, all captions say the same. Of 8 captions
 # one that says something else comes to 1.35 or more.
 UNCALIBRATED_VENDI_SCORE = 1.25
-# Nobody's measurement either. Without it one "ok" and seven times "unsure" would be a majority.
-UNCALIBRATED_ANSWER_SHARE = 0.75
+# Nobody's measurement either: three answers in four. Without it one "ok" and seven times "unsure" would be a majority.
+UNCALIBRATED_ANSWER = 0.75
 PROBABILITY = "answer_probability"
 ANSWER_COLUMNS = ("answer_share", "answer_probability", "answer_entropy", "abstain_rate", "unparsable_rate")
 
@@ -76,6 +76,7 @@ class Limit:
     default: bool = False  # nobody chose this limit
     by_model: bool = False  # it was measured for the model, by who made that
     answer: str | None = None  # it concerns images with this answer only
+    instead: str | None = None  # column to be compared where this one is null
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "abstain_rate ≤ 0.25"."""
@@ -84,7 +85,8 @@ class Limit:
         where = "" if self.answer is None else f" where the answer is '{self.answer}'"
         if math.isinf(self.value):
             return f"nothing{where}{origin}"
-        return f"{self.column} {sign} {self.value:.6g}{where}{origin}"
+        column = self.column if self.instead is None else f"{self.column} (or {self.instead})"
+        return f"{column} {sign} {self.value:.6g}{where}{origin}"
 
     def holds(self, value: float) -> bool:
         """Say whether a value keeps to it."""
@@ -121,7 +123,8 @@ class Gate:
         """Return the threshold as a limit."""
         if self.threshold is None:
             return None
-        return Limit(self.score, _safe_side(self.score), self.threshold, self.default, self.by_model)
+        instead = "answer_share" if self.default and self.score == PROBABILITY else None
+        return Limit(self.score, _safe_side(self.score), self.threshold, self.default, self.by_model, instead=instead)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Gate:
@@ -154,7 +157,7 @@ def _read_limit(stored: Mapping[str, Any]) -> Limit:
 def make_gate(
     *,
     num_samples: int,
-    score: str = "vendi_score",
+    score: str | None = None,
     threshold: float | None = None,
     review_budget: str | None = None,
     limits: Sequence[str] = (),
@@ -164,34 +167,39 @@ def make_gate(
 ) -> Gate:
     """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
 
-    `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Without
-    threshold, budget and a limit on the score itself, the limit is `own`, what was measured for the model (one of them
-    on the Vendi score), or else `UNCALIBRATED_VENDI_SCORE`; both hold for the kernels findings and words alone. Where a
-    question was `answered` and no limit concerns `answer_share`, `UNCALIBRATED_ANSWER_SHARE` of the answers must be
-    the same.
+    `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Where a
+    question was `answered`, the score is the probability of the answer, unless the user names another, and without a
+    limit on it or on `answer_share` either must be `UNCALIBRATED_ANSWER`. Else it is the Vendi score. Without threshold,
+    budget and a limit on that, its limit is `own`, what was measured for the model (one of them on the Vendi score),
+    or `UNCALIBRATED_VENDI_SCORE`; both hold for the kernels findings and words alone.
     """
-    if score not in HIGHER_IS_WORSE:
+    if score not in (None, *HIGHER_IS_WORSE):
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
     if threshold is not None and review_budget is not None:
         raise GateError("--threshold and --review-budget exclude each other; give one of them.")
     rules = tuple(parse_limit(text, num_samples) for text in limits)
+    on_answers = [rule.column for rule in rules if rule.column in (PROBABILITY, "answer_share")]
+    chosen = score
+    score = score or (on_answers[0] if on_answers and answered else PROBABILITY if answered else "vendi_score")
     # Neither a budget nor their entropy does instead: seven times "unsure" and one "ok" agree well enough.
-    limited = any(rule.column == "answer_share" for rule in rules) or (
-        score == "answer_share" and threshold is not None
-    )
-    if answered and not limited:
-        rules += (Limit("answer_share", ">=", UNCALIBRATED_ANSWER_SHARE, default=True),)
+    limited = bool(on_answers) or (score in (PROBABILITY, "answer_share") and threshold is not None)
+    by_default = answered and not limited
+    answers = (Limit(PROBABILITY, ">=", UNCALIBRATED_ANSWER, default=True, instead="answer_share"),) * by_default
     if review_budget is not None:
         share, count = parse_share_or_count(review_budget, "--review-budget")
-        return Gate(score=score, budget_share=share, budget_count=count, limits=rules)
+        return Gate(score=score, budget_share=share, budget_count=count, limits=(*rules, *answers))
     if threshold is not None:
-        return Gate(score, _checked(score, threshold, num_samples, "--threshold"), limits=rules)
+        return Gate(score, _checked(score, threshold, num_samples, "--threshold"), limits=(*rules, *answers))
     if any(rule.column == score for rule in rules):
-        return Gate(score=score, limits=rules)
+        return Gate(score=score, limits=(*rules, *answers))
+    if by_default and chosen in (None, PROBABILITY):
+        measured = _own_gate(own, rules, num_samples).limits if own else rules
+        return Gate(PROBABILITY, UNCALIBRATED_ANSWER, default=True, limits=measured)
     if score != "vendi_score":
         raise GateError(f"--score {score} has no default limit; give --threshold, --review-budget or --limit.")
     if kernel not in ("findings", "words"):
         raise GateError(f"--kernel {kernel} has no default limit; give --threshold, --review-budget or --limit.")
+    rules = (*rules, *answers)
     if own:
         return _own_gate(own, rules, num_samples)
     return Gate(threshold=min(UNCALIBRATED_VENDI_SCORE, float(num_samples)), default=True, limits=rules)
@@ -289,6 +297,20 @@ class Candidate:
         found: float | None = getattr(self.record, column, None)
         return found if found is not None and math.isfinite(found) else None
 
+    def within(self, limit: Limit) -> float | None:
+        """Return what a limit is compared with; None where it cannot be compared."""
+        value = self.value(limit.column)
+        return self.value(limit.instead) if value is None and limit.instead is not None else value
+
+
+def _score_of(candidate: Candidate, gate: Gate) -> float | None:
+    """Return what orders a candidate; shares of answers stand in for their probabilities where nobody set a limit."""
+    if gate.own is not None:
+        return candidate.within(gate.own)
+    value = candidate.value(gate.score)
+    budget = gate.budget_share is not None or gate.budget_count is not None
+    return candidate.value("answer_share") if value is None and budget and gate.score == PROBABILITY else value
+
 
 def decide_rows(candidates: Sequence[Candidate], gate: Gate) -> list[Record]:
     """Return the rows of the candidates, each with where it goes and why."""
@@ -315,7 +337,7 @@ def decide(candidates: Sequence[Candidate], gate: Gate) -> list[Decision]:
 def _barred(candidate: Candidate, gate: Gate) -> Decision | None:
     """Return the decision on what goes to a person whatever its score, and on what has none; None for all others."""
     barred = bars(candidate, gate.limits, gate.score)
-    if barred is None and candidate.value(gate.score) is None:
+    if barred is None and _score_of(candidate, gate) is None:
         return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, gate.score)
     return barred
 
@@ -335,7 +357,7 @@ def bars(candidate: Candidate, limits: Sequence[Limit], score: str | None = None
     for limit in sorted(limits, key=lambda limit: limit.column != "contradiction"):
         if limit.answer not in (None, candidate.record.answer):
             continue
-        value = candidate.value(limit.column)
+        value = candidate.within(limit)
         if value is None and limit is not NO_CONTRADICTION:  # a result of before has no such column
             return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, limit.column)
         if value is not None and not limit.holds(value):
@@ -351,7 +373,7 @@ def breaks_ties(limits: Sequence[Limit], score: str | None = None) -> bool:
 
 def _by_threshold(candidate: Candidate, gate: Gate) -> Decision:
     limit = gate.own or next(limit for limit in gate.limits if limit.column == gate.score)  # which hold already
-    value = candidate.value(gate.score)
+    value = candidate.within(limit)
     if value is not None and limit.holds(value):
         return Decision(Route.AUTO_ACCEPT, Reason.AGREED, limit.value, gate.score)
     return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, limit.value, gate.score)
@@ -373,7 +395,7 @@ def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None
     def rank(free: Candidate) -> tuple[float, float, float, tuple[str, int]]:
         likely = (free.value(column) for column in (PROBABILITY, "mean_logprob"))
         answer, captions = (-math.inf if value is None else value for value in likely)
-        return -sign * (free.value(gate.score) or 0.0), answer, captions, free.key  # what is free has a score
+        return -sign * (_score_of(free, gate) or 0.0), answer, captions, free.key  # what is free has a score
 
     ranked = sorted(map(rank, free))
     chosen = ranked[: max(0, budget - (read - len(free)))]

@@ -67,7 +67,7 @@ def gate_of(config: ScanConfig) -> RunGate:
     found = from_file(config.gate)
     file = found.file
     assert file is not None
-    if config.score != file.gate.score or config.kernel != file.kernel:
+    if config.score not in (None, file.gate.score) or config.kernel != file.kernel:
         raise GateError(f"{config.gate}: goes by {file.gate.score} ({file.kernel}); leave out --score and --kernel.")
     _check_place(file, config)
     if found.reference is None:
