@@ -16,6 +16,7 @@ from vlmgate.scores.findings import load_vocabulary
 from vlmgate.scores.language import fold, languages, script_of
 
 LONGEST = 10_000  # characters of a caption that are looked at
+REMARK = 200  # characters; in a longer caption "it is hard to tell what …" is a remark, and no refusal
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters that nobody sees
 # --- phrases ----------------------------------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ def is_refusal(text: str) -> bool:
     codes = every if not claims.language else [code for code in every if code in (claims.language, "en")]
     if script not in (None, "latin"):
         codes.append("en")  # a model may decline in English whatever it was asked in
-    claimed = bool(claims.asserted or claims.denied)
+    claimed = bool(claims.asserted or claims.denied) or len(folded) > REMARK
     for code in codes:
         plain = folded.replace("'", " ") if languages()[code].elision else folded
         if _phrases(code, "refusals").found(plain) or (not claimed and _phrases(code, "unclear").found(plain)):
