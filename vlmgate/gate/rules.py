@@ -169,9 +169,9 @@ def make_gate(
 
     `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Where a
     question was `answered`, the score is the probability of the answer, unless the user names another, and without a
-    limit on it or on `answer_share` either must be `UNCALIBRATED_ANSWER`. Else it is the Vendi score. Without threshold,
-    budget and a limit on that, its limit is `own`, what was measured for the model (one of them on the Vendi score),
-    or `UNCALIBRATED_VENDI_SCORE`; both hold for the kernels findings and words alone.
+    limit on it or on `answer_share` either must be `UNCALIBRATED_ANSWER`. Else it is the Vendi score. Without a limit
+    on that its limit is `own`, what was measured for the model (one of them on the Vendi score), or
+    `UNCALIBRATED_VENDI_SCORE`; both hold for the kernels findings and words alone.
     """
     if score not in (None, *HIGHER_IS_WORSE):
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
