@@ -5,7 +5,7 @@
 """
 
 from vlmgate.config.calibrate import CalibrateConfig, CompareConfig, Costs
-from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig, parse_duration
+from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig
 from vlmgate.config.review import ReviewConfig
 from vlmgate.config.scan import (
     ABSTENTION,
@@ -21,7 +21,6 @@ from vlmgate.config.scan import (
     ScanConfig,
     fingerprint,
     question_prompt,
-    split_samples,
 )
 
 __all__ = [
@@ -44,7 +43,5 @@ __all__ = [
     "Shard",
     "WatchConfig",
     "fingerprint",
-    "parse_duration",
     "question_prompt",
-    "split_samples",
 ]
