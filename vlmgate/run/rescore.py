@@ -11,15 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from vlmgate.data import Caption, Finish, Quality, Reason, Record, Sampled, Scores, columns_of
+from vlmgate.data import Caption, Finish, Key, Quality, Reason, Record, Sampled, Scores, columns_of
 from vlmgate.errors import StoreError, UsageError
 from vlmgate.gate.rules import ANSWER_COLUMNS, Candidate, Gate, decide_rows
 from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.score import NOTHING, Scorer
 from vlmgate.store.result import check_other, check_result_place
 from vlmgate.version import __version__
-
-Key = tuple[str, int]  # (sha256, page): what a reading belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +98,7 @@ _STORED = ("novelty", *(field.name for field in fields(Quality)))  # taken as th
 
 
 def _key(record: Record) -> Key:
+    """Return what a reading belongs to: (sha256, page), or the file itself where there is none."""
     return (record.sha256, record.page) if record.sha256 and record.captions else (f"\0{record.file_name}", record.page)
 
 
