@@ -165,8 +165,7 @@ def completed(
 ) -> ScanConfig:
     """Return how the images are read: those of the labels, and, for classes, asked which of them it is."""
     sampling = reading.sampling
-    apart = labels.folder is not None and labels.folder.resolve() != source.resolve()
-    if apart and labels.folder is not None and not labels.folder.resolve().is_relative_to(source.resolve()):
+    if labels.folder is not None and not labels.folder.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"--labels {labels.folder} is another folder of images; calibrate that one, or give a table.")
     if labels.kind == "class" and not sampling.choices:
         renamed = {folded(name): to for name, to in label_map.items()}

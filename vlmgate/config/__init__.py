@@ -5,7 +5,7 @@
 """
 
 from vlmgate.config.calibrate import CalibrateConfig, CompareConfig, Costs
-from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig, parse_duration
+from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig
 from vlmgate.config.review import ReviewConfig
 from vlmgate.config.scan import (
     ABSTENTION,
@@ -23,7 +23,6 @@ from vlmgate.config.scan import (
     caption_prompt,
     fingerprint,
     question_prompt,
-    split_samples,
 )
 
 __all__ = [
@@ -48,7 +47,5 @@ __all__ = [
     "WatchConfig",
     "caption_prompt",
     "fingerprint",
-    "parse_duration",
     "question_prompt",
-    "split_samples",
 ]

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlmgate.data import MODEL_KEYS, NO_READING, Reason, Record
+from vlmgate.data import MODEL_KEYS, NO_READING, Content, Key, Reason, Record, content_of
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError, count
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.rules import Candidate, Gate, decide_rows
@@ -34,8 +34,6 @@ _OF_THE_FILE = (
     *("file_name", "page", "num_pages", "sha256", "width", "height", "mode", "conversion"),
     *("seed", "duplicate_of", "seconds"),
 )
-
-Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,21 +253,21 @@ def _shared(rows: Sequence[Record]) -> list[Record]:
 
     Two machines may read the same bytes differently; where one of them got no answer to rely on, that one counts.
     """
-    names: dict[Key, str] = {}
-    readings: dict[Key, Record] = {}
+    names: dict[Content, str] = {}
+    readings: dict[Content, Record] = {}
     for row in rows:
         if row.sha256 is not None:
-            names.setdefault((row.sha256, row.page), row.file_name)
+            names.setdefault(content_of(row), row.file_name)
     for row in sorted(rows, key=lambda one: Reason(one.reason) not in NO_READING):
         if row.sha256 is not None and row.captions is not None:
-            readings.setdefault((row.sha256, row.page), row)
+            readings.setdefault(content_of(row), row)
     return [_as_copy(row, names, readings) for row in rows]
 
 
-def _as_copy(row: Record, names: Mapping[Key, str], readings: Mapping[Key, Record]) -> Record:
+def _as_copy(row: Record, names: Mapping[Content, str], readings: Mapping[Content, Record]) -> Record:
     if row.sha256 is None:
         return row
-    content = (row.sha256, row.page)
+    content = content_of(row)
     first = names[content]
     reading = readings.get(content, row)
     its = {field.name: getattr(reading, field.name) for field in fields(Record) if field.name not in _OF_THE_FILE}

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from vlmgate.data import Caption, Finish, Quality, Reason, Record, Sampled, Scores, columns_of
+from vlmgate.data import Caption, Finish, Key, Quality, Reason, Record, Sampled, Scores, columns_of
 from vlmgate.errors import StoreError, UsageError
 from vlmgate.gate.rules import ANSWER_COLUMNS, PROBABILITY, Candidate, Gate, decide_rows
 from vlmgate.scores.answer_probability import is_known
@@ -19,8 +19,6 @@ from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.score import NOTHING, Scorer
 from vlmgate.store.result import check_other, check_result_place
 from vlmgate.version import __version__
-
-Key = tuple[str, int]  # (sha256, page): what a reading belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +100,7 @@ _STORED = ("novelty", *(field.name for field in fields(Quality)))  # taken as th
 
 
 def _key(record: Record) -> Key:
+    """Return what a reading belongs to: (sha256, page), or the file itself where there is none."""
     return (record.sha256, record.page) if record.sha256 and record.captions else (f"\0{record.file_name}", record.page)
 
 

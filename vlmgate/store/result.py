@@ -23,6 +23,7 @@ from vlmgate.errors import OutputError, StoreError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from vlmgate.gate.file import GateFile
 
@@ -282,6 +283,19 @@ def opened(path: Path) -> pa.NativeFile:
     return pa.OSFile(name, "rb")
 
 
+@contextlib.contextmanager
+def table_at(path: Path, **how: Any) -> Iterator[pq.ParquetFile]:
+    """Open a result for its rows; whatever a damaged file raises within the block is a `StoreError` of one line."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with opened(path) as file:
+            yield pq.ParquetFile(file, **how)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({' '.join(str(error).split())}); scan again.") from error
+
+
 def read_provenance(path: Path) -> dict[str, Any]:
     """Return what a result says of its making; raises `StoreError` for a file that is no result of vlmgate."""
     import pyarrow as pa
@@ -311,15 +325,9 @@ _PROVENANCE: dict[str, type] = {
 
 def read_table(path: Path) -> pa.Table:
     """Return a result as an Arrow table, all columns as they lie in the file; raises `StoreError`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     read_provenance(path)
-    try:
-        with opened(path) as file:
-            return pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
+    with table_at(path) as table:
+        return table.read()
 
 
 def _check_columns(path: Path, found: pa.Schema) -> None:
@@ -343,23 +351,16 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
 
     Columns that an older version did not write are null. Without `features`, which are most of a file, those are too.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     provenance = read_provenance(path)
     names = [f.name for f in fields(Record) if f.name != _FEATURES]
-    try:
-        with opened(path) as file:
-            there = pq.ParquetFile(file)
-            _check_columns(path, there.schema_arrow)
-            held = set(there.schema_arrow.names)
-            rows = there.read(columns=[name for name in names if name in held]).to_pylist()
-            kept: list[bytes | None] = [None] * len(rows)
-            if features and _FEATURES in held:
-                column = there.read(columns=[_FEATURES])[_FEATURES]
-                kept = [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
+    with table_at(path) as there:
+        _check_columns(path, there.schema_arrow)
+        held = set(there.schema_arrow.names)
+        rows = there.read(columns=[name for name in names if name in held]).to_pylist()
+        kept: list[bytes | None] = [None] * len(rows)
+        if features and _FEATURES in held:
+            column = there.read(columns=[_FEATURES])[_FEATURES]
+            kept = [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
     if provenance.get("images", len(rows)) != len(rows):
         raise StoreError(f"{path}: holds {len(rows):,} of its {provenance['images']:,} rows; scan again.")
     known = ({route.value for route in Route}, {reason.value for reason in Reason})
