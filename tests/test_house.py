@@ -26,11 +26,11 @@ ROOMS: dict[str, set[str]] = {
     "__init__": set(),  # the public names
     "api": {"pyarrow"},
     "calibration": {"numpy", "scipy", "rich", "jinja2", "markupsafe", "matplotlib", "openpyxl", "pyarrow"},
-    "review": {"PIL", "jinja2", "markupsafe", "filelock"},
+    "review": {"PIL", "jinja2", "markupsafe"},
     "export": {"pyarrow", "xlsxwriter", "openpyxl", "PIL"},
     "report": {"typer", "rich"},
-    "run": {"filelock", "ray"},
-    "store": {"pyarrow", "numpy"},
+    "run": {"ray"},
+    "store": {"pyarrow", "numpy", "filelock"},
     "gate": {"numpy", "scipy"},
     "scores": {"numpy", "torch", "transformers"},
     "captioner": {

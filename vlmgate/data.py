@@ -178,9 +178,13 @@ class Scores:
     semantic_entropy: float | None = None  # of the clusters of captions, nats, [0, ln K]; higher = more disagreement
     predictive_entropy: float | None = None  # -mean_logprob, under the name that papers give it; higher = less sure
     cocoa: float | None = None  # -mean_logprob of the medoid × its dissimilarity to the others, ≥ 0; higher = worse
+    support: float | None = None  # share of the captions that back the typical one's least backed claim; higher = safer
+    verdict_share: float | None = None  # share that agrees with most on defect or no defect, [0, 1]; higher = safer
+    contradiction: float | None = None  # share on the smaller side of the most disputed claim, [0, 0.5]; higher = worse
     view_contrast: float | None = None  # dissimilarity of clean and noised views' captions, [0, 1]; higher = worse
     answer: str | None = None  # the choice named most often; null without one, or where two are equally often
     answer_share: float | None = None  # share of all K answers that name it, [0, 1]; higher = safer
+    answer_probability: float | None = None  # of one answer naming it, at temperature 1, [0, 1]; higher = safer
     answer_entropy: float | None = None  # of choices, abstaining and unparsable ones, nats, [0, ln K]; higher = worse
     abstain_rate: float | None = None  # share of the answers that abstain, [0, 1]; higher = less sure
     unparsable_rate: float | None = None  # share of the answers that are neither, [0, 1]; higher = worse
@@ -255,10 +259,13 @@ class Reason(StrEnum):
     EMPTY_CAPTION = "empty_caption"  # at least one caption says nothing
     REFUSED = "refused"  # at least one caption declines to answer
     CUT_OFF = "cut_off"  # at least one caption was cut off at max_new_tokens
+    NO_CLAIM = "no_claim"  # no caption says anything of the part's condition
+    UNKNOWN_LANGUAGE = "unknown_language"  # the captions are in a language that has no word list
     EMPTY_ANSWER = "empty_answer"  # at least one answer to the question says nothing
     ANSWER_CUT_OFF = "answer_cut_off"  # at least one answer was cut off at max_answer_tokens
     NO_ANSWER = "no_answer"  # no choice was named more often than every other
     NO_SCORE = "no_score"  # a column that has a limit cannot be computed
+    CONTRADICTED = "contradicted"  # one caption asserts what another denies
     BEYOND_LIMIT = "beyond_limit"  # a column is beyond its own limit
     DISAGREED = "disagreed"  # the score is beyond the limit
     MOST_UNCERTAIN = "most_uncertain"  # among the most uncertain that fill the review budget
@@ -270,7 +277,15 @@ class Reason(StrEnum):
 NO_READING = frozenset(
     (
         *(Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED, Reason.NON_FINITE, Reason.EMPTY_CAPTION),
-        *(Reason.REFUSED, Reason.CUT_OFF, Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER),
+        *(
+            Reason.REFUSED,
+            Reason.CUT_OFF,
+            Reason.NO_CLAIM,
+            Reason.UNKNOWN_LANGUAGE,
+            Reason.EMPTY_ANSWER,
+            Reason.ANSWER_CUT_OFF,
+            Reason.NO_ANSWER,
+        ),
     )
 )
 
@@ -316,8 +331,12 @@ class Record:
     semantic_entropy: float | None = None
     predictive_entropy: float | None = None
     cocoa: float | None = None
+    support: float | None = None
+    verdict_share: float | None = None
+    contradiction: float | None = None
     view_contrast: float | None = None
     answer_share: float | None = None
+    answer_probability: float | None = None
     answer_entropy: float | None = None
     abstain_rate: float | None = None
     unparsable_rate: float | None = None

@@ -235,6 +235,18 @@ def test_a_gate_with_a_question_wants_an_answer(tmp_path: Path) -> None:
     assert gate.decide(row | cut).reason is Reason.ANSWER_CUT_OFF
 
 
+def test_a_tie_that_another_gate_broke_is_no_answer_for_a_gate_of_shares(tmp_path: Path) -> None:
+    asked = {"question": "Which?", "choices": ("ok", "dent")}
+    row = {"vendi_score": 1.0, "answer_share": 0.5, "answer": "ok", "answer_probability": 0.9}
+    old = gate_at(tmp_path / "old.toml", Rule("vendi_score", 1.5), **asked)
+    new = gate_at(tmp_path / "new.toml", Rule("answer_probability", 0.75), **asked)
+    tied, most = ({"answers": said} for said in (["ok", "ok", "dent", "dent"], ["ok", "ok", "dent", "unsure"]))
+    for held, reason in ((tied, Reason.NO_ANSWER), ({}, Reason.NO_ANSWER), (most, Reason.AGREED)):
+        assert old.decide(row | held).reason is reason
+        assert new.decide(row | held).route is Route.AUTO_ACCEPT
+    assert old.decide(row | {"answer_probability": None}).route is Route.AUTO_ACCEPT, "of before there were such gates"
+
+
 def test_from_labels_to_a_gate_to_decisions_as_the_scan_makes_them(tmp_path: Path, fake: FakeCaptioner) -> None:
     fake.say = lambda name: (f"a part with {label_of(name)}",) if not name.endswith("5.png") else DISAGREE
     fake.answer = lambda name: (label_of(name),) if not name.endswith("5.png") else ("dent", "crack", "none", "unsure")

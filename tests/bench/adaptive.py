@@ -20,7 +20,8 @@ from tests.bench import _builtin as measure
 from tests.bench._timing import table, write
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.location import weights_folder
-from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig, split_samples
+from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
+from vlmgate.config.scan import split_samples
 from vlmgate.data import Picture, Route, Sampled
 from vlmgate.gate.early_stop import Foresight, looks
 from vlmgate.gate.rules import Candidate, Gate, decide, make_gate

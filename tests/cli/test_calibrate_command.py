@@ -135,7 +135,13 @@ def test_json_holds_everything_and_no_nan(calibrated: Path) -> None:
     told, _ = run("calibrate", calibrated, "--format", "json", "--cost-escape", 100, "--per-answer")
     tree = json.loads(told)
     assert tree["schema_version"] == 1 and tree["promise"]["holds"]
-    assert {row["score"] for row in tree["quality"]} >= {"vendi_score", "answer_share", "random", "abstain_rate"}
+    assert {row["score"] for row in tree["quality"]} >= {
+        "vendi_score",
+        "answer_share",
+        "answer_probability",
+        "random",
+        "abstain_rate",
+    }
     assert [row["num_samples"] for row in tree["samples"]] == [2, 3, 4, 6, 8, 12, 16]
     assert tree["costs"]["per_1000_images"][0]["name"] == "review all"
     assert tree["written"]["gate"] == "gate.toml"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import vlmgate
+import vlmgate.run.outcome
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, folder_of, let_it_read
 from vlmgate.cli import app
 from vlmgate.store.result import read_result
@@ -171,7 +171,7 @@ def test_a_crash_is_one_line_and_its_traceback_is_in_the_log(tmp_path: Path, mon
     def bug(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(vlmgate.run.loop, "build_rows", bug)
+    monkeypatch.setattr(vlmgate.run.outcome, "build_rows", bug)
     _, err = run("scan", "images", code=1)
     assert "internal error (ZeroDivisionError: a bug)" in err.splitlines()[-1] and "images.log" in err
     assert "Traceback" in (tmp_path / "images.log").read_text()

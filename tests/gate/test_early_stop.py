@@ -21,26 +21,23 @@ from vlmgate.config import SamplingConfig, ScanConfig, WatchConfig
 from vlmgate.data import Caption, Picture, Quality, Reason, Route, Sampled
 from vlmgate.errors import ConfigError, GateError, LabelError, UsageError
 from vlmgate.gate.early_stop import (
-    PLAYS,
-    URNS,
+    EQUAL,
     Foresight,
-    beta_binomial,
     check_gate,
-    entropies,
-    entropy,
     entropy_between,
     joined,
     looks,
-    seldom_ends,
 )
 from vlmgate.gate.rules import Gate, Limit, make_gate
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import rescore
-from vlmgate.scores.diversity import WordKernel, word_kernel
+from vlmgate.scores.diversity import WordKernel, claim_kernel, vendi_score
+from vlmgate.scores.findings import load_vocabulary
 from vlmgate.scores.score import Scorer
 from vlmgate.store.result import read_result
 
 K = 16
+VOCABULARY = load_vocabulary()
 SAMPLING = SamplingConfig(num_samples=K)
 HALF = (*DISAGREE[:2], *AGREE, *AGREE)
 SURE = Caption(AGREE[0], "stop", -0.001, 9)  # that says next to nothing else
@@ -99,53 +96,21 @@ def test_whatever_follows_the_entropy_stays_between_its_bounds() -> None:
         kernel = vectors @ vectors.T
         for k in (2, 4, 8, 15):
             low, high = entropy_between(kernel[:k, :k], K)
-            assert low - 1e-9 <= float(entropy(kernel)) <= high + 1e-9
+            assert low - 1e-9 <= math.log(vendi_score(kernel)) <= high + 1e-9
     assert entropy_between(np.eye(4), K)[1] == pytest.approx(math.log(K))
 
 
-# --- what is played through -------------------------------------------------------------------------------------------
-
-
-def test_every_play_ends_between_the_bounds_and_in_every_run_alike() -> None:
-    for texts in (AGREE * 4, HALF, DISAGREE[:4], (*DISAGREE, *AGREE * 5)):
-        kernel = word_kernel(texts)
-        ends, (low, high) = entropies(kernel, K), entropy_between(kernel, K)
-        assert ends.shape == (PLAYS,) and (ends >= low - 1e-9).all() and (ends <= high + 1e-9).all()
-        assert np.array_equal(ends, entropies(kernel.copy(), K))
-        assert entropies(kernel, K, 1.0, 50, 100) == pytest.approx(ends[50:100]), "fewer plays are a part of all"
-    assert len(np.unique(entropies(np.ones((4, 4)), K).round(9))) > 20
-
-
-def test_the_next_caption_is_new_as_often_as_the_urns_say() -> None:
-    """After four equal captions: (a + d) / (4 + a) of each urn, weighed by the chance that it gives to four."""
-    given = [weight * math.prod((i - d) / (i + a) for i in (1, 2, 3)) for a, d, weight in URNS]
-    expected = sum(w * (a + d) / (4 + a) for w, (a, d, _) in zip(given, URNS, strict=True)) / sum(given)
-    ends = entropies(np.ones((4, 4)), 5)
-    assert float((ends > 1e-6).mean()) == pytest.approx(expected, abs=0.08)
-    assert float((entropies(np.ones((4, 4)), 5, 0.05) > 1e-6).mean()) == pytest.approx(0.05, abs=0.04)
-    assert (entropies(np.ones((4, 4)), K, 0.0) < 1e-9).all(), "a reading came that has no probability"
-
-
-def test_what_seldom_ends_otherwise_in_play_seldom_does() -> None:
-    """Captions from a short list, however even: three in a hundred that end on the other side would be too many."""
-    rng = np.random.default_rng(1)
-    bound, stopped, wrong = math.log(2.0), 0, 0
-    texts = np.array([*DISAGREE, *AGREE, "a dented steel washer", "a steel washer with a dent and a crack"])
-    for _ in range(400):
-        kernel = word_kernel(rng.choice(texts, size=K, p=rng.dirichlet(np.full(len(texts), 0.25))).tolist())
-        for k in (4, 8, 12):
-            above = float(entropy(kernel[:k, :k])) <= bound
-            if seldom_ends(kernel[:k, :k], K, bound, above=above):
-                stopped += 1
-                wrong += (float(entropy(kernel)) > bound) is above
-                break
-    assert stopped > 200 and wrong <= 0.03 * stopped
-
-
-def test_the_law_of_what_follows_is_a_law() -> None:
-    law = beta_binomial(12, 4.5, 0.5)
-    assert sum(law) == pytest.approx(1) and law[-1] == max(law) and beta_binomial(0, 1, 1) == [pytest.approx(1)]
-    assert beta_binomial(1, 3, 1) == [pytest.approx(0.25), pytest.approx(0.75)]
+def test_of_groups_the_least_is_that_of_one_that_grows() -> None:
+    """Of 16 captions one that differs comes to more than 1.25, so it is enough to see it once."""
+    kernel = claim_kernel([VOCABULARY.claims(text) for text in (*AGREE * 3, *DISAGREE[:1])])
+    low, _ = entropy_between(kernel, K)
+    assert math.exp(low) == pytest.approx(1.2634, abs=1e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        groups = rng.integers(0, 3, size=K)
+        whole = (groups[:, None] == groups[None, :]).astype(float)
+        low, high = entropy_between(whole[:5, :5], K)
+        assert low - 1e-9 <= math.log(vendi_score(whole)) <= high + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -176,39 +141,33 @@ def test_what_no_sample_changes_is_certain_at_once() -> None:
     assert certain(gate, said(*AGREE * 4), sharp, 0.5)
 
 
-def test_near_the_limit_nothing_is_certain_and_far_from_it_all_is() -> None:
-    same, mixed, wild = said(*AGREE * 4), said(*HALF), said(*DISAGREE[:4])
-    told = {
-        t: [certain(make_gate(num_samples=K, threshold=t), one) for one in (same, mixed, wild)] for t in (1.25, 2.5, 8)
-    }
-    assert told[1.25] == [False, True, True]  # a single other caption would break the first
-    assert told[8] == [True, False, False] and told[2.5][1] is False
-    nearly = said(*AGREE * 14)
-    assert certain(make_gate(num_samples=K, threshold=2.0), nearly)
+def test_equal_readings_are_enough_to_accept_and_nothing_less_is() -> None:
+    strict, two = (make_gate(num_samples=K, threshold=t) for t in (1.25, 2.0))
+    for gate in (strict, two):
+        assert certain(gate, said(*AGREE * EQUAL)) and not certain(gate, said(*AGREE * (EQUAL - 1)))
+    crack, dent = "a crack", "a dent"
+    assert not certain(two, said(*[crack] * 7, dent))  # others may still come
+    assert certain(two, said(*[crack] * 15, dent))
+    assert certain(strict, said(*[crack] * 3, dent)), "one that differs is too many already"
 
 
-def test_captions_that_agree_are_enough_only_where_little_else_could_be_said() -> None:
-    two, strict = (make_gate(num_samples=K, threshold=t) for t in (2.0, 1.25))
-    same = AGREE * 4
-    assert not certain(two, said(*same)) and certain(two, said(*same * 3))
-    assert certain(two, said(*same, probability=0.99)) and not certain(strict, said(*same, probability=0.99))
-    assert not certain(two, said(*same, probability=0.6))
-    assert not certain(two, said(*DISAGREE[:1] * 2, *AGREE * 2, probability=0.99)), "more probable than can be"
+def test_a_contradiction_is_certain_at_once_unless_it_is_allowed() -> None:
+    disputed = said("A scratch is visible.", "No scratch is visible.")
+    assert certain(make_gate(num_samples=K, threshold=8.0), disputed)
+    assert not certain(make_gate(num_samples=K, threshold=8.0, limits=["contradiction <= 0.25"]), disputed)
 
 
-def test_a_log_probability_counts_only_where_it_says_how_captions_are_drawn() -> None:
-    gate, sure = make_gate(num_samples=K, threshold=2.0), said(*AGREE * 4, probability=0.99)
-    assert certain(gate, sure)
-    for other in (replace(SAMPLING, temperature=0.7), replace(SAMPLING, top_p=0.9), replace(SAMPLING, top_k=5)):
-        assert not certain(gate, sure, sampling=other)
-    for change in ({"mean_logprob": None}, {"num_tokens": 0}):
-        unknown = replace(sure, captions=tuple(replace(one, **change) for one in sure.captions))
-        assert not certain(gate, unknown)
+def test_what_is_far_from_the_limit_is_certain() -> None:
+    mixed, wild = said(*HALF), said(*DISAGREE[:4])
+    wide = make_gate(num_samples=K, threshold=8, limits=["contradiction <= 0.5"])
+    assert [certain(make_gate(num_samples=K, threshold=1.25), one) for one in (mixed, wild)] == [True, True]
+    assert [certain(wide, one) for one in (mixed, wild)] == [False, False]
 
 
 def test_agreement_and_doubt_are_foreseen_by_the_vendi_score() -> None:
     assert certain(make_gate(num_samples=K, score="agreement", threshold=0.3), said(*AGREE * 8))
-    assert not certain(make_gate(num_samples=K, score="agreement", threshold=0.99), said(*AGREE * 8))
+    dents = said(*DISAGREE[:2], *["a dent"] * 8)
+    assert not certain(make_gate(num_samples=K, score="agreement", threshold=0.7), dents)
     doubt = make_gate(num_samples=K, score="doubt", threshold=6.0)
     assert certain(doubt, said(*AGREE * 8), None, 0.5)
     assert certain(doubt, said(*AGREE * 4), None, 1.5)  # 1 + K is beyond it, though 1 + 4 is not
@@ -216,14 +175,34 @@ def test_agreement_and_doubt_are_foreseen_by_the_vendi_score() -> None:
 
 
 def test_answers_are_certain_once_they_cannot_turn() -> None:
-    gate = make_gate(num_samples=K, threshold=16.0, answered=True)
-    same = AGREE * 12
-    assert not certain(gate, said(*AGREE * 4, answers=["ok"] * 4))
-    assert certain(gate, said(*same, answers=["ok"] * 12))
-    assert not certain(gate, said(*same, answers=["ok"] * 9 + ["dent"] * 3))
-    assert certain(gate, said(*same, answers=["ok"] * 6 + ["dent"] * 6))
+    wide: Any = {"score": "vendi_score", "threshold": 16.0, "limits": ["contradiction <= 0.5", "answer_share >= 0.75"]}
+    gate = make_gate(num_samples=K, answered=True, **wide)
+    assert certain(gate, said(*AGREE * 4, answers=["ok"] * 4)), "four that all say the same"
+    mixed = (*["a round washer without dents"] * 11, "it is black")
+    assert certain(gate, said(*mixed, answers=["ok"] * 12))
+    assert not certain(gate, said(*mixed, answers=["ok"] * 9 + ["dent"] * 3))
+    assert certain(gate, said(*mixed, answers=["ok"] * 6 + ["dent"] * 6))
     assert not certain(gate, said(*AGREE * 4, answers=["ok"] * 2 + ["dent"] * 2))
     assert certain(gate, said(*AGREE * 4, answers=["ok"] * 3 + [""]))
+
+
+def test_the_probability_of_an_answer_is_certain_once_nothing_unseen_can_change_it() -> None:
+    gate = make_gate(
+        num_samples=K,
+        score="vendi_score",
+        threshold=16.0,
+        limits=("answer_probability >= 0.75", "contradiction <= 0.5"),
+    )
+
+    def of(first: int, *answers: tuple[str, float]) -> Sampled:
+        drawn = [Caption(text, "stop", math.log(p), 1) for text, p in answers]
+        return Sampled(said(*DISAGREE * 4).captions[:first], tuple(drawn[i % len(drawn)] for i in range(first)))
+
+    assert not certain(gate, of(4, ("ok", 0.8), ("ok", 0.8), ("dent", 0.1))), "the other may still be named more often"
+    assert certain(gate, of(12, ("ok", 0.8)))
+    assert certain(gate, of(4, ("ok", 0.6), ("dent", 0.3))), "the rest is a tenth, so that no choice reaches the limit"
+    assert not certain(gate, of(4, ("ok", 0.6), ("ok", 0.6), ("dent", 0.2))), "a fifth that is unseen may be 'OK.'"
+    assert not certain(gate, of(4, ("ok", 0.1), ("dent", 0.1)))
 
 
 def test_a_limit_of_one_answer_waits_until_that_is_the_answer() -> None:
@@ -294,7 +273,8 @@ def test_another_limit_draws_what_is_missing_and_no_more(tmp_path: Path) -> None
     fake, progress = InRounds(say), SilentProgress()
     result = scan(adaptive(folder, tmp_path / "r.parquet", threshold=5.0), progress, load=fake.load)
     assert fake.read_names == ["w.png"] and any("1 images need more samples" in m for m in progress.messages)
-    assert [r.num_samples for r in result.records] == [4, K, K]
+    drawn = [r.num_samples for r in result.records]
+    assert drawn[0] == 4 < drawn[1] == drawn[2]
     fake = InRounds(say)
     scan(adaptive(folder, tmp_path / "r.parquet", threshold=5.0), SilentProgress(), load=fake.load)
     assert not fake.history

@@ -25,10 +25,12 @@ from tests.support.reviewing import FIVE, five, items_of, result_of, reviewed
 from vlmgate.cli import app
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError
+from vlmgate.export.sheet import read_sheet
+from vlmgate.export.text_formats import defused
 from vlmgate.gate.rules import Gate
 from vlmgate.review.items import apart, differing, facts_of, pieces, sentence, shown
 from vlmgate.review.make import MARKER, held, policy, render, safe_json
-from vlmgate.review.verdicts import Verdict, VerdictError, VerdictFile, checked, from_csv, to_csv
+from vlmgate.review.verdicts import Verdict, VerdictError, VerdictFile, checked, to_csv
 from vlmgate.store.result import read_result, write_result
 
 NOW = datetime(2026, 11, 25, 8, 30, tzinfo=UTC)
@@ -386,11 +388,54 @@ def test_hostile_verdicts_survive_csv_and_are_no_formulas(tmp_path: Path) -> Non
         assert said is not None
         given[item.key] = said
     text = to_csv(items, given)
-    assert from_csv(text, items) == given
+    (tmp_path / "verdicts.csv").write_bytes(text.encode())
+    assert VerdictFile(tmp_path / "verdicts.csv", items).given == given
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert tuple(rows[0]) == ("file_name", "page", "sha256", "verdict", "reading", "note", "at", "audit", "route")
     assert not any(cell[:1] in "=+-@\t\r＝" and cell for row in rows for cell in row.values())
     assert {row["audit"] for row in rows} == {"false"} and {row["route"] for row in rows} == {"human_review"}
+
+
+FORMULAS = ("=1+1", "'=1+1", "''=1+1", "'quoted'", "a;=1+1", "a\n-1", " =1+1", "\t=1+1", "plain - text", "＝1+1")
+
+
+def test_a_sheet_and_a_review_keep_formulas_from_running_by_the_same_rule(tmp_path: Path) -> None:
+    items, _, _ = items_of(result_of(tmp_path, [f"{i:02}.png" for i in range(len(FORMULAS))], lambda _: DISAGREE))
+    given = {item.key: Verdict("wrong", text, text, "") for item, text in zip(items, FORMULAS, strict=True)}
+    text = to_csv(items, given)
+    cells = [row["note"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    assert cells == [defused(one) for one in FORMULAS] and cells[4] == "a;'=1+1" and cells[8] == "plain - text"
+    path = tmp_path / "verdicts.csv"
+    path.write_bytes(text.encode())
+    assert VerdictFile(path, items).given == given
+    assert [one.note for one in read_sheet(path)] == list(FORMULAS)
+
+
+def test_verdicts_that_an_earlier_release_wrote_are_read(tmp_path: Path) -> None:
+    names = ["a;'=1.png", "=b;-1.png", "'c'.png"]  # it wrote ' only before a formula at the start of a cell
+    items, _, _ = items_of(result_of(tmp_path, names, lambda _: DISAGREE))
+    written = {"=b;-1.png": "'=b;-1.png"}
+    path, file = tmp_path / "verdicts.csv", io.StringIO()
+    table = csv.DictWriter(file, ("file_name", "page", "sha256", "verdict", "reading", "note", "at"))
+    table.writeheader()
+    for item in items:
+        name, told = item.record.file_name, {"reading": "'=1", "note": "'so' it is;-1", "at": "2026-11-25T08:30:00Z"}
+        key = {"file_name": written.get(name, name), "page": 1, "sha256": item.record.sha256}
+        table.writerow({"verdict": "wrong"} | key | told)
+    path.write_text(file.getvalue(), encoding="utf-8")
+    said = Verdict("wrong", "=1", "'so' it is;-1", "2026-11-25T08:30:00Z")
+    assert VerdictFile(path, items).given == {item.key: said for item in items}
+
+
+@pytest.mark.parametrize("row", [",a note", "maybe,", "correct,"])
+def test_a_file_with_a_row_that_is_no_verdict_of_the_review_is_not_overwritten(tmp_path: Path, row: str) -> None:
+    items, _, _ = items_of(five(tmp_path))
+    path = tmp_path / "verdicts.csv"
+    path.write_text(f"file_name,verdict,note\npart_9.png,{row}\n")
+    with pytest.raises(StoreError, match="move it away"):
+        VerdictFile(path, items)
+    path.write_text("")
+    assert VerdictFile(path, items).given == {}
 
 
 def test_the_file_of_verdicts_is_whole_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

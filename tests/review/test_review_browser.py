@@ -26,10 +26,11 @@ from tests.support.fakes import DISAGREE, picture_file
 from tests.support.hostile_page import HOSTILE, as_file_name
 from tests.support.reviewing import five, items_of, result_of, reviewed
 from vlmgate.errors import plain
+from vlmgate.export.text_formats import defused
 from vlmgate.review.items import shown
 from vlmgate.review.make import render
 from vlmgate.review.server import ReviewServer
-from vlmgate.review.verdicts import Verdict, cell, checked, from_csv, to_csv
+from vlmgate.review.verdicts import Verdict, VerdictFile, checked, to_csv
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -386,9 +387,9 @@ def test_hostile_texts_are_shown_as_text_and_come_back_unharmed(chromium: Browse
     assert [row["sha256"] for row in rows] == [item.record.sha256 for item in items]
     for row, told in zip(rows, HOSTILE, strict=False):
         said = checked({"verdict": "wrong", "note": told.replace("\n", "").replace("\r", "")})  # a note is one line
-        assert said is not None and row["note"] == cell(said.note)
+        assert said is not None and row["note"] == defused(said.note)
     text = (chromium.downloads / "verdicts.csv").read_bytes().decode("utf-8")
-    given = from_csv(text, items)
+    given = VerdictFile(chromium.downloads / "verdicts.csv", items).given
     assert to_csv(items, given) == text, "the page and the server write the same"
     assert all(isinstance(said, Verdict) for said in given.values()) and len(given) == len(names)
     chromium.open_again(out, lambda: chromium.text("progress-text").startswith(f"{len(names)} of {len(names)}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
+from tests.support.fakes import AGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import OutputError, StoreError, UsageError
+from vlmgate.gate.reasons import no_probability
 from vlmgate.gate.rules import make_gate
 from vlmgate.report.summary import routed_worst_first, worst_routed
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import Rescored, check_columns, check_output, rescore
-from vlmgate.scores.diversity import Matrix, WordKernel
+from vlmgate.scores.diversity import Matrix, WordKernel, load_kernel
 from vlmgate.store.result import read_result, write_result
 
 NAMES = ("part_1.png", "part_2.png", "part_3.png", "refused.png")
+
+
+APART = ("it is round", "a black thing", "one big plate", "some steel")  # differ, and contradict no answer
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def result(tmp_path: Path) -> Path:
     folder = folder_of(tmp_path / "in", *NAMES)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "copy.png").write_bytes((folder / "part_3.png").read_bytes())
-    said = {"part_3.png": DISAGREE, "copy.png": DISAGREE, "refused.png": ("I cannot tell.",)}
+    said = {"part_3.png": APART, "copy.png": APART, "refused.png": ("I cannot tell.",)}
     answers = {"part_2.png": ("ok", "ok", "unsure", "scratch")}
     fake = FakeCaptioner(
         lambda name: said.get(name, AGREE), answer=lambda n: answers.get(n, ("ok",)), features=lambda _: (1.0, 2.0)
@@ -44,7 +49,7 @@ def result(tmp_path: Path) -> Path:
 def again(result: Path, **options: object) -> Rescored:
     records, provenance = read_result(result)
     gate = make_gate(num_samples=4, answered=True, **options)  # type: ignore[arg-type]
-    return rescore(records, provenance, gate, WordKernel(), kernel_name="words", source=result)
+    return rescore(records, provenance, gate, load_kernel("findings"), kernel_name="findings", source=result)
 
 
 def rows_of(records: Sequence[Record]) -> dict[str, Record]:
@@ -99,12 +104,12 @@ def test_another_kernel_makes_other_scores_and_the_provenance_says_so(result: Pa
     gate = make_gate(num_samples=4, answered=True)
     done = rescore(records, provenance, gate, kernel, kernel_name="embedding:/models/x", source=result)
     row = rows_of(done.records)["part_3.png"]
-    assert (row.vendi_score, row.route, row.caption) == (1.0, Route.AUTO_ACCEPT, DISAGREE[0])
+    assert (row.vendi_score, row.route, row.caption) == (1.0, Route.AUTO_ACCEPT, APART[0])
     assert rows_of(done.records)["refused.png"].vendi_score is None
     assert len(kernel.prepared) == 4, "copies are compared once"
     assert done.provenance["kernel"] == "embedding:/models/x"
     told = done.provenance["rescored"]
-    assert told["from"] == "r.parquet" and told["kernel_before"] == "words"
+    assert told["from"] == "r.parquet" and told["kernel_before"] == "findings"
     assert told["gate_before"] == provenance["gate"] and done.provenance["model"] == provenance["model"]
 
 
@@ -133,6 +138,22 @@ def test_limits_on_what_the_result_does_not_hold_are_refused(result: Path) -> No
     for limit in ("novelty <= 1", "view_contrast <= 0.5"):
         with pytest.raises(UsageError, match="holds nothing of it"):
             check_columns(records, make_gate(num_samples=4, limits=[limit]))
+
+
+def test_the_probability_of_answers_takes_their_tokens_which_results_of_before_have_not(result: Path) -> None:
+    records, provenance = read_result(result)
+    gate = make_gate(num_samples=4, threshold=4.0, limits=["answer_probability >= 0.5", "answer_share >= 0.5"])
+    check_columns(records, gate)
+    known = [replace(record, answer_probability=None) for record in records]
+    done = rescore(known, provenance, gate, WordKernel(), kernel_name="words", source=result)
+    assert rows_of(done.records)["part_1.png"].answer_probability == round(math.exp(-0.25 * 2), 6)
+    gone = [replace(record, answer_tokens=None) for record in known]
+    with pytest.raises(UsageError, match="answer_probability: this result holds nothing of it"):
+        check_columns(gone, gate)
+    done = rescore(gone, provenance, gate, WordKernel(), kernel_name="words", source=result)
+    row = rows_of(done.records)["part_1.png"]
+    assert (row.answer_probability, row.reason) == (None, Reason.NO_SCORE)
+    assert no_probability(done.records) and no_probability(gone) and not no_probability(known)
 
 
 def test_outputs_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def test_what_one_shard_got_no_answer_of_is_not_accepted_by_a_copy(tmp_path: Pat
     folder = folder_of(tmp_path / "in", one)
     shutil.copy(folder / one, folder / two)
     config = config_for(folder, tmp_path / "r.parquet")
-    for i, say in ((1, "a steel washer"), (2, "I cannot help with that.")):
+    for i, say in ((1, "a steel washer without defects"), (2, "I cannot help with that.")):
         part = replace(config, shard=Shard(i, 2), out=tmp_path / f"{i}.parquet")
         scan(part, SilentProgress(), load=FakeCaptioner(lambda _, say=say: (say,)).load)  # type: ignore[misc]
     done = merge([tmp_path / "1.parquet", tmp_path / "2.parquet"])
@@ -361,7 +361,7 @@ def test_files_that_went_do_not_stay_in_the_way(tmp_path: Path) -> None:
 
 def test_drift_is_that_of_the_whole_folder_and_the_gate_is_found_again(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", *(f"part_{i:02d}.png" for i in range(60)))
-    config = config_for(folder, tmp_path / "whole.parquet", gate=tmp_path / "gate.toml")
+    config = config_for(folder, tmp_path / "whole.parquet", gate=tmp_path / "gate.toml", kernel="words")
     gate = a_gate(
         gate=Gate("vendi_score", 2.0, limits=(Limit("vendi_score", "<=", 1.5, answer="ok"),)),
         checkpoint=model_fingerprint(config.model),

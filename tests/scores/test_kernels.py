@@ -58,10 +58,10 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(folder, "BertForSequenceClassification", id2label=labels, label2id={v: k for k, v in labels.items()})
 
 
-def test_words_are_the_default_and_need_no_torch() -> None:
+def test_words_and_findings_need_no_torch() -> None:
     kernel = load_kernel("words")
     np.testing.assert_array_equal(kernel(TEXTS), word_kernel(TEXTS))
-    code = "import sys, vlmgate.scores.diversity as k; k.load_kernel('words'); print('torch' in sys.modules)"
+    code = "import sys, vlmgate.scores.diversity as k; k.load_kernel('findings'); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
@@ -118,10 +118,10 @@ def test_a_judge_without_entailment_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("luck", "choose 'words'"),
-        ("embedding", "choose 'words'"),
-        ("embedding:", "choose 'words'"),
-        ("words:x", "choose 'words'"),
+        ("luck", "choose 'findings'"),
+        ("embedding", "choose 'findings'"),
+        ("embedding:", "choose 'findings'"),
+        ("words:x", "choose 'findings'"),
         ("embedding:/no/such/folder", "holds no config.json"),
         ("nli:/no/such/folder", "holds no config.json"),
     ],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vlmgate.gate.run_gate
-import vlmgate.run.loop
+import vlmgate.run.plan
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
 from vlmgate.config import ImageConfig, ModelConfig, ScanConfig
 from vlmgate.data import Picture, Reason, Record, Route, Sampled
@@ -162,7 +162,7 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
     carried = Reference.fit([features(name) for name in KNOWN])
     other = Reference.fit(np.random.default_rng(0).normal(size=(20, 9)))  # of features of another length
     for reference, novel in ((carried, True), (other, False), (None, False)):
-        for module in (vlmgate.run.loop, vlmgate.gate.run_gate):
+        for module in (vlmgate.run.plan, vlmgate.gate.run_gate):
             monkeypatch.setattr(module, "checkpoint_reference", lambda _, found=reference: found)
         rows = run(replace(config, reference=None, limits=()))
         assert (rows["fish.png"].novelty is not None) == novel

@@ -52,7 +52,7 @@ def fingerprint_of(path: Path) -> dict[str, object]:
 
 
 def compared(records: list[Record]) -> list[Record]:
-    nothing = {"caption_tokens": None, "answer_tokens": None}
+    nothing = {"caption_tokens": None, "answer_tokens": None, "answer_probability": None}
     return [replace(record, **nothing) for record in records]
 
 
@@ -67,6 +67,7 @@ def test_a_journal_of_version_1_goes_on_without_reading_again(old: ScanConfig) -
     before, _ = read_result(DATA / "version_1.pq")
     assert [r for r in compared(rows) if r.file_name in READ] == [r for r in before if r.file_name in READ]
     assert rows[0].caption_tokens == (6,) * 4 and rows[0].answer_tokens == (2,) * 4
+    assert rows[0].answer_probability == 0.553265, "of two views; the journal has the token counts"
     assert rows[5].reason == "unreadable" and rows[5].caption_tokens is None and provenance["run_id"] == run_id
 
 

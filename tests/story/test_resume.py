@@ -186,7 +186,7 @@ def test_a_stop_before_the_files_were_looked_at_accepts_none_that_changed(
     run(config, FakeCaptioner())
     (config.folder / "a.png").write_bytes(b"cut")
     with monkeypatch.context() as patch:
-        patch.setattr("vlmgate.run.loop.still_to_read", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("vlmgate.run.resume.chosen", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         result = run(config, FakeCaptioner())
     assert [str(record.reason) for record in result.decided] == ["not_read", "agreed"]
     assert result.interrupted == signal.SIGTERM and result.provenance["complete"] is False

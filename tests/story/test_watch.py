@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, let_it_read, picture_file
 from vlmgate.cli import app
-from vlmgate.config import WatchConfig, parse_duration
+from vlmgate.config import WatchConfig
+from vlmgate.config.long_runs import parse_duration
 from vlmgate.data import Record
 from vlmgate.errors import ConfigError, NoImagesError
 from vlmgate.images import Walk, find_images

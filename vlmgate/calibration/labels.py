@@ -12,7 +12,8 @@ from vlmgate.data import VERDICTS, Key
 from vlmgate.errors import LabelError
 from vlmgate.export.sheet import TABLES, Cells, read_rows
 from vlmgate.export.text_formats import undefused
-from vlmgate.images import Walk, find_images
+from vlmgate.images import find_images
+from vlmgate.run.shards import names_of
 
 Kind = Literal["class", "verdict", "ambiguity"]
 
@@ -83,7 +84,7 @@ def _of_folders(source: Path, ignored: Sequence[str]) -> Labels:
         raise LabelError(f"{source}: cannot be listed ({error.strerror}).") from error
     walk, depth, form, kind = find_images(source), 0, "a sub-folder for each class", "class"
     root, aside = source, list(ignored)
-    if splits := _splits(source, _names(walk)):
+    if splits := _splits(source, names_of(walk)):
         depth, form = 1, f"splits {', '.join(f'{name}/' for name in splits)} with a sub-folder for each class"
     elif "test" in folders and (source / "test" / "good").is_dir():
         root, form = source / "test", "MVTec AD (test/good and test/<defect>)"
@@ -94,7 +95,7 @@ def _of_folders(source: Path, ignored: Sequence[str]) -> Labels:
         aside += [f"{name}/" for name in sorted(folders - set(AMBIGUITY))]
     by_name: dict[Key, str] = {}
     loose = []
-    for name in _names(walk):
+    for name in names_of(walk):
         above = name.split("/")[:-1]
         if len(above) <= depth:
             loose.append(name)
@@ -127,10 +128,6 @@ def _splits(source: Path, names: Iterable[str]) -> list[str]:
     return sorted(classes)
 
 
-def _names(walk: Walk) -> list[str]:
-    return [s.file_name for s in walk.sources] + [u.file_name for u in walk.unreadable]
-
-
 def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> Labels:
     """Join the tables of a folder and of its splits, whose file names are relative to where each lies."""
     parts = [_of_table(path, column) for path in tables]
@@ -139,7 +136,7 @@ def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> La
     by_name: dict[Key, str] = {}
     readings: dict[Key, str] = {}
     walk = find_images(source)
-    names = set(_names(walk))
+    names = set(names_of(walk))
     for path, part in zip(tables, parts, strict=True):
         prefix = path.parent.relative_to(source).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
@@ -147,7 +144,7 @@ def _of_metadata(source: Path, tables: Sequence[Path], column: str | None) -> La
         by_name |= {(prefix + name, page): label for (name, page), label in part.by_name.items()}
         readings |= {(prefix + name, page): text for (name, page), text in part.readings.items()}
     listed = {name for name, _ in by_name}
-    without = [name for name in _names(walk) if name not in listed]
+    without = [name for name in names_of(walk) if name not in listed]
     ignored = [text for part in parts for text in part.ignored]
     if without:
         ignored.append(f"{len(without):,} images without a label, first: {without[0]}")

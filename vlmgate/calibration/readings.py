@@ -18,18 +18,22 @@ from vlmgate.calibration.figures import Mask, Vector
 from vlmgate.calibration.labels import Kind, Labels
 from vlmgate.data import Decision, Key, Reason, Record, Route, Sampled, columns_of
 from vlmgate.errors import LabelError
-from vlmgate.gate.reasons import UNREAD
-from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate, Limit, bars
+from vlmgate.gate.reasons import UNREAD, no_probability
+from vlmgate.gate.rules import HIGHER_IS_WORSE, PROBABILITY, Candidate, Limit, bars
 from vlmgate.run.rescore import said_of
-from vlmgate.scores.diversity import WORDS, Kernel
+from vlmgate.scores.diversity import FINDINGS, Kernel
 from vlmgate.scores.score import Scorer
 
 GOOD = frozenset(
     ("good", "ok", "okay", "none", "normal", "pass", "passed", "clean", "fine", "intact", "no defect", "defect free")
 )
-OF_KERNEL = ("vendi_score", "mean_dissimilarity", "semantic_entropy", "cocoa", "doubt", "view_contrast")
+OF_KERNEL = ("vendi_score", "mean_dissimilarity", "semantic_entropy", "cocoa", "support", "doubt", "view_contrast")
 # What a gate may go by; columns that order images as another one does are left out.
-SCORES = (*OF_KERNEL, "mean_logprob", "answer_share", "answer_entropy", "abstain_rate", "novelty")
+SCORES = (
+    *OF_KERNEL,
+    *("verdict_share", "mean_logprob", "answer_share", "answer_probability", "answer_entropy", "abstain_rate"),
+    "novelty",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +46,7 @@ class Labelled:
     choices: tuple[str, ...]
     good: str | None  # the choice that passes a part
     prompt: str
+    terms: str | None  # the text of a `--terms` file
     num_samples: int
     views: int
     truths: tuple[str | None, ...]  # N; the class of the part, as far as the labels tell
@@ -92,6 +97,8 @@ def join(
     if labels.kind == "verdict":
         found, left = _evened(found, records)
         notes += left
+    if unknown := no_probability([record for record, _ in found]):
+        notes.append(unknown)
     good = good_class(choices, good)
     _check([label for _, label in found], labels)
     carried = (provenance.get("reference") or {}).get("folder") == "checkpoint"
@@ -102,6 +109,7 @@ def join(
         choices=choices,
         good=good,
         prompt=sampling["prompt"],
+        terms=sampling.get("terms"),
         num_samples=sampling["num_samples"],
         views=sampling.get("views", 1),
         truths=tuple(_truth(record, label, labels, choices, good) for record, label in found),
@@ -281,10 +289,14 @@ class Evidence:
     answers: tuple[str | None, ...]  # N
     usable: Mask  # (N,) captions and answers are readings, and every limit holds
     barred: Mapping[str, int]  # why others are not usable, with numbers
+    tied: Mask | None = None  # (N,) besides, for `answer_probability` alone: two choices were named equally often
 
     def gated(self, column: str) -> Vector:
         """Return (N,): the scores of a column, infinite for what a gate would never accept."""
-        found: Vector = np.where(self.usable, self.scores[column], np.inf)
+        usable = self.usable
+        if self.tied is not None and column == PROBABILITY:
+            usable = usable | self.tied
+        found: Vector = np.where(usable, self.scores[column], np.inf)
         return found
 
     def says(self, choice: str | None) -> Mask:
@@ -297,7 +309,7 @@ def evidence(
     num_samples: int,
     kernel: Kernel | None = None,
     *,
-    name: str = WORDS,
+    name: str = FINDINGS,
     limits: Sequence[Limit] = (),
     novelty: Sequence[float | None] | None = None,
 ) -> Evidence:
@@ -307,7 +319,7 @@ def evidence(
     """
     if not 2 <= num_samples <= labelled.num_samples:
         raise ValueError(f"{num_samples} samples of {labelled.num_samples}.")
-    scorer = Scorer(labelled.prompt, labelled.choices, kernel)
+    scorer = Scorer(labelled.prompt, labelled.choices, kernel, labelled.terms)
     said = [_first(said_of(record), num_samples) for record in labelled.records]
     scorer.prepare(said)
     novelty = labelled.novelties if novelty is None else novelty
@@ -318,13 +330,16 @@ def evidence(
     ]
     answers = tuple(scores.answer for scores, _ in scored)
     decisions = [bars(candidate, limits) for candidate in candidates]
+    usable = np.array([decision is None for decision in decisions])
+    by_probability = np.array([bars(candidate, limits, PROBABILITY) is None for candidate in candidates])
     return Evidence(
         num_samples=num_samples,
         kernel=name,
         scores={column: _turned(candidates, column) for column in SCORES},
         wrong=_wrong(labelled, answers),
         answers=answers,
-        usable=np.array([decision is None for decision in decisions]),
+        usable=usable,
+        tied=by_probability & ~usable,
         barred=Counter(_why(decision) for decision in decisions if decision is not None),
     )
 

@@ -11,7 +11,7 @@ import logging
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,15 @@ from vlmgate.calibration.readings import folded, join
 from vlmgate.calibration.study import Study, study
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.machine import begin_peak, end_peak
-from vlmgate.config import DEFAULT_QUESTION, CalibrateConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.config import (
+    DEFAULT_PROMPT,
+    DEFAULT_QUESTION,
+    CalibrateConfig,
+    ModelConfig,
+    SamplingConfig,
+    ScanConfig,
+    caption_prompt,
+)
 from vlmgate.data import Picture
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gate.file import GateFile, is_gate, sampling_of
@@ -33,6 +41,7 @@ from vlmgate.images import find_images, open_pages
 from vlmgate.run.control import Progress
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
+from vlmgate.run.reader import Load
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import check_kernel, load_kernel
 from vlmgate.store.result import check_folder, read_provenance, read_result, write_file, write_gate, write_result
@@ -44,8 +53,6 @@ TIMED = "seconds_by_samples"  # keys of a result's provenance
 MEMORY = "peak_memory_bytes"
 _PICTURES = 8  # that are read to measure the time
 _ROUNDS = 3
-
-Load = Callable[[ModelConfig, SamplingConfig], Captioner]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +165,7 @@ def completed(
 ) -> ScanConfig:
     """Return how the images are read: those of the labels, and, for classes, asked which of them it is."""
     sampling = reading.sampling
-    apart = labels.folder is not None and labels.folder.resolve() != source.resolve()
-    if apart and labels.folder is not None and not labels.folder.resolve().is_relative_to(source.resolve()):
+    if labels.folder is not None and not labels.folder.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"--labels {labels.folder} is another folder of images; calibrate that one, or give a table.")
     if labels.kind == "class" and not sampling.choices:
         renamed = {folded(name): to for name, to in label_map.items()}
@@ -175,6 +181,8 @@ def completed(
             )
         check_choices(choices)
         sampling = replace(sampling, question=question or DEFAULT_QUESTION, choices=choices)
+    if sampling.prompt == DEFAULT_PROMPT:
+        sampling = replace(sampling, prompt=caption_prompt(reading.model, sampling.choices, sampling.terms))
     return replace(reading, folder=labels.folder or source, sampling=sampling)
 
 

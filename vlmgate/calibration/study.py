@@ -314,7 +314,7 @@ def _agreement(labelled: Labelled, final: Evidence) -> tuple[Agreement | None, t
     if labelled.num_samples // each < 2:
         each = labelled.num_samples // 2
     times = labelled.num_samples // each
-    scorer = Scorer(labelled.prompt, labelled.choices)
+    scorer = Scorer(labelled.prompt, labelled.choices, terms=labelled.terms)
     answers = [said_of(record).answers or () for record in labelled.records]
     repeats = [
         [scorer.tally(several[i * each : (i + 1) * each]).answer for i in range(times)] if several else []

@@ -35,7 +35,7 @@ SCORE_NOTE = (
     "most that could be accepted with 5% wrong, in hindsight. Higher AUROC and cov@5%, lower others are better."
 )
 
-Row = tuple[list[str], bool]  # cells, and whether the gate goes by them
+MarkedRow = tuple[list[str], bool]  # cells, and whether the gate goes by them
 
 
 # --- on the terminal --------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ class Speaker:
     def table(
         self,
         titles: Sequence[str],
-        rows: Iterable[Row],
+        rows: Iterable[MarkedRow],
         *,
         left: Container[int] = (0,),
         wrap: Container[int] = (),
@@ -124,7 +124,7 @@ def label_lines(found: Study, labels: Labels) -> list[str]:
     return [*lines, *(f"Left out: {text}." for text in labels.ignored), *(f"Note: {text}." for text in found.notes)]
 
 
-def score_rows(found: Study, intervals: int = len(FIGURES)) -> list[Row]:
+def score_rows(found: Study, intervals: int = len(FIGURES)) -> list[MarkedRow]:
     """Return the cells of each score; the first `intervals` of its figures have their intervals."""
     rows = []
     for row in found.quality:
@@ -156,7 +156,7 @@ def choice_lines(found: Study) -> list[str]:
     ]
 
 
-def count_rows(found: Study, seconds: Mapping[int, float]) -> list[Row]:
+def count_rows(found: Study, seconds: Mapping[int, float]) -> list[MarkedRow]:
     """Return the cells of each number of samples."""
     rows = []
     for row in found.counts.rows:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmgate.cli.options import Format, Given, ResultArgument, command
+from vlmgate.cli.scan import print_result
 from vlmgate.config import BUILTIN, SamplingConfig
 from vlmgate.config.options import Opt, Panel
 from vlmgate.config.scan import SCAN
@@ -38,7 +39,6 @@ def rescore(
     The gate is that of the options, as for scan; RESULT itself stays as it is.
     """
     from vlmgate.gate.rules import make_gate
-    from vlmgate.report.summary import print_summary, summary_json
     from vlmgate.run.rescore import check_columns, check_output
     from vlmgate.run.rescore import rescore as run
     from vlmgate.scores.diversity import check_kernel, load_kernel
@@ -63,10 +63,7 @@ def rescore(
     done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)
     write_result(target, done.records, done.provenance)
     with reader_may_leave():
-        if format == "json":
-            print(summary_json(done.records, done.provenance, target, 0, None))
-        else:
-            print_summary(done.records, done.provenance, target, console())
+        print_result(done.records, done.provenance, target, format)
 
 
 def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str, ...]:
@@ -93,7 +90,7 @@ def show(
     """Show one image's K captions and why it goes where it goes; without a name, the summary of the run or --routed."""
     from vlmgate.gate.rules import Gate
     from vlmgate.report.image import print_record
-    from vlmgate.report.summary import print_routed, print_summary, routed_worst_first, summary_json
+    from vlmgate.report.summary import print_routed, routed_worst_first
     from vlmgate.store.result import SCHEMA_VERSION, read_result
 
     records, provenance = read_result(result, features=False)
@@ -104,10 +101,8 @@ def show(
         print(json.dumps({"schema_version": SCHEMA_VERSION, "routed": rows}, indent=2))
     elif routed:
         print_routed(records, provenance, console())
-    elif name is None and format == "json":
-        print(summary_json(records, provenance, result, 0, None))
     elif name is None:
-        print_summary(records, provenance, result, console())
+        print_result(records, provenance, result, format)
     elif format == "json":
         print(json.dumps({"schema_version": SCHEMA_VERSION} | _as_dict(_find(records, name, page, result)), indent=2))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -138,9 +138,9 @@ def print_result(
     provenance: Mapping[str, Any],
     out: Path,
     format: str,
-    code: int,
+    code: int = 0,
     error: str | None = None,
-    whole: Collection[Record] | None = None,
+    whole: Iterable[Record] | None = None,
 ) -> None:
     """Print what `--format` asks for; `whole` are the rows with their captions, where `records` have none."""
     from vlmgate.export.export import print_csv

@@ -5,13 +5,14 @@
 """
 
 from vlmgate.config.calibrate import CalibrateConfig, CompareConfig, Costs
-from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig, parse_duration
+from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig
 from vlmgate.config.review import ReviewConfig
 from vlmgate.config.scan import (
     ABSTENTION,
     BUILTIN,
     DEFAULT_PROMPT,
     DEFAULT_QUESTION,
+    FORMER,
     SERVER,
     EndpointConfig,
     ImageConfig,
@@ -19,9 +20,9 @@ from vlmgate.config.scan import (
     Pages,
     SamplingConfig,
     ScanConfig,
+    caption_prompt,
     fingerprint,
     question_prompt,
-    split_samples,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "BUILTIN",
     "DEFAULT_PROMPT",
     "DEFAULT_QUESTION",
+    "FORMER",
     "SERVER",
     "CalibrateConfig",
     "ClusterConfig",
@@ -43,8 +45,7 @@ __all__ = [
     "ScanConfig",
     "Shard",
     "WatchConfig",
+    "caption_prompt",
     "fingerprint",
-    "parse_duration",
     "question_prompt",
-    "split_samples",
 ]

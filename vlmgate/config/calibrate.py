@@ -96,7 +96,7 @@ class LabelledConfig:
 
 
 def _kernels(names: str | Sequence[str], _: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([names] if isinstance(names, str) else names)) or ("words",)
+    return tuple(dict.fromkeys([names] if isinstance(names, str) else names)) or ("findings",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,11 @@ class CalibrateConfig(LabelledConfig):
     source: Path  # labelled folder, or a result
     out: Path  # gate file
     kernels: tuple[str, ...] = _promise(
-        ("words",),
+        ("findings",),
         "How captions are compared, as for scan. Repeatable.",
         name="kernel",
         rare=True,
-        usual="words",
+        usual="findings",
         parse=_kernels,
         test=bool,
         allowed="at least one",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -25,6 +26,8 @@ ABSTENTION = "unsure"  # the word that the prompt offers
 DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in one short sentence."
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 USUAL_BATCH = 8  # images
+# Defaults of before. A journal or gate that began with them goes on with them.
+FORMER = {"max_new_tokens": 64}
 # Raised when the way from a file to RGB, or from RGB to a caption, changes: old readings are not mixed with new ones.
 IMAGE_PIPELINE = 1
 CAPTION_PIPELINE = 1
@@ -122,6 +125,34 @@ def question_prompt(question: str, choices: Sequence[str], *, abstain: bool) -> 
     return f"{question.strip()} Answer with one of: {', '.join(choices)}{offer}."
 
 
+def caption_prompt(model: ModelConfig, choices: Sequence[str], terms: str | None) -> str:
+    """Return the usual caption prompt, which names the words that captions are compared by where the user gave some.
+
+    The built-in model knows one prompt only.
+    """
+    words = [*choices, *(one["id"].replace("_", " ") for one in (tomllib.loads(terms)["finding"] if terms else ()))]
+    if not words or model.model == BUILTIN:
+        return DEFAULT_PROMPT
+    return f"{DEFAULT_PROMPT} Use these words where they fit: {', '.join(dict.fromkeys(words))}."
+
+
+def _terms(given: str, flag: str) -> str:
+    """Return the text of a file of terms, or a text that is one; raises `ConfigError`."""
+    if "\n" in given:
+        return given
+    try:
+        text = Path(given).read_text("utf-8")
+        tomllib.loads(text)["finding"][0]["id"]
+    except OSError as error:
+        raise ConfigError(f"{flag} {given}: cannot read the file ({error.strerror}).") from error
+    except (ValueError, LookupError, TypeError) as error:
+        what = (
+            "holds no [[finding]] with an id" if isinstance(error, LookupError | TypeError) else f"is no TOML: {error}"
+        )
+        raise ConfigError(f"{flag} {given}: {what}; see `vlmgate help findings`.") from error
+    return f"{text.rstrip()}\n"
+
+
 def split_samples(text: str) -> tuple[int, int]:
     """Return the fewest and the most of "4..16"; raises `ConfigError`."""
     match = re.fullmatch(r"\s*(\d{1,4})\s*\.\.\s*(\d{1,4})\s*", text, re.ASCII)
@@ -157,7 +188,7 @@ class SamplingConfig:
     top_p: float = _sampling(1.0, "Nucleus sampling; 1 = off.", rare=True, gt=0, le=1)
     top_k: int = _sampling(0, "Sample from the K likeliest tokens only; 0 = off.", rare=True, ge=0)
     max_new_tokens: int = _sampling(
-        64, "A caption is cut off here, and its image goes to a person.", rare=True, ge=1, le=32768
+        192, "A caption is cut off here, and its image goes to a person.", rare=True, ge=1, le=32768
     )
     seed: int = _sampling(0, "Same seed, same captions.", ge=0, le=2**63 - 1, allowed="0 to 2^63 - 1")
     batch_size: int | None = _sampling(
@@ -184,6 +215,14 @@ class SamplingConfig:
     max_answer_tokens: int = _sampling(
         16, "An answer is cut off here, and its image goes to a person.", rare=True, ge=1, le=32768
     )
+    terms: str | None = _model(
+        None,
+        "TOML file of findings and their words, in the place of the shipped ones; see `vlmgate help findings`.",
+        rare=True,
+        kind=str,
+        metavar="FILE",
+        parse=_terms,
+    )  # its text
     views: int = _sampling(
         1, "Sample from so many noised copies of each image; divides K.", rare=True
     )  # K / V samples from each; 1 = the image alone
@@ -251,7 +290,11 @@ class ScanConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
-    score: str = _limit("vendi_score", "Column that images are ordered by; see `vlmgate help scores`.")
+    score: str | None = _limit(
+        None,
+        "Column that images are ordered by; see `vlmgate help scores`.",
+        usual="vendi_score; answer_probability with --choices",
+    )
     threshold: float | None = _limit(None, "Accept up to this score (from it, where lower is worse).")
     review_budget: str | None = _limit(
         None, "Route the most uncertain: a share (10%) or a number (200).", parse=lambda text, _: str(text)
@@ -260,7 +303,7 @@ class ScanConfig:
         (), "Accept only within this, too: 'abstain_rate <= 0.25'. Repeatable.", name="limit"
     )
     kernel: str = _limit(
-        "words", "How captions are compared: words, minilm, embedding:FOLDER or nli:FOLDER.", rare=True
+        "findings", "How captions are compared: findings, words, minilm, embedding:FOLDER or nli:FOLDER.", rare=True
     )
     reference: Path | None = _limit(None, "Folder of images that the model is meant for; others are novel.", rare=True)
     gate: Path | None = _limit(
@@ -297,7 +340,7 @@ class ScanConfig:
 
 
 # Left out of the fingerprint where they are as before there was a choice, so that a journal from then still resumes.
-_LATER_KEYS = ("first_samples", "question", "choices", "abstain", "max_answer_tokens", "views", "view_noise")
+_LATER_KEYS = ("first_samples", "terms", "question", "choices", "abstain", "max_answer_tokens", "views", "view_noise")
 
 
 def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, Any]:
@@ -351,6 +394,7 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: Mappin
         given = {name: value for name, value in given.items() if name not in SERVERS}
     if given.get("choices"):
         given.setdefault("question", DEFAULT_QUESTION)
+    given = _with_prompt(given)
     for option in ("shard", "ray"):
         if option in given and not isinstance(source, Path):
             raise UsageError(f"--{option} takes a folder; split the list instead, or leave it out.")
@@ -365,6 +409,14 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: Mappin
         out=out or default_output(source, Shard.parse(given["shard"]).suffix if "shard" in given else ""),
         files=None if isinstance(source, Path) else tuple(source),
     )
+
+
+def _with_prompt(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with the caption prompt that goes with the choices and terms, where none was given."""
+    if "prompt" in given or not (given.get("choices") or given.get("terms")):
+        return dict(given)
+    made = build(ScanConfig, given, folder=Path(), out=Path())
+    return dict(given) | {"prompt": caption_prompt(made.model, made.sampling.choices, made.sampling.terms)}
 
 
 def check_there(source: Path, other: str) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from vlmgate.data import VERDICTS
 from vlmgate.errors import count
 from vlmgate.export import output
-from vlmgate.export.rows import FACTS, KEY, Row, StoredRows, Writer
+from vlmgate.export.rows import FACTS, KEY, StoredRow, StoredRows, Writer
 from vlmgate.export.text_formats import dumped, visible
 
 IMAGE_ROOT = "/data/local-files/?d="
@@ -83,7 +83,7 @@ class LabelStudioWriter(Writer):
     def _choices(self) -> Sequence[str]:
         return self.provenance["sampling"].get("choices") or ()
 
-    def _task(self, row: Row) -> dict[str, Any]:
+    def _task(self, row: StoredRow) -> dict[str, Any]:
         file_name, captions = row["file_name"], row.get("captions")
         if PurePosixPath(file_name).suffix.lower() not in _SHOWN or (row.get("page") or 1) > 1:
             self.first_hidden = self.first_hidden or file_name
@@ -94,7 +94,7 @@ class LabelStudioWriter(Writer):
         data |= {name: row.get(name) for name in self.columns if name != "image"}
         return {"data": data, "predictions": [self._prediction(row, captions)] if captions else []}
 
-    def _prediction(self, row: Row, captions: Sequence[str]) -> dict[str, Any]:
+    def _prediction(self, row: StoredRow, captions: Sequence[str]) -> dict[str, Any]:
         results = [_result("caption", "textarea", {"text": list(captions)})]
         if row.get("answer") in self._choices():
             results.append(_result("answer", "choices", {"choices": [visible(row["answer"])]}))
@@ -149,17 +149,17 @@ class CocoWriter(Writer):
             "date_created": finished,
         }
 
-    def _images(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def _images(self, rows: Iterable[StoredRow]) -> Iterator[StoredRow]:
         extra = [name for name in self.columns if name not in _EXPECTED]
         for number, row in enumerate(rows, 1):
             yield {"id": number} | {name: row.get(name) for name in (*_EXPECTED[1:], *extra)}
 
 
-def _opened(rows: StoredRows) -> Iterator[Row]:
+def _opened(rows: StoredRows) -> Iterator[StoredRow]:
     return (row for row in rows if row.get("width") is not None and row.get("height") is not None)
 
 
-def _annotations(rows: Iterable[Row]) -> Iterator[Row]:
+def _annotations(rows: Iterable[StoredRow]) -> Iterator[StoredRow]:
     said = ((image, caption) for image, row in enumerate(rows, 1) for caption in row.get("captions") or ())
     for number, (image, caption) in enumerate(said, 1):
         yield {"id": number, "image_id": image, "caption": caption}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -87,7 +87,7 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}."
 
 
-def print_csv(records: Collection[Record]) -> None:
+def print_csv(records: Iterable[Record]) -> None:
     """Write rows with all that was said to stdout as `--to csv` does."""
     columns = PlainWriter.usual
     rows = ({name: getattr(record, name, None) for name in columns} for record in records)

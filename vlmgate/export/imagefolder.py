@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vlmgate.config import ImageConfig
 from vlmgate.errors import NoImagesError, UsageError, count
 from vlmgate.export import output
-from vlmgate.export.rows import FACTS, KEY, Row, StoredRows, Writer
+from vlmgate.export.rows import FACTS, KEY, StoredRow, StoredRows, Writer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,7 +55,7 @@ class Pictures:
         limit = (provenance.get("image_config") or {}).get("max_pixels") or ImageConfig().max_pixels
         return cls({source.file_name: source.path for source in sources}, limit)
 
-    def opened(self, row: Row) -> Image.Image | None:
+    def opened(self, row: StoredRow) -> Image.Image | None:
         """Return the page of a row as upright 8-bit RGB; None, and noted, unless its file is what was read."""
         from vlmgate.data import Picture, Source
         from vlmgate.images import open_pages
@@ -109,7 +109,7 @@ class ImageFolderWriter(Writer):
                     done = []
             metadata.write_table(pa.Table.from_pylist(done, schema=schema))
 
-    def _image(self, row: Row, number: int, folder: Path) -> str | None:
+    def _image(self, row: StoredRow, number: int, folder: Path) -> str | None:
         """Put one image into the folder; return its name there, or None where it is not what was read."""
         suffix = PurePosixPath(row["file_name"]).suffix.lower()
         stem = f"{number:07d}{_harmless(row['file_name'])}"

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from vlmgate.errors import OutputError, StoreError, plain
-from vlmgate.store.result import check_folder, new_file, temporary_for
+from vlmgate.store.result import check_other, new_file, temporary_for
 
 
 def check(out: Path, source: Path, *, overwrite: bool) -> None:
     """Raise `OutputError` unless this may be written; what is there may hold verdicts that somebody filled in."""
-    if out.exists() and source.exists() and out.samefile(source):
-        raise OutputError(f"{out}: is the result itself, which stays as it is; give another -o.")
-    check_folder(out)
+    check_other(out, source)
     if out.is_file() and not overwrite:
         raise OutputError(f"{out}: is there already, perhaps with verdicts in it; give another -o, or --overwrite.")
 

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from vlmgate.data import Route
-from vlmgate.errors import StoreError
 from vlmgate.export import output
 from vlmgate.export.targets import Options
-from vlmgate.store.result import opened
+from vlmgate.store.result import table_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Row = Mapping[str, Any]  # column → str, int, float, a list of those, or None
+StoredRow = Mapping[str, Any]  # column → str, int, float, a list of those, or None
 KEY = ("file_name", "page", "sha256")  # what a row is found by when a sheet comes back
 FACTS = ("page", "sha256", "route", "reason", "decided_by", "answer", "vendi_score", "agreement", "novelty")
 _AT_ONCE = 1024  # rows
@@ -38,7 +37,7 @@ class StoredRows:
     route: Route | None = None  # only these
     passed: int = 0  # rows since they were last asked for
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[StoredRow]:
         self.passed, unknown = 0, dict.fromkeys(self.columns)
         for batch in self._batches(self.columns):
             names = batch.schema.names
@@ -62,27 +61,19 @@ class StoredRows:
         return pa.schema([(name, types.get(name, pa.string())) for name in self.columns])
 
     def _held(self) -> pa.Schema:
-        import pyarrow.parquet as pq
-
-        with opened(self.path) as file:
-            return pq.read_schema(file)
+        with table_at(self.path) as stored:
+            return stored.schema_arrow
 
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield batches with those of the columns that the file holds; whatever a damaged file raises is one line."""
-        import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
-        try:
-            with opened(self.path) as file:
-                stored = pq.ParquetFile(file, buffer_size=_BUFFER)
-                held = set(stored.schema_arrow.names)
-                wanted = [name for name in dict.fromkeys((*columns, "file_name", "route")) if name in held]
-                for group in range(stored.num_row_groups):  # all at once, each would keep its buffers to the end
-                    for batch in stored.iter_batches(_AT_ONCE, [group], wanted, use_threads=False):
-                        yield batch if self.route is None else batch.filter(pc.equal(batch["route"], self.route.value))
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise StoreError(f"{self.path}: cannot be read ({' '.join(str(error).split())}); scan again.") from error
+        with table_at(self.path, buffer_size=_BUFFER) as stored:
+            held = set(stored.schema_arrow.names)
+            wanted = [name for name in dict.fromkeys((*columns, "file_name", "route")) if name in held]
+            for group in range(stored.num_row_groups):  # all at once, each would keep its buffers to the end
+                for batch in stored.iter_batches(_AT_ONCE, [group], wanted, use_threads=False):
+                    yield batch if self.route is None else batch.filter(pc.equal(batch["route"], self.route.value))
 
 
 def _values(column: pa.Array) -> list[Any]:

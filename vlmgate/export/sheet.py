@@ -47,13 +47,15 @@ class Filled:
     verdict: str  # one of `VERDICTS`
     reading: str | None = None  # what would have been right
     note: str | None = None
+    at: str | None = None  # ISO time, UTC; of the review page alone
 
 
-def read_sheet(path: Path) -> list[Filled]:
+def read_sheet(path: Path, *, each: bool = False) -> list[Filled]:
     """Return the rows with a verdict of a sheet that `export` wrote, or of the review page's verdicts.csv.
 
     A .xlsx file is a workbook. Text is UTF-8, separated by commas, semicolons or tabs, whichever the header holds:
-    Excel writes back what its country uses. Raises `UsageError` that names the first row that cannot be used.
+    Excel writes back what its country uses. Raises `UsageError` that names the first row that cannot be used; with
+    `each`, a row without a verdict is one of these.
     """
     header: list[str] = []
     try:
@@ -70,12 +72,12 @@ def read_sheet(path: Path) -> list[Filled]:
     if lacking:
         raise UsageError(f"{path}: has no column {' and no column '.join(lacking)}; export with these columns.")
     texts = ((number, {name: _text(value) for name, value in row.items()}) for number, row in rows)
-    return [filled for number, row in texts if (filled := _filled(path, number, row)) is not None]
+    return [filled for number, row in texts if (filled := _filled(path, number, row, each)) is not None]
 
 
-def _filled(path: Path, number: int, row: Mapping[str, str]) -> Filled | None:
+def _filled(path: Path, number: int, row: Mapping[str, str], each: bool) -> Filled | None:
     verdict = row.get("verdict", "").strip().casefold()
-    if not verdict:
+    if not verdict and not each:
         return None
     if verdict not in VERDICTS:
         raise UsageError(f"{path}, row {number}: the verdict '{verdict}' is none of {', '.join(VERDICTS)}.")
@@ -86,8 +88,8 @@ def _filled(path: Path, number: int, row: Mapping[str, str]) -> Filled | None:
     if not name:
         raise UsageError(f"{path}, row {number}: has a verdict and no file_name.")
     sha256 = row.get("sha256", "").strip().lower() or None
-    reading, note = (undefused(row.get(key, "")) or None for key in ("reading", "note"))
-    return Filled(name, int(page), sha256, verdict, reading, note)
+    reading, note, at = (undefused(row.get(key, "")) or None for key in ("reading", "note", "at"))
+    return Filled(name, int(page), sha256, verdict, reading, note, at)
 
 
 def _text(value: Any) -> str:

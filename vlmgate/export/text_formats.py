@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, ClassVar
 
 from vlmgate.data import Record
 from vlmgate.errors import UsageError, count
-from vlmgate.export.rows import Row, StoredRows, Writer
+from vlmgate.export.rows import StoredRow, StoredRows, Writer
 
 # As a person reads a sheet: which image, where it goes, what to fill in, what was said, how sure, how well taken.
 SHEET = (
     *("file_name", "page", "route", "reason", "verdict", "caption", "captions", "answer", "answer_share"),
-    *("vendi_score", "agreement", "novelty", "decided_by", "threshold", "sharpness", "exposure", "noise"),
-    *("width", "height", "conversion", "error", "duplicate_of", "sha256"),
+    *("answer_probability", "vendi_score", "agreement", "novelty", "decided_by", "threshold", "sharpness", "exposure"),
+    *("noise", "width", "height", "conversion", "error", "duplicate_of", "sha256"),
 )
 BETWEEN = " | "  # entries of a list; a | or a \ within one is written \| and \\
 CELL_CHARACTERS = 32_767  # of Excel, in UTF-16 units
@@ -53,7 +53,7 @@ class PlainWriter(Writer):
     quoted: ClassVar[re.Pattern[str]] = re.compile('[,"\r\n\0]|^\\s|\\s$|^$')  # csv leaves a lone CR bare beside LF
     counted = 0  # cells that a spreadsheet would run
 
-    def write(self, rows: Iterable[Row], file: BinaryIO) -> list[str]:
+    def write(self, rows: Iterable[StoredRow], file: BinaryIO) -> list[str]:
         """Write all rows."""
         file.write(self.start)
         values = ([row.get(name) for name in self.columns] for row in rows)
@@ -111,7 +111,7 @@ class JsonLinesWriter(Writer):
 
     usual = tuple(name for name in Record.__dataclass_fields__ if name != "vision_features")
 
-    def write(self, rows: Iterable[Row], file: BinaryIO) -> list[str]:
+    def write(self, rows: Iterable[StoredRow], file: BinaryIO) -> list[str]:
         """Write all rows."""
         for row in rows:
             file.write(dumped({name: row.get(name) for name in self.columns}) + b"\n")

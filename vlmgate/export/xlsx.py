@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from vlmgate.data import VERDICTS
 from vlmgate.errors import StoreError, UsageError, count
 from vlmgate.export.imagefolder import Pictures
-from vlmgate.export.rows import KEY, Row, StoredRows, Writer
+from vlmgate.export.rows import KEY, StoredRow, StoredRows, Writer
 from vlmgate.export.text_formats import SHEET, check_sheet, fitted, notes_on_cut, text_of, visible
 
 _WIDTHS = {  # characters; others by what they hold
@@ -90,7 +90,7 @@ class XlsxWriter(Writer):
         sheet.freeze_panes(1, 2 if self.pictures else 1)
         sheet.autofilter(0, 0, total, len(shown) - 1)
 
-    def _row(self, sheet: Any, number: int, row: Row) -> None:
+    def _row(self, sheet: Any, number: int, row: StoredRow) -> None:
         if self.pictures:
             self._thumbnail(sheet, number, self.pictures, row)
         for column, name in enumerate(self.columns, 1 if self.pictures else 0):
@@ -103,7 +103,7 @@ class XlsxWriter(Writer):
                 if sheet.write_string(number, column, text) != 0:
                     raise StoreError(f"row {number}: a cell of {len(text):,} characters was refused; use --to csv.")
 
-    def _thumbnail(self, sheet: Any, number: int, pictures: Pictures, row: Row) -> None:
+    def _thumbnail(self, sheet: Any, number: int, pictures: Pictures, row: StoredRow) -> None:
         sheet.set_row_pixels(number, _THUMBNAIL + 4)
         picture = pictures.opened(row)
         if picture is None:

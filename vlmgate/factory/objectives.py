@@ -134,7 +134,7 @@ def vision_loss(heads: Heads, features: Tensor, batch: Batch) -> Tensor:
     )
 
 
-Row = tuple[list[int], list[int], list[int]]  # tokens before and after the image, and what is to be said
+Example = tuple[list[int], list[int], list[int]]  # tokens before and after the image, and what is to be said
 _PLACE = "(text)"
 
 
@@ -161,28 +161,28 @@ class LanguageTask:
     def _targets(self, texts: Sequence[str]) -> list[list[int]]:
         return [[*row, self._tokenizer.eos_token_id] for row in self._encoded(texts)]
 
-    def caption_rows(self, truths: Sequence[Truth], rng: np.random.Generator) -> list[Row]:
+    def caption_rows(self, truths: Sequence[Truth], rng: np.random.Generator) -> list[Example]:
         """Return instructions and captions drawn from `rng`."""
         asked = [self._instructions[int(rng.integers(len(self._instructions)))] for _ in truths]
         said = self._targets([random_caption(truth, rng) for truth in truths])
         return [(*prompt, target) for prompt, target in zip(asked, said, strict=True)]
 
-    def answer_rows(self, seen: Sequence[Seen], rng: np.random.Generator) -> list[Row]:
+    def answer_rows(self, seen: Sequence[Seen], rng: np.random.Generator) -> list[Example]:
         """Return questions drawn from `rng` and their true answers."""
         asked = [random_question(one, rng) for one in seen]
         prompts = self._prompts([question.text() for question in asked])
         answers = self._targets([true_answer(question, one) for question, one in zip(asked, seen, strict=True)])
         return [(*prompt, target) for prompt, target in zip(prompts, answers, strict=True)]
 
-    def caption_loss(self, model: Any, features: Tensor, rows: Sequence[Row]) -> Tensor:
+    def caption_loss(self, model: Any, features: Tensor, rows: Sequence[Example]) -> Tensor:
         """Return the loss of captions, per token; lower is better."""
         return self._loss(model, features, rows).mean()
 
-    def answer_loss(self, model: Any, features: Tensor, rows: Sequence[Row]) -> Tensor:
+    def answer_loss(self, model: Any, features: Tensor, rows: Sequence[Example]) -> Tensor:
         """Return the loss of answers, per answer; lower is better."""
         return self._loss(model, features, rows).sum() / len(rows)
 
-    def _loss(self, model: Any, features: Tensor, rows: Sequence[Row]) -> Tensor:
+    def _loss(self, model: Any, features: Tensor, rows: Sequence[Example]) -> Tensor:
         """Return the loss of every target token, one after the other; rows are (before, after, target) of B images.
 
         Rows are padded at their end: what comes after a token changes nothing for it.

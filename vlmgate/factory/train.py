@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from vlmgate.factory.checkpoint import Shape, build_model, build_processor, export, write_reference
 from vlmgate.factory.dataset import Recipe, RenderedSet, Rendering, load_or_render
 from vlmgate.factory.objectives import (
+    Example,
     Heads,
     LanguageTask,
-    Row,
     draw_batch,
     head_accuracy,
     read_features,
@@ -122,8 +122,8 @@ class _Asked:
     """A batch of images with the sentences that are to be said of them."""
 
     pixels: Tensor
-    captions: list[Row]
-    answers: list[Row]
+    captions: list[Example]
+    answers: list[Example]
 
 
 class Trainer:

@@ -19,7 +19,10 @@ QUANTILES = 101  # that a distribution is kept as
 FEWEST = 20  # values on either side; fewer tell nothing
 CHANCE = 0.01  # of an alarm over all columns, where nothing has changed
 LEAST_EFFECT = 0.1  # a smaller gap is of no account, however many images show it
-COLUMNS = ("vendi_score", "answer_share", "mean_logprob", "novelty", "sharpness", "exposure", "contrast", "noise")
+COLUMNS = (
+    *("vendi_score", "answer_share", "answer_probability", "mean_logprob"),
+    *("novelty", "sharpness", "exposure", "contrast", "noise"),
+)
 
 
 @dataclass(frozen=True, slots=True)

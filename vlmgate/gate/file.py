@@ -28,6 +28,7 @@ _NEVER = "never"
 SAMPLING = (
     *("prompt", "num_samples", "temperature", "top_p", "top_k", "max_new_tokens"),
     *("question", "choices", "abstain", "max_answer_tokens", "views", "view_noise"),
+    "terms",
 )
 
 
@@ -63,7 +64,7 @@ class GateFile:
 
 def sampling_of(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a calibrated score depends on."""
-    return {key: sampling[key] for key in SAMPLING} | {"choices": list(sampling["choices"])}
+    return {key: sampling.get(key) for key in SAMPLING} | {"choices": list(sampling["choices"])}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -156,7 +157,8 @@ def _kept(column: str, stored: Mapping[str, Any]) -> Kept:
 def _fingerprint(gate: GateFile) -> str:
     """Return a hash of all that a promise is about: limits, settings, weights and images."""
     rule = asdict(replace(gate.gate, origin=None))
-    about: list[Any] = [rule, gate.kernel, gate.model, dict(gate.checkpoint), dict(gate.sampling)]
+    sampling = {key: value for key, value in gate.sampling.items() if key != "terms" or value is not None}
+    about: list[Any] = [rule, gate.kernel, gate.model, dict(gate.checkpoint), sampling]
     about += [gate.pages, gate.data.get("sha256"), gate.features_sha256, gate.measures_novelty]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=list).encode()).hexdigest()
 

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from vlmgate.data import NO_READING, Caption, Decision, Finish, Reason, Record
 from vlmgate.gate.file import GateFile
-from vlmgate.gate.rules import COLUMNS, Candidate, decide
+from vlmgate.gate.rules import COLUMNS, Candidate, breaks_ties, decide
+from vlmgate.scores.answers import parse, tally
 from vlmgate.scores.novelty import Reference, pack
 from vlmgate.scores.refusals import degenerate, degenerate_answers
 from vlmgate.scores.score import doubt
@@ -52,8 +53,18 @@ def _no_reading(row: Mapping[str, Any], scores: Record, gate: GateFile) -> Reaso
     answers = _sampled(row.get("answers"), row.get("answer_finishes"))
     found = None if captions is None else degenerate(captions, str(gate.sampling["prompt"]))
     found = found or (None if answers is None else degenerate_answers(answers))
-    lacks_answer = gate.sampling["question"] is not None and scores.answer is None
+    lacks_answer = gate.sampling["question"] is not None and (scores.answer is None or _is_tie(answers, scores, gate))
     return found or (Reason.NO_ANSWER if lacks_answer else None)
+
+
+def _is_tie(answers: Sequence[Caption] | None, scores: Record, gate: GateFile) -> bool:
+    """Say whether two choices may have been named equally often, which is an answer for some gates alone."""
+    if scores.answer_probability is None or breaks_ties(gate.gate.limits, gate.gate.score):
+        return False  # a tie is broken by the probability
+    if answers is None:
+        return scores.answer_share is None or scores.answer_share <= 0.5
+    choices = tuple(gate.sampling["choices"] or ())
+    return tally([parse(answer.text, choices) for answer in answers]).answer is None
 
 
 def _sampled(texts: Any, finishes: Any) -> tuple[Caption, ...] | None:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from vlmgate.data import Reason
+from vlmgate.data import Reason, Record
+from vlmgate.scores.answer_probability import is_known
 
 UNREAD = frozenset((Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED))  # the model has said nothing
+
+
+_NO_PROBABILITY = (
+    "answer_probability is unknown: it takes the log-probability and the tokens of each answer, which some servers do "
+    "not give, and which a result of before has in its journal alone"
+)
+
+
+def no_probability(records: Sequence[Record]) -> str | None:
+    """Return why no row knows how probable its answer is, as a sentence without its stop; None where one does."""
+    answered = any(record.answer is not None for record in records)
+    return _NO_PROBABILITY if answered and not any(map(is_known, records)) else None
 
 
 class ReasonWords(NamedTuple):
@@ -47,6 +61,16 @@ REASON_WORDS = {
         "at least one caption was cut off at --max-new-tokens",
         "At least one of the model's {k} readings was cut off before its end",
     ),
+    Reason.NO_CLAIM: ReasonWords(
+        "says nothing of the condition",
+        "no caption says anything of the part's condition; ask with --choices, or name its words with --terms",
+        "None of the model's {k} readings says anything of the part's condition",
+    ),
+    Reason.UNKNOWN_LANGUAGE: ReasonWords(
+        "language not known",
+        "its captions are in a language without a word list; use --choices, --terms or --kernel nli:FOLDER",
+        "The model's {k} readings are in a language that has no word list",
+    ),
     Reason.EMPTY_ANSWER: ReasonWords(
         "empty answer", "at least one answer says nothing", "At least one of the model's {k} answers says nothing"
     ),
@@ -61,8 +85,13 @@ REASON_WORDS = {
         "No choice was named more often than every other in the model's {k} answers",
     ),
     Reason.NO_SCORE: ReasonWords("no score", "a column that has a limit cannot be computed"),
+    Reason.CONTRADICTED: ReasonWords(
+        "contradicted",
+        "one reading asserts what another denies",
+        "The model's {k} readings contradict each other",
+    ),
     Reason.BEYOND_LIMIT: ReasonWords("beyond limit", "a column is beyond its limit"),
-    Reason.DISAGREED: ReasonWords("disagreed", "the captions differ more than the limit allows"),
+    Reason.DISAGREED: ReasonWords("disagreed", "the readings differ more than the limit allows"),
     Reason.MOST_UNCERTAIN: ReasonWords(
         "most uncertain", "it is among the most uncertain images, which fill the review budget"
     ),

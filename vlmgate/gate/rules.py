@@ -35,8 +35,12 @@ COLUMNS: dict[str, Column] = {
     "semantic_entropy": Column(True, 0, math.inf),
     "predictive_entropy": Column(True, 0, math.inf),
     "cocoa": Column(True, 0, math.inf),
+    "support": Column(False, 0, 1),
+    "verdict_share": Column(False, 0, 1),
+    "contradiction": Column(True, 0, 0.5),
     "view_contrast": Column(True, 0, 1),
     "answer_share": Column(False, 0, 1),
+    "answer_probability": Column(False, 0, 1),
     "answer_entropy": Column(True, 0, math.inf),
     "abstain_rate": Column(True, 0, 1),
     "unparsable_rate": Column(True, 0, 1),
@@ -53,12 +57,13 @@ COLUMNS: dict[str, Column] = {
 HIGHER_IS_WORSE: dict[str, bool] = {
     name: column.higher_is_worse for name, column in COLUMNS.items() if column.higher_is_worse is not None
 }
-# Nobody's measurement, but strict, and the same for every K because it counts effective readings: short captions that
-# split evenly between two defects come to 1.33, between a defect and none to 1.6. Summaries call it uncalibrated.
+# Nobody's measurement, but it means something for any model: up to K = 16, all captions say the same. Of 8 captions
+# one that says something else comes to 1.35 or more.
 UNCALIBRATED_VENDI_SCORE = 1.25
-# Nobody's measurement either. Without it one "ok" and seven times "unsure" would be a majority.
-UNCALIBRATED_ANSWER_SHARE = 0.75
-ANSWER_COLUMNS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
+# Nobody's measurement either: three answers in four. Without it one "ok" and seven times "unsure" would be a majority.
+UNCALIBRATED_ANSWER = 0.75
+PROBABILITY = "answer_probability"
+ANSWER_COLUMNS = ("answer_share", "answer_probability", "answer_entropy", "abstain_rate", "unparsable_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ class Limit:
     default: bool = False  # nobody chose this limit
     by_model: bool = False  # it was measured for the model, by who made that
     answer: str | None = None  # it concerns images with this answer only
+    instead: str | None = None  # column to be compared where this one is null
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "abstain_rate ≤ 0.25"."""
@@ -79,11 +85,15 @@ class Limit:
         where = "" if self.answer is None else f" where the answer is '{self.answer}'"
         if math.isinf(self.value):
             return f"nothing{where}{origin}"
-        return f"{self.column} {sign} {self.value:.6g}{where}{origin}"
+        column = self.column if self.instead is None else f"{self.column} (or {self.instead})"
+        return f"{column} {sign} {self.value:.6g}{where}{origin}"
 
     def holds(self, value: float) -> bool:
         """Say whether a value keeps to it."""
         return value <= self.value if self.side == "<=" else value >= self.value
+
+
+NO_CONTRADICTION = Limit("contradiction", "<=", 0.0, default=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,8 @@ class Gate:
         """Return the threshold as a limit."""
         if self.threshold is None:
             return None
-        return Limit(self.score, _safe_side(self.score), self.threshold, self.default, self.by_model)
+        instead = "answer_share" if self.default and self.score == PROBABILITY else None
+        return Limit(self.score, _safe_side(self.score), self.threshold, self.default, self.by_model, instead=instead)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Gate:
@@ -146,43 +157,51 @@ def _read_limit(stored: Mapping[str, Any]) -> Limit:
 def make_gate(
     *,
     num_samples: int,
-    score: str = "vendi_score",
+    score: str | None = None,
     threshold: float | None = None,
     review_budget: str | None = None,
     limits: Sequence[str] = (),
     answered: bool = False,
-    kernel: str = "words",
+    kernel: str = "findings",
     own: Sequence[str] = (),
 ) -> Gate:
     """Return the gate that the options ask for; raises `GateError` where they contradict each other or mean nothing.
 
-    `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Without
-    threshold, budget and a limit on the score itself, the limit is `own`, what was measured for the model (one of them
-    on the Vendi score), or else `UNCALIBRATED_VENDI_SCORE`; both hold for the kernel words alone. Where a question was
-    `answered` and no limit concerns `answer_share`, `UNCALIBRATED_ANSWER_SHARE` of the answers must be the same.
+    `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Where a
+    question was `answered`, the score is the probability of the answer, unless the user names another, and without a
+    limit on it or on `answer_share` either must be `UNCALIBRATED_ANSWER`. Else it is the Vendi score. Without a limit
+    on that its limit is `own`, what was measured for the model (one of them on the Vendi score), or
+    `UNCALIBRATED_VENDI_SCORE`; both hold for the kernels findings and words alone.
     """
-    if score not in HIGHER_IS_WORSE:
+    if score not in (None, *HIGHER_IS_WORSE):
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
     if threshold is not None and review_budget is not None:
         raise GateError("--threshold and --review-budget exclude each other; give one of them.")
     rules = tuple(parse_limit(text, num_samples) for text in limits)
+    on_answers = [rule.column for rule in rules if rule.column in (PROBABILITY, "answer_share")]
+    chosen = score
+    score = score or (on_answers[0] if on_answers and answered else PROBABILITY if answered else "vendi_score")
     # Neither a budget nor their entropy does instead: seven times "unsure" and one "ok" agree well enough.
-    limited = any(rule.column == "answer_share" for rule in rules) or (
-        score == "answer_share" and threshold is not None
-    )
-    if answered and not limited:
-        rules += (Limit("answer_share", ">=", UNCALIBRATED_ANSWER_SHARE, default=True),)
+    limited = bool(on_answers) or (score in (PROBABILITY, "answer_share") and threshold is not None)
+    by_default = answered and not limited
+    answers = (Limit(PROBABILITY, ">=", UNCALIBRATED_ANSWER, default=True, instead="answer_share"),) * by_default
     if review_budget is not None:
         share, count = parse_share_or_count(review_budget, "--review-budget")
-        return Gate(score=score, budget_share=share, budget_count=count, limits=rules)
+        return Gate(score=score, budget_share=share, budget_count=count, limits=(*rules, *answers))
     if threshold is not None:
-        return Gate(score, _checked(score, threshold, num_samples, "--threshold"), limits=rules)
+        if answered and chosen is None and not 0 <= threshold <= 1:
+            raise GateError(f"--threshold is {threshold}: with --choices it is of {score}; add --score vendi_score.")
+        return Gate(score, _checked(score, threshold, num_samples, "--threshold"), limits=(*rules, *answers))
     if any(rule.column == score for rule in rules):
-        return Gate(score=score, limits=rules)
+        return Gate(score=score, limits=(*rules, *answers))
+    if by_default and chosen in (None, PROBABILITY):
+        measured = _own_gate(own, rules, num_samples).limits if own else rules
+        return Gate(PROBABILITY, UNCALIBRATED_ANSWER, default=True, limits=measured)
     if score != "vendi_score":
         raise GateError(f"--score {score} has no default limit; give --threshold, --review-budget or --limit.")
-    if kernel != "words":
+    if kernel not in ("findings", "words"):
         raise GateError(f"--kernel {kernel} has no default limit; give --threshold, --review-budget or --limit.")
+    rules = (*rules, *answers)
     if own:
         return _own_gate(own, rules, num_samples)
     return Gate(threshold=min(UNCALIBRATED_VENDI_SCORE, float(num_samples)), default=True, limits=rules)
@@ -280,6 +299,22 @@ class Candidate:
         found: float | None = getattr(self.record, column, None)
         return found if found is not None and math.isfinite(found) else None
 
+    def compared(self, limit: Limit) -> tuple[str, float | None]:
+        """Return the column that a limit is compared with, and its value; None where that cannot be compared."""
+        value = self.value(limit.column)
+        if value is None and limit.instead is not None and (other := self.value(limit.instead)) is not None:
+            return limit.instead, other
+        return limit.column, value
+
+
+def _score_of(candidate: Candidate, gate: Gate) -> float | None:
+    """Return what orders a candidate; shares of answers stand in for their probabilities where nobody set a limit."""
+    if gate.own is not None:
+        return candidate.compared(gate.own)[1]
+    value = candidate.value(gate.score)
+    budget = gate.budget_share is not None or gate.budget_count is not None
+    return candidate.value("answer_share") if value is None and budget and gate.score == PROBABILITY else value
+
 
 def decide_rows(candidates: Sequence[Candidate], gate: Gate) -> list[Record]:
     """Return the rows of the candidates, each with where it goes and why."""
@@ -305,40 +340,54 @@ def decide(candidates: Sequence[Candidate], gate: Gate) -> list[Decision]:
 
 def _barred(candidate: Candidate, gate: Gate) -> Decision | None:
     """Return the decision on what goes to a person whatever its score, and on what has none; None for all others."""
-    barred = bars(candidate, gate.limits)
-    if barred is None and candidate.value(gate.score) is None:
+    barred = bars(candidate, gate.limits, gate.score)
+    if barred is None and _score_of(candidate, gate) is None:
         return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, gate.score)
     return barred
 
 
-def bars(candidate: Candidate, limits: Sequence[Limit]) -> Decision | None:
-    """Return the decision on what no score can save and on what is beyond a limit; None for all others."""
-    if candidate.reason is not None:
+def bars(candidate: Candidate, limits: Sequence[Limit], score: str | None = None) -> Decision | None:
+    """Return the decision on what no score can save and on what is beyond a limit; None for all others.
+
+    Captions that contradict each other are beyond a limit under every gate, unless a limit on `contradiction` allows
+    for them. Where two choices were named equally often, the likelier is an answer for gates that go by its probability
+    alone.
+    """
+    tie = candidate.reason is Reason.NO_ANSWER and candidate.record.answer is not None
+    if candidate.reason is not None and not (tie and breaks_ties(limits, score)):
         return Decision(Route.HUMAN_REVIEW, candidate.reason, None)
-    for limit in limits:
+    if not any(limit.column == "contradiction" for limit in limits):
+        limits = (NO_CONTRADICTION, *limits)
+    for limit in sorted(limits, key=lambda limit: limit.column != "contradiction"):
         if limit.answer not in (None, candidate.record.answer):
             continue
-        value = candidate.value(limit.column)
-        if value is None:
-            return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, limit.column)
-        if not limit.holds(value):
-            return Decision(Route.HUMAN_REVIEW, Reason.BEYOND_LIMIT, limit.value, limit.column)
+        column, value = candidate.compared(limit)
+        if value is None and limit is not NO_CONTRADICTION:  # a result of before has no such column
+            return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, column)
+        if value is not None and not limit.holds(value):
+            why = Reason.CONTRADICTED if column == "contradiction" else Reason.BEYOND_LIMIT
+            return Decision(Route.HUMAN_REVIEW, why, limit.value, column)
     return None
+
+
+def breaks_ties(limits: Sequence[Limit], score: str | None = None) -> bool:
+    """Say whether all that a gate accepts keeps to a limit on the probability of its answer."""
+    return score == PROBABILITY or any(limit.column == PROBABILITY and limit.answer is None for limit in limits)
 
 
 def _by_threshold(candidate: Candidate, gate: Gate) -> Decision:
     limit = gate.own or next(limit for limit in gate.limits if limit.column == gate.score)  # which hold already
-    value = candidate.value(gate.score)
+    column, value = candidate.compared(limit)
     if value is not None and limit.holds(value):
-        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, limit.value, gate.score)
-    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, limit.value, gate.score)
+        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, limit.value, column)
+    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, limit.value, column)
 
 
 def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None], gate: Gate) -> list[Decision]:
     """Fill the budget: first what must be seen whatever its score (even beyond the budget), then the most uncertain.
 
-    Of equals, those with less likely captions come first, unknown before all. Exact duplicates go the same way, so the
-    last of the budget may bring its copies along.
+    Of equals, those with less likely answers come first, then those with less likely captions, unknown before all.
+    Exact duplicates go the same way, so the last of the budget may bring its copies along.
     """
     budget = gate.budget_count or 0
     if gate.budget_share is not None:
@@ -346,8 +395,13 @@ def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None
     read = sum(candidate.reason is not Reason.NOT_READ for candidate in candidates)  # the others' turn comes later
     free = [candidate for candidate, decision in zip(candidates, barred, strict=True) if decision is None]
     sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
-    scored = [(c.value(gate.score) or 0.0, c.value("mean_logprob"), c.key) for c in free]  # what is free has a score
-    ranked = sorted((-sign * score, -math.inf if likely is None else likely, key) for score, likely, key in scored)
+
+    def rank(free: Candidate) -> tuple[float, float, float, tuple[str, int]]:
+        likely = (free.value(column) for column in (PROBABILITY, "mean_logprob"))
+        answer, captions = (-math.inf if value is None else value for value in likely)
+        return -sign * (_score_of(free, gate) or 0.0), answer, captions, free.key  # what is free has a score
+
+    ranked = sorted(map(rank, free))
     chosen = ranked[: max(0, budget - (read - len(free)))]
     routed = {key for *_, key in chosen}
     limit = -sign * chosen[-1][0] if chosen else None

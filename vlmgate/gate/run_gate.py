@@ -24,7 +24,7 @@ from vlmgate.scores.novelty import Reference, checkpoint_reference
 
 log = logging.getLogger(__name__)
 
-_OF_SAMPLES = ("vendi_score", "answer_share", "mean_logprob")
+_OF_SAMPLES = ("vendi_score", "answer_share", "answer_probability", "mean_logprob")
 _IN_MEMORY = 2048  # images whose features are in memory together
 _MOST_UNLIKE = 5  # images that are named, the most unlike first
 
@@ -67,7 +67,7 @@ def gate_of(config: ScanConfig) -> RunGate:
     found = from_file(config.gate)
     file = found.file
     assert file is not None
-    if config.score != file.gate.score or config.kernel != file.kernel:
+    if config.score not in (None, file.gate.score) or config.kernel != file.kernel:
         raise GateError(f"{config.gate}: goes by {file.gate.score} ({file.kernel}); leave out --score and --kernel.")
     _check_place(file, config)
     if found.reference is None:

@@ -11,9 +11,20 @@ from vlmgate.errors import UsageError
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Reading images": ("scan", "images", "models", "builtin", "servers", "questions", "samples"),
     "Long runs": ("resume", "watch", "clusters", "speed"),
-    "Deciding": ("limits", "scores", "calibrate", "labels", "costs", "drift", "compare", "separation"),
+    "Deciding": (
+        "limits",
+        "findings",
+        "languages",
+        "scores",
+        "calibrate",
+        "labels",
+        "costs",
+        "drift",
+        "compare",
+        "separation",
+    ),
     "Results": ("results", "columns", "review", "export"),
-    "Reference": ("options", "exit-codes", "doctor", "python", "develop"),
+    "Reference": ("changes", "options", "exit-codes", "doctor", "python", "develop"),
 }
 
 # Other words that people look a page up by: commands without a page, options, terms.
@@ -21,6 +32,7 @@ ALSO: dict[str, str] = {
     **dict.fromkeys(("merge", "shards", "slurm", "ray"), "clusters"),
     **dict.fromkeys(("show", "info", "rescore"), "results"),
     **dict.fromkeys(("threshold", "review-budget", "limit"), "limits"),
+    **dict.fromkeys(("terms", "contradiction", "claims"), "findings"),
     **dict.fromkeys(("score", "kernel", "novelty", "quality"), "scores"),
     **dict.fromkeys(("question", "choices", "answers"), "questions"),
     **dict.fromkeys(("gate", "promise"), "calibrate"),

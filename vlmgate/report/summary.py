@@ -20,7 +20,7 @@ from rich.table import Table
 from vlmgate.config import BUILTIN
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import count
-from vlmgate.gate.reasons import REASON_WORDS
+from vlmgate.gate.reasons import REASON_WORDS, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
 from vlmgate.report.terminal import BUILTIN_NOTICE, header_line, print_line
 from vlmgate.scores.words import content_words
@@ -113,6 +113,8 @@ def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gat
         notes.append(meaning + (" Most often:" if often else ""))
         notes += [f"  {times:>6,}  {caption}" for caption, times in often]
         notes += _notes_on_answers(accepted, provenance)
+    if unknown := no_probability(records):
+        notes.append(f"{unknown}.")
     if (provenance["model"] or {}).get("model") == BUILTIN:
         notes.append(BUILTIN_NOTICE)
     if gate.by_model or any(limit.by_model for limit in gate.limits):
@@ -256,12 +258,18 @@ def accepted_readings(accepted: Sequence[Record], most: int = 5) -> list[tuple[s
 
 
 def routed_worst_first(records: Sequence[Record], gate: Gate) -> list[Record]:
-    """Return the routed images: those without a score first, then by score, the worst first."""
+    """Return the routed images: those without a score first, then by score, of equals the least likely answer first."""
     sign = 1 if HIGHER_IS_WORSE[gate.score] else -1
 
-    def key(record: Record) -> tuple[float, str, int]:
-        value = _score_of(record, gate)
-        return (-math.inf if value is None else -sign * value, record.file_name, record.page)
+    def key(record: Record) -> tuple[float, float, str, int]:
+        value, likely = _score_of(record, gate), record.answer_probability
+        worst = -math.inf
+        return (
+            worst if value is None else -sign * value,
+            worst if likely is None else likely,
+            record.file_name,
+            record.page,
+        )
 
     return sorted((r for r in records if r.route == Route.HUMAN_REVIEW), key=key)
 

@@ -14,7 +14,7 @@ from typing import Any
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import UsageError, plain
 from vlmgate.gate.reasons import REASON_WORDS
-from vlmgate.gate.rules import COLUMNS, HIGHER_IS_WORSE, Gate
+from vlmgate.gate.rules import ANSWER_COLUMNS, COLUMNS, HIGHER_IS_WORSE, Gate
 from vlmgate.report.summary import reason_of, routed_worst_first
 from vlmgate.scores.words import NEGATION, content_words, places
 
@@ -34,6 +34,7 @@ _STATEMENTS: dict[str, tuple[str, bool]] = {
     "cocoa": ("Doubt about single words times difference between the {k} readings comes to {v} (cocoa)", False),
     "view_contrast": ("A little noise in the picture changes the reading by {v}", True),
     "answer_share": ("{v} of the model's answers, {c} of {k}, name the same choice", True),
+    "answer_probability": ("The model gives its answer with a probability of {v}", True),
     "answer_entropy": ("The model's {k} answers are divided (answer entropy {v})", False),
     "abstain_rate": ("The model was unsure in {v} of its answers, {c} of {k}", True),
     "unparsable_rate": ("{v} of the model's answers, {c} of {k}, could not be understood", True),
@@ -46,7 +47,6 @@ _STATEMENTS: dict[str, tuple[str, bool]] = {
     "clipped_dark": ("{v} of the picture is black", True),
     "clipped_bright": ("{v} of the picture is white", True),
 }
-_OF_ANSWERS = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
 _ANSWER_REASONS = (Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER)
 
 
@@ -208,7 +208,7 @@ def _of_reason(record: Record, reason: Reason, column: str) -> str:
     limit = record.threshold
     statement, share = _STATEMENTS[column]
     told, limited = apart(value, limit, share=share)
-    number = len((record.answers if column in _OF_ANSWERS else record.captions) or ())
+    number = len((record.answers if column in ANSWER_COLUMNS else record.captions) or ())
     statement = statement.format(k=number, v=told, c=round(value * number) if share else None)
     if reason is Reason.MOST_UNCERTAIN:
         return f"{statement}; it is among the most uncertain images, which fill the review budget."

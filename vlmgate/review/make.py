@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -28,7 +28,7 @@ from vlmgate.report.terminal import short_model
 from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
-from vlmgate.store.result import check_folder, read_result, write_file
+from vlmgate.store.result import check_folder, locked, read_result, write_file
 from vlmgate.version import __version__
 
 MARKER = "review.json"
@@ -326,25 +326,11 @@ def _as_it_is(out: Path, marker: Mapping[str, Any], items: list[Item], passed: i
     return Made(out, items, passed, lacking, there["bytes"], reused=True)
 
 
-@contextmanager
-def held(out: Path) -> Iterator[None]:
+def held(out: Path) -> AbstractContextManager[None]:
     """Hold a review for this process alone, while it is made or served."""
-    from filelock import FileLock, Timeout
-
     check_folder(out)  # which the lock would make
-    lock = FileLock(out.with_name(f".{out.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(
-            f"{out}: another `vlmgate review` makes or serves it; stop that one, or give another -o."
-        ) from error
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror}); give another -o.") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    taken = "another `vlmgate review` makes or serves it; stop that one, or give another -o."
+    return locked(out, out.with_name(f".{out.name}.lock"), taken)
 
 
 @contextmanager

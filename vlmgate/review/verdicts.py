@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.data import VERDICTS
-from vlmgate.errors import StoreError
+from vlmgate.errors import StoreError, UsageError
+from vlmgate.export.sheet import read_sheet
+from vlmgate.export.text_formats import defused, undefused
 from vlmgate.review.items import Item
 from vlmgate.store.result import write_file
 
 COLUMNS = ("file_name", "page", "sha256", "verdict", "reading", "note", "at", "audit", "route")
 LONGEST = {"reading": 10_000, "note": 10_000}  # characters
-# What makes a spreadsheet take a cell for a formula, when it comes first; after quotes, so that one can be taken off.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _NOT_KEPT = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]|[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
@@ -52,11 +52,6 @@ def checked(sent: Mapping[str, Any], at: datetime | None = None) -> Verdict | No
     return Verdict(verdict, _NOT_KEPT.sub("", reading), _NOT_KEPT.sub("", note), when)
 
 
-def cell(text: str) -> str:
-    """Return a text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
 def to_csv(items: Iterable[Item], given: Mapping[str, Verdict]) -> str:
     """Return the verdicts as CSV, one row an image, in the order of the page."""
     out = io.StringIO()
@@ -67,23 +62,8 @@ def to_csv(items: Iterable[Item], given: Mapping[str, Verdict]) -> str:
             row, audit = item.record, "true" if item.audit else "false"
             texts = (said.verdict, said.reading, said.note, said.at)
             values = (row.file_name, str(row.page), row.sha256 or "", *texts, audit, row.route)
-            writer.writerow([cell(value) for value in values])
+            writer.writerow([defused(value) for value in values])
     return out.getvalue()
-
-
-def from_csv(text: str, items: Sequence[Item]) -> dict[str, Verdict]:
-    """Return the verdicts that a CSV file holds on these images, by key; what it says of others is passed over."""
-    keys = {(cell(item.record.file_name), str(item.record.page), item.record.sha256 or ""): item.key for item in items}
-    given: dict[str, Verdict] = {}
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        key = keys.get((row.get("file_name") or "", row.get("page") or "", row.get("sha256") or ""))
-        if key is not None and row.get("verdict") in VERDICTS:
-            given[key] = Verdict(*(_uncell(row.get(name) or "") for name in ("verdict", "reading", "note", "at")))
-    return given
-
-
-def _uncell(text: str) -> str:
-    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
 
 
 class VerdictFile:
@@ -93,12 +73,19 @@ class VerdictFile:
         self.path, self.items = path, items
         self.keys = {item.key for item in items}
         try:
-            there = path.read_bytes().decode("utf-8-sig") if path.exists() else ""
-            self.given = from_csv(there, items)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise StoreError(f"{path}: cannot be read as verdicts ({error}); move it away, or mend it.") from error
-        rows = sum(1 for _ in csv.reader(io.StringIO(there, newline=""))) - 1
-        if rows > sum(item.key in self.given for item in items):
+            filled = read_sheet(path, each=True) if path.exists() and path.stat().st_size else []
+        except (OSError, UsageError) as error:
+            raise StoreError(f"{path}: cannot be read as verdicts; move it away, or mend it ({error})") from error
+        keys: dict[tuple[str, int, str | None], str] = {}
+        for item in items:
+            row = item.record
+            for name in (undefused(row.file_name), row.file_name):  # earlier releases wrote ' before less than now
+                keys[name, row.page, row.sha256] = item.key
+        said = [(keys.get((one.file_name, one.page, one.sha256)), one) for one in filled]
+        self.given = {
+            key: Verdict(one.verdict, one.reading or "", one.note or "", one.at or "") for key, one in said if key
+        }
+        if len(filled) > sum(item.key in self.given for item in items):
             raise StoreError(f"{path}: holds verdicts on images that are not in this review; move it away, or give -o.")
 
     def put(self, key: str, verdict: Verdict | None) -> None:

@@ -45,6 +45,11 @@ class Batch:
     waited: float = 0.0  # seconds until the pictures were there
     model: ModelInfo | None = None  # of a worker of a cluster
 
+    @property
+    def seconds_each(self) -> float:
+        """Return the wall time of the model for one image."""
+        return round(self.seconds / max(1, self.images), 4)
+
 
 class ModelWanted:
     """Comes once, before the first batch with pictures: answer it with `BatchMaker.provide`, or close."""

@@ -116,6 +116,9 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # a run
+
+
 class Signals:
     """Turns the signals that end a run into `Interrupted`, but never while the journal is being written."""
 
@@ -134,11 +137,9 @@ class Signals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         former: dict[signal.Signals, Any] = {}
         try:
-            for name in names:
-                number = signal.Signals[name]
+            for number in ENDING:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has said that this one does not matter
                     former[number] = signal.signal(number, self._handle)
         except ValueError:  # not the main thread: whoever started it handles signals

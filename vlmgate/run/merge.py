@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlmgate.data import MODEL_KEYS, NO_READING, Reason, Record
+from vlmgate.data import MODEL_KEYS, NO_READING, Content, Key, Reason, Record, content_of
 from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError, count
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.rules import Candidate, Gate, decide_rows
@@ -34,8 +34,6 @@ _OF_THE_FILE = (
     *("file_name", "page", "num_pages", "sha256", "width", "height", "mode", "conversion"),
     *("seed", "duplicate_of", "seconds"),
 )
-
-Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +205,8 @@ class _Lacking:
         except NoImagesError:
             return []
         count, seed = self.latest.shard.count, parts[0].provenance["sampling"].get("seed", 0)
-        return [_unread(name, seed) for name in names if place_of(name, count) in wanted and name not in there]
+        lacking = (name for name in names if place_of(name, count) in wanted and name not in there)
+        return [Record(file_name=name, page=1, seed=seed) for name in lacking]
 
     def notes(self, found: int) -> tuple[str, ...]:
         told = [problem.replace(", or say --incomplete", "") for problem in self.problems]
@@ -215,10 +214,6 @@ class _Lacking:
         if unnamed > 0:
             told.append(f"{unnamed:,} images of missing shards have no row, for the folder cannot be listed as it was.")
         return tuple(told)
-
-
-def _unread(file_name: str, seed: int) -> Record:
-    return Record(file_name=file_name, page=1, seed=seed)
 
 
 def _outdated(parts: Sequence[Part], listings: Sequence[Listing]) -> tuple[Part, ...]:
@@ -229,12 +224,9 @@ def _outdated(parts: Sequence[Part], listings: Sequence[Listing]) -> tuple[Part,
     if any(maybe and not sure for maybe, sure in zip(doubtful, certain, strict=True)):
         with suppress(NoImagesError):
             now = seen(names_of(find_images(Path(parts[0].provenance["folder"]))), listings[0].shard.count)
-
-    def is_other(listing: Listing) -> bool:
-        return now is None or now[listing.shard.index - 1] != listing.own
-
-    told = zip(parts, certain, doubtful, strict=True)
-    return tuple(part for part, sure, maybe in told if sure or (maybe and is_other(part.listing)))
+    others = [now is None or now[one.shard.index - 1] != one.own for one in listings]
+    told = zip(parts, certain, doubtful, others, strict=True)
+    return tuple(part for part, sure, maybe, other in told if sure or (maybe and other))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -261,21 +253,21 @@ def _shared(rows: Sequence[Record]) -> list[Record]:
 
     Two machines may read the same bytes differently; where one of them got no answer to rely on, that one counts.
     """
-    names: dict[Key, str] = {}
-    readings: dict[Key, Record] = {}
+    names: dict[Content, str] = {}
+    readings: dict[Content, Record] = {}
     for row in rows:
         if row.sha256 is not None:
-            names.setdefault((row.sha256, row.page), row.file_name)
+            names.setdefault(content_of(row), row.file_name)
     for row in sorted(rows, key=lambda one: Reason(one.reason) not in NO_READING):
         if row.sha256 is not None and row.captions is not None:
-            readings.setdefault((row.sha256, row.page), row)
+            readings.setdefault(content_of(row), row)
     return [_as_copy(row, names, readings) for row in rows]
 
 
-def _as_copy(row: Record, names: Mapping[Key, str], readings: Mapping[Key, Record]) -> Record:
+def _as_copy(row: Record, names: Mapping[Content, str], readings: Mapping[Content, Record]) -> Record:
     if row.sha256 is None:
         return row
-    content = (row.sha256, row.page)
+    content = content_of(row)
     first = names[content]
     reading = readings.get(content, row)
     its = {field.name: getattr(reading, field.name) for field in fields(Record) if field.name not in _OF_THE_FILE}
@@ -349,8 +341,6 @@ def _provenance(
 
 def _told(part: Part) -> dict[str, Any]:
     run = part.provenance
-    told = {key: run[key] for key in ("run_id", "complete", "images", "started", "finished")} | {
-        "time": run.get("time")
-    }
+    told = {key: run.get(key) for key in ("run_id", "complete", "images", "started", "finished", "time")}
     name = part.path.name.encode("utf-8", "backslashreplace").decode()
     return {"name": name, "shard": str(part.listing.shard)} | told

@@ -1,48 +1,33 @@
-"""What a run left behind: its rows, how they were made, and where its time went.
+"""What a run left behind: its rows, and how they were made.
 
-`ScanResult` is what `scan` returns, `provenance` what the Parquet file says of the run, `Clock` adds up its seconds.
+`Results` decides and writes, `ScanResult` is what `scan` returns.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from vlmgate.captioner import Captioner, Timed
-from vlmgate.data import Content, Reading, Record, Times
-from vlmgate.errors import VlmgateError
-from vlmgate.gate.rules import Gate
+from vlmgate.data import Content, Reading, Reason, Record, Route
+from vlmgate.errors import FatalError, LostReadingError, ModelError, VlmgateError
+from vlmgate.gate.early_stop import saving_of
+from vlmgate.gate.rules import Gate, decide_rows
 from vlmgate.gate.run_gate import drift_of
 from vlmgate.images import Walk, folders_of
-from vlmgate.run.batches import Batch
+from vlmgate.run.control import Progress, Signals
 from vlmgate.run.plan import Plan
-from vlmgate.run.writer import Recorder
-from vlmgate.scores.novelty import Reference, told_of_reference
-from vlmgate.store.result import Outputs
-from vlmgate.store.rows import completed
+from vlmgate.run.reader import Models
+from vlmgate.run.writer import Clock, Recorder
+from vlmgate.scores.novelty import told_of_reference
+from vlmgate.store.result import Outputs, write_result
+from vlmgate.store.rows import build_rows, completed
 from vlmgate.version import __version__
 
-
-@dataclass(frozen=True, slots=True)
-class Whole(Collection[Record]):
-    """The rows with all that was said and seen, as they are in the file; each is made when its turn comes."""
-
-    decided: tuple[Record, ...]
-    readings: Mapping[Content, Reading]
-
-    def __iter__(self) -> Iterator[Record]:
-        return completed(self.decided, self.readings)
-
-    def __len__(self) -> int:
-        return len(self.decided)
-
-    def __contains__(self, record: object) -> bool:
-        return any(one == record for one in self)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,9 +43,9 @@ class ScanResult:
     error: VlmgateError | None  # what ended the run before its time; the result is written all the same
 
     @property
-    def whole(self) -> Whole:
-        """Return the rows as they are in the file, one at a time."""
-        return Whole(self.decided, self.readings)
+    def whole(self) -> Iterator[Record]:
+        """Return the rows as they are in the file; each is made when its turn comes."""
+        return completed(self.decided, self.readings)
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -68,110 +53,99 @@ class ScanResult:
         return tuple(self.whole)
 
 
-@dataclass(slots=True)
-class Clock:
-    """Adds up the seconds of one run by what it was busy with.
+class Results:
+    """Decides what has been read so far, and writes it: with --watch now and then, and at the end."""
 
-    What goes on behind the model counts only as far as it was waited for; its own seconds are listed apart.
-    """
+    def __init__(
+        self, plan: Plan, progress: Progress, models: Models, signals: Signals, clock: Clock, recorder: Recorder
+    ) -> None:
+        self.plan, self.progress, self.models = plan, progress, models
+        self.signals, self.clock, self.recorder = signals, clock, recorder
+        self.started = datetime.now(UTC)
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    images: int = 0  # that a model was shown
-    before: Times = field(default_factory=Times)  # what the captioner had spent when this run was given it
-
-    def begin(self, captioner: Captioner) -> None:
-        """Count what this captioner spends from now on."""
-        self.before = captioner.times if isinstance(captioner, Timed) else Times()
-
-    def add(self, batch: Batch) -> None:
-        """Count a batch."""
-        self.images += batch.images
-        for name, seconds in (("reading", batch.waited), ("captioning", batch.seconds)):
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-    @contextmanager
-    def running(self, name: str) -> Iterator[None]:
-        """Count the time of the block under a name."""
-        begun = time.perf_counter()
+    def publish(self, walk: Walk, gone: Sequence[str]) -> None:
+        """Write the result so far; a budget is filled from all images, so nothing is decided before the end."""
+        gate, out = self.plan.gate.gate, self.plan.outputs.parquet
+        if gate.threshold is None and (gate.budget_share, gate.budget_count) != (None, None):
+            return
         try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+            with self.signals.held():
+                records = self._decided(walk)
+                self._write(records, self._provenance(records, walk, gone, complete=False))
+        except FatalError as error:  # a reader may hold the file; the journal holds the readings
+            self.progress.message(f"Not published this time: {error}")
+        else:
+            routed = sum(record.route == Route.HUMAN_REVIEW for record in records)
+            self.progress.message(f"Published {out}: {len(records):,} rows, {routed:,} for people.")
 
-    def told(self, captioner: Captioner | None, recorder: Recorder, batch_size: int) -> dict[str, Any] | None:
-        """Return where the time went so far; None where no model was asked, here.
+    def finish(
+        self, walk: Walk, gone: Sequence[str], interrupted: int | None, error: VlmgateError | None, *, watched: bool
+    ) -> ScanResult:
+        """Write the result, and return it with the signal or the error that ended the run before its time, if any."""
+        plan, readings = self.plan, self.plan.journal.readings
+        with self.clock.running("scoring"):
+            records = self._decided(walk)
+        failed = any(record.reason == Reason.MODEL_FAILED for record in records)
+        if failed and error is None and all(record.num_samples is None for record in records):
+            error = ModelError(
+                f"the model failed on every image, last with: {self.recorder.last_failure}. See the log."
+            )
+        complete = not any(record.reason == Reason.NOT_READ for record in records)
+        provenance = self._provenance(records, walk, gone, complete=complete)
+        try:
+            with self.clock.running("writing"):
+                self._write(records, provenance)
+        except LostReadingError:  # from now on it is known to be lost, and nothing is decided on it
+            return self.finish(walk, gone, interrupted, error, watched=watched)
+        except FatalError as full:
+            error = error or full
+            log.error("%s", full, exc_info=full)
+        interrupted = None if watched and complete else interrupted  # that is how watching ends
+        log.info("finished: %d rows, interrupted=%s, error=%s", len(records), interrupted, error)
+        return ScanResult(tuple(records), readings, provenance, plan.gate.gate, plan.outputs, interrupted, error)
 
-        In seconds of wall time, but for `images`, `images_per_second` and `batch`. `seconds` go from the first file to
-        the last caption, less `loading` the model: the sum of `reading` (waiting for images), `captioning` and
-        `waiting_for_journal`. `vision_and_prefill` and `decoding` are parts of `captioning`, where the captioner tells.
-        `scoring` and `writing` go on beside all that.
-        """
-        if captioner is None or not self.images:
-            return None
-        loading, reading, captioning, waiting = (
-            self.seconds.get(name, 0.0) for name in ("loading", "reading", "captioning", "waiting")
-        )
-        whole = reading + captioning + waiting
-        told: dict[str, Any] = {"images": self.images, "seconds": whole, "images_per_second": self.images / whole}
-        told |= {"loading": loading, "reading": reading, "captioning": captioning}
-        if isinstance(captioner, Timed):
-            spent, before = captioner.times, self.before
-            told["vision_and_prefill"] = spent.vision_and_prefill - before.vision_and_prefill
-            told["decoding"] = spent.decoding - before.decoding
-        told |= {"scoring": recorder.scoring, "writing": recorder.writing, "waiting_for_journal": waiting}
-        told["batch"] = batch_size
-        return {key: round(value, 4) for key, value in told.items()}
+    def _decided(self, walk: Walk) -> list[Record]:
+        plan = self.plan
+        rows = build_rows(walk, plan.journal, plan.kernel, self.models.reference, self.recorder.scored)
+        return decide_rows(rows, plan.gate.gate)
 
+    def _write(self, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:
+        read, readings = sum(record.num_samples is not None for record in records), self.plan.journal.readings
+        write_result(self.plan.outputs.parquet, completed(records, readings, whole=True), provenance, read)
 
-def provenance(
-    plan: Plan,
-    records: Sequence[Record],
-    walk: Walk,
-    gone: Sequence[str],
-    reference: Reference | None,
-    started: datetime,
-    spent: Mapping[str, Any] | None,
-    complete: bool,
-) -> dict[str, Any]:
-    """Return what a result says of how it was made.
-
-    `gone` are files that were read before and are not there now; `spent` is where the time went.
-    """
-    config, journal, gate = plan.config, plan.journal, plan.gate
-    repeated = {"entries": len(config.files), "repeated": len(walk.repeated)} if config.files is not None else None
-    return {
-        "vlmgate_version": __version__,
-        "run_id": journal.run_id,
-        "complete": complete,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "folder": config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
-        "listed": repeated and repeated | {"folders": folders_of(walk)},
-        "images": len(records),
-        "ignored": len(walk.ignored),
-        "ignored_first": list(walk.ignored[:5]),
-        "gone": len(gone),
-        "gone_first": list(gone[:5]),
-        "model": journal.model,
-        "sampling": asdict(config.sampling),
-        "image_config": asdict(config.images),
-        "kernel": config.kernel,
-        "reference": told_of_reference(reference, config.reference, calibrated=gate.reference is not None),
-        "gate": gate.gate.told(),
-        "adaptive": _saving(plan, records),
-        "promise": dict(gate.file.promise) if gate.file else None,
-        "gate_edited": gate.file.edited if gate.file else None,
-        "drift": drift_of(gate, records, journal.readings),
-        "time": spent,
-        "fingerprint": journal.fingerprint,
-        "shard": plan.listing and plan.listing.told(config.gate, reference.note if reference else None),
-    }
-
-
-def _saving(plan: Plan, records: Sequence[Record]) -> dict[str, Any] | None:
-    """Return what the provenance says of samples that were not drawn; None where all were to be."""
-    if plan.config.sampling.first_samples is None:
-        return None
-    from vlmgate.gate.early_stop import saving_of
-
-    return saving_of(records, plan.journal.readings, plan.config.sampling)
+    def _provenance(
+        self, records: Sequence[Record], walk: Walk, gone: Sequence[str], *, complete: bool
+    ) -> dict[str, Any]:
+        """Return what a result says of how it was made; `gone` were read before and are not there now."""
+        config, journal, gate = self.plan.config, self.plan.journal, self.plan.gate
+        files, sampling, shard = config.files, config.sampling, self.plan.listing
+        repeated = {"entries": len(files), "repeated": len(walk.repeated)} if files is not None else None
+        saving = None if sampling.first_samples is None else saving_of(records, journal.readings, sampling)
+        reference = self.models.reference
+        return {
+            "vlmgate_version": __version__,
+            "run_id": journal.run_id,
+            "complete": complete,
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "folder": config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
+            "listed": repeated and repeated | {"folders": folders_of(walk)},
+            "images": len(records),
+            "ignored": len(walk.ignored),
+            "ignored_first": list(walk.ignored[:5]),
+            "gone": len(gone),
+            "gone_first": list(gone[:5]),
+            "model": journal.model,
+            "sampling": asdict(sampling),
+            "image_config": asdict(config.images),
+            "kernel": config.kernel,
+            "reference": told_of_reference(reference, config.reference, calibrated=gate.reference is not None),
+            "gate": gate.gate.told(),
+            "adaptive": saving,
+            "promise": dict(gate.file.promise) if gate.file else None,
+            "gate_edited": gate.file.edited if gate.file else None,
+            "drift": drift_of(gate, records, journal.readings),
+            "time": self.clock.told(self.recorder, self.models.reader.batch_size),
+            "fingerprint": journal.fingerprint,
+            "shard": shard and shard.told(config.gate, reference.note if reference else None),
+        }

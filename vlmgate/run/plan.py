@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.captioner.location import model_fingerprint, picture_side
-from vlmgate.config import ModelConfig, ScanConfig, fingerprint
+from vlmgate.config import DEFAULT_PROMPT, FORMER, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.data import MODEL_KEYS, ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError, VlmgateError, count, plain
-from vlmgate.gate.early_stop import check_gate
+from vlmgate.gate.early_stop import Foresight, check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
 from vlmgate.run.control import Progress
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
-from vlmgate.scores.diversity import Kernel, check_kernel, load_kernel
+from vlmgate.scores.diversity import AT_ONCE, Kernel, check_kernel, load_kernel
+from vlmgate.scores.novelty import Reference, checkpoint_reference
 from vlmgate.scores.reference import ReferenceFolder
-from vlmgate.store.journal import Journal, is_journal
-from vlmgate.store.result import Outputs, write_file
+from vlmgate.scores.score import Scorer
+from vlmgate.store.journal import Journal, begun_with, is_journal
+from vlmgate.store.result import Outputs, locked, write_file
+from vlmgate.store.rows import scorer_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,12 @@ class Plan:
     walk: Walk  # the images; with --watch, those that are there at the beginning
     journal: Journal
     kernel: Kernel  # compares captions
+    scorer: Scorer | None  # scores while the model reads on; None where its kernel would take the model's time
+    foresight: Foresight | None  # ends the sampling of an image early; None where all samples are drawn
     folder: ReferenceFolder | None  # of --reference
+    reference: (
+        Reference | None
+    )  # what novelty is measured against; None where there is none, or `folder` is yet to be read
     listing: Listing | None  # of the whole folder, where `walk` is a share of it
     checkpoint: dict[str, str]  # identifies the weights
 
@@ -99,7 +107,8 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
     outputs.check()
     if outputs.journal.exists() and not is_journal(outputs.journal):
         raise OutputError(f"{outputs.journal}: is no journal of vlmgate; move it away or give another -o.")
-    with _locked(outputs), logging_to(outputs.log):
+    taken = "another scan is writing it; wait for it or give another -o."
+    with locked(outputs.parquet, outputs.lock, taken), logging_to(outputs.log):
         begun = now() if config.shard else ""
         walk = _find(config, outputs, progress, only)
         listing = None
@@ -110,30 +119,45 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
         config = replace(config, images=replace(config.images, least_side=_least_side(config.model)))
         checkpoint = model_fingerprint(config.model)
         check_same(gate, config, checkpoint)
+        if not config.restart:
+            config = _as_begun(config, begun_with(outputs.journal), progress)
         wanted = fingerprint(config, checkpoint)
         folder = ReferenceFolder(config.reference, outputs.reference, wanted, write_file) if config.reference else None
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
         try:
-            yield Plan(config, outputs, gate, walk, journal, kernel, folder, listing, checkpoint)
+            early = config.sampling.first_samples is not None
+            scorer = scorer_of(journal, kernel) if config.kernel in AT_ONCE else None
+            yield Plan(
+                config=config,
+                outputs=outputs,
+                gate=gate,
+                walk=walk,
+                journal=journal,
+                kernel=kernel,
+                scorer=scorer,
+                foresight=Foresight(gate.gate, scorer, config.sampling) if scorer and early else None,
+                folder=folder,
+                reference=folder.load() if folder else gate.reference or checkpoint_reference(config.model),
+                listing=listing,
+                checkpoint=checkpoint,
+            )
         finally:
             journal.close()
 
 
-@contextmanager
-def _locked(outputs: Outputs) -> Iterator[None]:
-    """Hold the output for this run alone."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(outputs.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(f"{outputs.parquet}: another scan is writing it; wait for it or give another -o.") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _as_begun(config: ScanConfig, begun: Mapping[str, Any], progress: Progress) -> ScanConfig:
+    """Return the config with the defaults of the version that began the journal, where nothing else was asked for."""
+    sampling, usual = config.sampling, SamplingConfig()
+    kept: dict[str, Any] = {key: value for key, value in FORMER.items() if begun.get(key) == value}
+    kept = {key: value for key, value in kept.items() if getattr(sampling, key) == getattr(usual, key)}
+    if begun.get("prompt") == DEFAULT_PROMPT and sampling.prompt.startswith(DEFAULT_PROMPT):
+        kept["prompt"] = DEFAULT_PROMPT
+    if kept.get("prompt", sampling.prompt) == sampling.prompt:
+        kept.pop("prompt", None)
+    for key, value in kept.items():
+        progress.message(f"the journal began with --{key.replace('_', '-')} {value}; this run goes on with that.")
+    return replace(config, sampling=replace(sampling, **kept)) if kept else config
 
 
 def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collection[str] | None) -> Walk:

@@ -1,6 +1,8 @@
 """Read files with one model: open them, gather full batches, ask the model, and check that it still works.
 
-A run on this machine has one `Reader`; a cluster has one in each worker. Start with `Reader.read`.
+A run on this machine has one `Reader`; a cluster has one in each worker. Start with `Reader.read`. `Models` loads the
+model of a run the first time that there is something for it to read. What a model says of itself is checked against the
+journal, and shown, before anything that it has read is kept.
 """
 
 from __future__ import annotations
@@ -10,16 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, MutableSet, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from vlmgate.captioner import Captioner, DrawsInRounds, KnowsItsBatch, Prepares, ReadsEach
 from vlmgate.captioner.streams import trial_picture
-from vlmgate.config import ImageConfig, SamplingConfig
-from vlmgate.data import Caption, Content, Failure, Picture, Reading, Sampled, Source
+from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
+from vlmgate.data import Caption, Content, Failure, ModelInfo, Picture, Reading, Sampled, Source
 from vlmgate.errors import EndpointError, ModelError, one_line
 from vlmgate.gate.early_stop import looks
 from vlmgate.run.batches import Batch, BatchMaker, ModelWanted
+from vlmgate.run.control import Progress, Signals
+from vlmgate.run.plan import Plan
+from vlmgate.run.writer import Clock, Recorder
 from vlmgate.scores.novelty import pack
+from vlmgate.scores.reference import features_of
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +33,7 @@ MAX_FAILURES_IN_A_ROW = 16  # then a picture that must be readable tells whether
 
 _INCOMPLETE = "the captioner did not return K captions for every picture; this is a bug in vlmgate."
 
+Load = Callable[[ModelConfig, SamplingConfig], Captioner]
 Enough = Callable[[Reading], bool]  # says whether the samples drawn so far decide an image
 
 
@@ -215,3 +222,91 @@ def _storable(caption: Caption) -> Caption:
     finite = logprob is not None and abs(logprob) < float("inf")
     text = caption.text.encode("utf-8", "replace").decode()
     return replace(caption, text=text, mean_logprob=logprob if finite else None)
+
+
+# --- the models of a run ---
+
+
+class Models:
+    """Loads, checks and shows the models of one run; is itself the reader of this process."""
+
+    def __init__(
+        self, plan: Plan, progress: Progress, load: Load, signals: Signals, clock: Clock, recorder: Recorder
+    ) -> None:
+        self.plan, self.config, self.journal = plan, plan.config, plan.journal
+        self.progress, self.load, self.signals, self.clock, self.recorder = progress, load, signals, clock, recorder
+        self.captioner: Captioner | None = None  # of this process
+        self.introduced = False  # a model has been loaded, here or elsewhere
+        self.reference = plan.reference
+        enough = None if plan.foresight is None else self._is_enough
+        self.reader = Reader(self.config.sampling, self.config.images, self._loaded, enough=enough)
+
+    def make_ready(self) -> None:
+        """Do at once what must not fail later: a shift might go by before it is known that the model does not load."""
+        watches = self.config.watch is not None
+        if watches:
+            self._loaded()
+        if watches or self.plan.foresight is not None:
+            self.have_reference(self.look)
+
+    @property
+    def lacks_reference(self) -> bool:
+        """Say whether novelty cannot be measured before some images of --reference were looked at."""
+        return self.plan.folder is not None and self.reference is None
+
+    def have_reference(self, look: Callable[[Sequence[Source]], tuple[list[bytes], Batch]]) -> None:
+        """Read the reference before the images: where it cannot be had, no night is spent in vain."""
+        if (folder := self.plan.folder) is None or not self.lacks_reference:
+            return
+        self.progress.message(f"Reading the reference in {folder.folder} ({len(folder.sources):,} files) …")
+        features, batch = look(folder.sources)
+        if batch.model is not None:
+            self.meet(batch.model)
+        self.reference = folder.fit(features)
+
+    def read(self, sources: Sequence[Source]) -> Generator[Batch]:
+        """Yield batches of files that are read in this process, until nothing of them is still to come."""
+        return self.reader.read(sources, self.journal.seen())
+
+    def look(self, sources: Sequence[Source]) -> tuple[list[bytes], Batch]:
+        """Return the packed vision features of files, seen in this process, and an empty batch."""
+        found = features_of(sources, self._loaded(), self.config.images, self.config.sampling.batch)
+        return found, Batch()
+
+    def show(self, info: ModelInfo | None) -> None:
+        """Show which model reads, how often and by which rule; None where none does."""
+        self.progress.header(info, self.plan.gate.gate, self.config)
+
+    def meet(self, info: ModelInfo) -> None:
+        """Check a worker's model against the one that is known, before anything that it has read is kept."""
+        if not self.introduced:
+            self._introduce(info)
+        self.plan.check_model(info)
+
+    def _loaded(self) -> Captioner:
+        """Return the captioner of this process."""
+        if self.captioner is None:
+            server = self.config.model.endpoint
+            asking = f"Asking {server.url} what it can do …" if server else f"Loading {self.config.model.model} …"
+            self.progress.message(asking)  # minutes, if a model has to be downloaded first
+            with self.clock.running("loading"):
+                captioner = self.load(self.config.model, self.config.sampling)
+            self._introduce(captioner.info)
+            self.captioner = captioner
+            self.clock.begin(captioner)
+        return self.captioner
+
+    def _introduce(self, info: ModelInfo) -> None:
+        """Check what a model says of itself against the journal, and show it; raises `ResumeError` for another."""
+        log.info("model %s", asdict(info))
+        with self.signals.held():
+            self.recorder.drain()
+            self.plan.meet_model(info)
+        self.show(info)
+        if warning := (info.server or {}).get("warning"):
+            self.progress.message(warning)
+        self.introduced = True
+
+    def _is_enough(self, reading: Reading) -> bool:
+        """Say whether the samples of an image decide it."""
+        return self.plan.foresight is None or self.plan.foresight.settled(reading, self.reference)

@@ -11,15 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from vlmgate.data import Caption, Finish, Quality, Reason, Record, Sampled, Scores, columns_of
-from vlmgate.errors import OutputError, StoreError, UsageError
-from vlmgate.gate.rules import ANSWER_COLUMNS, Candidate, Gate, decide_rows
+from vlmgate.data import Caption, Finish, Key, Quality, Reason, Record, Sampled, Scores, columns_of
+from vlmgate.errors import StoreError, UsageError
+from vlmgate.gate.rules import ANSWER_COLUMNS, PROBABILITY, Candidate, Gate, decide_rows
+from vlmgate.scores.answer_probability import is_known
 from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.score import NOTHING, Scorer
-from vlmgate.store.result import check_folder, read_provenance
+from vlmgate.store.result import check_other, check_result_place
 from vlmgate.version import __version__
-
-Key = tuple[str, int]  # (sha256, page): what a reading belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def rescore(
         if record.captions is not None and (held != sampling["num_samples"] or record.error is not None):
             what = f"{source}: {record.file_name} has {held} captions of {sampling['num_samples']}, or an error as well"
             raise StoreError(f"{what}; it was changed by something else, scan again.")
-    scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel)
+    scorer = Scorer(sampling["prompt"], sampling.get("choices", ()), kernel, sampling.get("terms"))
     said = {_key(r): said_of(r) for r in records if r.captions is not None}
     scorer.prepare(said.values())
     strange = {_key(r): r.novelty for r in records}
@@ -77,16 +76,8 @@ def rescore(
 
 def check_output(out: Path, source: Path) -> None:
     """Raise `OutputError` unless a result may be written there, which is not where it is taken from."""
-    if out.exists() and source.exists() and out.samefile(source):
-        raise OutputError(f"{out}: is the result itself, which stays as it is; give another -o.")
-    if out.suffix != ".parquet":
-        raise OutputError(f"{out}: the output must end in .parquet; give another -o.")
-    check_folder(out)
-    if out.exists():
-        try:
-            read_provenance(out)
-        except StoreError as error:
-            raise OutputError(f"{out}: exists and is no result of vlmgate; give another -o.") from error
+    check_other(out, source)
+    check_result_place(out)
 
 
 def check_columns(records: Sequence[Record], gate: Gate) -> None:
@@ -96,6 +87,7 @@ def check_columns(records: Sequence[Record], gate: Gate) -> None:
     for column in (gate.score, *(limit.column for limit in gate.limits)):
         lacking = (
             (column in ANSWER_COLUMNS and not answers)
+            or (column == PROBABILITY and not any(map(is_known, records)))
             or (column == "view_contrast" and not views)
             or (column == "doubt" and all(record.novelty is None for record in records))
             or (column in _STORED and all(getattr(record, column) is None for record in records))
@@ -108,23 +100,27 @@ _STORED = ("novelty", *(field.name for field in fields(Quality)))  # taken as th
 
 
 def _key(record: Record) -> Key:
+    """Return what a reading belongs to: (sha256, page), or the file itself where there is none."""
     return (record.sha256, record.page) if record.sha256 and record.captions else (f"\0{record.file_name}", record.page)
 
 
 def said_of(record: Record) -> Sampled:
     """Return what was sampled, as a row holds it."""
-    captions = _captions(record.captions, record.caption_finishes, record.caption_logprobs)
-    answers = _captions(record.answers, record.answer_finishes, record.answer_logprobs)
+    captions = _captions(record.captions, record.caption_finishes, record.caption_logprobs, record.caption_tokens)
+    answers = _captions(record.answers, record.answer_finishes, record.answer_logprobs, record.answer_tokens)
     return Sampled(captions or (), answers, views=record.caption_views)
 
 
 def _captions(
-    texts: Sequence[str] | None, finishes: Sequence[str] | None, logprobs: Sequence[float | None] | None
+    texts: Sequence[str] | None,
+    finishes: Sequence[str] | None,
+    logprobs: Sequence[float | None] | None,
+    tokens: Sequence[int | None] | None,
 ) -> tuple[Caption, ...] | None:
     if texts is None:
         return None
-    told = zip(texts, finishes or (), logprobs or (), strict=True)
-    return tuple(Caption(text, cast(Finish, finish), logprob, 0) for text, finish, logprob in told)
+    told = zip(texts, finishes or (), logprobs or (), tokens or (None,) * len(texts), strict=True)
+    return tuple(Caption(text, cast(Finish, finish), logprob, number or 0) for text, finish, logprob, number in told)
 
 
 def _candidate(record: Record, scores: Scores, reason: Reason | None) -> Candidate:

@@ -1,6 +1,6 @@
-"""Which files a run still has to open.
+"""Which files a run still has to open, and which earlier readings count no more.
 
-Call `still_to_read` with the files of the folder, then `in_turns`; the other functions say what came, went or changed.
+Ask `Earlier`, once a run; then call `in_turns`. The other functions say what came, went or changed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,90 @@ from pathlib import Path
 
 from vlmgate.data import Found, Read, Source, Unreadable, content_of
 from vlmgate.images import Walk, chosen, is_of_the_disk, turned_of
+from vlmgate.run.plan import Plan
+from vlmgate.run.watch import Watch
+from vlmgate.scores.novelty import Reference
 from vlmgate.store.journal import Journal
 
 _PATIENCE = 600.0  # seconds that a folder which is away is waited for
+
+
+class Earlier:
+    """What the journal holds of earlier runs, and what of it counts no more, which is forgotten in memory alone."""
+
+    def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
+        self.plan, self.journal, self.tell = plan, plan.journal, tell
+        self._looked_back = False  # see `look_back`
+        self._compared = False  # the files with what was read of them
+
+    def pending(self, sources: Sequence[Source], missing: Sequence[str]) -> Sequence[Source]:
+        """Return the files that have to be opened, and forget what the journal says of those that were replaced.
+
+        A file is done when all its pages have a reading and its size and times have not changed. What could not be
+        read, by us or by the model, is tried again. Opening a file whose bytes were read before costs no model.
+        `missing` were read before and are not there now. Raises `OutputError` where there is no room for the readings.
+        """
+        pending = chosen(sources, self._is_wanted)
+        self._compared = True
+        if self.journal.dropped:
+            self.tell(f"{self.journal.dropped} journal lines were torn or damaged; what they held is read again.")
+        if missing:
+            first = f"first: {missing[0]}"
+            self.tell(f"{len(missing):,} files that were read before are not in the folder any more, {first}")
+        if pending:
+            self.plan.check_space(len(pending))
+        return pending
+
+    def _is_wanted(self, source: Source) -> bool:
+        entries = self.journal.entries_of(source.file_name)
+        if _is_unchanged(source, entries):
+            return not _is_done(entries, self.journal, self.plan.config.images.pages == "all")
+        self.journal.forget(source.file_name)
+        return True
+
+    def look_back(self, reference: Reference | None) -> None:
+        """Forget, once a run, readings that were enough for another gate and are not for this one."""
+        foresight, readings = self.plan.foresight, self.journal.readings
+        if foresight is None or self._looked_back:
+            return
+        if readings:
+            self.tell("Looking whether what was read before is enough for these limits …")
+        for content in (open_ := foresight.open_among(readings, reference)):
+            readings.forget(content)
+        if open_:
+            self.tell(f"{len(open_):,} images need more samples for this limit, and are read again.")
+        self._looked_back = True
+
+    def forget_replaced(self, walk: Walk, watch: Watch | None) -> bool:
+        """Forget what was read of files that are others by now; say whether there were any.
+
+        A folder that is watched keeps what was read of a file that is gone. There, a file that is still changing and
+        could not be opened counts as another, for nothing says whether it is still the same.
+        """
+
+        def is_other(source: Source, found: Sequence[Found]) -> bool:
+            return not _is_unchanged(source, found)
+
+        def may_be_other(source: Source, found: Sequence[Found]) -> bool:
+            return is_other(source, found) or any(isinstance(one, Unreadable) for one in found)
+
+        def is_there_as_other(source: Source, found: Sequence[Found]) -> bool:
+            return is_other(source, found) and os.path.lexists(source.where)
+
+        if watch is None:
+            return not self._compared and bool(self._forget(walk.sources, is_other))
+        changed = self._forget(watch.in_doubt, may_be_other)
+        replaced = self._forget(walk.sources, is_there_as_other)
+        watch.hand_out_again(replaced)
+        return bool(changed or replaced)
+
+    def _forget(self, sources: Sequence[Source], holds: Callable[[Source, Sequence[Found]], bool]) -> list[str]:
+        """Forget what was read of the files of which something is known and that `holds` of; return their names."""
+        known = ((source, self.journal.entries_of(source.file_name)) for source in sources)
+        names = [source.file_name for source, found in known if found and holds(source, found)]
+        for name in names:
+            self.journal.forget(name)
+        return names
 
 
 def gone(walk: Walk, journal: Journal) -> list[str]:
@@ -38,18 +119,6 @@ def with_turned(walk: Walk, journal: Journal) -> tuple[Walk, list[str]]:
     return replace(walk, unreadable=(*walk.unreadable, *turned)), [name for name in missing if name not in there]
 
 
-def noted(journal: Journal, missing: Sequence[str]) -> list[str]:
-    """Return what the user should know of the journal before a run goes on with it."""
-    notes = []
-    if journal.dropped:
-        notes.append(f"{journal.dropped} journal lines were torn or damaged; what they held is read again.")
-    if missing:
-        notes.append(
-            f"{len(missing):,} files that were read before are not in the folder any more, first: {missing[0]}"
-        )
-    return notes
-
-
 def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
     """Return the files that were read before and are not there now, as they were called; their rows stay."""
     return [
@@ -57,57 +126,6 @@ def gone_but_read(walk: Walk, journal: Journal, folder: Path) -> list[Source]:
         for name in gone(walk, journal)
         for entry in journal.entries_of(name)[:1]
     ]
-
-
-def forget_changed(sources: Sequence[Source], journal: Journal) -> bool:
-    """Forget what was read of files that have changed since, and say whether there were any.
-
-    A file that could not be opened counts as changed, for nothing says whether it is still the same.
-    """
-
-    def has_changed(source: Source, entries: Sequence[Found]) -> bool:
-        return any(isinstance(one, Unreadable) for one in entries) or not _is_unchanged(source, entries)
-
-    return bool(_forget_where(has_changed, sources, journal))
-
-
-def forget_replaced(sources: Sequence[Source], journal: Journal, *, gone_too: bool) -> list[str]:
-    """Forget what was read of files that are not what was read any more, and return their names.
-
-    A file that is gone is forgotten with `gone_too`; else it stays as it was.
-    """
-
-    def is_replaced(source: Source, entries: Sequence[Found]) -> bool:
-        return not _is_unchanged(source, entries) and (gone_too or os.path.lexists(source.where))
-
-    return _forget_where(is_replaced, sources, journal)
-
-
-def _forget_where(
-    holds: Callable[[Source, Sequence[Found]], bool], sources: Sequence[Source], journal: Journal
-) -> list[str]:
-    """Forget what was read of the files of which something is known and that `holds` of; return their names."""
-    names = [s.file_name for s in sources if (entries := journal.entries_of(s.file_name)) and holds(s, entries)]
-    for name in names:
-        journal.forget(name)
-    return names
-
-
-def still_to_read(sources: Sequence[Source], journal: Journal, *, all_pages: bool) -> Sequence[Source]:
-    """Return the files that have to be opened, and forget what the journal says of those that were replaced.
-
-    A file is done when all its pages have a reading and its size and times have not changed. What could not be read,
-    by us or by the model, is tried again. Opening a file whose bytes were read before costs no model.
-    """
-
-    def is_wanted(source: Source) -> bool:
-        entries = journal.entries_of(source.file_name)
-        if _is_unchanged(source, entries):
-            return not _is_done(entries, journal, all_pages)
-        journal.forget(source.file_name)
-        return True
-
-    return chosen(sources, is_wanted)
 
 
 def in_turns(

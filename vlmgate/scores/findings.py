@@ -3,7 +3,7 @@
     >>> load_vocabulary().claims("No dents, but a long scratch on the rim.").describe()
     'scratch, no dent'
 
-A caption is cut into marks (`language`), negators and hedges are bound to the findings that they reach, and sizes and
+A caption is cut into marks (`language`), negators and hedges are bound to what they reach (`binding`), and sizes and
 comparisons are read (`measures`). The rules are the same in every language; the words are data. Where it is unclear
 what a word reaches, the finding is hedged, and a hedged caption never counts as agreeing.
 """
@@ -16,18 +16,16 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from vlmgate.errors import ConfigError
 from vlmgate.scores import language as lang
-from vlmgate.scores.language import Mark, Scanner, fold, language_of, languages, script_of
+from vlmgate.scores.binding import NONE, NOT, SAID, UNNAMED, bind, sentences
+from vlmgate.scores.language import Scanner, fold, language_of, languages, script_of
 from vlmgate.scores.measures import is_measure, measures_of
 
 ANY = "*"  # among what is denied: every defect that the caption does not assert
-UNNAMED = "defect"  # asserted: something is wrong, and it is not said what
 NO_DEFECT = "no defect"  # what a caption claims that denies defects and asserts none
-NONE, NOT, SAID = 0, -1, 1  # hedged, denied, asserted
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class Claims:
     asserted: frozenset[str] = frozenset()  # findings, sizes and comparisons
     denied: frozenset[str] = frozenset()  # `ANY` = every defect that it does not assert
     hedged: frozenset[str] = frozenset()  # said to be possible, or not clear
-    language: str | None = "en"  # None = no file covers it
+    language: str | None = "en"  # None = no file covers it; "" = too short to tell
     spans: tuple[Span, ...] = ()
     neutral: frozenset[str] = frozenset()  # of the asserted: those that are no defect
 
@@ -112,10 +110,11 @@ class Vocabulary:
         folded = fold(text)
         code = language_of(folded, self.scanners)
         if code is None:
-            return NOTHING if script_of(folded) else replace(NOTHING, language="")
+            short = script_of(folded) == "latin" and len(folded.split()) <= 8
+            return replace(NOTHING, language="") if short else NOTHING  # too short to tell
         scanner = self.scanners[code]
         marks = scanner.scan(folded)
-        items = [item for part in _sentences(marks) for item in bind(part, concord=scanner.language.concord)]
+        items = [item for part in sentences(marks) for item in bind(part, concord=scanner.language.concord)]
         spans = [Span(item.claim, item.sign, item.start, item.end) for item in items]
         spans += [Span(*one) for one in measures_of(folded, marks, scanner.language)]
         return self._summed(spans, code)
@@ -148,12 +147,18 @@ class Vocabulary:
         )
 
 
-def load_vocabulary(terms: Path | None = None, choices: Sequence[str] = ()) -> Vocabulary:
-    """Return the vocabulary of a `--terms` file, or the shipped lexicon, and the names of the choices.
+def load_vocabulary(terms: str | None = None, choices: Sequence[str] = ()) -> Vocabulary:
+    """Return the vocabulary of the text of a `--terms` file, or the shipped lexicon, and the names of the choices.
 
     A choice that names a known finding is that finding; any other becomes a finding of its own, in all languages,
     which neither counts as a defect nor as none. Raises `ConfigError` for a file that is none.
     """
+    return _vocabulary(terms, tuple(choices))
+
+
+@lru_cache(maxsize=8)
+def _vocabulary(terms: str | None, choices: tuple[str, ...]) -> Vocabulary:
+    own: dict[str, dict[str, tuple[str, ...]]]
     own, neutral = ({}, frozenset()) if terms is None else _read_terms(terms)
     lexicon: Mapping[str, Any] = own
     if terms is None or own.pop("", None) is not None:
@@ -178,10 +183,10 @@ def _names_finding(vocabulary: Vocabulary, choice: str) -> bool:
     return False
 
 
-def _read_terms(path: Path) -> tuple[dict[str, dict[str, tuple[str, ...]]], frozenset[str]]:
+def _read_terms(text: str) -> tuple[dict[str, dict[str, tuple[str, ...]]], frozenset[str]]:
     """Return language → finding → synonyms of a file, with the key "" where it extends the lexicon; and the good."""
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        data = tomllib.loads(text)
         found: dict[str, dict[str, tuple[str, ...]]] = {}
         if (extends := data.pop("extends", None)) is not None:
             if extends != "default":
@@ -202,300 +207,7 @@ def _read_terms(path: Path) -> tuple[dict[str, dict[str, tuple[str, ...]]], froz
                     raise ValueError(f"finding '{name}': {code} is no list of words")
                 found.setdefault(code, {})[name] = (*found.get(code, {}).get(name, ()), *phrases)
     except KeyError:
-        raise ConfigError(f"--terms {path}: a [[finding]] has no id.") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--terms {path}: {error}; see `vlmgate help findings`.") from None
+        raise ConfigError("--terms: a [[finding]] has no id.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--terms: {error}; see `vlmgate help findings`.") from None
     return found, frozenset(good)
-
-
-# --- binding ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Item:
-    """A finding in a sentence while it is being bound."""
-
-    claim: str
-    sign: int
-    start: int
-    end: int
-    segment: int  # commas before it
-    fixed: bool = False  # what an exception names stays asserted
-    open: bool = False  # one of two, a question, or a label: asserted only if something later says so
-
-
-def _sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
-    parts: list[list[Mark]] = [[]]
-    for mark in marks:
-        if mark.kind == lang.STOP:
-            parts.append([])
-        elif mark.kind != lang.IGNORE:
-            parts[-1].append(mark)
-    return [part for part in parts if any(mark.kind in _SAYS for mark in part)]
-
-
-_SAYS = frozenset((lang.FINDING, lang.INTACT, lang.DEFECT))
-_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.NOR))
-_CLAUSE = frozenset((lang.COMMA, lang.COLON, lang.BREAK))
-_JOINS = frozenset((lang.AND, lang.OR, lang.VERB))
-
-
-def bind(marks: Sequence[Mark], *, concord: bool) -> list[_Item]:
-    """Return the findings of one sentence with their signs.
-
-    A negator that stands before reaches forward: to the end of its clause, to a preposition, a verb or the next noun
-    phrase; commas end it but in a list. One that stands after reaches back over the noun phrase before it.
-    """
-    return _Binder(marks, concord).run()
-
-
-class _Binder:
-    def __init__(self, marks: Sequence[Mark], concord: bool) -> None:
-        self.marks, self.concord = marks, concord
-        self.items: list[_Item] = []
-        self.phrase = 0  # the first item that a backward negator would reach
-        self.segment = 0
-        self.verb_after = False  # a verb came after the items of the phrase
-        self._reset()
-
-    def _reset(self) -> None:
-        """Forget what reaches forward."""
-        self.negating = self.reached = self.doubtful = self.hedging = self.excepting = False
-
-    def run(self) -> list[_Item]:
-        for i, mark in enumerate(self.marks):
-            kind = mark.kind
-            if kind in _SAYS:
-                self._item(i, mark)
-            elif kind in _NEGATORS:
-                self._negator(i, kind)
-            elif kind == lang.COMMA:
-                self._comma(i)
-            elif kind == lang.COLON:
-                self._colon(i, mark)
-            elif kind == lang.BREAK:
-                self._reset()
-                self.phrase, self.verb_after, self.segment = len(self.items), False, self.segment + 1
-            elif kind == lang.DOUBLE:
-                self._reset()
-            elif kind == lang.HEDGE:
-                self._hedge(i)
-            elif kind == lang.EXCEPT:
-                self._reset()
-                self.excepting = True
-            elif kind == lang.EXCEPT_AFTER:
-                for item in self._reach():
-                    item.sign, item.fixed = SAID, True
-            elif kind == lang.OR:
-                self._or(i)
-            elif kind == lang.AND:
-                self._close(i)
-                if self.negating and self.reached:
-                    self.doubtful = self.doubtful or self._verb_follows(i)
-            elif (
-                kind == lang.END
-                or kind == lang.VERB
-                or (kind == lang.ARTICLE and not self._after(i, (lang.OR, *_NEGATORS)))
-            ):
-                if self.reached:
-                    self.negating = self.doubtful = False
-                if kind == lang.END and self.items and self.items[-1].segment == self.segment:
-                    self.hedging = self.excepting = False
-                self.verb_after = self.verb_after or (kind == lang.VERB and len(self.items) > self.phrase)
-            elif kind == lang.WORD and mark.name == "0" and self._after(i, (lang.COLON,)):
-                self._backward(strong=True)
-        return [item for item in map(self._settled, self.items) if item is not None]
-
-    def _settled(self, item: _Item) -> _Item | None:
-        if item.open and item.sign == SAID:
-            if item.claim == UNNAMED:
-                return None  # a label: "Defects: …"
-            item.sign = NONE
-        return item
-
-    def _kind(self, i: int) -> str | None:
-        return self.marks[i].kind if 0 <= i < len(self.marks) else None
-
-    def _after(self, i: int, kinds: Sequence[str]) -> bool:
-        return self._kind(i - 1) in kinds
-
-    def _ahead(self, i: int) -> list[str]:
-        """Return the kinds that follow in the clause, up to a comma, colon or break."""
-        found: list[str] = []
-        for mark in self.marks[i + 1 :]:
-            if mark.kind in _CLAUSE:
-                break
-            found.append(mark.kind)
-        return found
-
-    def _verb_follows(self, i: int) -> bool:
-        """Say whether a verb, or a thing that has it, follows the next finding: "no dents and rust is visible"."""
-        ahead = self._ahead(i)
-        first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), None)
-        if self.concord and first == 0 and ahead[1:2] == [lang.WORD]:
-            return True  # "brak rys i zardzewiała powierzchnia"
-        return first is not None and lang.VERB in ahead[first + 1 :] and lang.OR not in ahead
-
-    def _reach(self) -> list[_Item]:
-        """Return the items of the noun phrase before; they may be a list with commas."""
-        return [item for item in self.items[self.phrase :] if not item.fixed]
-
-    def _item(self, i: int, mark: Mark) -> None:
-        if self.verb_after:
-            self.phrase, self.verb_after = len(self.items), False
-        sign = SAID
-        if mark.kind == lang.INTACT and self.reached:
-            self.negating = False  # "no dents, intact"
-        if self.negating:
-            sign = NONE if self.doubtful else NOT
-            self.reached = True
-        if self.hedging:
-            sign = NONE
-        claim = mark.name if mark.kind == lang.FINDING else UNNAMED if mark.kind == lang.DEFECT else lang.INTACT
-        self.items.append(_Item(claim, sign, mark.start, mark.end, self.segment, fixed=self.excepting))
-
-    def _negator(self, i: int, kind: str) -> None:
-        ahead = self._ahead(i)
-        if kind == lang.BEFORE and not ahead and self._reach():
-            kind = lang.AFTER  # "Scratches: no"
-        if kind == lang.EITHER:
-            kind = self._side(ahead)
-        if kind == lang.AFTER:
-            self._backward(strong=True)
-        elif kind == "weak":
-            self._backward(strong=False)
-        else:
-            if self.negating and not self.reached and not self.concord:
-                self.doubtful = True  # nobody knows what two negators come to
-            elif self.reached or not self.negating:
-                self.doubtful = False
-            self.negating, self.reached, self.excepting = True, False, False
-
-    def _side(self, ahead: Sequence[str]) -> str:
-        """Return which way a negator reaches that may stand on either side of what it negates."""
-        first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), 0)
-        for n, kind in enumerate(ahead):
-            if kind in _SAYS:
-                return lang.BEFORE
-            if kind == lang.END and self.concord and not self._reach() and not _JOINS.intersection(ahead[n:first]):
-                continue  # "non ci sono sulla superficie graffi"
-            if kind in (lang.END, lang.EXCEPT, *_NEGATORS):
-                break
-            if kind in (lang.AND, lang.OR) and self._reach() and {lang.SEEN, lang.WORD}.intersection(ahead[:n]):
-                break  # "scratches are not visible and rust is"
-        rest: list[str] = []
-        for kind in ahead:
-            if kind in (lang.END, lang.AND, lang.OR):
-                break
-            rest.append(kind)
-        # "scratches are not visible" denies them, "scratches are not deep" does not, "… not made out" is unclear
-        return "weak" if lang.WORD in rest and lang.SEEN not in rest else lang.AFTER
-
-    def _backward(self, *, strong: bool) -> None:
-        for item in self._reach():
-            if not strong:
-                item.sign = NONE
-            elif item.sign == SAID:
-                item.sign, item.open = NOT, False
-            elif item.sign == NOT and item.segment == self.segment and not self.concord:
-                item.sign = NONE
-        self.phrase = len(self.items)
-
-    def _hedge(self, i: int) -> None:
-        if any(kind in _SAYS for kind in self._ahead(i)):
-            self.hedging = True
-            return
-        here = [item for item in self.items if item.segment == self.segment]
-        if not here and self._kind(i + 1) is None:
-            here = self.items[-1:]  # "a scratch, perhaps"
-        for item in here:
-            item.sign = NONE
-
-    def _close(self, i: int) -> None:
-        """Begin a new phrase after "rust visible, …", "rust at the rim, …" and "we see rust, …" without an "and".
-
-        A negator after the next finding ("… cracks absent") is not for this one.
-        """
-        here = [item for item in self.items if item.segment == self.segment]
-        if not here or self.marks[i].name == "、":
-            return
-        since = [mark.kind for mark in self.marks[:i] if mark.start >= here[-1].end]
-        joined = self.marks[i].kind == lang.AND or {lang.AND, lang.OR}.intersection(m.kind for m in self.marks[i:])
-        said = not joined and self._led(here[0].start)
-        if since[:1] == [lang.SEEN] or (self.marks[i].kind == lang.COMMA and lang.END in since) or said:
-            self.verb_after = True
-
-    def _led(self, start: int) -> bool:
-        """Say whether a verb leads a finding: "there is rust"."""
-        led = False
-        for mark in self.marks:
-            if mark.start >= start:
-                return led
-            led = (led or mark.kind in (lang.SEEN, lang.VERB)) and mark.kind not in _CLAUSE
-        return led
-
-    def _or(self, i: int) -> None:
-        """Take "a scratch or a crack" for one of two; "no scratch or crack" denies both."""
-        last = self.items[-1] if self.items else None
-        if last is None and self._after(i, (lang.COMMA,)):
-            self.hedging = True  # one word for "or" and "whether" (pl "czy")
-        if last is None or last.segment != self.segment or self.negating:
-            return
-        between = [mark for mark in self.marks[:i] if mark.start >= last.end]
-        if len(between) <= 2 and all(mark.kind in (lang.WORD, lang.SEEN) for mark in between):
-            last.open = True
-            if last.sign == SAID:
-                self.hedging = True
-
-    def _comma(self, i: int) -> None:
-        self._close(i)
-        goes_on = self._list_goes_on(i) if self.negating and self.reached else None
-        self.segment += 1
-        doubtful = self.doubtful
-        hedging = self.hedging and self._kind(i + 1) in (lang.OR,)
-        if self._after(i, (lang.HEDGE,)) and not any(item.segment == self.segment - 1 for item in self.items):
-            hedging = True  # "it is possible, that …"
-        self._reset()
-        if goes_on is not None:
-            self.negating = self.reached = True
-            self.doubtful = doubtful or not goes_on
-        self.hedging = hedging
-
-    def _list_goes_on(self, i: int) -> bool | None:
-        """Say whether a denial goes on after a comma: True in a list, False where that is unclear, None where not."""
-        if self.marks[i].name == "、":
-            return True if any(kind in _SAYS for kind in self._ahead(i)) else None
-        ahead = self._ahead(i)
-        joined = bool(ahead) and ahead[0] in (lang.OR, lang.AND)
-        first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), None)
-        if first is None:
-            return None
-        before = ahead[:first]
-        if any(kind in (lang.VERB, lang.END, lang.HEDGE, lang.EXCEPT, *_NEGATORS) for kind in before):
-            return None
-        if lang.ARTICLE in before and not (before and before[0] == lang.OR):
-            return None
-        if self.marks[i + 1 + first].kind == lang.INTACT:
-            return None
-        rest: list[str] = []
-        for mark in self.marks[i + 1 + first + 1 :]:
-            if mark.kind in (lang.BREAK, lang.COLON):
-                break
-            rest.append(mark.kind)
-        if {lang.OR, lang.NOR}.intersection((*before, *rest)):
-            return True
-        verb = lang.VERB in ahead[first + 1 :]
-        if joined or lang.AND in rest:
-            return not verb
-        if before.count(lang.WORD) > 2:
-            return False
-        if self.concord and not _SAYS.intersection(rest) and sum(item.sign == NOT for item in self.items) < 2:
-            return False  # "brak rys, etykieta podarta": two findings without a word between them are no list
-        return all(kind in (lang.SEEN, lang.COMMA, *_SAYS) for kind in ahead[first + 1 :])
-
-    def _colon(self, i: int, mark: Mark) -> None:
-        near = self.items[-1] if self.items else None
-        if near is not None and near.segment == self.segment and (near.claim == UNNAMED or "?" in mark.name):
-            between = [one for one in self.marks[:i] if one.start >= near.end]
-            near.open = near.open or "?" in mark.name or len(between) <= 2
-        self._reset()

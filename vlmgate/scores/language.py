@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 LONGEST = 10_000  # characters of a caption that are looked at
 
 # What a mark is. The first group says something, the second binds it, the third cuts.
-FINDING, INTACT, DEFECT = "finding", "intact", "defect"
+FINDING, DENIAL, INTACT, DEFECT = "finding", "denial", "intact", "defect"
 BEFORE, AFTER, EITHER = "negators_before", "negators_after", "negators"
 HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER = "hedges", "double", "exceptions", "exceptions_after"
 OR, NOR, AND = "or", "nor", "and"
@@ -33,7 +33,7 @@ GRAMMAR = (
 # In every language: what JSON and tables say of nothing.
 _EVERYWHERE = {AFTER: ("[]", "false", "null")}
 # Of equally long phrases the first of these is taken.
-_ORDER = (IGNORE, DOUBLE, HEDGE, EXCEPT, EXCEPT_AFTER, BEFORE, AFTER, EITHER, FINDING, INTACT, DEFECT)
+_ORDER = (IGNORE, DOUBLE, HEDGE, EXCEPT, EXCEPT_AFTER, BEFORE, AFTER, EITHER, FINDING, DENIAL, INTACT, DEFECT)
 
 
 class Mark(NamedTuple):
@@ -63,6 +63,7 @@ class Language:
     intact: tuple[str, ...]
     defect: tuple[str, ...]
     findings: Mapping[str, tuple[str, ...]]  # finding → synonyms
+    denials: Mapping[str, tuple[str, ...]]  # finding → what says that it is not there ("unscratched", "complete")
     refusals: tuple[str, ...]  # no reading, whatever else is said
     unclear: tuple[str, ...]  # no reading where nothing is said of the part's condition
     measures: Mapping[str, Any]  # comparators, comparatives and sides; see `measures`
@@ -88,7 +89,7 @@ def _others() -> dict[str, frozenset[str]]:
 def read_language(code: str, data: Mapping[str, Any]) -> Language:
     """Return a language of the content of its file; raises `ValueError` for a key that is unknown."""
     known = {"name", "scripts", "spaced", "common", "concord", "elision", "grammar", "condition", "findings"}
-    known |= {"refusals", "unclear", "measures", "examples"}
+    known |= {"denials", "refusals", "unclear", "measures", "examples"}
     unknown = [*(data.keys() - known), *(data["grammar"].keys() - {*GRAMMAR})]
     if unknown:
         raise ValueError(f"languages/{code}.toml: unknown key '{unknown[0]}'")
@@ -104,6 +105,7 @@ def read_language(code: str, data: Mapping[str, Any]) -> Language:
         intact=tuple(data["condition"]["intact"]),
         defect=tuple(data["condition"]["defect"]),
         findings={name: tuple(phrases) for name, phrases in data["findings"].items()},
+        denials={name: tuple(phrases) for name, phrases in data.get("denials", {}).items()},
         refusals=tuple(data.get("refusals", ())),
         unclear=tuple(data.get("unclear", ())),
         measures=data.get("measures", {}),
@@ -122,7 +124,7 @@ _SCRIPTS = {
 _LETTERS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
 _LATIN_WORD = re.compile(f"[{_SCRIPTS['latin']}]+")
 LEAST_COMMON = 0.12  # share of words that are frequent ones, from which a longer text is of a language
-_SHORT = 4  # words; a shorter text is judged by the terms that it holds
+_SHORT = 8  # words; a shorter text is judged by the terms that it holds, too
 
 
 def script_of(text: str) -> str | None:
@@ -144,8 +146,8 @@ def script_of(text: str) -> str | None:
 def language_of(text: str, scanners: Mapping[str, Scanner]) -> str | None:
     """Return the code of the language that a folded text is written in; None where no file covers it.
 
-    Scripts decide where they can. Languages of one script are told apart by their frequent words; a text of up to four
-    words by the terms that it holds. Frequent words of languages without a file count against all.
+    Scripts decide where they can. Languages of one script are told apart by their frequent words; a text of up to eight
+    words by the terms that it holds, too. Frequent words of languages without a file count against all.
     """
     script = script_of(text)
     if script is None:
@@ -155,16 +157,14 @@ def language_of(text: str, scanners: Mapping[str, Scanner]) -> str | None:
         return able[0] if able else None
     words = _LATIN_WORD.findall(text)[:200]
     shares = {code: sum(map(scanners[code].language.common.__contains__, words)) / len(words) for code in able}
-    best = max(able, key=lambda code: shares[code])
+    best = max(shares.values())
+    short = len(words) <= _SHORT
+    rivals = [code for code in able if short or shares[code] >= best - 0.03]
+    if short or len(rivals) > 1:  # the language whose words explain most of the text
+        shares |= {code: shares[code] + scanners[code].explained(text) / len(words) for code in rivals}
+    first = max(rivals, key=lambda code: shares[code])
     strange = max((sum(map(common.__contains__, words)) / len(words) for common in _others().values()), default=0.0)
-    if strange > shares[best]:
-        return None
-    rivals = [code for code in able if shares[code] >= shares[best] - 0.03 or len(words) <= _SHORT]
-    if len(rivals) > 1 or len(words) <= 2 * _SHORT:  # the language whose words explain most of the text
-        known = {code: scanners[code].explained(text) + shares[code] * len(words) for code in rivals}
-        best = max(rivals, key=lambda code: known[code])
-        return best if known[best] > 0 and (shares[best] >= LEAST_COMMON or len(words) <= 2 * _SHORT) else None
-    return best if shares[best] >= LEAST_COMMON else None
+    return first if shares[first] >= LEAST_COMMON and shares[first] >= strange else None
 
 
 # --- marks ------------------------------------------------------------------------------------------------------------
@@ -233,7 +233,8 @@ class Scanner:
     def of_claims(cls, language: Language, terms: Mapping[str, Sequence[str]]) -> Scanner:
         """Return what finds the words of a language that say something of a part's condition, and those that bind."""
         phrases: dict[str, Mapping[str, Sequence[str]]] = {kind: {"": language.grammar[kind]} for kind in GRAMMAR}
-        return cls(language, phrases | {FINDING: terms, INTACT: {"": language.intact}, DEFECT: {"": language.defect}})
+        phrases |= {FINDING: terms, DENIAL: {name: language.denials.get(name, ()) for name in terms}}
+        return cls(language, phrases | {INTACT: {"": language.intact}, DEFECT: {"": language.defect}})
 
     @classmethod
     def of_refusals(cls, language: Language) -> Scanner:

@@ -55,7 +55,16 @@ _NUMBER = r"(?P<value>\d+(?:[.,]\d+)*|[.,]\d+)"
 _SIZE = re.compile(rf"{_SIGN}\s*{_NUMBER}\s*-?(?:{_UNIT})(?![a-zà-ɏ])")
 _BARE = re.compile(rf"(?P<sign><=|>=|=<|=>|[<>≤≥⩽⩾±])\s*{_NUMBER}")  # a limit without a unit
 _EXCLUDES = {"<": ">≥", "≤": ">", ">": "<≤", "≥": "<", "+": "-", "-": "+"}
-_COMPARATORS = {"less": "<", "more": ">", "at_most": "≤", "at_least": "≥", "about": "=", "plus": "+", "minus": "-"}
+_COMPARATORS = {
+    "less": "<",
+    "more": ">",
+    "at_most": "≤",
+    "at_least": "≥",
+    "about": "=",
+    "plus": "+",
+    "minus": "-",
+    "plus_minus": "±",
+}
 # A comparative and its converse are one dimension.
 _CONVERSE = {
     "shorter": "longer",
@@ -246,8 +255,12 @@ def _pair(near: Sequence[tuple[str, int, int]], than: re.Match[str], *, after: b
 
 
 def _nouns(marks: Sequence[Mark], start: int, end: int, than: int) -> tuple[str, str] | None:
-    """Return the words before a comparative and after "than", where no sides are named."""
-    words = [mark for mark in marks if mark.kind in (lang.WORD, lang.FINDING)]
-    before = [mark.name for mark in words if mark.end <= min(start, than)]
-    after = [mark.name for mark in words if mark.start > max(end, than)]
-    return (before[-1], after[0]) if before and after else None
+    """Return the words that tell apart what is compared, where no sides are named: the first after an article."""
+    before = [mark for mark in marks if mark.end <= min(start, than)]
+    after = [mark.name for mark in marks if mark.start > max(end, than) and mark.kind in _NOUNS]
+    article = max((n for n, mark in enumerate(before) if mark.kind == lang.ARTICLE), default=-1)
+    named = [mark.name for mark in before[article + 1 :] if mark.kind in _NOUNS]
+    return (named[0] if article >= 0 else named[-1], after[0]) if named and after else None
+
+
+_NOUNS = (lang.WORD, lang.FINDING)

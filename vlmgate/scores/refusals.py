@@ -12,93 +12,107 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from vlmgate.data import Caption, Reason
+from vlmgate.scores.findings import load_vocabulary
+from vlmgate.scores.language import fold, languages, script_of
 
 LONGEST = 10_000  # characters of a caption that are looked at
+_CHAT_TOKEN = re.compile(r"<(?:unk|image|pad|\|\w+\|)>", re.IGNORECASE)
+REMARK = 200  # characters; in a longer caption "it is hard to tell what …" is a remark, and no refusal
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters that nobody sees
-_CANNOT = r"(?:can\ ?not|can't|could\ not|couldn't)"
-_JUDGE = r"(?:determine|tell|say|know|identify|describe|assess|judge|make\ out|discern|interpret|verify|confirm)"
-_REFUSAL = re.compile(
-    rf"""
-      \b(?:i(?:'m|\ am)|we(?:'re|\ are))\ (?:very\ |so\ |really\ )?sorry\b
-    | ^\W*(?:sorry|apologies|unfortunately|i\ apologi[sz]e)\b
-    | \bas\ an?\ (?:ai|artificial|large\ language|language|vision)\b
-    | \b(?:i|we)(?:\ (?:{_CANNOT}|do\ not|don't|won't|will\ not|would\ not|must)
-        |(?:'m|\ am|\ are|'re)\ (?:not\ able|unable|not\ allowed|not\ permitted)\ to)\ (?:\w+\ )?
-      (?:{_JUDGE}|help|assist|provide|answer|process|view|access|analy[sz]e|comply|fulfill?|decline
-        |have\ (?:access|enough|the\ ability)|see\ (?:the|this|that|your|any|an)\ (?:image|picture|photo|attachment))
-    | \b(?:unable|not\ able|impossible|not\ possible|difficult|hard)\ to\ (?:\w+\ )?
-      (?:{_JUDGE}|comply|help|see\ (?:the|what|any))
-    | \b{_CANNOT}\ be\ (?:\w+\ )?
-      (?:determined|identified|assessed|described|judged|answered|told|verified|confirmed|discerned|made\ out
-        |seen|recogni[sz]ed)
-    | \b(?:details?|anything|nothing|much)\ (?:{_CANNOT}|can)\ be\ (?:seen|made\ out)
-    | \bnot\ (?:discernible|recogni[sz]able)\b
-    | \b(?:not\ enough|insufficient|inadequate)\ (?:\w+\ )?(?:information|detail|details|light|quality|resolution)\b
-    | \b(?:i|we)\ {_CANNOT}\ (?:\w+\ )?see\ (?:anything|(?:any\ )?(?:images?|pictures?|photos?))\b
-    | \bi(?:'d|\ would)?\ (?:refuse|rather\ not)\b | \bapologies\b
-    | \b(?:part|object|component|item)\ (?:is|are)\ not\ (?:visible|recogni[sz]able|identifiable|clear)\b
-    | \bno\ (?:part|object|component|item)\ (?:is\ )?(?:visible|found|present|seen|recogni[sz]able)\b
-    | \bunknown\ (?:part|object|component|item)\b
-    | \b(?:insufficient|not\ enough|too\ (?:\w+))\ (?:\w+\ ){{0,3}}to\ (?:\w+\ )?(?:{_JUDGE}|see)\b
-    | \b(?:un|not\ )clear\ (?:whether|if|what)\b
-    | \b(?:not\ (?:sure|certain)|no\ idea)\b
-    | ^\W*{_CANNOT}\ (?:\w+\ )?{_JUDGE}\b
-    | \bplease\ (?:provide|upload|attach|send)\b
-    | \bno\ (?:image|picture|photo|photograph)\ (?:(?:was|is|has\ been|were)\ )?
-      (?:provided|attached|given|available|uploaded|included)
-    | \b(?:see|find|have|received?)\ no\ (?:image|picture|photo|photograph)\b
-    | \b(?:the|this)\ (?:image|picture|photo|photograph)\ (?:is|appears|seems)\ (?:to\ be\ )?
-      (?:completely\ |entirely\ |totally\ |mostly\ |all\ |too\ \w+\ to\ )?
-      (?:blank|empty|missing|corrupted|unclear|unreadable|not\ clear|not\ visible|(?:black|white)(?!-|\ ?and|\ &))\b
-    | ^\W*(?:unsure|uncertain|unclear|unknown|unanswerable|inconclusive|indeterminate|undefined
-        |null|none|nan|n/?a|nothing|blank
-        |n\.a\.|not\ (?:sure|clear|visible|applicable)
-        |(?:there\ is\ )?no\ (?:comment|description|answer|(?:image|picture)(?:\ found)?)|it\ is\ not\ clear)\W*$
-    | ^\W*(?:error|exception|traceback)\b | \bunsure\b | ^\W*(?:don't|do\ not)\ know\b | \b(?:un|not\ )determinable\b
-    | \bi(?:'m|\ am)\ afraid\b | \bi\ (?:won't|will\ not|refuse|decline|regret)\b | \bhelp\ (?:you\ )?with\ that\b
-    | \bi(?:'m|\ am)\ (?:just\ |only\ )?an?\ (?:\w+\ ){{0,2}}(?:ai|model|assistant)\b
-    | \b(?:i|we)\ (?:{_CANNOT}|don't|do\ not)\ (?:\w+\ )?see\ (?:any|an?)\ (?:part|object|component|item)s?\b
-    | ^\W*(?:(?:the\ |your\ )?request\ )?(?:is\ |was\ )?(?:declined|refused|denied|not\ (?:allowed|permitted))\W*$
-    | \b(?:content|safety|usage)\ polic(?:y|ies)\b | ^\W*(?:sure|of\ course)\W*$ | :\W*$
-    | \bno\ (?:description|caption)\b | \bthere(?:'s|\ is)\ no\ (?:image|picture|photo|photograph)\b
-    | \b(?:image|picture|photo|photograph|file)\ (?:(?:was|is|could|has)\ )?not\ (?:been\ |be\ )?
-      (?:found|available|loaded|displayed|provided|given)\b
-    | ^\W*(?:there\ is\ )?nothing\ (?:(?:is|to)\ )?(?:see|be\ seen|visible|describe|here|there|shown)\b
-    | \b(?:image|picture|photo|photograph)\ shows\ nothing\b
-    | ^\W*(?:(?:it(?:'s|\ is)|everything\ is)\ )?(?:(?:too|all|completely|entirely|totally)\ (?:dark|black|white)
-      |(?:\w+\ )?(?:blurr?y|blurred))\W*$
-    | ^\W*an?\ (?:\w+\ )?(?:dark|blurr?y|blurred)\ (?:image|picture|photo|photograph)\W*$
-    | ^\W*an?\ (?:\w+\ )?(?:black|white|gr[ae]y|blank|empty)\ (?:background|square|rectangle|screen)\W*$
-    | \b(?:image|picture|photo|photograph)\ (?:is|appears|looks)\ (?:\w+\ )?(?:dark|blurr?y|blurred)\b
-    | \b(?:black|blank|empty|white)\ (?:image|picture|photo|photograph|screen)\b
-    | \b(?:image|picture|photo|photograph)\ (?:\w+\ ){{0,2}}
-      (?:too|very|completely|entirely|all)\ (?:dark|blurr?y|bright|blank|black)
-    | ^\W*(?:i|we)\ (?:{_CANNOT}|(?:am|are)\ (?:unable|not\ able)\ to|see\ nothing)\W*$
-    | ^\W*{_CANNOT}\ (?:help|assist|comply|see)\b | \bplease\ share\b
-    | \b(?:i|we)\ (?:\w+\ )?{_CANNOT}\ (?:help|assist|comply)\b
-    | \b(?:request|response|content)\ (?:(?:was|is|has\ been)\ )?(?:blocked|filtered)\b | \bcontent\ filter\b
-    | \bsomething\ went\ wrong\b | \b(?:internal\ )?server\ error\b
-    | \b(?:image|picture|photo|photograph)\ (?:is\ )?unavailable\b
-    | \bno\ (?:parts?|objects?|components?|items?)\ (?:(?:is|are|was|were)\ )?detected\b
-    | \b(?:contains?|shows?)\ no\ (?:parts?|objects?|components?|items?)\W*$
-    | <(?:unk|image|pad|\|\w+\|)> | ^\W*(?:no\ caption|img)\W*$
-    | \b(?:es\ tut\ mir\ leid|(?:ich\ kann|kann\ ich|ich\ wei(?:ß|ss))\ (?:\w+\ ){{0,4}}(?:nicht|kein\w*)
-        |zu\ (?:dunkel|hell|unscharf),?\ um
-        |lo\ siento|no\ puedo|je\ suis\ désolé
-        |je\ ne\ peux\ pas|mi\ dispiace|non\ posso|desculpe|não\ posso)\b
-    | \b(?:bild|foto|aufnahme)\ (?:ist\ )?(?:\w+\ )?(?:dunkel|unscharf|leer|schwarz)\b
-    | ^\W*(?:das\ )?(?:bild\ )?(?:ist\ )?(?:unscharf|unleserlich|nicht\ lesbar)\W*$
-    | ^\W*(?:tut\ mir\ leid|désolée?|das\ bild\ fehlt)\b | \bnichts\ zu\ (?:erkennen|sehen)\b | \bno\ hay\ imagen\b
-    | \bje\ ne\ sais\ pas\b | \bimpossible\ (?:à|de)\ | \bno\ (?:lo\ )?sé\b | \bnon\ (?:lo\ )?so\b | \bnão\ sei\b
-    | \b(?:не\ знаю|не\ могу|невозможно|nie\ wiem|nie\ mogę|bilmiyorum|bilinmiyor|weet\ (?:het\ )?niet)\b
-    | \b(?:لا\ أعرف|لا\ أستطيع)\b | 모르겠 | 알\ 수\ 없
-    | (?:图|图片|图像|照片|画面)太(?:暗|黑|亮|模糊) | (?:画像|写真)がありません | [分わ]か(?:らない|りません)
-    | 見えません|不知道|nicht\ erkennbar|keine\ ahnung|不明|わかりません|看不清
-    | 不好意思|すみません|没有图|我不能|도와드릴\ 수\ 없
-    | 抱歉|对不起|無法|无法|不能提供|申し訳|できません|죄송|할\ 수\ 없
-    """,
-    re.VERBOSE,
-)
+# --- phrases ----------------------------------------------------------------------------------------------------------
+
+_GROUP = re.compile(r"\{([^{}]*)\}")
+_BETWEEN = r"[^\w.!?\n]{1,3}"  # between two words of a phrase: a space, or a comma and a space
+_GAP = r"[^.!?;\n。！？]{0,8}"  # where words are not spaced
+
+
+_Found = tuple[re.Pattern[str], bool]  # of a phrase, and whether it must stand at the beginning
+
+
+class Phrases:
+    """Finds phrases of one language in folded texts; their syntax is that of `language.Scanner`.
+
+    Phrases of refusals have many alternatives, so they are kept as patterns, by the words that they may begin with.
+    """
+
+    def __init__(self, phrases: Sequence[str], *, spaced: bool) -> None:
+        self.spaced = spaced
+        self._by_first: dict[str, list[_Found]] = {}
+        self._loose: list[tuple[re.Pattern[str], _Found]] = []
+        for phrase in phrases:
+            found = re.compile(self._pattern(phrase)), phrase.startswith("^")
+            for first in self._firsts(_words(phrase.strip("^$ "))):
+                if "*" in first:
+                    self._loose.append((re.compile(first.replace("*", r"\w*")), found))
+                else:
+                    self._by_first.setdefault(first, []).append(found)
+
+    def found(self, folded: str) -> bool:
+        """Say whether a folded text holds one of them."""
+        begin = next((i for i, character in enumerate(folded) if character.isalnum()), 0)
+        places = _TOKENS.finditer(folded) if self.spaced else re.finditer(r"\S", folded)
+        for place in places:
+            known = self._by_first.get(place[0], [])
+            if self._loose:
+                known = [*known, *(found for first, found in self._loose if first.fullmatch(place[0]))]
+            for pattern, first in known:
+                if (not first or place.start() <= begin) and pattern.match(folded, place.start()):
+                    return True
+        return False
+
+    def _pattern(self, phrase: str) -> str:
+        ends = phrase.endswith("$")
+        parts: list[str] = []
+        between, begun = _BETWEEN if self.spaced else "", False
+        for word in _words(phrase.strip("^$ ")):
+            if word == "...":
+                parts.append(rf"(?:{between}\w+){{0,3}}" if self.spaced else _GAP)
+                continue
+            text = _GROUP.sub(lambda group: f"(?:{'|'.join(map(self._escaped, group[1].split('|')))})", word)
+            text = text if "{" in word else self._escaped(word)
+            optional = "?" * _is_optional(word)
+            parts.append(
+                f"(?:{between}{text}){optional}" if begun else f"(?:{text}{between * bool(optional)}){optional}"
+            )
+            begun = begun or not optional
+        begin = r"(?<![^\W_])" if self.spaced else ""
+        end = r"\W*$" if ends else r"(?![^\W_])" if self.spaced else ""
+        return begin + "".join(parts) + end
+
+    def _escaped(self, text: str) -> str:
+        plain = re.escape(text.strip()).replace(r"\*", r"\w*")
+        return plain.replace(r"\ ", _BETWEEN if self.spaced else "")
+
+    def _firsts(self, words: Sequence[str]) -> set[str]:
+        """Return the words, or characters, that a phrase may begin with."""
+        if not words:
+            return set()
+        groups = _GROUP.split(words[0])
+        texts = [groups[0]]
+        for i in range(1, len(groups), 2):
+            texts = [text + other + groups[i + 1] for text in texts for other in groups[i].split("|")]
+        found = {text.split()[0] if self.spaced else text[0] for text in texts if text.strip()}
+        return found | self._firsts(words[1:]) if _is_optional(words[0]) else found
+
+
+_TOKENS = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+
+
+def _words(phrase: str) -> list[str]:
+    """Return the words of a phrase; a group in braces is one, with what it is written together with."""
+    return re.findall(r"(?:\{[^{}]*\}|[^\s{}])+", phrase)
+
+
+def _is_optional(word: str) -> bool:
+    return _GROUP.fullmatch(word) is not None and "" in word[1:-1].split("|")
+
+
+@lru_cache(maxsize=64)
+def _phrases(code: str, kind: str) -> Phrases:
+    one = languages()[code]
+    phrases = one.refusals if kind == "refusals" else one.unclear
+    folded = [phrase.replace("’", "'") for phrase in phrases]
+    return Phrases([phrase.replace("'", " ") for phrase in folded] if one.elision else folded, spaced=one.spaced)
 
 
 # What a chat is made of besides what is said, and what a sentence is made of before it says anything.
@@ -164,7 +178,15 @@ def is_empty(text: str) -> bool:
         return True
     words = re.findall(r"\w+", folded)
     most = max(Counter(words).values(), default=0)
-    return (len(words) >= 3 and most >= 0.7 * len(words)) or (len(words) >= 9 and 3 * len(set(words)) <= len(words))
+    return (len(words) >= 3 and most >= 0.7 * len(words)) or _repeats(words, 3, 9) or _repeats(characters, 8, 40)
+
+
+def _repeats(pieces: Sequence[str], size: int, fewest: int) -> bool:
+    """Say whether a text is mostly the same run of pieces over and over; long descriptions repeat words, not runs."""
+    if len(pieces) < fewest:
+        return False
+    runs = [tuple(pieces[i : i + size]) for i in range(len(pieces) - size + 1)]
+    return 3 * len(set(runs)) <= len(runs)
 
 
 @lru_cache(maxsize=4096)
@@ -172,14 +194,28 @@ def _letters(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
 
 
-@lru_cache(maxsize=4096)  # fewer samples of an image are a part of its captions again
+@lru_cache(maxsize=16384)  # fewer samples of an image are a part of its captions again
 def is_refusal(text: str) -> bool:
     """Say whether a caption declines to answer, or says that it cannot tell.
 
-    A list of phrases, English first: it errs towards a person, and it cannot know every way to say no.
+    The phrases are those of the language files. Some are refusals whatever else is said ("please upload an image");
+    others ("the image is dark") are none in a caption that says something of the part's condition.
     """
-    folded = " ".join(_folded(text[:LONGEST]).replace("_", " ").split())
-    return _REFUSAL.search(folded) is not None
+    if _CHAT_TOKEN.search(text):
+        return True
+    claims = load_vocabulary().claims(text)
+    folded = " ".join(fold(text).split())
+    script = script_of(folded)
+    every = [code for code, one in languages().items() if script in one.scripts]
+    codes = every if not claims.language else [code for code in every if code in (claims.language, "en")]
+    if script not in (None, "latin"):
+        codes.append("en")  # a model may decline in English whatever it was asked in
+    claimed = bool(claims.asserted or claims.denied) or len(folded) > REMARK
+    for code in codes:
+        plain = folded.replace("'", " ") if languages()[code].elision else folded
+        if _phrases(code, "refusals").found(plain) or (not claimed and _phrases(code, "unclear").found(plain)):
+            return True
+    return False
 
 
 def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:

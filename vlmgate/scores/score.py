@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from vlmgate.data import Caption, Reading, Reason, Sampled, Scores
+from vlmgate.scores.answer_probability import likelier, probabilities
 from vlmgate.scores.answers import Parsed, Tally, parse, tally
-from vlmgate.scores.diversity import Kernel, WordKernel, score_captions
+from vlmgate.scores.diversity import FindingsKernel, Kernel, claim_kernel, contradiction, score_captions
+from vlmgate.scores.findings import Claims, load_vocabulary
 from vlmgate.scores.refusals import degenerate, degenerate_answers
 
 log = logging.getLogger(__name__)
@@ -21,10 +23,18 @@ Samples = Reading | Sampled  # captions, answers and views of one image
 
 
 class Scorer:
-    """Scores one image after the other under one kernel, for one prompt and one question."""
+    """Scores one image after the other under one kernel (`findings`), for one prompt and one question.
 
-    def __init__(self, prompt: str, choices: Sequence[str] = (), kernel: Kernel | None = None) -> None:
-        self.prompt, self.choices, self.kernel = prompt, tuple(choices), kernel or WordKernel()
+    `terms` is the text of a `--terms` file.
+    """
+
+    def __init__(
+        self, prompt: str, choices: Sequence[str] = (), kernel: Kernel | None = None, terms: str | None = None
+    ) -> None:
+        self.prompt, self.choices = prompt, tuple(choices)
+        self.vocabulary = load_vocabulary(terms, self.choices)
+        by_findings = kernel is None or isinstance(kernel, FindingsKernel)
+        self.kernel = FindingsKernel(self.vocabulary) if kernel is None or by_findings else kernel
 
     def prepare(self, several: Iterable[Samples]) -> None:
         """Let the kernel do for many images at once what is slow one by one; where it fails, they go one by one."""
@@ -37,28 +47,51 @@ class Scorer:
         """Return the scores, and the reason where they can save nothing; `num_samples` is K, where fewer were drawn.
 
         Captions that are no reading, or that the kernel cannot compare, have no scores; answers are always counted.
+        Where two choices are named equally often, the likelier is the answer, and the reason is that there is none: a
+        gate that goes by `answer_probability` takes the one, every other gate the other (`gate.rules.bars`).
         """
         reason = degenerate(said.captions, self.prompt)
         scores = NOTHING
         if reason is None:
+            claims = self.claims(said.captions)
+            by_findings = isinstance(self.kernel, FindingsKernel)
             try:
-                kernel = self.kernel([caption.text for caption in said.captions])
-                scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views)
+                kernel = claim_kernel(claims) if by_findings else self.kernel([one.text for one in said.captions])
+                scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views, claims=claims)
                 scores = with_doubt(scores, novelty, num_samples or len(said.captions))
             except Exception as error:  # one image's captions must not take the result of all the others away
                 log.warning("captions could not be compared: %r", said.captions[0].text, exc_info=error)
                 reason = Reason.NO_SCORE
+            if by_findings and said.answers is None and not any(one.asserted or one.denied for one in claims):
+                unknown = all(one.language is None for one in claims)
+                reason = reason or (Reason.UNKNOWN_LANGUAGE if unknown else Reason.NO_CLAIM)
         if said.answers is None:
             return scores, reason
-        counted = self.tally(said.answers)
-        reason = reason or degenerate_answers(said.answers)
+        parsed = [self._parsed(answer) for answer in said.answers]
+        counted, found = tally(parsed), probabilities(said.answers, [one.choice for one in parsed], said.views)
+        reason = reason or degenerate_answers(said.answers) or (Reason.NO_ANSWER if counted.answer is None else None)
+        answer = counted.answer or likelier(_most_named(parsed), found)
         rates = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
-        scores = replace(scores, answer=counted.answer, **{name: round(getattr(counted, name), 6) for name in rates})
-        return scores, reason or (Reason.NO_ANSWER if counted.answer is None else None)
+        figures = {name: round(getattr(counted, name), 6) for name in rates}
+        if answer in found:
+            figures["answer_probability"] = round(found[answer], 6)
+        if answer is not None and scores.contradiction is not None:
+            disputed = contradiction(self.claims(said.captions), self.vocabulary.claims(answer))
+            figures["contradiction"] = round(disputed, 6)
+        return replace(scores, answer=answer, **figures), reason
+
+    def claims(self, captions: Sequence[Caption]) -> list[Claims]:
+        """Return what each caption claims of the part's condition."""
+        return [self.vocabulary.claims(caption.text) for caption in captions]
 
     def tally(self, answers: Sequence[Caption]) -> Tally:
         """Return what some answers come to."""
         return tally([self._parsed(answer) for answer in answers])
+
+    def probabilities(self, said: Samples) -> dict[str, float]:
+        """Return how probable each choice is by the answers drawn, as far as that is known."""
+        answers = said.answers or ()
+        return probabilities(answers, [self._parsed(answer).choice for answer in answers], said.views)
 
     def counts(self, said: Samples) -> dict[str, int]:
         """Return how often each choice was named among the answers; what names none is left out."""
@@ -68,6 +101,13 @@ class Scorer:
     def _parsed(self, answer: Caption) -> Parsed:
         """Return what an answer says; one that was cut off or overflowed says nothing."""
         return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
+
+
+def _most_named(answers: Sequence[Parsed]) -> list[str]:
+    """Return the choices that no other was named more often than."""
+    named = Counter(answer.choice for answer in answers if answer.choice is not None)
+    most = max(named.values(), default=0)
+    return [choice for choice, times in named.items() if times == most]
 
 
 def doubt(vendi_score: float | None, novelty: float | None, num_samples: int) -> float | None:

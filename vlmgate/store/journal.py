@@ -418,6 +418,15 @@ def is_journal(path: Path) -> bool:
         return False
 
 
+def begun_with(path: Path) -> Mapping[str, Any]:
+    """Return the fingerprint of the run that began a journal; empty where there is none."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        found = (parsed(file.readline(), checked=False) or {}).get("fingerprint")
+    return found if isinstance(found, dict) else {}
+
+
 def _place(line: _Line) -> tuple[int, int]:
     """Return the number of a line among those of its image, and how many these are."""
     match line[0].get("item"):

@@ -23,6 +23,7 @@ from vlmgate.errors import OutputError, StoreError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from vlmgate.gate.file import GateFile
 
@@ -63,6 +64,24 @@ def write_file(path: Path, content: bytes, before: Callable[[], object] | None =
         file.write(content)
 
 
+@contextlib.contextmanager
+def locked(out: Path, lock: Path, taken: str) -> Iterator[None]:
+    """Hold an output for this process alone; raises `OutputError`, where another process holds it with `taken`."""
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(f"{out}: {taken}") from error
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); give another -o.") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def write_gate(path: Path, gate: GateFile, about: Sequence[str] = ()) -> None:
     """Write a gate file, with a comment on every part; a former one is kept as STEM.old. Raises `OutputError`."""
     from vlmgate.gate.file import text_of
@@ -82,6 +101,25 @@ def check_folder(path: Path) -> None:
     """Raise `OutputError` where the folder that a file is to be written to is not there."""
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; make it, or give another -o.")
+
+
+def check_other(out: Path, source: Path) -> None:
+    """Raise `OutputError` where an output would take the place of the result that it is made of, or has no folder."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise OutputError(f"{out}: is the result itself, which stays as it is; give another -o.")
+    check_folder(out)
+
+
+def check_result_place(out: Path, *, replace: bool = False) -> None:
+    """Raise `OutputError` unless a result may be written there; with `replace`, whatever file is there now."""
+    if out.suffix != ".parquet":
+        raise OutputError(f"{out}: the output must end in .parquet; give another -o.")
+    check_folder(out)
+    if out.exists() and not replace:
+        try:
+            read_provenance(out)
+        except StoreError as error:
+            raise OutputError(f"{out}: exists and is no result of vlmgate; give another -o.") from error
 
 
 def temporary_for(path: Path) -> Path:
@@ -145,12 +183,10 @@ class Outputs:
 
     def check(self) -> None:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""
-        if self.parquet.suffix != ".parquet":
-            raise OutputError(f"{self.parquet}: the output must end in .parquet; give another -o.")
-        check_folder(self.parquet)
         for path in self.all:
             if path.exists() and not path.is_file():
                 raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")
+        check_result_place(self.parquet, replace=self.journal.exists())
         longest = self.parquet.with_suffix(".journal.old.999.jsonl")  # the longest name that may be wanted tonight
         probe = longest if not longest.exists() else longest.with_suffix(".tmp")
         try:
@@ -158,11 +194,6 @@ class Outputs:
             probe.unlink()
         except OSError as error:
             raise OutputError(f"{self.parquet}: cannot be written ({error.strerror}); give another -o.") from error
-        if self.parquet.exists() and not self.journal.exists():
-            try:
-                read_provenance(self.parquet)
-            except StoreError as error:
-                raise OutputError(f"{self.parquet}: exists and is no result of vlmgate; give another -o.") from error
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
@@ -252,6 +283,19 @@ def opened(path: Path) -> pa.NativeFile:
     return pa.OSFile(name, "rb")
 
 
+@contextlib.contextmanager
+def table_at(path: Path, **how: Any) -> Iterator[pq.ParquetFile]:
+    """Open a result for its rows; whatever a damaged file raises within the block is a `StoreError` of one line."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with opened(path) as file:
+            yield pq.ParquetFile(file, **how)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({' '.join(str(error).split())}); scan again.") from error
+
+
 def read_provenance(path: Path) -> dict[str, Any]:
     """Return what a result says of its making; raises `StoreError` for a file that is no result of vlmgate."""
     import pyarrow as pa
@@ -281,15 +325,9 @@ _PROVENANCE: dict[str, type] = {
 
 def read_table(path: Path) -> pa.Table:
     """Return a result as an Arrow table, all columns as they lie in the file; raises `StoreError`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     read_provenance(path)
-    try:
-        with opened(path) as file:
-            return pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
+    with table_at(path) as table:
+        return table.read()
 
 
 def _check_columns(path: Path, found: pa.Schema) -> None:
@@ -313,23 +351,16 @@ def read_result(path: Path, *, features: bool = True) -> tuple[list[Record], dic
 
     Columns that an older version did not write are null. Without `features`, which are most of a file, those are too.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     provenance = read_provenance(path)
     names = [f.name for f in fields(Record) if f.name != _FEATURES]
-    try:
-        with opened(path) as file:
-            there = pq.ParquetFile(file)
-            _check_columns(path, there.schema_arrow)
-            held = set(there.schema_arrow.names)
-            rows = there.read(columns=[name for name in names if name in held]).to_pylist()
-            kept: list[bytes | None] = [None] * len(rows)
-            if features and _FEATURES in held:
-                column = there.read(columns=[_FEATURES])[_FEATURES]
-                kept = [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); scan again.") from error
+    with table_at(path) as there:
+        _check_columns(path, there.schema_arrow)
+        held = set(there.schema_arrow.names)
+        rows = there.read(columns=[name for name in names if name in held]).to_pylist()
+        kept: list[bytes | None] = [None] * len(rows)
+        if features and _FEATURES in held:
+            column = there.read(columns=[_FEATURES])[_FEATURES]
+            kept = [one.values.to_numpy().astype("<f2").tobytes() if one.is_valid else None for one in column]
     if provenance.get("images", len(rows)) != len(rows):
         raise StoreError(f"{path}: holds {len(rows):,} of its {provenance['images']:,} rows; scan again.")
     known = ({route.value for route in Route}, {reason.value for reason in Reason})

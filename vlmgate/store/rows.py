@@ -59,6 +59,12 @@ def build_rows(
     return rows
 
 
+def scorer_of(journal: Journal, kernel: Kernel | None) -> Scorer:
+    """Return what scores the readings of a journal; without a kernel, by `findings`."""
+    asked = journal.fingerprint
+    return Scorer(asked["prompt"], asked.get("choices", ()), kernel, asked.get("terms"))
+
+
 _Figures = tuple[Scores, Reason | None, float | None]  # scores, why they can save nothing, novelty
 Slot = tuple[str, int, Found | None]  # file_name, page, and what was found there; None for one whose turn never came
 
@@ -96,7 +102,7 @@ class _Building:
     ) -> None:
         self.journal, self.reference, self.before = journal, reference, scored_before
         self.seed = int(journal.fingerprint.get("seed", 0))
-        self.scorer = Scorer(journal.fingerprint["prompt"], journal.fingerprint.get("choices", ()), kernel)
+        self.scorer = scorer_of(journal, kernel)
         self.failures = journal.failures()
         self.first: Table[Content, str] = Table(journal.index, "first", 3, str, str)  # the name that had it first
 

@@ -56,10 +56,10 @@ class Standing:
     accuracy: Estimate  # of all images
     aurc: Estimate  # this and the next two of the images that the score was not chosen on
     coverage: Estimate  # at the target risk, in hindsight
-    cost: Estimate | None  # per 1,000 images, of the cheapest gate, in hindsight; null without costs
     promised: float | None  # coverage of a gate with a promise; null where there is none
     seconds: float | None  # an image
     by_samples: tuple[tuple[int, float, float], ...]  # (samples, seconds an image, AURC), as far as timed
+    cost: Estimate | None = None  # per 1,000 images, of the cheapest gate, in hindsight; null without costs
 
 
 def letter(number: int) -> str:
@@ -149,17 +149,13 @@ def compare(
     standings = []
     for i, (one, side) in enumerate(zip(contestants, sides, strict=True)):
         made = promise(one.labelled, side, column, design, kind="risk", target=target_risk, confidence=confidence)
-        estimates = {name: estimate(value, drawn[i][name]) for name, value in whole[i].items()}
         standings.append(
             Standing(
                 contestant=one,
-                accuracy=estimates["accuracy"],
-                aurc=estimates["aurc"],
-                coverage=estimates["coverage"],
-                cost=estimates.get("cost"),
                 promised=made.coverage if made.holds else None,
                 seconds=one.seconds.get(samples),
                 by_samples=_by_samples(one, column, graded),
+                **{name: estimate(value, drawn[i][name]) for name, value in whole[i].items()},
             )
         )
     differences = tuple(

@@ -15,12 +15,13 @@ from vlmgate.calibration.compare.compare import Comparison, Contestant, compare
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import data_uri, write_html
 from vlmgate.calibration.readings import Labelled, join
-from vlmgate.calibration.run import MEMORY, Load, Stopped, completed, labelled_folder, read_labelled, seconds_of
+from vlmgate.calibration.run import MEMORY, Stopped, completed, labelled_folder, read_labelled, seconds_of
 from vlmgate.captioner import load_captioner
 from vlmgate.config import BUILTIN, CompareConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
 from vlmgate.report.terminal import short_model
 from vlmgate.run.control import Progress
+from vlmgate.run.reader import Load
 from vlmgate.scores.answers import check_choices
 from vlmgate.store.result import check_folder, read_result
 from vlmgate.version import __version__

@@ -6,7 +6,8 @@ const recent = []; // times of verdicts in milliseconds, ascending, of which the
 const PREFIX = `vlmgate.review.1:${data.id}:`;
 const CHANGED = `${PREFIX}changed`; // there if verdicts were given since the last download
 const UNTOLD = /[^\n\t -~\u00a0-\u{10ffff}]|[\u202a-\u202e\u2066-\u2069]|\p{Cs}/gu;
-const FORMULA = /^'*[=+\-@\t\r\n＝＋－＠]/;
+// What a spreadsheet runs, first in a cell or after what may end one, maybe after blanks; as the server has it.
+const FORMULA = /((?:^|[;\t\n\r])[ \u00a0\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]*)(?=[=+\-@＝＋－＠'])/g;
 
 const storage = (() => {
   try { // file: pages, private windows and settings may forbid it
@@ -124,7 +125,7 @@ function clean(text) {
 }
 
 function safeCell(text) {
-  return FORMULA.test(text) ? `'${text}` : text;
+  return text.replace(FORMULA, "$1'").replace(/^(?=[\t\n\r])/, "'");
 }
 
 function quoted(text) {

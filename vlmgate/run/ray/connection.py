@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.errors import UsageError, count, one_line
+from vlmgate.run.control import ENDING
 
 log = logging.getLogger(__name__)
 
@@ -149,16 +150,15 @@ def _knock(address: str) -> None:
 @contextmanager
 def _signals_kept() -> Iterator[None]:
     """Take our signal handlers back after Ray has put its own in their place, which would end the program at once."""
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    ours = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    ours = {number: signal.getsignal(number) for number in ENDING}
     try:
         yield
     except SystemExit as error:  # of Ray's handler: a signal came meanwhile
         raise KeyboardInterrupt from error
     finally:
-        for name, handler in ours.items():
+        for number, handler in ours.items():
             with contextlib.suppress(ValueError, TypeError):  # not the main thread; a handler that Python did not set
-                signal.signal(getattr(signal, name), handler)
+                signal.signal(number, handler)
 
 
 class _ToLog(io.TextIOBase):

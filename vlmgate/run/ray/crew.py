@@ -23,10 +23,11 @@ from typing import Any
 from vlmgate.captioner.location import Local, locate
 from vlmgate.config import ClusterConfig
 from vlmgate.data import Content, Reading, Source, Unreadable, content_of
-from vlmgate.errors import FatalError, ModelError, UsageError
+from vlmgate.errors import FatalError, ModelError, UsageError, shorten
 from vlmgate.run.batches import Batch
 from vlmgate.run.ray.connection import Room, joined
-from vlmgate.run.ray.worker import Delivery, Job, Load, Setup, Trouble, Worker
+from vlmgate.run.ray.worker import Delivery, Job, Setup, Trouble, Worker
+from vlmgate.run.reader import Load
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +103,12 @@ class Crew:
     ) -> None:
         self._ray, self._tell, self._held = ray, tell, held
         self._gpus = _gpus_each(room, config, setup)
+        self._needs = f"1 CPU and {self._gpus:g} GPUs" if self._gpus else "1 CPU"  # each worker
         fits = room.workers(self._gpus)
         if fits == 0:
-            needs = f"1 CPU and {self._gpus:g} GPUs" if self._gpus else "1 CPU"
             raise UsageError(
-                f"--ray {config.address}: no machine has the {needs} that a worker needs ({room.describe()}); see "
-                "--gpus-per-worker."
+                f"--ray {config.address}: no machine has the {self._needs} that a worker needs ({room.describe()}); "
+                "see --gpus-per-worker."
             )
         if config.workers > fits:
             tell(f"The cluster has room for {fits:,} of {config.workers:,} workers; the others join when it has more.")
@@ -310,8 +311,7 @@ class Crew:
             self._lonely_since = now
         elif now - self._lonely_since > _PATIENCE:
             self._lonely_since = now
-            needs = f"1 CPU and {self._gpus:g} GPUs" if self._gpus else "1 CPU"
-            self._tell(f"No worker is there yet; each waits for {needs} to become free in the cluster.")
+            self._tell(f"No worker is there yet; each waits for {self._needs} to become free in the cluster.")
 
     def look(self, sources: Sequence[Source]) -> tuple[list[bytes], Batch]:
         """Return the packed vision features of files, read by one worker, and a batch that describes its model."""
@@ -393,5 +393,4 @@ def _short(error: BaseException, limit: int = 200) -> str:
     """Return the last line of what Ray says, which names the cause; the rest goes to the log."""
     log.info("%s: %s", type(error).__name__, error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join((lines[-1] if lines else type(error).__name__).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return shorten(lines[-1] if lines else type(error).__name__, limit)

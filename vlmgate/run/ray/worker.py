@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -22,13 +22,12 @@ from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
 from vlmgate.data import Content, ModelInfo, Source
 from vlmgate.errors import ModelError, VlmgateError, one_line
 from vlmgate.run.batches import Batch
-from vlmgate.run.reader import Reader
+from vlmgate.run.reader import Load, Reader
 from vlmgate.scores.reference import features_of
 from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)
 
-Load = Callable[[ModelConfig, SamplingConfig], Captioner]
 
 _LINES = 100  # of the log, that wait to be handed back
 
