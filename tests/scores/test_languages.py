@@ -42,6 +42,13 @@ def test_examples_that_are_not_sure(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", languages())
+def test_examples_that_only_describe_the_part(code: str) -> None:
+    for text in languages()[code].examples["neutral"]:
+        claims = CLAIMS(text)
+        assert not (claims.asserted or claims.denied or claims.hedged), (text, claims.describe())
+
+
+@pytest.mark.parametrize("code", languages())
 def test_findings_are_those_of_english(code: str) -> None:
     one, english = languages()[code], languages()["en"]
     assert one.findings.keys() <= english.findings.keys()

@@ -223,7 +223,7 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
             if marker is not None:
                 pair = _pair(near, marker, after=after)
                 pair = pair or _nouns(marks, offset + found.start(), offset + found.end(), offset + marker.start())
-            elif near:
+            elif near and not language.measures.get("than_needed", False):  # "ein kleiner Kratzer" compares nothing
                 pair = near[0][0], ""
             if pair is None:
                 continue
