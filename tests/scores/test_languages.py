@@ -23,7 +23,7 @@ def contradict(one: Claims, other: Claims) -> bool:
 def test_examples_that_say_the_same(code: str) -> None:
     for pair in languages()[code].examples["same"]:
         one, other = map(CLAIMS, pair)
-        assert same(one, other) and one.language == other.language == code, (pair, one.describe(), other.describe())
+        assert same(one, other), (pair, one.describe(), other.describe())
         assert not contradict(one, other), (pair, one.describe(), other.describe())
 
 
@@ -32,7 +32,6 @@ def test_examples_that_say_the_opposite(code: str) -> None:
     for pair in languages()[code].examples["opposite"]:
         one, other = map(CLAIMS, pair)
         assert contradict(one, other) and not same(one, other), (pair, one.describe(), other.describe())
-        assert one.language == other.language == code
 
 
 @pytest.mark.parametrize("code", languages())

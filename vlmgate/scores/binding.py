@@ -211,7 +211,7 @@ class _Binder:
         first = next((n for n, one in enumerate(ahead) if one in _SAYS), 0)
         if ahead[:1] == [lang.END] and any(one in _NEGATORS for one in ahead[:first]):
             return  # "neither on the top nor on the rim are there scratches": the second one denies
-        if kind == lang.BEFORE and not ahead and self._reach():
+        if kind in (lang.BEFORE, lang.NOR) and not ahead and self._reach():
             kind = lang.AFTER  # "Scratches: no"
         if kind == lang.EITHER:
             kind = self._side(i, ahead)
@@ -264,6 +264,8 @@ class _Binder:
         again = self._after(i, (lang.AND,))  # "no scratches on the top and none on the rim"
         far = self._far(i, reached)
         for item in reached:
+            if not strong and self.concord and item.sign == NOT and item.segment == self.segment:
+                continue  # "no falta ninguna pieza" stays denied
             if not strong or far or (item is not reached[-1] and self._clauses(i, item, reached[-1])):
                 item.sign = NONE
             elif item.denial:
@@ -377,6 +379,9 @@ class _Binder:
             return False
         if {lang.OR, lang.NOR}.intersection((*before, *rest)):
             return True
+        listed = rest[: rest.index(lang.NOR)] if lang.NOR in rest else [lang.VERB]
+        if lang.VERB not in listed and listed[-1:] != [lang.COMMA]:
+            return True  # "no dents, cracks nor rust"
         verb = lang.VERB in ahead[first + 1 :]
         if joined or lang.AND in rest:
             return not verb

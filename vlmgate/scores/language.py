@@ -163,7 +163,8 @@ def language_of(text: str, scanners: Mapping[str, Scanner]) -> str | None:
     shares = {code: sum(map(scanners[code].language.common.__contains__, words)) / len(words) for code in able}
     best = max(shares.values())
     short = len(words) <= _SHORT
-    rivals = [code for code in able if short or shares[code] >= best - 0.03]
+    near = max(0.03, 1.5 / len(words))  # in a sentence, a frequent word more or less decides nothing
+    rivals = [code for code in able if short or shares[code] >= best - near]
     if short or len(rivals) > 1:  # the language whose words explain most of the text
         shares |= {code: shares[code] + scanners[code].explained(text) / len(words) for code in rivals}
     first = max(rivals, key=lambda code: shares[code])
@@ -187,6 +188,7 @@ _APOSTROPHES = str.maketrans("’‘ʼ´`＇", "''''''")
 # Marks of Markdown and JSON are no words. A line of a table or list is a sentence; "a: 1, b: 2" is two.
 _MARKUP = re.compile(r"[*_#`~\"“”„«»「」『』]")
 _PAIRS = re.compile(r",(?=\s*\"?[^\W\d][^,:\n]{0,40}\"?\s*:)")
+_ASIDE = re.compile(r"\(([^\W\d_]+)\)")  # "dents (none), rust (yes)"
 _ROW = re.compile(r"(?m)^\s*\|(.*)\|\s*$")
 _HEADING = re.compile(r"(?m)^[ \t]*(?:#+[ \t]*(\S[^\n]*?)|\*\*([^*\n]+)\*\*)[ \t]*:?[ \t]*\n+")
 _LABEL = re.compile(r":[ \t*_]*\n[ \t\n]*(?:[-*•+][ \t]+|\d+[.)][ \t]+)?")  # its value stands on the next line
@@ -206,6 +208,7 @@ def fold(text: str) -> str:
         text = _LABEL.sub(": ", text)
     text = _ROW.sub(lambda row: " " + row[1].replace("|", ":", 1) + " ", text) if "|" in text else text
     text = _PAIRS.sub(lambda comma: _pair(text, comma.start()), text) if ":" in text else text
+    text = _ASIDE.sub(r":\1;", text) if "(" in text else text
     return _MARKUP.sub(" ", text)
 
 
@@ -225,8 +228,8 @@ class Scanner:
     what says or binds something. The longest phrase wins; of equally long ones that without `*`.
     """
 
-    def __init__(self, language: Language, phrases: Phrases) -> None:
-        self.language = language
+    def __init__(self, language: Language, phrases: Phrases, barred: frozenset[str] = frozenset()) -> None:
+        self.language, self._barred = language, barred
         order = [*(kind for kind in _ORDER if kind in phrases), *(kind for kind in phrases if kind not in _ORDER)]
         self._rank = 0
         self._exact: dict[str, list[_Phrase]] = {}  # first word or character → phrases
@@ -285,8 +288,9 @@ class Scanner:
         return self._scan_words(folded.replace("'", " ") if self.language.elision else folded)
 
     def explained(self, folded: str) -> float:
-        """Return how many words of a text its phrases cover."""
-        return float(sum(len(folded[m.start : m.end].split()) for m in self.scan(folded) if m.kind not in _CUT_KINDS))
+        """Return how many words of a text its phrases cover, less the frequent ones."""
+        known = [folded[mark.start : mark.end].split() for mark in self.scan(folded) if mark.kind not in _CUT_KINDS]
+        return float(sum(word not in self.language.common for words in known for word in words))
 
     # words between spaces
 
@@ -312,8 +316,8 @@ class Scanner:
         """Say whether no gap of a phrase may hold a token: it cuts, says or binds something."""
         barred = self._bars.get(token)
         if barred is None:
-            kinds = {phrase.kind for phrase in self._beginning(token) if len(phrase.words) == 1}
-            barred = _cut(token) is not None or bool(kinds & _BARRED)
+            alone = next((one.kind for one in self._beginning(token) if len(one.words) == 1), WORD)
+            barred = _cut(token) is not None or alone in _BARRED
             if len(self._bars) < 100_000:
                 self._bars[token] = barred
         return barred

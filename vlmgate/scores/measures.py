@@ -131,6 +131,8 @@ def _sizes(folded: str, language: Language) -> Iterator[Found]:
         if _is_word(match, folded, language):
             continue
         n = next(n for n in range(len(_UNITS)) if match[f"u{n}"])
+        if match[f"u{n}"] in language.measures.get("not_units", ()) and folded[match.start(f"u{n}") - 1] == " ":
+            continue  # "de 2 a 3 mm"
         _, factor, unit = _UNITS[n]
         taken.append(match.span())
         yield from _size(match, folded, language, factor, unit, order)
@@ -215,15 +217,18 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
             name = names[found[0]]
             near = [(names[m[0]], m.start(), m.end()) for m in sides.finditer(text)] if sides else []
             near = [one for one in near if one[2] <= found.start() or one[1] >= found.end()]
-            after = not language.measures.get("than_follows", False)
-            marker = (than.search(text, found.end()) if after else None) or than.search(text)
+            follows = language.measures.get("than_follows", False)
+            later = None if follows else than.search(text, found.end())
+            marker = later or than.search(text)
             pair = None
             if marker is not None and re.match(r"\W*\d", text[marker.end() :]):
                 continue  # a size
             if marker is not None:
-                pair = _pair(near, marker, after=after)
-                pair = pair or _nouns(marks, offset + found.start(), offset + found.end(), offset + marker.start())
-            elif near and not language.measures.get("than_needed", False):  # "ein kleiner Kratzer" compares nothing
+                pair = _pair(near, marker, after=not follows)
+                if pair is None and (follows or later is not None):
+                    pair = _nouns(marks, offset + found.start(), offset + found.end(), offset + marker.start())
+            named = not language.measures.get("than_needed", False)  # "ein kleiner Kratzer" compares nothing
+            if pair is None and near and named and (marker is None or not follows):
                 pair = near[0][0], ""
             if pair is None:
                 continue
