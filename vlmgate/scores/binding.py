@@ -29,6 +29,7 @@ class Item:
     denial: bool = False  # a word that denies it: "unscratched"
     asked: bool = False  # what was looked for, and nobody says yet with what result
     open: bool = False  # one of two, a question, or a label: asserted only if something later says so
+    predicate: bool = False  # "rusty, no dents": a negator after a list may not reach it
 
 
 def sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
@@ -42,7 +43,7 @@ def sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
 
 
 _SAYS = frozenset((lang.FINDING, lang.DENIAL, lang.INTACT, lang.DEFECT))
-_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.NOR))
+_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.NEAR, lang.NOR))
 _CLAUSE = frozenset((lang.COMMA, lang.COLON, lang.BREAK))
 _JOINS = frozenset((lang.AND, lang.OR, lang.VERB))
 
@@ -86,7 +87,7 @@ class _Binder:
                 if self.comma_first and not self.negating and not self._after(i, (lang.COMMA,)):
                     continue  # an adverb: "Kratzer sind jedoch nicht zu sehen"
                 if (
-                    self._kind(i + 1) == lang.COMMA
+                    self._kind(i - 1) == self._kind(i + 1) == lang.COMMA
                     and self._reach()
                     and not any(m.kind == lang.VERB for m in self.marks[:i])
                 ):
@@ -97,6 +98,15 @@ class _Binder:
                 self._reset()
             elif kind == lang.HEDGE:
                 self._hedge(i)
+            elif kind == lang.HEDGE_AFTER:  # "a scratch it may be": what stands before it, denied or not
+                for item in self._reach() or self.items[-1:]:
+                    item.sign = NONE
+                self.phrase = len(self.items)
+            elif kind == lang.PREDICATE:
+                self.items[-1].predicate = True
+            elif kind == lang.WITHIN:
+                self.items[-1].sign = NONE if self.items[-1].sign != SAID else NOT
+                self.phrase = len(self.items)
             elif kind == lang.EXCEPT:
                 self._reset()
                 self.excepting = True
@@ -125,7 +135,7 @@ class _Binder:
                 if self.reached:
                     self.negating = self.doubtful = False
                 if kind == lang.END and self.items and self.items[-1].segment == self.segment:
-                    self.hedging = self.excepting = False
+                    self.hedging = self.excepting = self.choosing = False
                 self.verb_after = self.verb_after or (kind == lang.VERB and len(self.items) > self.phrase)
             elif kind == lang.WORD and mark.name == "0":
                 if self._after(i, (lang.COLON,)):
@@ -173,12 +183,17 @@ class _Binder:
         elif lang.VERB in before or lang.ARTICLE in before:
             self.doubtful = True  # "no nuts and bolts are loose"
 
+    def _counted(self, i: int) -> bool:
+        """Say whether a number stands before a finding: "1 scratch, cracks none"."""
+        near = [mark.name for mark in self.marks[max(0, i - 2) : i] if mark.kind == lang.WORD]
+        return any(name[0].isdigit() and name.strip("0.,") for name in near)
+
     def _reach(self) -> list[Item]:
         """Return the items of the noun phrase before; they may be a list with commas."""
         return [item for item in self.items[self.phrase :] if not item.fixed]
 
     def _item(self, i: int, mark: Mark) -> None:
-        if self.verb_after:
+        if self.verb_after or (self.items and self.items[-1].claim == lang.INTACT):  # "intact, no dents"
             self.phrase, self.verb_after = len(self.items), False
         sign, denies = SAID, mark.kind == lang.DENIAL  # "scratch-free"
         if (mark.kind == lang.INTACT or denies) and self.reached:
@@ -198,6 +213,7 @@ class _Binder:
         self.items.append(
             Item(claim, sign, mark.start, mark.end, self.segment, self.excepting, denies, self.asking, self.choosing)
         )
+        self.items[-1].predicate = self._counted(i)
         self.choosing = False
 
     def _labels(self, i: int) -> bool:
@@ -215,6 +231,8 @@ class _Binder:
             kind = lang.AFTER  # "Scratches: no"
         if kind == lang.EITHER:
             kind = self._side(i, ahead)
+        if kind == lang.NEAR:  # "it is not seen" denies it, "it is not deep" does not
+            kind = lang.AFTER if self._after(i, (lang.SEEN, lang.VERB, lang.PREDICATE, *_SAYS)) else "weak"
         if kind == lang.AFTER:
             self._backward(i, strong=True)
         elif kind in ("weak", "both"):
@@ -242,8 +260,11 @@ class _Binder:
                 break
             if kind == lang.END and self.concord and not self._reach() and not _JOINS.intersection(ahead[n:first]):
                 continue  # "non ci sono sulla superficie graffi"
+            if kind == lang.VERB and ahead[max(0, n - 1) : n] == [lang.AND]:
+                break  # "not smooth and has dents"
             if kind in (lang.END, lang.EXCEPT, *_NEGATORS):
-                if last is None and kind == lang.END and any(other in _SAYS for other in ahead[n:]):
+                told = lang.WORD not in ahead[:n]  # "not smooth because of dents" denies none
+                if last is None and told and kind == lang.END and any(other in _SAYS for other in ahead[n:]):
                     return "both" if lang.AND in ahead[n:] else lang.BEFORE  # "nowhere on the part is a scratch"
                 if n == 0 and kind == lang.END and any(mark.kind == lang.BREAK for mark in self.marks[i:]):
                     return "weak"  # "the scratch is not inside the bore but on the rim"
@@ -257,16 +278,20 @@ class _Binder:
             rest.append(kind)
         # "scratches are not visible" denies them, "scratches are not deep" does not, "… not made out" is unclear
         # and "a crack that does not extend to the rim" neither
-        return "weak" if (lang.WORD in rest or lang.VERB in rest) and lang.SEEN not in rest else lang.AFTER
+        far = lang.VERB in rest and len(ahead) > len(rest)
+        return "weak" if (lang.WORD in rest or far) and lang.SEEN not in rest else lang.AFTER
 
     def _backward(self, i: int, *, strong: bool) -> None:
         reached = self._reach()
         again = self._after(i, (lang.AND,))  # "no scratches on the top and none on the rim"
         far = self._far(i, reached)
+        joined = any(item.open for item in reached)  # "rusty, dented or cracked"
         for item in reached:
             if not strong and self.concord and item.sign == NOT and item.segment == self.segment:
                 continue  # "no falta ninguna pieza" stays denied
-            if not strong or far or (item is not reached[-1] and self._clauses(i, item, reached[-1])):
+            before = item is not reached[-1]
+            apart = before and (self._clauses(i, item, reached[-1]) or (item.predicate and not joined))
+            if not strong or far or apart:
                 item.sign = NONE
             elif item.denial:
                 item.sign = -item.sign
@@ -274,7 +299,7 @@ class _Binder:
                 item.sign, item.open = NOT, False
             elif item.sign == NOT and item.segment == self.segment and not self.concord and not again:
                 item.sign = NONE
-        self.phrase = len(self.items)
+        self.phrase, self.choosing = len(self.items), False
 
     def _far(self, i: int, reached: Sequence[Item]) -> bool:
         """Say whether a comma cuts a negator off: "there is a scratch on the left, on the right not"."""
@@ -333,7 +358,7 @@ class _Binder:
         if last is None or last.segment != self.segment or self.negating:
             return
         between = [mark for mark in self.marks[:i] if mark.start >= last.end]
-        if len(between) <= 2 and all(mark.kind in (lang.WORD, lang.SEEN) for mark in between):
+        if len(between) <= 2 and all(mark.kind in (lang.WORD, lang.SEEN, lang.PREDICATE) for mark in between):
             following = next((mark for mark in self.marks[i + 1 :] if mark.kind in _SAYS), None)
             if last.claim == UNNAMED and following is not None and following.kind == lang.DEFECT:
                 return  # "a defect or damage"
@@ -348,11 +373,12 @@ class _Binder:
         hedging = self.hedging and self._kind(i + 1) in (lang.OR,)
         if self._after(i, (lang.HEDGE,)) and not any(item.segment == self.segment - 1 for item in self.items):
             hedging = True  # "it is possible, that …"
+        choosing = self.choosing and self._kind(i + 1) == lang.OR
         self._reset()
         if goes_on is not None:
             self.negating = self.reached = True
             self.doubtful = doubtful or not goes_on
-        self.hedging = hedging
+        self.hedging, self.choosing = hedging, choosing
 
     def _list_goes_on(self, i: int) -> bool | None:
         """Say whether a denial goes on after a comma: True in a list, False where that is unclear, None where not."""

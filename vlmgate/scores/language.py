@@ -22,6 +22,7 @@ LONGEST = 10_000  # characters of a caption that are looked at
 # What a mark is. The first group says something, the second binds it, the third cuts.
 FINDING, DENIAL, INTACT, DEFECT = "finding", "denial", "intact", "defect"
 BEFORE, AFTER, EITHER = "negators_before", "negators_after", "negators"
+NEAR, HEDGE_AFTER = "negators_near", "hedges_after"
 HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER = "hedges", "double", "exceptions", "exceptions_after"
 OR, NOR, AND = "or", "nor", "and"
 VERB, SEEN, END, ARTICLE, IGNORE, WORD = "verbs", "seen", "ends", "articles", "ignore", "word"
@@ -29,12 +30,20 @@ ASK, YES = "asks", "yes"
 BREAK, STOP, COMMA, COLON = "breaks", "stop", "comma", "colon"
 GRAMMAR = (
     *(BEFORE, AFTER, EITHER, HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER, OR, NOR, AND),
-    *(VERB, SEEN, END, ARTICLE, IGNORE, ASK, YES, BREAK),
+    *(VERB, SEEN, END, ARTICLE, IGNORE, ASK, YES, BREAK, NEAR, HEDGE_AFTER),
 )
+# Ends of a word: "-siz" denies what the word itself names, a verb that is one with it ends the clause, "-나" is "or".
+WITHIN, PREDICATE = "within", "predicate"
+_ENDS = {"negating_ends": WITHIN, "hedging_ends": HEDGE_AFTER, "closing_ends": BREAK, "or_ends": OR}
+_ENDS |= {"predicate_ends": PREDICATE}  # "rusty" may be what is said of the part, or of what is denied
+_KEYS = (*GRAMMAR, *_ENDS)
 # In every language: what JSON and tables say of nothing, and of something.
 _EVERYWHERE = {AFTER: ("[]", "false", "null"), YES: ("true",)}
 # Of equally long phrases the first of these is taken.
-_ORDER = (IGNORE, DOUBLE, HEDGE, EXCEPT, EXCEPT_AFTER, BEFORE, AFTER, EITHER, FINDING, DENIAL, INTACT, DEFECT)
+_ORDER = (
+    *(IGNORE, DOUBLE, HEDGE, HEDGE_AFTER, EXCEPT, EXCEPT_AFTER, BEFORE, AFTER, NEAR, EITHER),
+    *(FINDING, DENIAL, INTACT, DEFECT),
+)
 
 
 class Mark(NamedTuple):
@@ -92,7 +101,7 @@ def read_language(code: str, data: Mapping[str, Any]) -> Language:
     """Return a language of the content of its file; raises `ValueError` for a key that is unknown."""
     known = {"name", "scripts", "spaced", "common", "concord", "comma_first", "elision", "grammar", "condition"}
     known |= {"findings", "denials", "refusals", "unclear", "measures", "examples"}
-    unknown = [*(data.keys() - known), *(data["grammar"].keys() - {*GRAMMAR})]
+    unknown = [*(data.keys() - known), *(data["grammar"].keys() - {*_KEYS})]
     if unknown:
         raise ValueError(f"languages/{code}.toml: unknown key '{unknown[0]}'")
     return Language(
@@ -100,11 +109,11 @@ def read_language(code: str, data: Mapping[str, Any]) -> Language:
         name=data["name"],
         scripts=tuple(data["scripts"]),
         spaced=data.get("spaced", True),
-        common=frozenset(data.get("common", "").split()),
+        common=frozenset(fold(data.get("common", "")).split()),
         concord=data.get("concord", False),
         comma_first=data.get("comma_first", False),
         elision=data.get("elision", False),
-        grammar={kind: (*data["grammar"].get(kind, ()), *_EVERYWHERE.get(kind, ())) for kind in GRAMMAR},
+        grammar={kind: (*data["grammar"].get(kind, ()), *_EVERYWHERE.get(kind, ())) for kind in _KEYS},
         intact=tuple(data["condition"]["intact"]),
         defect=tuple(data["condition"]["defect"]),
         findings={name: tuple(phrases) for name, phrases in data["findings"].items()},
@@ -192,6 +201,7 @@ _ASIDE = re.compile(r"\(([^\W\d_]+)\)")  # "dents (none), rust (yes)"
 _ROW = re.compile(r"(?m)^\s*\|(.*)\|\s*$")
 _HEADING = re.compile(r"(?m)^[ \t]*(?:#+[ \t]*(\S[^\n]*?)|\*\*([^*\n]+)\*\*)[ \t]*:?[ \t]*\n+")
 _LABEL = re.compile(r":[ \t*_]*\n[ \t\n]*(?:[-*•+][ \t]+|\d+[.)][ \t]+)?")  # its value stands on the next line
+_GLUED = re.compile(r"(?<=[가-힣])(?=[없않있])")
 
 
 def fold(text: str) -> str:
@@ -202,7 +212,8 @@ def fold(text: str) -> str:
         text = "".join(c for c in text if unicodedata.category(c) != "Cf") if not text.isprintable() else text
     else:
         text = text.replace("`", "'") if "`" in text and "```" not in text else text
-    text = text.lower().replace("\\n", "\n ")
+    # Turkish capitals lose their dot or gain one; Korean writes "there is none" also in one word with the noun
+    text = _GLUED.sub(" ", text.lower().replace("i\u0307", "i").replace("ı", "i")).replace("\\n", "\n ")
     if "\n" in text:
         text = _HEADING.sub(lambda line: f"{line[1] or line[2]}: ", text)
         text = _LABEL.sub(": ", text)
@@ -237,6 +248,8 @@ class Scanner:
         self._bars: dict[str, bool] = {}  # token → no gap may hold it
         self._heads: dict[str, list[_Phrase]] = {}  # token → phrases that may begin with it; filled as tokens come
         self._pairs: dict[tuple[str, str], list[_Phrase]] = {}  # the same for two tokens
+        self._verbs = frozenset(language.grammar[VERB])
+        self._ends = [(kind, end) for key, kind in _ENDS.items() if (end := _ending(language.grammar[key]))]
         for kind in order:
             for name, several in phrases[kind].items():
                 for text in several:
@@ -335,13 +348,31 @@ class Scanner:
                     continue
                 last = i + 1 if len(phrase.words) == 1 else _follow(phrase.words, 1, words, i + 1, self._bar)
                 if last and (not phrase.starts or i == 0) and (not phrase.ends or _over(words, last)):
+                    verb = phrase.kind == FINDING and not self._verbs.isdisjoint(phrase.words)
+                    if verb and not (marks and marks[-1].kind == OR):
+                        marks.append(Mark(VERB, "", start, start))  # "label is torn" holds the verb of a clause
                     marks.append(Mark(phrase.kind, phrase.name, start, tokens[last - 1][2]))
+                    marks += self._ended(phrase.kind, phrase.words[-1], tokens[last - 1])
                     i = last
                     break
             else:
                 marks.append(Mark(_cut(token) or WORD, token.strip(), start, end))
+                marks += self._ended(WORD, token, tokens[i]) if _cut(token) is None else []
                 i += 1
         return marks
+
+    def _ended(self, kind: str, known: str, token: tuple[str, int, int]) -> list[Mark]:
+        """Return what the end of a word says beyond its stem: it denies or hedges it, ends the clause, or is "or"."""
+        word, _, at = token
+        if not self._ends or kind not in _SAYS_OR_WORD:
+            return []
+        own = (WITHIN, OR) if known.endswith("*") and kind != INTACT else ()  # where the phrase is a stem
+        stem = known.strip("*")
+        for end, pattern in self._ends:
+            able = end in own and not pattern.fullmatch(stem) if end in (WITHIN, OR) else end == BREAK or kind != WORD
+            if able and pattern.fullmatch(word):
+                return [Mark(end, "", at, at)]
+        return []
 
     # scripts without spaces
 
@@ -380,6 +411,7 @@ _CUT_KINDS = frozenset((STOP, COMMA, COLON, WORD))
 _BARRED = frozenset(
     (FINDING, DENIAL, INTACT, DEFECT, BEFORE, AFTER, EITHER, NOR, HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER, OR, AND, BREAK)
 )
+_SAYS_OR_WORD = frozenset((FINDING, DENIAL, INTACT, DEFECT, WORD))
 
 
 class _Phrase(NamedTuple):
@@ -442,6 +474,12 @@ def _over(words: Sequence[str], i: int) -> bool:
 
 
 _ASCII_WORD = re.compile(r"\d+(?:[.,]\d+)*|[a-z]+")
+
+
+def _ending(ends: Sequence[str]) -> re.Pattern[str] | None:
+    """Return what matches a word with one of these ends."""
+    words = {fold(one.replace("*", "\0")).strip().replace("\0", r"\w*") for text in ends for one in _expanded(text)}
+    return re.compile("|".join(sorted(words))) if words else None
 
 
 @lru_cache(maxsize=8192)

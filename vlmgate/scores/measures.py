@@ -19,19 +19,21 @@ Found = tuple[str, int, int, int]  # claim, sign (1 asserted, -1 denied, 0 uncle
 # Words for a unit, in several languages; each is matched as a whole word. The value is in the unit of its kind.
 _UNITS: tuple[tuple[str, float, str], ...] = (
     ("nm", 1e-6, "mm"),
-    (r"[µμu]m|microns?|mi[ck]rom\w+|微米|マイクロメートル|마이크로미터", 1e-3, "mm"),
+    (r"[µμu]m|mi[ck]rons?|micr[oô]mét|mi[ck]rom\w+|微米|マイクロメートル|마이크로미터", 1e-3, "mm"),
     (r"mm|mill?i(?:mètre|metro|mètr|meter|metre|metr)\w*|milímetros?|毫米|ミリ(?:メートル)?|밀리(?:미터)?", 1.0, "mm"),
+    ("mi-?li-?mét", 1.0, "mm"),
     (r"cm|[csz]ent[iíy]m[eèé]t\w+|centímetros?|厘米|センチ(?:メートル)?|센티(?:미터)?", 10.0, "mm"),
-    (r"m|met(?:er|re|ro|ri)s?|mètres?|米|メートル|미터", 1000.0, "mm"),
+    ("santimetre|xen-?ti-?mét|xăng-?ti-?mét", 10.0, "mm"),
+    (r"m|met(?:er|re|ro|ri)s?|mét|mètres?|米|メートル|미터", 1000.0, "mm"),
     (r"inch(?:es)?|zoll|pouces?|pulgadas?|pollic[ei]|インチ|英寸|인치", 25.4, "mm"),
     ("mils?|thou", 0.0254, "mm"),
     ("mg", 1e-3, "g"),
     (r"g|gram\w*|克|グラム|그램", 1.0, "g"),
     (r"kg|kilogram\w*|公斤|千克|キロ(?:グラム)?|킬로그램", 1000.0, "g"),
-    (r"%|per ?cent|prozent|pour cent|por ciento|per cento|procent\w*|パーセント|퍼센트", 1.0, "%"),
+    (r"%|per ?cent|prozent|pour cent|por ciento|per cento|procent\w*|phần trăm|パーセント|퍼센트", 1.0, "%"),
     ("°c|℃|度c", 1.0, "°C"),
     ("°f", 1.0, "°F"),
-    (r"°|deg(?:rees?)?|grad[oi]?s?|degrés?|stopni\w*|度|도", 1.0, "°"),
+    (r"°|deg(?:rees?)?|grad[oi]?s?|degrés?|stopni\w*|derece|độ|度|도", 1.0, "°"),
     ("mv", 1e-3, "V"),
     ("v|volts?", 1.0, "V"),
     ("ma", 1e-3, "A"),
@@ -52,7 +54,7 @@ _SIGNS = {"<": "<", ">": ">", "<=": "≤", ">=": "≥", "≤": "≤", "≥": "�
 _SIGNS |= {"+/-": "±", "=<": "≤", "=>": "≥", "⩽": "≤", "⩾": "≥", "~": "=", "≈": "=", "=": "="}
 _SIGN = r"(?P<sign>\+/-|<=|>=|=<|=>|[<>≤≥⩽⩾±+\-−~≈=])?"
 _NUMBER = r"(?P<value>\d+(?:[.,]\d+)*|[.,]\d+)"
-_SIZE = re.compile(rf"{_SIGN}\s*{_NUMBER}\s*-?(?:{_UNIT})(?![a-zà-ɏ])")
+_SIZE = re.compile(rf"{_SIGN}\s*{_NUMBER}\s*-?(?:{_UNIT})(?![a-zà-ɏḁ-ỿ])")
 _BARE = re.compile(rf"(?P<sign><=|>=|=<|=>|[<>≤≥⩽⩾±])\s*{_NUMBER}")  # a limit without a unit
 _EXCLUDES = {"<": ">≥", "≤": ">", ">": "<≤", "≥": "<", "+": "-", "-": "+"}
 _COMPARATORS = {
@@ -115,7 +117,7 @@ def _comparators(code: str) -> tuple[tuple[re.Pattern[str], re.Pattern[str], str
         known.append(
             (
                 re.compile(rf"(?:^|\b|(?<=\W)){words}\s*\(?$"),
-                re.compile(rf"^\s*{words}(?![a-zà-ɏ])"),
+                re.compile(rf"^\s*{words}(?![a-zà-ɏḁ-ỿ])"),
                 _COMPARATORS[kind],
             )
         )
@@ -234,7 +236,7 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
                 continue
             start, end = offset + found.start(), offset + found.end()
             negated = any(
-                mark.kind in (lang.BEFORE, lang.AFTER, lang.EITHER, lang.HEDGE)
+                mark.kind in (lang.BEFORE, lang.AFTER, lang.EITHER, lang.NEAR, lang.HEDGE, lang.HEDGE_AFTER)
                 and offset <= mark.start < offset + len(text)
                 for mark in marks
             )
