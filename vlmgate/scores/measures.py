@@ -104,9 +104,9 @@ def measures_of(folded: str, marks: Sequence[Mark], language: Language) -> list[
 
 
 @lru_cache(maxsize=64)
-def _comparators(code: str) -> tuple[tuple[re.Pattern[str], re.Pattern[str], str], ...]:
-    """Return (before a number, after one, sign), the longest phrases first."""
-    data = lang.languages()[code].measures
+def _comparators(code: str) -> tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...]:
+    """Return (first word, before a number, after one, sign), the longest phrases first."""
+    data, spaced = lang.languages()[code].measures, lang.languages()[code].spaced
     phrases = sorted(
         ((lang.fold(phrase).strip(), kind) for kind in _COMPARATORS for phrase in data.get(kind, ())),
         key=lambda one: -len(one[0]),
@@ -116,7 +116,8 @@ def _comparators(code: str) -> tuple[tuple[re.Pattern[str], re.Pattern[str], str
         words = re.escape(phrase).replace(r"\ ", r"\s+")
         known.append(
             (
-                re.compile(rf"(?:^|\b|(?<=\W)){words}\s*\(?$"),
+                phrase.split()[0],  # looked for first: most phrases are not there
+                re.compile(rf"(?:^|\b|(?<=\W)){words}\s*\(?$" if spaced else rf"{words}\s*\(?$"),
                 re.compile(rf"^\s*{words}(?![a-zà-ɏḁ-ỿ])"),
                 _COMPARATORS[kind],
             )
@@ -159,7 +160,10 @@ def _size(
     sign = _SIGNS.get(match["sign"] or "", "=")
     before, after = folded[max(0, match.start() - 40) : match.start()].rstrip(), folded[match.end() : match.end() + 24]
     if sign == "=":
-        for leads, follows, meaning in _comparators(language.code):
+        near = before + after
+        for word, leads, follows, meaning in _comparators(language.code):
+            if word not in near:
+                continue
             if leads.search(before) or follows.search(after):
                 if meaning == "=":
                     before = leads.sub("", before).rstrip()
@@ -200,10 +204,12 @@ def _words(code: str) -> tuple[re.Pattern[str] | None, re.Pattern[str], re.Patte
         if not longest:
             return None
         text = "|".join(re.escape(phrase) for phrase in longest)
-        return re.compile(rf"(?<![^\W_])(?:{text})(?![^\W_])" if one.spaced and code != "ko" else f"(?:{text})")
+        if one.spaced and code != "ko":
+            return re.compile(rf"(?<![^\W_])(?:{text})(?![^\W_])")
+        return re.compile(f"(?:{text})(?!度)")  # "长度", a length, is not "longer"
 
     data = one.measures
-    than = pattern({"than": data["than"]})
+    than = pattern({"than": data["than"], "than_after": data.get("than_after", ())})
     if than is None:
         raise ValueError(f"languages/{code}.toml: measures.than is empty")
     return pattern(data.get("comparatives", {})), than, pattern(data.get("sides", {})), names
@@ -215,13 +221,17 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
         return
     for sentence in _SENTENCE.finditer(folded):
         text, offset = sentence[0], sentence.start()
+        marker = than.search(text)
         for found in comparatives.finditer(text):
+            if marker is None and len(found[0]) == 1 and not language.spaced:
+                continue  # "长" is "long" and "longer"
             name = names[found[0]]
             near = [(names[m[0]], m.start(), m.end()) for m in sides.finditer(text)] if sides else []
             near = [one for one in near if one[2] <= found.start() or one[1] >= found.end()]
             follows = language.measures.get("than_follows", False)
             later = None if follows else than.search(text, found.end())
             marker = later or than.search(text)
+            follows = follows or (marker is not None and names[marker[0]] == "than_after")
             pair = None
             if marker is not None and re.match(r"\W*\d", text[marker.end() :]):
                 continue  # a size
