@@ -212,6 +212,11 @@ _LABEL = re.compile(r":[ \t*_]*\n[ \t\n]*(?:[-*•+][ \t]+|\d+[.)][ \t]+)?")  # 
 _GLUED = re.compile(r"(?<=[가-힣])(?=[없않있])")
 
 
+def lowered(text: str) -> str:
+    """Return text in lower case: Turkish capitals lose their dot or gain one; a Korean "none" is a word of its own."""
+    return _GLUED.sub(" ", text.lower().replace("i\u0307", "i").replace("ı", "i"))
+
+
 def fold(text: str) -> str:
     """Return text without differences of case, width, apostrophe and markup; most texts keep their length."""
     text = text[:LONGEST]
@@ -220,8 +225,7 @@ def fold(text: str) -> str:
         text = "".join(c for c in text if unicodedata.category(c) != "Cf") if not text.isprintable() else text
     else:
         text = text.replace("`", "'") if "`" in text and "```" not in text else text
-    # Turkish capitals lose their dot or gain one; Korean writes "there is none" also in one word with the noun
-    text = _GLUED.sub(" ", text.lower().replace("i\u0307", "i").replace("ı", "i")).replace("\\n", "\n ")
+    text = lowered(text).replace("\\n", "\n ")
     if "\n" in text:
         text = _HEADING.sub(lambda line: f"{line[1] or line[2]}: ", text)
         text = _LABEL.sub(": ", text)
