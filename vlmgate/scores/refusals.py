@@ -198,12 +198,3 @@ def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:
     if any(caption.finish != "stop" for caption in captions):
         return Reason.CUT_OFF
     return None
-
-
-def degenerate_answers(answers: Sequence[Caption]) -> Reason | None:
-    """Return the same of answers. One that declines is not bad: abstaining is what was offered."""
-    if not answers or any(answer.finish == "non-finite" for answer in answers):
-        return Reason.NON_FINITE if answers else Reason.EMPTY_ANSWER
-    if any(is_empty(answer.text) for answer in answers):
-        return Reason.EMPTY_ANSWER
-    return None if all(answer.finish == "stop" for answer in answers) else Reason.ANSWER_CUT_OFF

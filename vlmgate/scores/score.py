@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from vlmgate.data import Caption, Reading, Reason, Sampled, Scores
-from vlmgate.scores.answers import Parsed, Tally, parse, tally
+from vlmgate.scores.answers import Parsed, Tally, degenerate_answers, parse, parse_cut_off, tally
 from vlmgate.scores.diversity import Kernel, WordKernel, score_captions
-from vlmgate.scores.refusals import degenerate, degenerate_answers
+from vlmgate.scores.refusals import degenerate
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Scorer:
         if said.answers is None:
             return scores, reason
         counted = self.tally(said.answers)
-        reason = reason or degenerate_answers(said.answers)
+        reason = reason or degenerate_answers(said.answers, self.choices)
         rates = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
         scores = replace(scores, answer=counted.answer, **{name: round(getattr(counted, name), 6) for name in rates})
         return scores, reason or (Reason.NO_ANSWER if counted.answer is None else None)
@@ -66,7 +66,9 @@ class Scorer:
         return dict(Counter(choice for choice in named if choice is not None))
 
     def _parsed(self, answer: Caption) -> Parsed:
-        """Return what an answer says; one that was cut off or overflowed says nothing."""
+        """Return what an answer says; one that overflowed, or was cut off before it named a choice, says nothing."""
+        if answer.finish == "length":
+            return Parsed(parse_cut_off(answer.text, self.choices))
         return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
 
 
