@@ -30,13 +30,17 @@ class Claims:
 
 @dataclass(slots=True)
 class Clause:
-    mark: str  # the one before it
+    """What stands between two marks."""
+
+    mark: str  # the one before it: "" at the beginning, "." for every stop, ",", ":"
     tokens: list[Token]
 
     def has(self, *kinds: str) -> bool:
+        """Say whether it holds a token of one of some classes."""
         return any(token.kind in kinds for token in self.tokens)
 
     def only(self, *kinds: str) -> bool:
+        """Say whether it holds none of any other class."""
         return all(token.kind in kinds for token in self.tokens)
 
     def praises(self) -> bool:
@@ -55,7 +59,13 @@ def _first_kind(tokens: Sequence[Token]) -> str:
     return next((token.kind for token in tokens if token.kind != "articles"), "")
 
 
+def _is_object(token: Token) -> bool:
+    """Say whether a token names what may stand in a list; a "yes" does not."""
+    return token.kind in OBJECTS and not (token.kind == "choice" and is_one_of(token.text, "polar"))
+
+
 def clauses_of(tokens: Sequence[Token]) -> list[Clause]:
+    """Return the clauses of an answer: what stands between marks, and what "without" begins."""
     found = [Clause("", [])]
     for i, token in enumerate(tokens):
         now = found[-1]
@@ -65,7 +75,7 @@ def clauses_of(tokens: Sequence[Token]) -> list[Clause]:
             token = Token("negators", token.text)
         if token.kind == "nor":
             token = Token("or" if now.has("negators") else "negators", token.text)
-        breaks = token.kind == "list" and (not i or tokens[i - 1].kind not in OBJECTS)
+        breaks = token.kind == "list" and (not i or not _is_object(tokens[i - 1]))
         if token.kind == "and" and now.praises() and _first_kind(tokens[i + 1 :]) == "words":
             breaks = True  # "clean and shows no damage"
         if token.kind != "mark" and not breaks:
