@@ -468,6 +468,7 @@ TRAPS: list[tuple[str, str | None]] = [
     ("Final answer: {a}. It is {b}.", None), ("Answer: {a}. Answer: {b}", None), ("{a}, {a}, {b}", None),
     ("The part was {a}, now {b}", None), ("The {a} was removed", None), ("{a}-free", None), ("non-{a}", None),
     ("{a} is absent", None), ("the absence of {a}", None), ("clear of {a}", None), ("lacks {a}", None),
+    ("not not {a}", None), ("{b}, not not {a}", None), ("{a} of", None), ("on none {a}", None),
     ("kein {a}", None), ("pas de {a}", None), ("sin {a}", None), ("ikke {a}", None),
     ("\u4e0d{a}", None), ("{a}\u306a\u3057", None),
 ]  # fmt: skip
@@ -509,6 +510,40 @@ def test_a_word_that_takes_an_answer_back_does_so_wherever_it_stands() -> None:
         tokens.insert(rng.randrange(len(tokens) + 1), rng.choice(words))
         said = " ".join(tokens)
         assert parse(said, choices).choice is None, said
+
+
+NEGATORS = {
+    "en": "not no never without hardly neither nor or if isn't none absent zero free barely nothing",
+    "de": "nicht kein keinen ohne nie kaum weder oder fast nein",
+    "fr": "pas sans aucune ni jamais ou ne peut-être",
+    "es": "no sin ni nunca o quizás casi tampoco",
+    "it": "non senza né mai o forse quasi",
+    "pt": "não sem nem nunca ou talvez quase",
+    "nl": "niet geen zonder nooit of bijna",
+    "pl": "nie bez brak ani nigdy lub prawie",
+    "ja": "ない なし ません ではない 無 非 不 か",
+    "zh": "不 没有 无 未 非 没 或 吗",
+    "ko": "없 안 않 아니 비 무 못",
+}
+
+
+def test_a_negation_or_an_or_anywhere_in_a_sentence_takes_its_choice_back() -> None:
+    """Of one clause, for what another clause denies is another matter ("scratch, not a crack")."""
+    tried = 0
+    for language, text, choices, expected in forms():
+        said = text.strip(" .。*")
+        if expected == "?" or any(mark in said for mark in ".,:;!?\n(){}<>\\-–。、：，`|[]" + '"') or choices[0] == "A":
+            continue
+        if {*expected.split()} & {"no", "not", "none"}:  # "There are no defects."
+            continue
+        for negator in NEGATORS[language].split():
+            spaced = language not in ("ja", "zh", "ko")
+            pieces = said.split(" ") if spaced else list(said)
+            for i in range(len(pieces) + 1):
+                changed = (" " if spaced else "").join([*pieces[:i], negator, *pieces[i:]])
+                tried += 1
+                assert parse(changed, choices).choice is None, changed
+    assert tried > 3000
 
 
 # --- cut off ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from vlmgate.scores.answer_tokens import OBJECTS, STOPS, Token, UnclearError
-from vlmgate.scores.answer_words import Language, is_one_of
+from vlmgate.scores.answer_words import Language, is_one_of, is_or
 
 
 @dataclass(slots=True)
@@ -98,6 +98,8 @@ def claims_of(clauses: Sequence[Clause], language: Language) -> Claims:
         objects = [token for token in tokens if token.kind in OBJECTS]
         if clause.has("label", "letter", "quote", "yes") or tokens[0].text in language.asks:
             raise UnclearError
+        if is_or(tokens[-1].text) or (is_or(tokens[0].text) and not listing):  # something is left open
+            raise UnclearError
         listing = listing and clause.mark == ","
         if clause.has("negators"):
             joined = tokens[0].kind == "or" and not listing  # "a scratch, or no crack"
@@ -148,6 +150,8 @@ def _denies_each(tokens: Sequence[Token], language: Language) -> bool:
     negations = [i for i, token in enumerate(tokens) if token.kind == "negators"]
     if not places or len({tokens[i].text for i in negations}) != 1:
         return False
+    if any(not any(start < place < end for place in places) for start, end in pairwise(negations)):
+        return False  # "not not"
     before = places[0] < negations[0]
     if before and (places[-1] > negations[0] or len(negations) > 1):
         return False

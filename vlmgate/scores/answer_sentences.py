@@ -12,7 +12,17 @@ from collections.abc import Mapping, Sequence
 from vlmgate.scores.answer_clauses import Clause, claims_of, clauses_of
 from vlmgate.scores.answer_forms import ANSWER
 from vlmgate.scores.answer_tokens import STOPS, Choices, Token, UnclearError, choices_in, tokens_of
-from vlmgate.scores.answer_words import Language, Phrase, all_polar, atoms, is_listed, is_one_of, kind_of, languages
+from vlmgate.scores.answer_words import (
+    Language,
+    Phrase,
+    all_polar,
+    atoms,
+    is_listed,
+    is_one_of,
+    is_or,
+    kind_of,
+    languages,
+)
 from vlmgate.scores.words import fold
 
 _AFTER_LABEL = frozenset(Token("mark", mark) for mark in (":", ".", "\n", ",", "-"))
@@ -64,20 +74,25 @@ def is_label(said: str, choices: tuple[str, ...]) -> bool:
     return False
 
 
-def only_known(said: str, choices: Sequence[str], name: str, *, places: bool) -> bool:
+def only_known(said: str, choices: Sequence[str], name: str, *, places: bool, denials: bool) -> bool:
     """Say whether a text is one clause of words that one language knows, or that a choice is made of; no "or" in it.
 
-    Without `places` it may hold neither a place nor a size: "near ok" is not ok.
+    Without `places` it may hold neither a place nor a size ("near ok" is not ok), without `denials` no negation.
     """
     language = next(one for one in languages() if one.name == name)
     words: dict[Phrase, str] = {(atom,): "" for choice in choices for atom in atoms(choice)}
+    if not denials:  # "rust on no side" is not rust, though "no defect" is a choice
+        words = {phrase: name for phrase, name in words.items() if language.phrases.get(phrase) != "negators"}
     try:
         tokens = _trimmed(tokens_of(said, Choices(tuple(choices), words, language)))
     except UnclearError:
         return False
     barred: tuple[str, ...] = () if places else ("places", "degrees")
+    barred += () if denials else ("negators", "without", "nor")
     barred += ("mark", "or", "and", "list", "label", "seers", "letter", "quote", "reasoning", "tails", "yes")
-    return bool(tokens) and tokens[0].text not in language.asks and not any(token.kind in barred for token in tokens)
+    if not tokens or tokens[0].text in language.asks or is_or(tokens[0].text) or is_or(tokens[-1].text):
+        return False
+    return not any(token.kind in barred for token in tokens)
 
 
 def letter(said: str, raw: str, letters: Sequence[str], alone: bool = False) -> str | None:
@@ -327,6 +342,8 @@ def _letter(said: str, letters: Sequence[str], language: Language, seen: set[str
         clauses = clauses_of(rest)
         if (alone and clauses) or any(clause.has("reasoning", "tails") for clause in clauses):
             return None
+        if clauses and clauses[0].has("negators") and clauses[0].has("findings", "signs"):
+            return None  # "B: not a scratch"; the text of an option may be "no defect"
         claims_of(clauses, language)
         claims_of(clauses_of(before), language)
     except UnclearError:

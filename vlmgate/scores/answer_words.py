@@ -87,6 +87,11 @@ def is_one_of(choice: str, kind: str) -> bool:
     return atoms(choice) in _listed(kind)
 
 
+def is_or(text: str) -> bool:
+    """Say whether a phrase, its atoms set apart by spaces, joins alternatives in any language."""
+    return tuple(text.split()) in _listed("or")
+
+
 def is_listed(phrase: Phrase, kinds: Sequence[str]) -> bool:
     """Say whether a phrase belongs to one of some classes in any language."""
     return any(language.phrases.get(phrase) in kinds for language in languages())

@@ -206,7 +206,9 @@ def _same(lines: str, folded: str, choices: tuple[str, ...]) -> str | None:
     same = [choice for choice in choices if _content(choice) == asserted]
     if len(same) != 1 or sum(token in NEGATORS for token in tokens_of(said)) > 1:  # of two nobody knows what they mean
         return None
-    return same[0] if only_known(lines, choices, "en", places=kind_of(same[0], choices) != "fine") else None
+    denials = any(word.startswith("¬") for word in _content(same[0]))
+    places = kind_of(same[0], choices) != "fine"
+    return same[0] if only_known(lines, choices, "en", places=places, denials=denials) else None
 
 
 @lru_cache(maxsize=1024)
