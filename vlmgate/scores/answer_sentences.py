@@ -22,6 +22,7 @@ from vlmgate.scores.answer_words import (
     is_or,
     kind_of,
     languages,
+    longest_of,
 )
 from vlmgate.scores.words import fold
 
@@ -84,7 +85,7 @@ def only_known(said: str, choices: Sequence[str], name: str, *, places: bool, de
     if not denials:  # "rust on no side" is not rust, though "no defect" is a choice
         words = {phrase: name for phrase, name in words.items() if language.phrases.get(phrase) != "negators"}
     try:
-        tokens = _trimmed(tokens_of(said, Choices(tuple(choices), words, language)))
+        tokens = _trimmed(tokens_of(said, Choices(tuple(choices), words, language, longest_of(words))))
     except UnclearError:
         return False
     barred: tuple[str, ...] = () if places else ("places", "degrees")

@@ -6,14 +6,24 @@ Nothing is passed over: a word or mark that the data file does not list raises `
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 from vlmgate.scores.answer_forms import ANSWER
-from vlmgate.scores.answer_words import ATOM, Language, Phrase, atoms, is_listed, is_one_of, kind_of, languages
+from vlmgate.scores.answer_words import (
+    ATOM,
+    Language,
+    Phrase,
+    atoms,
+    is_listed,
+    is_one_of,
+    kind_of,
+    languages,
+    longest_of,
+)
 from vlmgate.scores.words import fold
 
 OBJECTS = ("choice", "findings", "generic", "signs")
@@ -38,7 +48,6 @@ _SPLIT = re.compile(rf"{ATOM.pattern}|\s[-–—]+\s|[–—]|\s*\n\s*|\S")
 _UNITS = frozenset({"mm", "cm", "µm", "μm", "inch", "inches"})
 _LENGTH = re.compile(r"(?!0+(?:[.,]0+)?$)\d+(?:[.,]\d+)?")  # more than none
 _QUOTES = frozenset("\"“”„«»「」『』'")
-_LONGEST_PHRASE = 16  # atoms
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,7 @@ class Choices:
     names: tuple[str, ...]
     forms: dict[Phrase, str]  # to the choice
     language: Language
+    longest: Mapping[str, int]  # atoms of the longest form that an atom begins
 
 
 @lru_cache(maxsize=256)
@@ -64,7 +74,7 @@ def _choices_in(names: tuple[str, ...], name: str) -> Choices:
                 forms[form] = choice
     for form in taken - set(own.values()):
         forms.pop(form, None)
-    return Choices(names, forms, language)
+    return Choices(names, forms, language, longest_of(forms))
 
 
 def choices_in(names: tuple[str, ...], language: Language) -> Choices:
@@ -98,12 +108,18 @@ def _without(phrase: Phrase, articles: frozenset[str]) -> Phrase:
     return tuple(atom for atom in phrase if atom not in articles) or phrase
 
 
+@lru_cache(maxsize=64)  # read under one language after the other
+def _pieces(said: str) -> tuple[tuple[str, bool], ...]:
+    """Return the atoms and marks of a text, and which is an atom."""
+    return tuple((piece, ATOM.fullmatch(piece) is not None) for piece in _SPLIT.findall(fold(said)))
+
+
 def tokens_of(said: str, known: Choices) -> list[Token]:
     """Cut a text into known phrases and marks; raises where it holds anything else."""
     found: list[Token] = []
     run: list[str] = []
-    for piece in _SPLIT.findall(fold(said)):
-        if ATOM.fullmatch(piece):
+    for piece, is_atom in _pieces(said):
+        if is_atom:
             run.append(piece)
             continue
         if piece == "-" or piece in _DROPPED:  # inside of a word; markup
@@ -146,7 +162,10 @@ def _phrases(run: Sequence[str], known: Choices) -> list[Token]:
     found: list[Token] = []
     i, n, language = 0, len(run), known.language
     while i < n:
-        for size in range(min(_LONGEST_PHRASE, n - i), 0, -1):
+        first = run[i]
+        names_label = language.longest_label.get(first, 0) if first not in language.articles else 0
+        most = max(known.longest.get(first, 0), language.longest.get(first, 0), names_label)
+        for size in range(min(most, n - i), 0, -1):
             phrase = tuple(run[i : i + size])
             if phrase in known.forms:
                 found.append(Token("choice", known.forms[phrase]))
@@ -156,7 +175,7 @@ def _phrases(run: Sequence[str], known: Choices) -> list[Token]:
                 found.append(Token("yes" if phrase in language.yes else "words", " ".join(phrase)))
             elif phrase in language.reasoning:
                 found.append(Token("reasoning", " ".join(phrase)))
-            elif phrase[0] not in language.articles and _without(phrase, language.articles) in language.labels:
+            elif size <= names_label and _without(phrase, language.articles) in language.labels:
                 found.append(Token("label", " ".join(phrase)))
             else:
                 continue

@@ -43,7 +43,7 @@ CLASSES = (
     ),
     *("tails", "and", "words", "articles"),
 )
-_SEARCHED = ("hedges", "abstains")
+_ARTICLES_IN_A_LABEL = 2  # at most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +64,8 @@ class Language:
     behind: bool  # negations stand behind what they deny
     turns: tuple[str, ...]  # without spaces
     known: tuple[str, ...]  # every phrase that is no turn, without spaces
+    longest: Mapping[str, int]  # atoms of the longest phrase that an atom begins
+    longest_label: Mapping[str, int]  # the same of labels, with articles inside
     endings: tuple[tuple[str, str], ...]
 
 
@@ -191,6 +193,14 @@ def _search(kind: str) -> re.Pattern[str]:
     return re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")(?!\w)|" + "|".join(map(re.escape, anywhere)))
 
 
+def longest_of(phrases: Collection[Phrase], more: int = 0) -> dict[str, int]:
+    """Return, by the first atom of phrases, how many atoms the longest has, and some more."""
+    found: dict[str, int] = {}
+    for phrase in phrases:
+        found[phrase[0]] = max(found.get(phrase[0], 0), len(phrase) + more)
+    return found
+
+
 def _language(name: str, table: Mapping[str, Any]) -> Language:
     # Of several characters none is an article by itself.
     articles = frozenset(phrase[0] for phrase in _phrases(table, "articles") if len(phrase) == 1)
@@ -202,8 +212,11 @@ def _language(name: str, table: Mapping[str, Any]) -> Language:
     }
     labels = _phrases(table, "labels", articles) | _phrases(table, "colon")
     known = {"".join(phrase) for phrase in phrases} | {"".join(phrase) for phrase in labels}
+    others = [_phrases(table, key) for key in ("reasoning", "copulas", "yes")]
     return Language(
         name=name,
+        longest=longest_of(frozenset(phrases).union(*others)),
+        longest_label=longest_of(labels, _ARTICLES_IN_A_LABEL),
         phrases=phrases,
         reasoning=_phrases(table, "reasoning"),
         labels=labels,
