@@ -242,8 +242,8 @@ def _read(tokens: Sequence[Token], known: Choices) -> str:
     if core and core[0].kind == "yes":
         core = core[1:]
     core, expected = _enumerated(_unquoted(core), known.names)
-    clauses = clauses_of(_unquoted(core))
-    if not clauses or any(clause.has("reasoning") for clause in clauses):
+    clauses = [_without_therefore(clause, known.language) for clause in clauses_of(_unquoted(core))]
+    if not clauses or any(clause.has("reasoning") or not clause.tokens for clause in clauses):
         raise UnclearError
     clauses = _without_tail(clauses)
     if len(clauses) > 1 and clauses[1].mark == ":" and clauses[0].only("generic", "articles", "words"):
@@ -289,6 +289,13 @@ def _decided(clauses: list[Clause], known: Choices, labelled: bool) -> str:
     elif bad or claims.good:
         raise UnclearError
     return choice
+
+
+def _without_therefore(clause: Clause, language: Language) -> Clause:
+    """Return a clause without the "so" that opens it."""
+    first = clause.tokens[0]
+    concludes = first.kind == "reasoning" and tuple(first.text.split()) in language.concludes
+    return Clause(clause.mark, clause.tokens[1:]) if concludes else clause
 
 
 def _without_tail(clauses: list[Clause]) -> list[Clause]:

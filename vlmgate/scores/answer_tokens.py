@@ -173,7 +173,7 @@ def _phrases(run: Sequence[str], known: Choices) -> list[Token]:
                 found.append(Token(kind, " ".join(phrase)))
             elif phrase in language.yes or phrase in language.copulas:
                 found.append(Token("yes" if phrase in language.yes else "words", " ".join(phrase)))
-            elif phrase in language.reasoning:
+            elif phrase in language.reasoning or phrase in language.concludes:
                 found.append(Token("reasoning", " ".join(phrase)))
             elif size <= names_label and _without(phrase, language.articles) in language.labels:
                 found.append(Token("label", " ".join(phrase)))

@@ -61,6 +61,7 @@ class Language:
     asks: frozenset[str]
     over_and: frozenset[Phrase]
     exists: frozenset[Phrase]
+    concludes: frozenset[Phrase]
     behind: bool  # negations stand behind what they deny
     turns: tuple[str, ...]  # without spaces
     known: tuple[str, ...]  # every phrase that is no turn, without spaces
@@ -202,8 +203,8 @@ def longest_of(phrases: Collection[Phrase], more: int = 0) -> dict[str, int]:
 
 
 def _language(name: str, table: Mapping[str, Any]) -> Language:
-    # Of several characters none is an article by itself.
-    articles = frozenset(phrase[0] for phrase in _phrases(table, "articles") if len(phrase) == 1)
+    # A character may be a part of any word: the Korean article 그 stands in 찌그러짐, a dent.
+    articles = frozenset(word for word, *more in _phrases(table, "articles") if not more and not is_spaceless(word))
     phrases: dict[Phrase, str] = {}
     for kind in reversed(CLASSES):
         phrases |= dict.fromkeys(_phrases(table, kind), kind)
@@ -212,7 +213,7 @@ def _language(name: str, table: Mapping[str, Any]) -> Language:
     }
     labels = _phrases(table, "labels", articles) | _phrases(table, "colon")
     known = {"".join(phrase) for phrase in phrases} | {"".join(phrase) for phrase in labels}
-    others = [_phrases(table, key) for key in ("reasoning", "copulas", "yes")]
+    others = [_phrases(table, key) for key in ("reasoning", "concludes", "copulas", "yes")]
     return Language(
         name=name,
         longest=longest_of(frozenset(phrases).union(*others)),
@@ -227,6 +228,7 @@ def _language(name: str, table: Mapping[str, Any]) -> Language:
         asks=frozenset(atom for entry in _entries(table, "asks") for atom in atoms(entry)),
         over_and=_phrases(table, "over_and"),
         exists=_phrases(table, "exists"),
+        concludes=_phrases(table, "concludes"),
         behind=bool(table.get("behind", False)),
         turns=tuple(sorted(turns)),
         known=tuple(sorted(known - turns)),
