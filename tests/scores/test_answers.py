@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmgate.config import question_prompt
-from vlmgate.data import Caption, Reason
+from vlmgate.data import Caption, Reason, Sampled
 from vlmgate.scores.answers import Parsed, degenerate_answers, parse, parse_cut_off, problem_with, tally
+from vlmgate.scores.score import Scorer
 
 CHOICES = ("ok", "scratch", "surface crack")
 ABSTAINS = Parsed(None, abstains=True)
@@ -591,6 +592,16 @@ def test_an_answer_that_was_cut_off_counts_where_it_had_named_its_choice(
     ends = [said(text, "length")]
     assert degenerate_answers(ends, names) == (None if named else Reason.ANSWER_CUT_OFF)
     assert degenerate_answers([said(text, "unknown")], names) == Reason.ANSWER_CUT_OFF
+
+
+def test_an_image_whose_answers_named_their_choice_in_time_is_decided_by_them() -> None:
+    captions = (said("a steel ring with a scratch"),) * 4
+    cut = (said("Scratch. There is a visible li", "length"),) * 3
+    scorer = Scorer("Describe the part.", ("ok", "scratch"))
+    scores, reason = scorer.score(Sampled(captions, (*cut, said("scratch"))))
+    assert (scores.answer, scores.answer_share, reason) == ("scratch", 1.0, None)
+    scores, reason = scorer.score(Sampled(captions, (*cut, said("Scra", "length"))))
+    assert (scores.answer, scores.answer_share, reason) == ("scratch", 0.75, Reason.ANSWER_CUT_OFF)
 
 
 def test_wherever_an_answer_is_cut_off_it_names_no_other_choice_than_in_full() -> None:

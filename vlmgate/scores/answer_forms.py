@@ -107,7 +107,7 @@ def _bare(text: str, polar: bool, depth: int) -> str:
     said = _TAG.sub(rf"\n{ANSWER} \2\n", said)
     if "\\" in said:
         said = _BOXED.sub(rf"\n{ANSWER} \1\n", _LATEX.sub(r"\1", said))
-    if _TOKEN.search(said) or "\\" in said or re.search(r"</?\w+>", said):
+    if _TOKEN.search(said) or re.search(r"[\\{}]|</?\w+>", said):  # half an object, half a tag
         raise _UnreadableError
     return said.strip()
 
