@@ -7,50 +7,10 @@ is unclear what a word reaches, the finding is hedged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vlmgate.scores import language as lang
 from vlmgate.scores.language import Mark
-
-UNNAMED = "defect"  # asserted: something is wrong, and it is not said what
-NONE, NOT, SAID = 0, -1, 1  # hedged, denied, asserted
-
-
-@dataclass(slots=True)
-class Item:
-    """A finding in a sentence while it is being bound."""
-
-    claim: str
-    sign: int
-    start: int
-    end: int
-    segment: int  # commas before it
-    fixed: bool = False  # what an exception names stays as it is
-    denial: bool = False  # a word that denies it: "unscratched"
-    asked: bool = False  # what was looked for, and nobody says yet with what result
-    unsure: bool = False  # after a comma, what stands behind denies it only perhaps
-    open: bool = False  # one of two, a question, or a label: asserted only if something later says so
-    predicate: bool = False  # "rusty, no dents": a negator after a list may not reach it
-
-
-def sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
-    parts: list[list[Mark]] = [[]]
-    for mark in marks:
-        if mark.kind == lang.STOP:
-            parts.append([])
-        elif mark.kind != lang.IGNORE:
-            parts[-1].append(mark)
-    return [part for part in parts if any(mark.kind in _SAYS for mark in part)]
-
-
-_SAYS = frozenset((lang.FINDING, lang.DENIAL, lang.INTACT, lang.DEFECT))
-_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.NEAR, lang.NOR))
-_CLAUSE = frozenset((lang.COMMA, lang.COLON, lang.BREAK))
-_JOINS = frozenset((lang.AND, lang.OR, lang.VERB))
-
-
-# Findings that are often no more than an adjective of another one: "flaky rust", "a jagged crack".
-_MODIFIERS = frozenset(("haze", "rough", "peeling", "pit", "leak"))
+from vlmgate.scores.sentence import CLAUSE, JOINS, NEGATORS, NONE, NOT, SAID, SAYS, UNNAMED, Item, Sentence
 
 
 def bind(marks: Sequence[Mark], language: lang.Language) -> list[Item]:
@@ -62,13 +22,9 @@ def bind(marks: Sequence[Mark], language: lang.Language) -> list[Item]:
     return _Binder(marks, language).run()
 
 
-class _Binder:
+class _Binder(Sentence):
     def __init__(self, marks: Sequence[Mark], language: lang.Language) -> None:
-        self.marks, self.spaced = marks, language.spaced
-        self.concord, self.comma_first = language.concord, language.comma_first
-        self.items: list[Item] = []
-        self.phrase = 0  # the first item that a backward negator would reach
-        self.segment = 0
+        super().__init__(marks, language)
         self.verb_after = False  # a verb came after the items of the phrase
         self._reset()
 
@@ -81,9 +37,9 @@ class _Binder:
     def run(self) -> list[Item]:
         for i, mark in enumerate(self.marks):
             kind = mark.kind
-            if kind in _SAYS:
+            if kind in SAYS:
                 self._item(i, mark)
-            elif kind in _NEGATORS:
+            elif kind in NEGATORS:
                 self._negator(i, kind)
             elif kind == lang.COMMA:
                 self._comma(i)
@@ -138,7 +94,7 @@ class _Binder:
             elif (
                 kind == lang.END
                 or kind == lang.VERB
-                or (kind == lang.ARTICLE and not self._after(i, (lang.OR, *_NEGATORS)))
+                or (kind == lang.ARTICLE and not self._after(i, (lang.OR, *NEGATORS)))
             ):
                 if self.reached:
                     self.negating = self.doubtful = False
@@ -148,80 +104,19 @@ class _Binder:
             elif kind == lang.WORD and mark.name == "0":
                 if self._after(i, (lang.COLON,)):
                     self._backward(i, strong=True)
-                elif self._kind(i + 1) in _SAYS:  # "0 defects"
+                elif self._kind(i + 1) in SAYS:  # "0 defects"
                     self.negating, self.reached = True, False
         settled = [item for item in map(self._settled, self.items) if item is not None]
         return [item for i, item in enumerate(settled) if not self._describes(settled, i)]
 
-    def _describes(self, items: Sequence[Item], i: int) -> bool:
-        """Say whether an item only describes its neighbour: "a cloudy stain" is a stain."""
-        item = items[i]
-        if item.claim not in _MODIFIERS or item.sign != SAID:
-            return False
-        for other in (*items[max(0, i - 1) : i], *items[i + 1 : i + 2]):
-            first, last = sorted((item, other), key=lambda one: one.start)
-            between = [mark.kind for mark in self.marks if first.end <= mark.start < last.start]
-            near = len(between) <= 2 and all(kind in (lang.WORD, lang.SEEN) for kind in between)
-            if near and other.sign == SAID and other.claim not in _MODIFIERS and other.segment == item.segment:
-                return True
-        return False
-
-    def _settled(self, item: Item) -> Item | None:
-        if item.sign == SAID and (item.asked or (item.open and item.claim == UNNAMED)):
-            return None  # "inspected for cracks"; a label: "Defects: …"
-        if item.open and item.sign == SAID:
-            item.sign = NONE
-        return item
-
-    def _kind(self, i: int) -> str | None:
-        return self.marks[i].kind if 0 <= i < len(self.marks) else None
-
-    def _after(self, i: int, kinds: Sequence[str]) -> bool:
-        return self._kind(i - 1) in kinds
-
-    def _ahead(self, i: int) -> list[str]:
-        """Return the kinds that follow in the clause, up to a comma, colon or break."""
-        found: list[str] = []
-        for mark in self.marks[i + 1 :]:
-            if mark.kind in _CLAUSE:
-                break
-            found.append(mark.kind)
-        return found
-
-    def _verb_follows(self, i: int) -> bool:
-        """Say whether a verb, or a thing that has it, follows the next finding: "no dents and rust is visible"."""
-        ahead = self._ahead(i)
-        first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), None)
-        if self.concord and first == 0 and ahead[1:2] == [lang.WORD]:
-            return True  # "brak rys i zardzewiała powierzchnia"
-        return first is not None and lang.VERB in ahead[first + 1 :] and lang.OR not in ahead
-
     def _joined(self, i: int) -> None:
         """End a denial that has reached nothing before "and": "no holes and is cracked"."""
         ahead = self._ahead(i)
-        before = ahead[: next((n for n, kind in enumerate(ahead) if kind in _SAYS), 0)]
+        before = ahead[: next((n for n, kind in enumerate(ahead) if kind in SAYS), 0)]
         if before[:1] == [lang.VERB]:
             self.negating = False
         elif lang.VERB in before or lang.ARTICLE in before:
             self.doubtful = True  # "no nuts and bolts are loose"
-
-    def _counted(self, i: int) -> bool:
-        """Say whether a number stands before a finding: "1 scratch, cracks none"."""
-        near = [mark.name for mark in self.marks[max(0, i - 2) : i] if mark.kind == lang.WORD]
-        return any(name[0].isdigit() and name.strip("0.,") for name in near)
-
-    def _reach(self) -> list[Item]:
-        """Return the items of the noun phrase before; they may be a list with commas.
-
-        "Intact" is in no list with defects: "in good condition, scratches none" denies the scratches.
-        """
-        found: list[Item] = []
-        for item in reversed(self.items[self.phrase :]):
-            if found and (item.claim == lang.INTACT) != (found[-1].claim == lang.INTACT):
-                break
-            if not item.fixed:
-                found.append(item)
-        return found[::-1]
 
     def _item(self, i: int, mark: Mark) -> None:
         if self.verb_after or (self.items and self.items[-1].claim == lang.INTACT):  # "intact, no dents"
@@ -248,23 +143,17 @@ class _Binder:
         self.items.append(item)
         self.choosing = self.choosing and not self.spaced
 
-    def _labels(self, i: int) -> bool:
-        """Say whether a finding is the label of a mark: "scratches: ok", or "scratches ok" as a clause."""
-        if self._after(i, (lang.COLON,)):
-            return self._kind(i - 2) == lang.FINDING
-        return self._after(i, (lang.FINDING,)) and self._kind(i - 2) in (None, *_CLAUSE)
-
     def _negator(self, i: int, kind: str) -> None:
         ahead = self._ahead(i)
-        first = next((n for n, one in enumerate(ahead) if one in _SAYS), 0)
-        if ahead[:1] == [lang.END] and any(one in _NEGATORS for one in ahead[:first]):
+        first = next((n for n, one in enumerate(ahead) if one in SAYS), 0)
+        if ahead[:1] == [lang.END] and any(one in NEGATORS for one in ahead[:first]):
             return  # "neither on the top nor on the rim are there scratches": the second one denies
         if kind in (lang.BEFORE, lang.NOR) and not ahead and self._reach():
             kind = lang.AFTER  # "Scratches: no"
         if kind == lang.EITHER:
             kind = self._side(i, ahead)
         if kind == lang.NEAR:  # "it is not seen" denies it, "it is not deep" does not
-            kind = lang.AFTER if self._after(i, (lang.SEEN, lang.VERB, lang.PREDICATE, *_SAYS)) else "weak"
+            kind = lang.AFTER if self._after(i, (lang.SEEN, lang.VERB, lang.PREDICATE, *SAYS)) else "weak"
         if kind == lang.AFTER:
             self._backward(i, strong=True)
         elif kind in ("weak", "both"):
@@ -282,21 +171,21 @@ class _Binder:
         """Return which way a negator reaches that may stand on either side of what it negates."""
         last = self._reach()[-1].end if self._reach() else None
         apart = last is None or any(mark.kind == lang.AND and last <= mark.start for mark in self.marks[:i])
-        first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), 0)
+        first = next((n for n, kind in enumerate(ahead) if kind in SAYS), 0)
         for n, kind in enumerate(ahead):
-            if kind in _SAYS:
+            if kind in SAYS:
                 return lang.BEFORE
             if kind == lang.AND and not apart:  # "scratches are not visible and a dent …"
                 if lang.WORD in ahead[:n]:
                     return "both"  # "the scratch is not deep and a dent …"
                 break
-            if kind == lang.END and self.concord and not self._reach() and not _JOINS.intersection(ahead[n:first]):
+            if kind == lang.END and self.concord and not self._reach() and not JOINS.intersection(ahead[n:first]):
                 continue  # "non ci sono sulla superficie graffi"
             if kind == lang.VERB and ahead[max(0, n - 1) : n] == [lang.AND]:
                 break  # "not smooth and has dents"
-            if kind in (lang.END, lang.EXCEPT, *_NEGATORS):
+            if kind in (lang.END, lang.EXCEPT, *NEGATORS):
                 told = lang.WORD not in ahead[:n]  # "not smooth because of dents" denies none
-                if last is None and told and kind == lang.END and any(other in _SAYS for other in ahead[n:]):
+                if last is None and told and kind == lang.END and any(other in SAYS for other in ahead[n:]):
                     return "both" if lang.AND in ahead[n:] else lang.BEFORE  # "nowhere on the part is a scratch"
                 if n == 0 and kind == lang.END and any(mark.kind == lang.BREAK for mark in self.marks[i:]):
                     return "weak"  # "the scratch is not inside the bore but on the rim"
@@ -320,7 +209,7 @@ class _Binder:
         joined = any(item.open for item in reached)  # "rusty, dented or cracked"
         # "划痕，无" denies; what "划痕，其余无" denies is unclear
         commas = [mark.start for mark in self.marks[:i] if mark.kind == lang.COMMA and mark.name == "，"]
-        cut = commas[-1] if commas and self.marks[i - 1].kind not in _CLAUSE else 0
+        cut = commas[-1] if commas and self.marks[i - 1].kind not in CLAUSE else 0
         for item in reached:
             if not strong and self.concord and item.sign == NOT and item.segment == self.segment:
                 continue  # "no falta ninguna pieza" stays denied
@@ -336,24 +225,8 @@ class _Binder:
                 item.sign = NONE
         self.phrase, self.choosing = len(self.items), False
 
-    def _far(self, i: int, reached: Sequence[Item]) -> bool:
-        """Say whether a comma cuts a negator off: "there is a scratch on the left, on the right not"."""
-        if not reached or reached[-1].segment == self.segment or any(item.asked or item.open for item in reached):
-            return False
-        comma = max((mark.start for mark in self.marks[:i] if mark.kind == lang.COMMA), default=0)
-        return any(mark.kind == lang.VERB and mark.start < comma for mark in self.marks[:i])
-
-    def _clauses(self, i: int, item: Item, last: Item) -> bool:
-        """Say whether two items may stand in two clauses: "there is a dent and scratches are not visible"."""
-        kinds = [(mark.kind, mark.start) for mark in self.marks[:i]]
-        return (
-            any(kind == lang.AND and item.end <= start <= last.start for kind, start in kinds)
-            and any(kind == lang.VERB and start < item.start for kind, start in kinds)
-            and any(kind == lang.VERB and start >= last.end for kind, start in kinds)
-        )
-
     def _hedge(self, i: int) -> None:
-        if any(kind in _SAYS for kind in self._ahead(i)):
+        if any(kind in SAYS for kind in self._ahead(i)):
             self.hedging = True
             return
         here = [item for item in self.items if item.segment == self.segment]
@@ -376,15 +249,6 @@ class _Binder:
         if since[:1] == [lang.SEEN] or (self.marks[i].kind == lang.COMMA and lang.END in since) or said:
             self.verb_after = True
 
-    def _led(self, start: int) -> bool:
-        """Say whether a verb leads a finding: "there is rust"."""
-        led = False
-        for mark in self.marks:
-            if mark.start >= start:
-                return led
-            led = (led or mark.kind in (lang.SEEN, lang.VERB)) and mark.kind not in _CLAUSE
-        return led
-
     def _or(self, i: int) -> None:
         """Take "a scratch or a crack" for one of two; "no scratch or crack" denies both."""
         last = self.items[-1] if self.items else None
@@ -394,7 +258,7 @@ class _Binder:
             return
         between = [mark for mark in self.marks[:i] if mark.start >= last.end]
         if len(between) <= 2 and all(mark.kind in (lang.WORD, lang.SEEN, lang.PREDICATE) for mark in between):
-            following = next((mark for mark in self.marks[i + 1 :] if mark.kind in _SAYS), None)
+            following = next((mark for mark in self.marks[i + 1 :] if mark.kind in SAYS), None)
             if last.claim == UNNAMED and following is not None and following.kind == lang.DEFECT:
                 return  # "a defect or damage"
             last.open = last.claim != UNNAMED  # "a crack or another defect": something is wrong
@@ -430,61 +294,6 @@ class _Binder:
         elif after & {lang.END, lang.WORD}:
             for item in here:
                 item.unsure = True
-
-    def _is_stated(self, i: int) -> bool:
-        """Say whether a clause that a comma ends has a verb before its last finding: "存在划痕，其余未见"."""
-        clause: list[str] = []
-        for mark in reversed(self.marks[:i]):
-            if mark.kind in _CLAUSE:
-                break
-            clause.append(mark.kind)
-        last = next((n for n, kind in enumerate(clause) if kind in _SAYS), None)
-        return last is not None and lang.VERB in clause[last + 1 :]
-
-    def _list_goes_on(self, i: int) -> bool | None:
-        """Say whether a denial goes on after a comma: True in a list, False where that is unclear, None where not."""
-        if self.marks[i].name == "、":
-            ahead = self._ahead(i)
-            first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), None)
-            return None if first is None or {lang.VERB, lang.EXCEPT} & {*ahead[:first]} else True
-        ahead = self._ahead(i)
-        joined = bool(ahead) and ahead[0] in (lang.OR, lang.AND)
-        first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), None)
-        if first is None:
-            return None
-        before = ahead[:first]
-        if any(kind in (lang.VERB, lang.END, lang.HEDGE, lang.EXCEPT, *_NEGATORS) for kind in before):
-            return None
-        if lang.ARTICLE in before and not (before and before[0] == lang.OR):
-            return None
-        if self.marks[i + 1 + first].kind in (lang.INTACT, lang.DENIAL):
-            return None
-        if self.marks[i].name == "，" and lang.WORD in before:
-            return False  # without spaces a word may be a whole phrase
-        rest: list[str] = []
-        for mark in self.marks[i + 1 + first + 1 :]:
-            if mark.kind in (lang.BREAK, lang.COLON):
-                break
-            rest.append(mark.kind)
-        if self._ended(i) and not joined:
-            return False
-        if {lang.OR, lang.NOR}.intersection((*before, *rest)):
-            return True
-        listed = rest[: rest.index(lang.NOR)] if lang.NOR in rest else [lang.VERB]
-        if lang.VERB not in listed and listed[-1:] != [lang.COMMA]:
-            return True  # "no dents, cracks nor rust"
-        verb = lang.VERB in ahead[first + 1 :]
-        if joined or lang.AND in rest:
-            return not verb
-        if before.count(lang.WORD) > 2:
-            return False
-        if self.concord and not _SAYS.intersection(rest) and sum(item.sign == NOT for item in self.items) < 2:
-            return False  # "brak rys, etykieta podarta": two findings without a word between them are no list
-        return all(kind in (lang.SEEN, lang.COMMA, *_SAYS) for kind in ahead[first + 1 :])
-
-    def _ended(self, i: int) -> bool:
-        """Say whether a list of what is denied ended before a mark: "no dents visible, rust present"."""
-        return any(mark.kind == lang.SEEN and mark.start >= self.items[-1].end for mark in self.marks[:i])
 
     def _colon(self, i: int, mark: Mark) -> None:
         near = self.items[-1] if self.items else None

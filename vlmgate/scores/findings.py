@@ -10,19 +10,19 @@ what a word reaches, the finding is hedged, and a hedged caption never counts as
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from types import MappingProxyType
 
 from vlmgate.errors import ConfigError
 from vlmgate.scores import language as lang
-from vlmgate.scores.binding import NONE, NOT, SAID, UNNAMED, bind, sentences
-from vlmgate.scores.language import Scanner, fold, language_of, languages, script_of
+from vlmgate.scores.binding import bind
+from vlmgate.scores.language import fold, language_of, languages, script_of
 from vlmgate.scores.measures import is_measure, measures_of
+from vlmgate.scores.phrases import Scanner
+from vlmgate.scores.sentence import NONE, NOT, SAID, UNNAMED, sentences
 
 ANY = "*"  # among what is denied: every defect that the caption does not assert
 # Findings for which people, and models, use one word or the other.
@@ -86,30 +86,40 @@ NOTHING = Claims(language=None)
 
 
 class Vocabulary:
-    """The findings that captions may name, in every language that has a file; `digest` tells two of them apart."""
+    """The findings that captions may name, in every language that has a file."""
 
     def __init__(
         self,
-        terms: Mapping[str, Mapping[str, Sequence[str]]],
+        terms: Mapping[str, Mapping[str, Sequence[str]]] = MappingProxyType({}),
         neutral: frozenset[str] = frozenset(),
         everywhere: Mapping[str, str] | None = None,
         kin: Mapping[str, str] | None = None,
+        *,
+        shipped: bool = True,
     ) -> None:
         """`terms`: language → finding → synonyms; `neutral`: findings that are no defect; `everywhere`: phrase → id.
 
-        `kin` are findings that count as another one.
+        `kin` are findings that count as another one; with `shipped`, the words of the language files count, too.
         """
-        self.neutral, self.kin, everywhere = neutral, KIN if kin is None else kin, everywhere or {}
-        self.findings = frozenset(name for one in terms.values() for name in one) | frozenset(everywhere.values())
-        self.scanners: dict[str, Scanner] = {}
-        for code, one in languages().items():
-            own = {name: [*phrases] for name, phrases in terms.get(code, {}).items()}
-            for phrase, name in everywhere.items():
-                own.setdefault(name, []).append(phrase)
-            self.scanners[code] = Scanner.of_claims(one, own)
-        said: Any = [{code: {k: list(v) for k, v in one.items()} for code, one in terms.items()}, sorted(neutral)]
-        self.digest = hashlib.sha256(json.dumps([*said, dict(everywhere)], sort_keys=True).encode()).hexdigest()[:16]
+        self._shipped = shipped
+        self.neutral, self.kin = neutral, KIN if kin is None else kin
+        self._terms, self._everywhere = terms, everywhere or {}
+        self._scanners: dict[str, Scanner] = {}  # made when a caption in the language comes
+        words = {code: {word for several in one.values() for word in several} for code, one in (terms or {}).items()}
+        self._own = {code: _words_of([*words.get(code, ()), *self._everywhere]) for code in languages()}
         self._claims = lru_cache(maxsize=16384)(self._read)  # captions repeat
+
+    def scanner(self, code: str) -> Scanner:
+        """Return what finds the findings of one language."""
+        if code not in self._scanners:
+            one = languages()[code]
+            lexicon = dict(one.findings) if self._shipped else {}
+            for name, phrases in self._terms.get(code, {}).items():
+                lexicon[name] = (*lexicon.get(name, ()), *phrases)
+            for phrase, name in self._everywhere.items():
+                lexicon[name] = (*lexicon.get(name, ()), phrase)
+            self._scanners[code] = Scanner.of_claims(one, lexicon)
+        return self._scanners[code]
 
     def claims(self, text: str) -> Claims:
         """Return what a caption claims; nothing, with the language None, in a language without a file."""
@@ -117,11 +127,11 @@ class Vocabulary:
 
     def _read(self, text: str) -> Claims:
         folded = fold(text)
-        code = language_of(folded, self.scanners)
+        code = language_of(folded, self._own)
         if code is None:
             short = script_of(folded) == "latin" and len(folded.split()) <= 8
             return replace(NOTHING, language="") if short else NOTHING  # too short to tell
-        scanner = self.scanners[code]
+        scanner = self.scanner(code)
         marks = scanner.scan(folded)
         items = [item for part in sentences(marks) for item in bind(part, scanner.language)]
         spans = [Span(item.claim, item.sign, item.start, item.end) for item in items]
@@ -172,31 +182,30 @@ def load_vocabulary(terms: str | None = None, choices: Sequence[str] = ()) -> Vo
 def _vocabulary(terms: str | None, choices: tuple[str, ...]) -> Vocabulary:
     own: dict[str, dict[str, tuple[str, ...]]]
     own, neutral = ({}, frozenset()) if terms is None else _read_terms(terms)
-    lexicon: Mapping[str, Any] = own
-    if terms is None or own.pop("", None) is not None:
-        lexicon = {code: {**one.findings, **own.get(code, {})} for code, one in languages().items()}
-        for code, findings in own.items():
-            for name, phrases in findings.items():
-                shipped = languages()[code].findings.get(name, ()) if code in languages() else ()
-                lexicon[code][name] = (*shipped, *phrases)
+    shipped = terms is None or own.pop("", None) is not None
     named = frozenset(name for findings in own.values() for name in findings)
-    known = Vocabulary(lexicon, neutral, kin={})
+    known = Vocabulary(own, neutral, kin={}, shipped=shipped)
     strange = {choice: choice for choice in choices if not _names_finding(known, choice)}
     for choice in choices:
         named |= known.claims(choice).asserted
     kin = {one: other for one, other in KIN.items() if one not in named or other not in named}
-    return Vocabulary(lexicon, neutral | frozenset(strange.values()), strange, kin)
+    return Vocabulary(own, neutral | frozenset(strange.values()), strange, kin, shipped=shipped)
 
 
 def _names_finding(vocabulary: Vocabulary, choice: str) -> bool:
     """Say whether a choice names a finding of the vocabulary, or that there is none."""
     folded = fold(choice)
-    for scanner in vocabulary.scanners.values():
-        if script_of(folded) in scanner.language.scripts and any(
-            mark.kind in (lang.FINDING, lang.INTACT, lang.DEFECT) for mark in scanner.scan(folded)
-        ):
-            return True
-    return False
+    near = language_of(folded)
+    codes = languages().of_script(script_of(folded)) if near is None else [near]
+    return any(
+        mark.kind in (lang.FINDING, lang.DENIAL, lang.INTACT, lang.DEFECT)
+        for code in codes
+        for mark in vocabulary.scanner(code).scan(folded)
+    )
+
+
+def _words_of(phrases: Sequence[str]) -> frozenset[str]:
+    return frozenset(word for phrase in phrases for word in fold(phrase.replace("*", "")).split())
 
 
 def _read_terms(text: str) -> tuple[dict[str, dict[str, tuple[str, ...]]], frozenset[str]]:

@@ -19,7 +19,7 @@ LONGEST = 10_000  # characters of a caption that are looked at
 _CHAT_TOKEN = re.compile(r"<(?:unk|image|pad|\|\w+\|)>", re.IGNORECASE)
 _SHORT = 12  # words
 REMARK = 200  # characters; in a longer caption "it is hard to tell what …" is a remark, and no refusal
-_BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters that nobody sees
+_UNSEEN = dict.fromkeys(map(ord, "\u115f\u1160\u3164\uffa0"))  # fillers of Hangul: letters that nobody sees
 # --- phrases ----------------------------------------------------------------------------------------------------------
 
 _GROUP = re.compile(r"\{([^{}]*)\}")
@@ -166,38 +166,42 @@ def _is_loop(letters: str) -> bool:
     """Say whether a text is a short piece three times or more, however it is cut into words; its end may be torn."""
     if letters.isdigit():  # a serial number
         return False
-    border = [0] * len(letters)  # the prefix function of Knuth, Morris and Pratt: where a text begins anew
-    for i in range(1, len(letters)):
-        k = border[i - 1]
-        while k and letters[i] != letters[k]:
-            k = border[k - 1]
-        border[i] = k + (letters[i] == letters[k])
-    return len(letters) >= 8 and len(letters) >= 3 * (len(letters) - border[-1])
+    n = len(letters)
+    period = letters.find(letters[: n - n // 3], 1) if n >= 8 else -1
+    while period > 0:  # where the text begins anew, in its first third
+        if letters.startswith(letters[period:]):
+            return True
+        period = letters.find(letters[: n - n // 3], period + 1)
+    return False
 
 
 @lru_cache(maxsize=4096)
 def is_empty(text: str) -> bool:
     """Say whether a caption says nothing: no letter or digit, one of them only, or few words over and over."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    characters = [c for c in folded if c.isalnum() and c not in _BLANK_LETTERS]
+    characters = _NO_LETTER.sub("", folded).translate(_UNSEEN)
     if not characters or (len(characters) >= 4 and len(set(characters)) == 1):
         return True
     words = re.findall(r"\w+", folded)
     most = max(Counter(words).values(), default=0)
-    return (len(words) >= 3 and most >= 0.7 * len(words)) or _repeats(words, 3, 9) or _repeats(characters, 8, 40)
+    if (len(words) >= 3 and most >= 0.7 * len(words)) or _repeats(words, 3, 9):
+        return True
+    return len(characters) > 12 * len(words) and _repeats(characters, 8, 40)  # words are not spaced
 
 
 def _repeats(pieces: Sequence[str], size: int, fewest: int) -> bool:
     """Say whether a text is mostly the same run of pieces over and over; long descriptions repeat words, not runs."""
     if len(pieces) < fewest:
         return False
-    runs = [tuple(pieces[i : i + size]) for i in range(len(pieces) - size + 1)]
-    return 3 * len(set(runs)) <= len(runs)
+    runs = {*zip(*(pieces[i:] for i in range(size)), strict=False)}
+    return 3 * len(runs) <= len(pieces) - size + 1
 
 
-@lru_cache(maxsize=4096)
 def _letters(text: str) -> str:
-    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
+    return _NO_LETTER.sub("", unicodedata.normalize("NFKC", text).casefold())
+
+
+_NO_LETTER = re.compile(r"[\W_]+")
 
 
 @lru_cache(maxsize=16384)  # fewer samples of an image are a part of its captions again
@@ -212,11 +216,10 @@ def is_refusal(text: str) -> bool:
     claims = load_vocabulary().claims(text)
     folded = " ".join(fold(text).split())
     script = script_of(folded)
-    scripts = ("han", "kana") if script == "han" else (script,)
-    every = [code for code, one in languages().items() if not {*one.scripts}.isdisjoint(scripts)]
+    every = languages().of_script(script)
     short = len(folded.split()) <= _SHORT and len(folded) <= 10 * _SHORT  # may be taken for a neighbour's language
     claimed = bool(claims.asserted or claims.denied)
-    several = not claims.language or (short and not (claimed and script == "han"))
+    several = not claims.language or (short and not claimed)
     codes = every if several else [code for code in every if code in (claims.language, "en")]
     if script not in (None, "latin"):
         codes.append("en")  # a model may decline in English whatever it was asked in
