@@ -166,6 +166,7 @@ _LATIN_WORD = re.compile(f"[{_SCRIPTS['latin']}]+")
 _INITIAL = re.compile(r"\b[^\W\d_]\.")  # "i." of "i.e." is no word
 LEAST_COMMON = 0.12  # share of words that are frequent ones, from which a longer text is of a language
 _OF_JSON = frozenset(("true", "false", "null"))  # which no language has to itself
+_ENOUGH = 400  # characters of a text that tell its language
 _SHORT_HAN = 30  # characters
 _SHORT = 8  # words; a shorter text is judged by the terms that it holds, too
 
@@ -201,7 +202,8 @@ def language_of(text: str, own: Mapping[str, Collection[str]] = MappingProxyType
         return "zh"  # Japanese of that length has kana
     if script != "latin":  # Han alone: Chinese, unless the terms of another language explain more
         return max(able, key=lambda code: (_characters_known(text, code), code == "zh"))
-    words = [word for word in _LATIN_WORD.findall(_INITIAL.sub(" ", text))[:200] if word not in _OF_JSON]
+    text = text[:_ENOUGH]
+    words = [word for word in _LATIN_WORD.findall(_INITIAL.sub(" ", text)) if word not in _OF_JSON]
     if not words:
         return None
     counts = Counter(code for word in words for code in languages().of_word.get(word, ()))
@@ -257,7 +259,7 @@ def _characters_known(text: str, code: str) -> int:
 
 _APOSTROPHES = str.maketrans("’‘ʼ´`＇", "''''''")
 # Marks of Markdown and JSON are no words. A line of a table or list is a sentence; "a: 1, b: 2" is two.
-_MARKUP = re.compile(r"[*_#`~\"“”„«»「」『』]")
+_MARKUP = str.maketrans(dict.fromkeys('*_#`~"“”„«»「」『』', " "))
 _PAIRS = re.compile(r"[,、](?=\s*\"?[^\W\d][^,、:\n]{0,40}\"?\s*:)")
 _ASIDE = re.compile(r"\(([a-zà-ɏḁ-ỿ]+)\)")  # "dents (none), rust (yes)"
 _ROW = re.compile(r"(?m)^\s*\|(.*)\|\s*$")
@@ -268,9 +270,11 @@ _GLUED = re.compile(r"(?<=[가-힣])(?=[없않있])")
 
 def lowered(text: str) -> str:
     """Return text in lower case: Turkish capitals lose their dot or gain one; a Korean "none" is a word of its own."""
-    return _GLUED.sub(" ", text.lower().replace("i\u0307", "i").replace("ı", "i"))
+    plain = text.lower()
+    return plain if plain.isascii() else _GLUED.sub(" ", plain.replace("i\u0307", "i").replace("ı", "i"))
 
 
+@lru_cache(maxsize=1024)  # a caption is looked at for what it claims, and whether it is a refusal
 def fold(text: str) -> str:
     """Return text without differences of case, width, apostrophe and markup; most texts keep their length."""
     text = text[:LONGEST]
@@ -286,7 +290,7 @@ def fold(text: str) -> str:
     text = _ROW.sub(lambda row: " " + row[1].replace("|", ":", 1) + " ", text) if "|" in text else text
     text = _PAIRS.sub(lambda comma: _pair(text, comma.start()), text) if ":" in text else text
     text = _ASIDE.sub(r":\1;", text) if "(" in text else text
-    return _MARKUP.sub(" ", text)
+    return text.translate(_MARKUP)
 
 
 def _pair(text: str, comma: int) -> str:

@@ -55,6 +55,9 @@ _SIGNS |= {"+/-": "±", "=<": "≤", "=>": "≥", "⩽": "≤", "⩾": "≥", "~
 _SIGN = r"(?P<sign>\+/-|<=|>=|=<|=>|[<>≤≥⩽⩾±+\-−~≈=])?"
 _NUMBER = r"(?P<value>\d+(?:[.,]\d+)*|[.,]\d+)"
 _SIZE = re.compile(rf"{_SIGN}\s*{_NUMBER}\s*-?(?:{_UNIT})(?![a-zà-ɏḁ-ỿ])")
+_DIGIT = re.compile(r"\d")
+_DIGITS = re.compile(r"(?<![\d.,])(?:\d|[.,]\d)")  # where a number begins
+_LEAD = re.compile(r"(?:\+/-|<=|>=|=<|=>|[<>≤≥⩽⩾±+\-−~≈=])\s*$")
 _BARE = re.compile(rf"(?P<sign><=|>=|=<|=>|[<>≤≥⩽⩾±])\s*{_NUMBER}")  # a limit without a unit
 _EXCLUDES = {"<": ">≥", "≤": ">", ">": "<≤", "≥": "<", "+": "-", "-": "+"}
 _COMPARATORS = {
@@ -100,7 +103,7 @@ def kind_of(claim: str) -> str:
 def measures_of(folded: str, marks: Sequence[Mark], language: Language) -> list[Found]:
     """Return the sizes and comparisons in a folded text, and what they exclude."""
     found: list[Found] = []
-    if any(c.isdigit() for c in folded):
+    if _DIGIT.search(folded):
         found += _sizes(folded, language)
     if language.measures.get("than"):
         found += _comparisons(folded, marks, language)
@@ -135,7 +138,13 @@ def _comparators(code: str) -> tuple[tuple[str, re.Pattern[str], re.Pattern[str]
 def _sizes(folded: str, language: Language) -> Iterator[Found]:
     order: list[str] = []
     taken: list[tuple[int, int]] = []
-    for match in _SIZE.finditer(folded):
+    for number in _DIGITS.finditer(folded):
+        if taken and number.start() < taken[-1][1]:
+            continue
+        lead = _LEAD.search(folded, max(0, number.start() - 4), number.start())
+        match = _SIZE.match(folded, lead.start() if lead else number.start())
+        if match is None:
+            continue
         if match["sign"] in ("-", "+") and match.start() and folded[match.start() - 1].isalnum():
             continue  # "M-8 mm", a range
         if _is_word(match, folded, language):
@@ -222,9 +231,24 @@ def _words(code: str) -> tuple[re.Pattern[str] | None, re.Pattern[str], re.Patte
     return pattern(data.get("comparatives", {})), than, pattern(data.get("sides", {})), names
 
 
+def _may_compare(folded: str, language: Language) -> bool:
+    """Say whether a word of a comparative or "than" may be there: most captions compare nothing."""
+    return not language.spaced or language.code == "ko" or not _first_words(language.code).isdisjoint(folded.split())
+
+
+@lru_cache(maxsize=64)
+def _first_words(code: str) -> frozenset[str]:
+    """Return the words that stand in comparatives, with the marks that may follow them."""
+    phrases = [
+        phrase for several in lang.languages()[code].measures.get("comparatives", {}).values() for phrase in several
+    ]
+    words = {lang.fold(phrase).split()[-1] for phrase in phrases}
+    return frozenset(word + mark for word in words for mark in ("", ",", ".", ";", ":"))
+
+
 def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iterator[Found]:
     comparatives, than, sides, names = _words(language.code)
-    if comparatives is None or not comparatives.search(folded):
+    if comparatives is None or not _may_compare(folded, language) or not comparatives.search(folded):
         return
     for sentence in _SENTENCE.finditer(folded):
         text, offset = sentence[0], sentence.start()

@@ -172,13 +172,32 @@ class Scanner:
         words = [token for token, _, _ in tokens]
         marks: list[Mark] = []
         i, n, first = 0, len(tokens), 0  # the first token of the sentence
+        pairs = self._pairs
+        words.append("")
         while i < n:
             token, start, end = tokens[i]
-            first = i if _cut(token) == STOP else first
-            for phrase in self._candidates(token, words[i + 1] if i + 1 < n else ""):
+            candidates = pairs.get((token, words[i + 1]))
+            if candidates is None:
+                candidates = self._candidates(token, words[i + 1])
+            if not candidates:  # most words are no phrase
+                cut = _CUT_OF.get(token, "")
+                if cut == "":
+                    cut = _CUT_OF[token] = _cut(token) if len(_CUT_OF) < 100_000 else None
+                if cut is None:
+                    marks.append(Mark(WORD, token, start, end))
+                    if self._ends:
+                        marks += self._ended(WORD, token, tokens[i])
+                else:
+                    marks.append(Mark(cut, token.strip(), start, end))
+                    first = i if cut == STOP else first
+                i += 1
+                continue
+            for phrase in candidates:
                 if phrase.needs and phrase.needs not in words[first:i]:
                     continue
                 last = i + 1 if len(phrase.words) == 1 else _follow(phrase.words, 1, words, i + 1, self._bar)
+                if last > n:
+                    continue
                 if last and (not phrase.starts or i == 0) and (not phrase.ends or _over(words, last)):
                     verb = phrase.kind == FINDING and not self._verbs.isdisjoint(phrase.words)
                     if verb and not (marks and marks[-1].kind == OR):
@@ -190,6 +209,7 @@ class Scanner:
             else:
                 marks.append(Mark(_cut(token) or WORD, token.strip(), start, end))
                 marks += self._ended(WORD, token, tokens[i]) if _cut(token) is None else []
+                first = i if _cut(token) == STOP else first
                 i += 1
         return marks
 
@@ -406,6 +426,9 @@ def _ending(ends: Sequence[str]) -> re.Pattern[str] | None:
 @lru_cache(maxsize=8192)
 def _pattern(word: str) -> re.Pattern[str]:
     return re.compile(re.escape(word).replace(r"\*", r"\w*"))
+
+
+_CUT_OF: dict[str, str | None] = {}  # token → what it cuts; filled as tokens come
 
 
 def _cut(token: str) -> str | None:

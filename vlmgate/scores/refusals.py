@@ -151,12 +151,21 @@ def says_nothing(text: str, prompt: str = "") -> bool:
     """
     if is_empty(text):
         return True
+    if len(text) > _LONG + 4 * len(prompt) and not _is_hollow(_folded(text[: _LONG + 4 * len(prompt)])):
+        return _is_loop(_letters(text[:LONGEST]))
     said = _ROLES.sub(" ", _MARKUP.sub(" ", _folded(text[:LONGEST])))
     letters, asked = _letters(said), _letters(_ROLES.sub(" ", _folded(prompt)))
     if asked and len(asked) > 2:
         letters = letters.replace(asked, "")
     if not letters or _letters(text) == _letters(prompt) or _is_loop(letters):
         return True
+    return _is_hollow(said)
+
+
+_LONG = 400  # characters; what says something in so many, and more than the prompt over and over, says something
+
+
+def _is_hollow(said: str) -> bool:
     tokens = said.replace("_", " ").split()
     words = [word for word in (token.strip(".,;:!?()[]{}*\"'-–—…") for token in tokens) if word]
     return all(word in (_HOLLOW if len(words) > 1 else _HOLLOW_ALONE) for word in words)
@@ -178,8 +187,9 @@ def _is_loop(letters: str) -> bool:
 @lru_cache(maxsize=4096)
 def is_empty(text: str) -> bool:
     """Say whether a caption says nothing: no letter or digit, one of them only, or few words over and over."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    characters = _NO_LETTER.sub("", folded).translate(_UNSEEN)
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    characters = _letters(text)
+    characters = characters if characters.isascii() else characters.translate(_UNSEEN)
     if not characters or (len(characters) >= 4 and len(set(characters)) == 1):
         return True
     words = re.findall(r"\w+", folded)
@@ -197,7 +207,10 @@ def _repeats(pieces: Sequence[str], size: int, fewest: int) -> bool:
     return 3 * len(runs) <= len(pieces) - size + 1
 
 
+@lru_cache(maxsize=1024)
 def _letters(text: str) -> str:
+    if text.isascii():
+        return _NO_LETTER.sub("", text.lower())
     return _NO_LETTER.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
