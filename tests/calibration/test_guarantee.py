@@ -167,7 +167,9 @@ def test_escapes_are_promised_among_the_defective() -> None:
 
 def labelled_with(labelled: Labelled, bad: np.ndarray) -> Labelled:
     truths = tuple(np.where(bad, "crack", "none"))
-    return Labelled("class", labelled.records, truths, labelled.choices, "none", "", None, 8, 1, truths, labelled.novelties)
+    return Labelled(
+        "class", labelled.records, truths, labelled.choices, "none", "", None, 8, 1, truths, labelled.novelties
+    )
 
 
 def test_a_limit_for_each_answer_is_kept_where_it_gains_and_holds() -> None:

@@ -33,9 +33,10 @@ _OFTEN_OFF = frozenset({"do_image_splitting", "do_pan_and_scan"})  # off, they m
 MOST = 4096  # pixels; a processor that wants more, or says so by mistake, wants its pictures whole
 
 # Measured by `tests.bench.builtin`, by kernel, on images that training never saw; vlmgate/factory/README.md says what
-# they let through. The model words one reading in many ways, so that under `words` even sure ones come to about 2.
+# they let through. At 2, two captions of eight may find something else, as long as none denies what another asserts;
+# 1.25 would accept half as many, with no fewer of them wrong.
 OWN_LIMITS: Mapping[str, tuple[str, ...]] = {
-    "findings": ("vendi_score <= 1.25", "novelty <= 1"),
+    "findings": ("vendi_score <= 2", "novelty <= 1"),
     "words": ("vendi_score <= 2", "novelty <= 1"),
 }
 
