@@ -267,8 +267,10 @@ def test_from_labels_to_a_gate_to_decisions_as_the_scan_makes_them(tmp_path: Pat
 
 def test_labels_that_are_too_few_give_no_gate_and_say_what_it_takes(tmp_path: Path, fake: FakeCaptioner) -> None:
     folder_of(tmp_path / "labelled", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(8)))
-    done = calibrate("labelled", target_risk="1%", no_page=True, num_samples=4)
-    assert done.gate is None and done.why_none is not None and "labelled images" in done.why_none
+    for say in (lambda name: AGREE, lambda name: (f"a part with {label_of(name)}",)):  # AGREE disputes most answers
+        fake.say = say
+        done = calibrate("labelled", target_risk="1%", no_page=True, num_samples=4, restart=True)
+        assert done.gate is None and done.why_none is not None and "labelled images" in done.why_none
     assert not Path("gate.toml").exists() and done.readings.exists()
     with pytest.raises(UsageError, match="no such folder"):
         calibrate("nowhere")

@@ -35,7 +35,16 @@ SCHEMA = 1  # of the file of readings
 BATCH = 16  # images
 WRONG, ANOMALY = "wrong condition, mixed", "anomaly against clean"
 # Scores that are made with a kernel; all others are the same under each.
-OF_KERNEL = ("vendi_score", "agreement", "mean_dissimilarity", "semantic_entropy", "cocoa", "view_contrast", "doubt")
+OF_KERNEL = (
+    "vendi_score",
+    "agreement",
+    "mean_dissimilarity",
+    "semantic_entropy",
+    "cocoa",
+    "support",
+    "view_contrast",
+    "doubt",
+)
 OF_QUALITY = tuple(Quality.__dataclass_fields__)
 
 Values = NDArray[np.float64]

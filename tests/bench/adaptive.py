@@ -1,36 +1,52 @@
 """What `--samples 4..16` saves, and how often it decides otherwise than all samples would.
 
-    python -m tests.bench.adaptive --seed 5 [--clean 300] [--each 30] [--anomalies 15] [--samples 4..16] [--json FILE]
+    python -m tests.bench.adaptive --seed 5 [--clean 300] [--each 30] [--samples 4..16] [--cache FILE] [--json FILE]
 
-The built-in model reads the sample images and freshly drawn ones K times; what a scan would have drawn of each, and how
-it would have decided, follows from those, for the first k samples are the same. Thresholds other than the model's own
-tell what another limit would do. Captions alone; a share that differs comes with its 95 % interval (Clopper & Pearson).
+The built-in model reads freshly drawn images K times; what a scan would have drawn of each, and how it would have
+decided, follows from those, for the first k samples are the same. Beside the rule, which decides by exact bounds alone,
+stands one that also accepts after so many samples that all say the same; it is not in use, and the figures say why. A
+share that differs comes with its 95 % interval (Clopper & Pearson).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scipy.stats import beta
 
 from tests.bench import _builtin as measure
+from tests.bench._common import Drawing, Read, Source, readings
 from tests.bench._timing import table, write
-from vlmgate.captioner import load_captioner
-from vlmgate.captioner.location import weights_folder
-from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
+from vlmgate.captioner.location import OWN_LIMITS
+from vlmgate.config import SamplingConfig
 from vlmgate.config.scan import split_samples
-from vlmgate.data import Picture, Route, Sampled
+from vlmgate.data import Route, Sampled
 from vlmgate.gate.early_stop import Foresight, looks
 from vlmgate.gate.rules import Candidate, Gate, decide, make_gate
-from vlmgate.images import find_images, read_ahead
-from vlmgate.scores.novelty import Reference
+from vlmgate.scores.diversity import FINDINGS, load_kernel
 from vlmgate.scores.score import Scorer
 
-ROOT = Path(__file__).parent.parent.parent / "sample_images"
-THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 4.0)
+VENDI_SCORES = (1.5, 3.0)  # other limits that a user might set
+ACCEPT = Route.AUTO_ACCEPT
+EQUAL = (4, 8, 12)  # samples that all say the same
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A gate, how captions are compared, and whether a question is asked."""
+
+    name: str
+    gate: Gate
+    kernel: str = FINDINGS
+    answered: bool = False
+
+    @property
+    def scorer(self) -> Scorer:
+        """Return what scores the images."""
+        return Scorer("", measure.CHOICES if self.answered else (), load_kernel(self.kernel))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +56,8 @@ class Outcome:
     images: int
     differ: int
     accepted_wrongly: int  # where all samples would have sent the image to a person
+    samples: int
+    samples_of_all: int
     tokens: int
     tokens_of_all: int
     stopped: int
@@ -56,27 +74,103 @@ class Outcome:
         low = float(beta.ppf(0.025, x, n - x + 1)) if x else 0.0
         return low, float(beta.ppf(0.975, x + 1, n - x)) if x < n else 1.0
 
+    @property
+    def share(self) -> str:
+        """Return the share that differs, in percent, with its interval."""
+        low, high = self.interval
+        return f"{100 * self.differ / max(1, self.images):.2f} ({100 * low:.2f} to {100 * high:.2f})"
 
-def outcome(reads: Sequence[tuple[Sampled, float | None]], gate: Gate, first: int, most: int) -> Outcome:
-    """Return what a scan would have made of images with K captions each."""
-    foresight = Foresight(gate, Scorer(""), SamplingConfig(num_samples=most))
-    differ = wrongly = tokens = whole = stopped = 0
+
+def splits(most: int) -> list[Split]:
+    """Return the splits that are tried: those of the built-in model, the default of any other, and other limits."""
+    novel = ("novelty <= 1",)
+    return [
+        Split("built-in model's own", make_gate(num_samples=most, own=OWN_LIMITS[FINDINGS])),
+        Split("vendi_score ≤ 1.25", make_gate(num_samples=most)),
+        *(Split(f"vendi_score ≤ {v:g}", make_gate(num_samples=most, threshold=v, limits=novel)) for v in VENDI_SCORES),
+        Split(
+            "with --choices, own", make_gate(num_samples=most, answered=True, own=OWN_LIMITS[FINDINGS]), answered=True
+        ),
+        Split("with --choices", make_gate(num_samples=most, answered=True), answered=True),
+    ]
+
+
+def outcome(
+    reads: Sequence[tuple[Sampled, float | None]],
+    gate: Gate,
+    first: int,
+    most: int,
+    scorer: Scorer | None = None,
+    equal: int | None = None,
+) -> Outcome:
+    """Return what a scan would have made of images with K captions each.
+
+    With `equal` it would also accept after so many samples that all say the same.
+    """
+    scorer = scorer or Scorer("")
+    foresight = Foresight(gate, scorer, SamplingConfig(num_samples=most))
+
+    def route(said: Sampled, novelty: float | None) -> Route:
+        return decide([Candidate.of("", *scorer.score(said, novelty, most), None, novelty)], gate)[0].route
+
+    differ = wrongly = samples = tokens = whole = stopped = 0
     for said, novelty in reads:
         for look in looks(first, most):
-            part = Sampled(said.captions[:look])
+            part = Sampled(said.captions[:look], None if said.answers is None else said.answers[:look])
             if look == most or foresight.is_certain(part, None, novelty):
                 break
-        routes = [_route(one, novelty, gate, most) for one in (part, said)]
+            if equal is not None and look >= equal and _alike(part, scorer) and route(part, novelty) is ACCEPT:
+                break
+        routes = [route(one, novelty) for one in (part, said)]
         differ += routes[0] is not routes[1]
-        wrongly += routes == [Route.AUTO_ACCEPT, Route.HUMAN_REVIEW]
-        tokens += sum(caption.num_tokens for caption in part.captions)
-        whole += sum(caption.num_tokens for caption in said.captions)
+        wrongly += routes == [ACCEPT, Route.HUMAN_REVIEW]
+        samples += look
+        tokens += _tokens(part)
+        whole += _tokens(said)
         stopped += look < most
-    return Outcome(len(reads), differ, wrongly, tokens, whole, stopped)
+    return Outcome(len(reads), differ, wrongly, samples, most * len(reads), tokens, whole, stopped)
 
 
-def _route(said: Sampled, novelty: float | None, gate: Gate, most: int) -> Route:
-    return decide([Candidate.of("", *Scorer("").score(said, novelty, most), None, novelty)], gate)[0].route
+def _alike(said: Sampled, scorer: Scorer) -> bool:
+    """Tell whether all captions, and all answers, say the same."""
+    kernel = scorer.kernel([caption.text for caption in said.captions])
+    counted = [*scorer.counts(said).values()]
+    return bool((kernel >= scorer.kernel.same - 1e-9).all()) and counted in ([], [len(said.answers or ())])
+
+
+def _tokens(said: Sampled) -> int:
+    return sum(caption.num_tokens for caption in (*said.captions, *(said.answers or ())))
+
+
+def measured(reads: Sequence[Read], first: int, most: int) -> dict[str, dict[str, Outcome]]:
+    """Return the outcome of every split, of the rule and of accepting equal samples, on all images and clean ones."""
+    found: dict[str, dict[str, Outcome]] = {}
+    for split in splits(most):
+        scorer = split.scorer
+
+        def tried(
+            some: Sequence[Read], equal: int | None = None, split: Split = split, scorer: Scorer = scorer
+        ) -> Outcome:
+            said = [(one.said if split.answered else Sampled(one.said.captions), one.novelty) for one in some]
+            return outcome(said, split.gate, first, most, scorer, equal)
+
+        found[split.name] = {"the rule": tried(reads), "clean parts": tried([r for r in reads if r.group == "clean"])}
+        found[split.name] |= {f"and {equal} equal": tried(reads, equal) for equal in EQUAL if first <= equal < most}
+    return found
+
+
+def sheet(found: Mapping[str, Mapping[str, Outcome]]) -> str:
+    """Return a table in Markdown."""
+    head = ["split", "how", "images", "% differ", "of them accepted", "stopped early", "× fewer samples", "× tokens"]
+    rows = [
+        [
+            *(split, how, one.images, one.share, one.accepted_wrongly, one.stopped),
+            *(f"{one.samples_of_all / max(1, one.samples):.2f}", f"{one.saving:.2f}"),
+        ]
+        for split, ways in found.items()
+        for how, one in ways.items()
+    ]
+    return table(head, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,51 +181,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=30, help="of each degradation")
     parser.add_argument("--anomalies", type=int, default=15, help="of each kind")
     parser.add_argument("--samples", default="4..16")
+    parser.add_argument("--cache", type=Path, help="file that keeps the readings")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     first, most = split_samples(options.samples)
-    groups = _read(options, SamplingConfig(num_samples=most))
-    rows, figures = [], {}
-    for threshold in THRESHOLDS:
-        gate = make_gate(num_samples=most, threshold=threshold, limits=("novelty <= 1",))
-        for name, reads in groups.items():
-            found = outcome(reads, gate, first, most)
-            low, high = found.interval
-            share = f"{100 * found.differ / max(1, found.images):.2f} ({100 * low:.2f} to {100 * high:.2f})"
-            rows.append(
-                [f"≤ {threshold:g}, {name}", found.images, share, found.accepted_wrongly, f"{found.saving:.2f}"]
-            )
-            figures[f"{threshold:g} {name}"] = {
-                "images": found.images,
-                "differ": found.differ,
-                "accepted_wrongly": found.accepted_wrongly,
-                "saving": round(found.saving, 4),
-                "stopped": found.stopped,
-            }
-    print(table(["vendi_score", "images", "% differ", "accepted for it", "× fewer tokens"], rows))
-    write(options.json, "adaptive", vars(options), figures)
-
-
-def _read(options: argparse.Namespace, sampling: SamplingConfig) -> dict[str, list[tuple[Sampled, float | None]]]:
-    engine, reference = load_captioner(ModelConfig(), sampling), Reference.load(weights_folder() / "novelty.npz")
-    drawn = measure.pictures(list(measure.draw(options.seed, options.clean, options.each, options.anomalies)))
-    found = {}
-    for name, pictures in {"samples": _samples(), "drawn": drawn}.items():
-        sampled = [one for i in range(0, len(pictures), 8) for one in engine.read(pictures[i : i + 8])]
-        found[name] = [
-            (Sampled(s.captions), float(reference.novelty([s.features])[0]) if s.features else None) for s in sampled
-        ]
-    return {**found, "both": [one for reads in found.values() for one in reads]}
-
-
-def _samples() -> list[Picture]:
-    """Return the sample images, copies once."""
-    opened = [
-        one.result
-        for folder in ("inbox", "labelled")
-        for one in read_ahead(find_images(ROOT / folder).sources, ImageConfig())
-    ]
-    return list({p.file.sha256: p for p in opened if isinstance(p, Picture)}.values())
+    sampling = measure.asked(SamplingConfig(num_samples=most, batch_size=8))
+    drawing = Drawing(options.seed, options.clean, options.each, options.anomalies)
+    found = measured(readings(Source(drawing, sampling=sampling), options.cache), first, most)
+    print(sheet(found))
+    told = {
+        f"{split}, {how}": {
+            "images": one.images,
+            "differ": one.differ,
+            "accepted_wrongly": one.accepted_wrongly,
+            "stopped": one.stopped,
+            "samples": one.samples,
+            "saving": round(one.saving, 4),
+        }
+        for split, ways in found.items()
+        for how, one in ways.items()
+    }
+    write(options.json, "adaptive", vars(options), told)
 
 
 if __name__ == "__main__":

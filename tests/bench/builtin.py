@@ -32,6 +32,7 @@ from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Route
 from vlmgate.factory.world import CONDITIONS, DEGRADATIONS, VISIBLE
 from vlmgate.gate.rules import decide, make_gate
+from vlmgate.scores.diversity import FINDINGS
 from vlmgate.scores.novelty import Reference
 
 DEFAULT_SCORE = "vendi_score"
@@ -121,7 +122,7 @@ def _joined(
 
 def _gated(groups: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
     """Return what the model's own limits accept of each group, and how many of those name a wrong condition."""
-    gate = make_gate(num_samples=SamplingConfig().num_samples, own=OWN_LIMITS)
+    gate = make_gate(num_samples=SamplingConfig().num_samples, own=OWN_LIMITS[FINDINGS])
     found: dict[str, Any] = {"gate": gate.describe()}
     for name, group in groups.items():
         routes = [decision.route for decision in decide([reading.candidate for reading in group], gate)]

@@ -46,7 +46,7 @@ def drawn(truths: Sequence[str], hardness: np.ndarray[Any, Any], skill: float, r
         records.append(row(str(i), sha256=hashlib.sha256(f"{trial}{i}".encode()).hexdigest(), **told))
     blank = (None,) * len(truths)
     labels = tuple(truths)
-    return Labelled("class", tuple(records), labels, CLASSES, "none", "Describe it.", SAMPLES, 1, labels, blank)
+    return Labelled("class", tuple(records), labels, CLASSES, "none", "Describe it.", None, SAMPLES, 1, labels, blank)
 
 
 def trials(repeats: int, images: int, gap: float, seed: int) -> dict[str, float]:

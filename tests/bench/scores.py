@@ -41,10 +41,12 @@ from tests.bench._common import (
 from tests.bench._peers import Texts, peers, values_of
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import ConfigError
-from vlmgate.scores.diversity import MINILM, WORDS, Kernel, check_kernel, load_kernel
+from vlmgate.scores.diversity import FINDINGS, MINILM, WORDS, Kernel, check_kernel, load_kernel
 
 Kind = Literal["ours", "simple", "peer"]
-DEFAULT = ("vendi_score", WORDS)
+DEFAULT = ("vendi_score", FINDINGS)
+BEFORE = WORDS  # the default kernel of the first release
+OF_CLAIMS = ("support", "verdict_share", "contradiction")  # the first release had none of them
 # Made of nothing but the texts of the captions, as the peers' scores are.
 TEXTS_ALONE = ("vendi_score", "agreement", "mean_dissimilarity", "semantic_entropy")
 
@@ -121,6 +123,18 @@ def champions(rows: Sequence[Row], task: int) -> dict[str, Row]:
     }
 
 
+def successors(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return each score of the default kernel with the score of before: the same under `BEFORE`.
+
+    Scores that are made of claims alone are set against the Vendi score of before.
+    """
+    before = {row.name: row for row in rows if row.kind == "ours" and row.kernel == BEFORE}
+    if not before:
+        return []
+    new = [row for row in rows if row.kind == "ours" and (row.kernel == FINDINGS or row.name in OF_CLAIMS)]
+    return [(row, before["vendi_score" if row.name in OF_CLAIMS else row.name]) for row in new]
+
+
 def loses(ours: Row, rival: Row, task: int) -> bool:
     """Say whether ours is worse than a rival, and the interval of the difference lies wholly below nothing."""
     return ours.areas[task].minus(rival.areas[task]).interval[1] < 0
@@ -136,6 +150,14 @@ def sheets(rows: Sequence[Row], over: Sequence[Task], caption: str) -> Iterator[
         f"AUROC of every score, 0.5 = chance, with 95 % intervals ({caption})",
         ("score", "kernel", *(f"{task.name} ({task.found})" for task in over)),
         [(f"{said[r.kind]}{r.name}", r.kernel or "-", *(a.text() for a in r.areas)) for r in rows],
+    )
+    yield Sheet(
+        f"AUROC of the score less AUROC of the score under {BEFORE}, same resampled images, 95 % intervals",
+        ("score", "less", *(task.name for task in over)),
+        [
+            (new.label, old.label, *(a.minus(b).text(signed=True) for a, b in zip(new.areas, old.areas, strict=True)))
+            for new, old in successors(rows)
+        ],
     )
     rivals = [row for row in rows if row.kind != "ours"]
     for i, task in enumerate(over):
@@ -183,6 +205,11 @@ def figures(rows: Sequence[Row], over: Sequence[Task]) -> dict[str, Any]:
             for rival in rows
             if rival.kind != "ours"
         ],
+        "successors": [
+            {"score": new.label, "before": old.label}
+            | {task.name: a.minus(b).told() for task, a, b in zip(over, new.areas, old.areas, strict=True)}
+            for new, old in successors(rows)
+        ],
         "loses_to_none": [
             {"task": task, "which": which, "so": good, "lost_to": lost}
             for task, which, good, lost in verdicts(rows, over)
@@ -194,12 +221,12 @@ def figures(rows: Sequence[Row], over: Sequence[Task]) -> dict[str, Any]:
 
 
 def _kernels(named: Sequence[str]) -> dict[str, Kernel]:
-    """Load the kernels: words always, minilm where its weights are, and what is named; all are told in a few words."""
-    names = [WORDS, *named]
+    """Load the kernels: findings and words, minilm where its weights are, and what is named; keys are short."""
+    names = [FINDINGS, WORDS, *named]
     if MINILM not in names:
         try:
             check_kernel(MINILM)
-            names.insert(1, MINILM)
+            names.insert(2, MINILM)
         except ConfigError:
             tell("left out: kernel minilm, whose weights are not installed")
     return {_short(name): load_kernel(name) for name in dict.fromkeys(names)}

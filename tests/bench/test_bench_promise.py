@@ -31,7 +31,8 @@ def sure_of_two_lies(monkeypatch: pytest.MonkeyPatch) -> None:
             return (wrong,)
         return (truth(name), wrong, wrong) if unsure(name) else (truth(name),)
 
-    captioner = FakeCaptioner(answer=answer)
+    # The captions say what the answers do: one that disputes its answer is never accepted.
+    captioner = FakeCaptioner(say=lambda name: (f"a part with {answer(name)[0]}",), answer=answer)
     let_it_read(captioner, monkeypatch)
 
 

@@ -57,8 +57,13 @@ def test_the_bench_of_adaptive_sampling_holds_decisions_against_those_of_all() -
     same = Sampled((Caption("a dent", "stop", -0.1, 3),) * 16)
     late = Sampled((*same.captions[:8], *(Caption(f"a {c}", "stop", -0.1, 3) for c in "bcdefghi")))
     gate = make_gate(num_samples=16, threshold=2.0, limits=("novelty <= 1",))
-    found = adaptive.outcome([(same, 0.5), (late, 0.5), (late, 1.5)], gate, 4, 16)
+    reads = [(same, 0.5), (late, 0.5), (late, 1.5)]
+    found = adaptive.outcome(reads, gate, 4, 16)
+    assert (found.images, found.differ, found.accepted_wrongly, found.stopped) == (3, 0, 0, 2)
+    assert found.samples_of_all == 48 > found.samples
+    found = adaptive.outcome(reads, gate, 4, 16, equal=8)
     assert (found.images, found.differ, found.accepted_wrongly, found.stopped) == (3, 1, 1, 3)
+    assert found.samples == 8 + 8 + 4
     assert found.tokens_of_all == 3 * 48 and found.saving == found.tokens_of_all / found.tokens
     low, high = found.interval
     assert 0 < low < 1 / 3 < high < 1

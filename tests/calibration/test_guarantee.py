@@ -65,7 +65,7 @@ def labelled_like(count: int, bad: np.ndarray | None = None, salt: int = 0) -> L
         SimpleNamespace(sha256=hashlib.sha256(f"{salt}:{i}".encode()).hexdigest(), page=1) for i in range(count)
     )
     truths = tuple("none" if bad is None or not b else "crack" for b in (bad if bad is not None else [False] * count))
-    return Labelled("class", records, truths, ("none", "crack"), "none", "", 8, 1, truths, (None,) * count)  # type: ignore[arg-type]
+    return Labelled("class", records, truths, ("none", "crack"), "none", "", None, 8, 1, truths, (None,) * count)  # type: ignore[arg-type]
 
 
 def evidence_of(scores: dict[str, np.ndarray], wrong: np.ndarray, answers: tuple[str, ...] | None = None) -> Evidence:
@@ -167,7 +167,9 @@ def test_escapes_are_promised_among_the_defective() -> None:
 
 def labelled_with(labelled: Labelled, bad: np.ndarray) -> Labelled:
     truths = tuple(np.where(bad, "crack", "none"))
-    return Labelled("class", labelled.records, truths, labelled.choices, "none", "", 8, 1, truths, labelled.novelties)
+    return Labelled(
+        "class", labelled.records, truths, labelled.choices, "none", "", None, 8, 1, truths, labelled.novelties
+    )
 
 
 def test_a_limit_for_each_answer_is_kept_where_it_gains_and_holds() -> None:

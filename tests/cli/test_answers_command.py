@@ -17,10 +17,11 @@ ASK = ("--question", "Is it ok?", "--choices", "ok, scratch,crack")
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
-    """Read with a fake: files with a 2 show a scratch, with a 3 nobody knows, with a 4 the captions differ."""
+    """Read with a fake: files with a 2 show a scratch, with a 3 nobody knows, with a 4 the captions name defects."""
+    captions = {"2": ("a washer with a scratch",), "4": DISAGREE}
     answers = {"2": ("a scratch",), "3": ("unsure",), "5": ("ok", "ok", "scratch", "ok")}
     captioner = FakeCaptioner(
-        lambda name: DISAGREE if "4" in name else AGREE,
+        lambda name: next((said for digit, said in captions.items() if digit in name), AGREE),
         answer=lambda name: next((said for digit, said in answers.items() if digit in name), ("OK.",)),
         features=lambda name: (1.0, float(len(name))),
     )
@@ -32,9 +33,10 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCaptioner:
 
 def test_the_summary_tells_what_was_accepted_by_answer(fake: FakeCaptioner) -> None:
     out, _ = run("scan", "images", *ASK, "-k", 4)
-    assert "vendi_score ≤ 1.25 (uncalibrated default) and answer_share ≥ 0.75 (uncalibrated default)" in out
+    assert "answer_probability (or answer_share) ≥ 0.75 (uncalibrated default)" in out
+    assert "vendi_score" not in out, "the answers decide"
     assert re.search(r"auto-accepted +3 +60\.0%", out)
-    assert re.search(r"no answer +1 +20\.0%", out) and re.search(r"disagreed +1 +20\.0%", out)
+    assert re.search(r"no answer +1 +20\.0%", out) and re.search(r"contradicted +1 +20\.0%", out)
     told = out[out.index("Auto-accepted by answer to 'Is it ok?':") :].splitlines()[1:4]
     assert [line.split() for line in told] == [["2", "ok"], ["1", "scratch"], ["0", "crack"]]
     assert fake.sampling.question == "Is it ok?" and fake.sampling.choices == ("ok", "scratch", "crack")
@@ -44,8 +46,8 @@ def test_the_summary_tells_what_was_accepted_by_answer(fake: FakeCaptioner) -> N
 def test_every_limit_is_a_line_of_the_summary_naming_its_column() -> None:
     out, _ = run("scan", "images", *ASK, "--limit", "answer_share >= 0.9", "--limit", "noise <= 0.5", "-k", 4)
     assert re.search(r"answer_share beyond limit +1 +20\.0%", out)
-    assert re.search(r"noise beyond limit +3 +60\.0%", out)
-    assert "vendi_score ≤ 1.25 (uncalibrated default) and answer_share ≥ 0.9 and noise ≤ 0.5" in out
+    assert re.search(r"noise beyond limit +2 +40\.0%", out) and re.search(r"contradicted +1 +20\.0%", out)
+    assert "answer_share ≥ 0.9 and noise ≤ 0.5" in out and "vendi_score" not in out
     told = json.loads(run("show", "images.parquet", "--format", "json")[0])["summary"]
     assert told["human_review"]["reasons"]["beyond_limit:answer_share"]["images"] == 1
     assert told["human_review"]["answers"] == {"ok": 3, "scratch": 1}
@@ -116,7 +118,7 @@ def test_a_choice_with_a_comma_does_not_become_two(tmp_path: Path) -> None:
         (["--limit", "abstain_rate"], "--limit is 'abstain_rate'; give a column"),
         (["--limit", "abstain_rate <= 0.5"], "add --question"),
         (["--limit", "vendi_score >= 2"], "would accept the worst"),
-        (["--kernel", "luck"], "--kernel is 'luck'; choose 'words'"),
+        (["--kernel", "luck"], "--kernel is 'luck'; choose 'findings', 'words'"),
         (["--kernel", "nli:nowhere"], "holds no config.json"),
         (["--reference", "nowhere"], "nowhere"),
         (["--score", "novelty", "--threshold", "1", "--reference", "empty"], "no image found"),
@@ -133,7 +135,10 @@ def test_usage_errors_are_one_line_with_exit_code_2(tmp_path: Path, arguments: l
 def test_rescore_writes_another_result_and_leaves_the_first(fake: FakeCaptioner, tmp_path: Path) -> None:
     run("scan", "images", *ASK, "-k", 4)
     first, asked = (tmp_path / "images.parquet").read_bytes(), len(fake.history)
-    out, _ = run("rescore", "images.parquet", "--threshold", 4, "--limit", "answer_share >= 0.5")
+    by_captions = ("--score", "vendi_score", "--threshold", 4, "--limit", "answer_share >= 0.5")
+    assert "add --score vendi_score" in run("rescore", "images.parquet", "--threshold", 4, code=2)[1]
+    assert re.search(r"auto-accepted +3 +60\.0%", run("rescore", "images.parquet", *by_captions, "-o", "x.parquet")[0])
+    out, _ = run("rescore", "images.parquet", *by_captions, "--limit", "contradiction <= 0.5")
     assert re.search(r"auto-accepted +4 +80\.0%", out) and "Wrote images.rescored.parquet (5 rows)." in out
     assert (tmp_path / "images.parquet").read_bytes() == first and len(fake.history) == asked
     records, provenance = read_result(tmp_path / "images.rescored.parquet")

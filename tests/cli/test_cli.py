@@ -82,7 +82,7 @@ def test_show_tells_the_captions_and_why(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", "line/part_1.png", "line/part_3.png")
     run("scan", "images", "-k", 4)
     out, _ = run("show", "images.parquet", "part_3.png")
-    assert "routed to human: the captions differ more than the limit allows: vendi_score 4.000, limit 1.250" in out
+    assert "routed to human: the readings differ more than the limit allows: vendi_score 4.000, limit 1.250" in out
     assert "a brass gear with a dent" in out and "They differ on: " in out and "dent (1 of 4)" in out
     out, _ = run("show", "images.parquet", "line/part_1.png")
     assert re.search(r"4 +a steel washer without visible defects", out)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from vlmgate.data import Caption, Quality, Reason, Record, Route, Scores
+from vlmgate.data import Caption, Quality, Reason, Record, Route, Sampled, Scores
 from vlmgate.errors import GateError
 from vlmgate.gate.rules import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, Limit, decide, make_gate
 from vlmgate.scores.answers import Parsed, tally
 from vlmgate.scores.diversity import score_captions
 from vlmgate.scores.refusals import degenerate, is_empty, is_refusal, says_nothing
-from vlmgate.scores.score import doubt
+from vlmgate.scores.score import Scorer, doubt
 
 
 def scored(name: str, vendi: float | None, logprob: float | None = None) -> Candidate:
@@ -284,11 +284,9 @@ def test_refusals_in_disguise(text: str) -> None:
         "Das Bild ist zu dunkel.",
         "Je ne sais pas.",
         "No lo sé",
-        "Не могу определить",
         "図がわからない",
         "图片太暗",
         "모르겠습니다",
-        "لا أعرف",
     ],
 )
 def test_refusals(text: str) -> None:
@@ -328,6 +326,43 @@ def test_refusals(text: str) -> None:
 def test_honest_readings_are_no_refusals(text: str) -> None:
     assert not is_refusal(text) and not is_empty(text)
     assert degenerate([caption(text)] * 8) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Не могу определить", "На детали видна царапина.", "Дефектов не видно.", "لا أعرف", "لا توجد عيوب على السطح"],
+)
+def test_captions_in_a_language_without_a_file_are_never_accepted_on_captions_alone(text: str) -> None:
+    scores, reason = Scorer("").score(Sampled((caption(text),) * 8))
+    assert (scores.vendi_score, reason) == (8.0, Reason.UNKNOWN_LANGUAGE), "each is like no other"
+    one = Candidate.of("a", scores, reason)
+    limits = ["contradiction <= 0.5"]
+    for gate in (make_gate(num_samples=8, threshold=8, limits=limits), make_gate(num_samples=8, review_budget="0")):
+        (decision,) = decide([one], gate)
+        assert (decision.route, decision.reason) == (Route.HUMAN_REVIEW, Reason.UNKNOWN_LANGUAGE)
+    answered = Scorer("", ("ok", "dent")).score(Sampled((caption(text),) * 8, (caption("ok"),) * 8))
+    assert answered[1] is None and answered[0].answer == "ok", "an answer to a question is read all the same"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "disputed"),
+    [
+        ("none", "a dent", 0.5),
+        ("None.", "a dent", 0.5),
+        ("nichts", "a dent", 0.5),
+        ("なし", "a dent", 0.5),
+        ("ok", "a dent", 0.5),
+        ("none", "no defect", 0.0),
+        ("none", "a round plate", 0.0),
+        ("no", "a dent", 0.0),  # may answer "is it good?", or "is it dented?"
+        ("absent", "a dent", 0.0),  # a part may be
+        ("dent", "no defect", 0.5),
+    ],
+)
+def test_captions_dispute_an_answer_that_names_no_defect(answer: str, said: str, disputed: float) -> None:
+    scorer = Scorer("", (answer, "rust"))
+    scores, reason = scorer.score(Sampled((caption(said),) * 4, (caption(answer),) * 4))
+    assert (scores.answer, scores.contradiction, reason) == (answer, disputed, None)
 
 
 def test_a_caption_that_repeats_the_prompt_says_nothing() -> None:

@@ -123,7 +123,7 @@ def test_every_option_table_is_of_a_command() -> None:
 
 
 def test_every_column_is_in_the_manual() -> None:
-    named = page("columns") + page("scores") + page("questions")
+    named = page("columns") + page("scores") + page("findings") + page("questions")
     assert not [column for column in Record.__dataclass_fields__ if f"`{column}`" not in named]
 
 

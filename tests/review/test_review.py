@@ -23,7 +23,7 @@ from tests.support.fakes import AGREE, DISAGREE, folder_of, picture_file
 from tests.support.hostile_page import HOSTILE, as_file_name
 from tests.support.reviewing import FIVE, five, items_of, result_of, reviewed
 from vlmgate.cli import app
-from vlmgate.data import Reason, Record, Route
+from vlmgate.data import Caption, Reason, Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError
 from vlmgate.export.sheet import read_sheet
 from vlmgate.export.text_formats import defused
@@ -184,7 +184,8 @@ def test_identical_captions_are_merged_and_the_reading_is_first(tmp_path: Path) 
     assert facts["typical"] == 0 and first["times"] == 2 and "".join(first["text"]) == said[0]
     same = {"".join(one["text"]) for one in facts["captions"] if one.get("same")}
     assert same == {"a gear with a dent", "gear, a dent"}, "what asserts the same is the same reading"
-    assert facts["scale"][0] == "vendi_score" and facts["scale"][2:] == [1.25, "<="]
+    assert facts["scale"] == ["contradiction", 0.2, 0.0, "<="], "one caption of five denies the dent"
+    assert item.record.reason == Reason.CONTRADICTED
     assert facts["captions"][1]["text"][1::2] == ["no dent"]
 
 
@@ -522,5 +523,9 @@ def test_an_unanswered_question_and_its_answers_are_told(tmp_path: Path) -> None
         (1, "scratch"),
         (1, "unsure"),
     ]
-    assert facts["answer"] == "ok" and facts["scale"] == ["answer_share", 0.5, 0.75, ">="]
+    assert facts["answer"] == "ok" and facts["scale"] == ["answer_probability", 0.5, 0.75, ">="]
     assert isinstance(gate, Gate)
+    silent = tuple(Caption(said, "stop", None, 2) for said in ("ok", "scratch", "ok", "unsure"))
+    result = result_of(tmp_path / "silent", ["a.png"], lambda _: AGREE, answer=lambda _: silent)
+    (item,), _, gate = items_of(result)
+    assert facts_of(item, gate)["scale"] == ["answer_share", 0.5, 0.75, ">="], "without log-probabilities"

@@ -242,6 +242,7 @@ def test_a_first_try_that_read_nothing_binds_nobody(tmp_path: Path) -> None:
 ASKED: dict[str, object] = {"question": "Is it ok?", "choices": ("ok", "scratch")}
 CHANGES: dict[str, object] = {
     "prompt": "What is this?",
+    "terms": '[[finding]]\nid = "flow_mark"\nen = ["flow mark"]\n',
     "num_samples": 5,
     "first_samples": 3,
     "temperature": 0.7,

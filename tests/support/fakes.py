@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,8 @@ DISAGREE = (
 class FakeCaptioner:
     """Says what `say` returns for a file name, cycled to K captions; `history` tells the batches it was given.
 
-    Asked a question, it says what `answer` returns for the file name, cycled to K answers.
+    Asked a question, it says what `answer` returns for the file name, cycled to K answers, each as probable as it is
+    frequent.
     """
 
     def __init__(
@@ -75,13 +77,23 @@ class FakeCaptioner:
         samples, views = self.sampling.num_samples, self.sampling.views
         return Sampled(
             captions=self._cycled(self.say(name)),
-            answers=self._cycled(self.answer(name)) if self.sampling.question else None,
+            answers=self._cycled(_as_probable(self.answer(name))) if self.sampling.question else None,
             features=self.features(name),
             views=tuple(k * views // samples for k in range(samples)) if views > 1 else None,
         )
 
     def _cycled(self, said: Sequence[str | Caption]) -> tuple[Caption, ...]:
         return tuple(_as_caption(said[i % len(said)]) for i in range(self.sampling.num_samples))
+
+
+def _as_probable(answers: Sequence[str | Caption]) -> list[str | Caption]:
+    """Return answers that are as probable as they are frequent."""
+    return [
+        Caption(one, "stop", math.log(answers.count(one) / len(answers)) / (len(one.split()) + 1), len(one.split()) + 1)
+        if isinstance(one, str)
+        else one
+        for one in answers
+    ]
 
 
 def _as_caption(said: str | Caption) -> Caption:
@@ -139,4 +151,4 @@ def let_it_read(captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch) -> No
     run_comparison = vlmgate.calibration.compare.run.run_comparison
     for function in (vlmgate.run.loop.scan, vlmgate.calibration.run.calibrate, run_comparison):
         monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "load": captioner.load})
-    monkeypatch.setattr(vlmgate.gate.run_gate, "own_limits", lambda sampling: ())
+    monkeypatch.setattr(vlmgate.gate.run_gate, "own_limits", lambda sampling, kernel: ())

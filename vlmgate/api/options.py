@@ -31,6 +31,7 @@ class ReadingOptions(TypedDict, total=False):
     prompt: str
     question: str | None
     choices: Texts | None  # several, or one text with commas
+    terms: Path | str | None
     no_abstain: bool
     max_answer_tokens: int
     num_samples: int  # 8; of `calibrate`, 16
@@ -52,7 +53,7 @@ class ScanOptions(ReadingOptions, total=False):
     samples: str | None  # "4..16"
     views: int
     view_noise: float
-    score: str
+    score: str | None
     kernel: str
     threshold: float | None
     review_budget: str | int | None  # "10%", or 200

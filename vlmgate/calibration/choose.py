@@ -291,10 +291,11 @@ class _Trial:
         total, known = len(values), values[np.isfinite(values)]
         levels = np.unique(np.quantile(known, np.linspace(0, 1, 21), method="inverted_cdf")) if len(known) else known
         everything = np.ones(total, bool)
+        least = min(_FEW, len(known))  # where little is accepted at all, all of it is the best guess
         labels = [
             wanted / (step.count / total) / certifying
             for step in self._steps(everything, everything, levels)
-            if step.count >= min(_FEW, total)
+            if step.count >= least
             and (wanted := _images_at(step.errors / step.count, self.target, self.confidence)) is not None
         ]
         return math.ceil(min(labels)) if labels else None

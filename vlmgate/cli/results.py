@@ -57,7 +57,7 @@ def rescore(
         limits=given["limit"] or (),
         answered=sampling.get("question") is not None,
         kernel=name,
-        own=_own_limits(records, provenance),
+        own=_own_limits(records, provenance, name),
     )
     check_columns(records, gate)
     done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)
@@ -66,7 +66,7 @@ def rescore(
         print_result(done.records, done.provenance, target, format)
 
 
-def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str, ...]:
+def _own_limits(records: list[Record], provenance: dict[str, Any], kernel: str) -> tuple[str, ...]:
     """Return the limits of the model that made a result, where it has some and the result what they compare."""
     from vlmgate.captioner.location import own_limits
 
@@ -74,7 +74,7 @@ def _own_limits(records: list[Record], provenance: dict[str, Any]) -> tuple[str,
     if named != BUILTIN or all(record.novelty is None for record in records):
         return ()
     sampling = provenance["sampling"]
-    return own_limits(SamplingConfig(**sampling | {"choices": tuple(sampling.get("choices", ()))}))
+    return own_limits(SamplingConfig(**sampling | {"choices": tuple(sampling.get("choices", ()))}), kernel)
 
 
 @command(short_help="Show a result, or one image's captions and why.")

@@ -11,8 +11,9 @@ picture is broken, or no continuation of K - k samples can bring a score back wi
   it is least if all that follow join the largest group. Else, with p = k / K, it is at least p S_k, for S is concave
   (Nielsen & Chuang, "Quantum Computation and Quantum Information", theorem 11.10).
 
-It is certain that an image is accepted once the same bounds keep it within every limit. That seldom happens, so one
-rule is no bound but was measured: an image is accepted after `EQUAL` samples or more that all say the same.
+It is certain that an image is accepted once the same bounds keep it within every limit. That seldom happens early: a
+later caption may contradict. To accept after some samples that all say the same was tried. Of the built-in model's
+decisions 6 % (four samples) to 0.6 % (12 of 16) were then others, each by accepting; so nothing but bounds decides.
 """
 
 from __future__ import annotations
@@ -29,11 +30,10 @@ from vlmgate.data import Content, Quality, Reading, Reason, Record, Route, Score
 from vlmgate.errors import GateError
 from vlmgate.gate.rules import COLUMNS, NO_CONTRADICTION, Candidate, Gate, Limit, decide
 from vlmgate.scores.answer_probability import unseen
-from vlmgate.scores.diversity import AT_ONCE, Matrix, vendi_score
+from vlmgate.scores.diversity import AT_ONCE, Matrix, contradiction, vendi_score
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Samples, Scorer
 
-EQUAL = 4  # samples that all say the same are enough to accept
 _OF_ANSWERS = ("answer_share", "abstain_rate", "unparsable_rate")
 _PROBABILITY = "answer_probability"
 _OF_CAPTIONS = ("vendi_score", "agreement", "doubt")
@@ -131,18 +131,8 @@ class Foresight:
             return True
         candidate = Candidate.of("", scores, reason, quality, novelty)
         accepted = decide([candidate], self.gate)[0].route is Route.AUTO_ACCEPT
-        if accepted and self._all_the_same(said):
-            return True
         foreseen = [self._foreseen(limit, candidate, said) for limit in self._limits(scores)]
         return all(foreseen) and reason is None if accepted else any(one is False for one in foreseen)
-
-    def _all_the_same(self, said: Samples) -> bool:
-        """Tell whether there are enough samples, and all captions and all answers say the same."""
-        if len(said.captions) < EQUAL:
-            return False
-        kernel = self.scorer.kernel([caption.text for caption in said.captions])
-        counted = sorted(self.scorer.counts(said).values())
-        return bool((kernel >= self.scorer.kernel.same - _TINY).all()) and counted in ([], [len(said.answers or ())])
 
     def _limits(self, scores: Scores) -> list[Limit]:
         """Return the limits that concern an image with this answer, that on the score among them."""
@@ -165,8 +155,10 @@ class Foresight:
         if limit.column in _OF_CAPTIONS:
             return self._vendi_within(limit, candidate, said)
         drawn, left = len(said.captions), self.most - len(said.captions)
-        count = round(value * drawn)
         high = COLUMNS[limit.column].high or 1.0
+        if limit.column == "contradiction" and said.answers and not self._answer_stays(said):
+            value, left = contradiction(self.scorer.claims(said.captions)), self.most  # all may dispute another
+        count = round(value * drawn)
         ends = {limit.holds(count / self.most), limit.holds(min(high, (count + left) / self.most))}
         return ends.pop() if len(ends) == 1 else None
 

@@ -56,7 +56,7 @@ def gate_of(config: ScanConfig) -> RunGate:
             limits=config.limits,
             answered=config.sampling.question is not None,
             kernel=config.kernel,
-            own=own_limits(config.sampling) if config.model.model == BUILTIN else (),
+            own=own_limits(config.sampling, config.kernel) if config.model.model == BUILTIN else (),
         )
         _check_columns(gate, config)
         return RunGate(gate)

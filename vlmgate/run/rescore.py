@@ -84,7 +84,11 @@ def check_columns(records: Sequence[Record], gate: Gate) -> None:
     """Raise `UsageError` where the gate compares a column of the readings that is empty throughout."""
     answers = any(record.answers is not None for record in records)
     views = any(record.caption_views is not None for record in records)
-    for column in (gate.score, *(limit.column for limit in gate.limits)):
+    limits = [limit for limit in (gate.own, *gate.limits) if limit]
+    replaced = {limit.column for limit in limits if limit.instead is not None and answers}  # another stands in
+    for column in dict.fromkeys([gate.score, *(limit.column for limit in limits)]):
+        if column in replaced:
+            continue
         lacking = (
             (column in ANSWER_COLUMNS and not answers)
             or (column == PROBABILITY and not any(map(is_known, records)))

@@ -83,6 +83,11 @@ class Claims:
 
 
 NOTHING = Claims(language=None)
+# Choices that name no defect. "No" is none of them: it may answer "is it good?"; nor is "absent", for a part may be.
+_NONE = frozenset(
+    "none nothing nil keine keiner nichts aucun aucune rien ninguno ninguna nada nessuno nessuna niente nenhum nenhuma "
+    "geen niets żaden żadna žádný žádná yok không なし 無し 无 無 没有 沒有 없음".split()
+)
 
 
 class Vocabulary:
@@ -124,6 +129,12 @@ class Vocabulary:
     def claims(self, text: str) -> Claims:
         """Return what a caption claims; nothing, with the language None, in a language without a file."""
         return self._claims(text)
+
+    def claims_of_answer(self, answer: str) -> Claims:
+        """Return what a choice claims: as a caption does, but "none" denies every defect."""
+        if fold(answer).strip(" .!。") in _NONE:
+            return Claims(denied=frozenset({ANY}))
+        return self.claims(answer)
 
     def _read(self, text: str) -> Claims:
         folded = fold(text)

@@ -77,7 +77,7 @@ class Scorer:
         if answer in found:
             figures["answer_probability"] = round(found[answer], 6)
         if answer is not None and scores.contradiction is not None:
-            disputed = contradiction(self.claims(said.captions), self.vocabulary.claims(answer))
+            disputed = contradiction(self.claims(said.captions), self.vocabulary.claims_of_answer(answer))
             figures["contradiction"] = round(disputed, 6)
         return replace(scores, answer=answer, **figures), reason
 

@@ -115,7 +115,7 @@ class TestAsking:
         first = next(asked for asked in faulty.images if asked.name == pictures[0].rgb.tobytes()[:600])
         sent = first.body
         assert sent["n"] == K and sent["seed"] == seeds(0, pictures[0].file.sha256, 1, K)[0]
-        assert (sent["model"], sent["temperature"], sent["top_p"], sent["max_tokens"]) == ("some-model", 1.0, 1.0, 64)
+        assert (sent["model"], sent["temperature"], sent["top_p"], sent["max_tokens"]) == ("some-model", 1.0, 1.0, 192)
         assert (sent["top_k"], sent["min_p"], sent["logprobs"]) == (-1, 0.0, True)
         assert reader.info.route == "n samples a request"
         told = reader.info.server
@@ -186,7 +186,7 @@ class TestAsking:
         assert reader.info.server is not None and reader.info.server["independent"] == "seen to differ"
 
         def thinking(asked: Asked) -> dict[str, Any] | None:
-            short = asked.body["max_tokens"] < 64
+            short = asked.body["max_tokens"] < 192
             return completion(*[choice(None, "length")] * asked.body.get("n", 1)) if short else None
 
         faulty.behave = thinking
@@ -200,7 +200,7 @@ class TestAsking:
 
         faulty.behave = modern
         captioner(faulty).read([picture()])
-        assert {asked.body["max_completion_tokens"] for asked in faulty.images} == {64}
+        assert {asked.body["max_completion_tokens"] for asked in faulty.images} == {192}
 
     def test_a_wrong_name_is_told_with_the_right_ones(self, faulty: FaultyServer) -> None:
         faulty.behave = lambda asked: refusal("no such model", 404)

@@ -250,7 +250,7 @@ class TestGates:
         gate = self.gate(tmp_path / "gate.toml", served())
 
         def scan(model: ModelConfig) -> None:
-            config = ScanConfig(tmp_path, tmp_path / "out.parquet", model=model, gate=gate)
+            config = ScanConfig(tmp_path, tmp_path / "out.parquet", model=model, gate=gate, kernel="words")
             check_same(gate_of(config), config, model_fingerprint(model))
 
         scan(served())
@@ -266,11 +266,12 @@ class TestGates:
     def test_a_gate_of_a_model_here_refuses_servers(self, tmp_path: Path) -> None:
         gate = self.gate(tmp_path / "gate.toml", ModelConfig())
         with pytest.raises(GateError, match="which ran here; leave --endpoint out"):
-            gate_of(ScanConfig(tmp_path, tmp_path / "out.parquet", model=served("builtin2"), gate=gate))
+            gate_of(ScanConfig(tmp_path, tmp_path / "out.parquet", model=served("builtin2"), gate=gate, kernel="words"))
         assert (
             "another model"
             in differences(
-                gate_of(ScanConfig(tmp_path, tmp_path / "o.parquet", gate=gate)).file or pytest.fail("no file"),
+                gate_of(ScanConfig(tmp_path, tmp_path / "o.parquet", gate=gate, kernel="words")).file
+                or pytest.fail("no file"),
                 SamplingConfig(),
                 model_fingerprint(served()),
                 "first",
