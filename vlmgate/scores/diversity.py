@@ -13,7 +13,7 @@ import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,11 +136,16 @@ def claim_kernel(claims: Sequence[Claims]) -> Matrix:
     return kernel
 
 
+def reading(claims: Claims) -> frozenset[str] | None:
+    """Return what a caption says; two say the same where this is equal. None where it hedges or claims nothing."""
+    if not claims.certain:
+        return None
+    return claims.asserted or frozenset({NO_DEFECT})
+
+
 def _said(claims: Claims, i: int) -> frozenset[str]:
     """Return what a caption claims, with a mark of its own (its place i) where it hedges or claims nothing."""
-    if not claims.certain:
-        return claims.asserted | {f"\0{i}"}
-    return claims.asserted or frozenset({NO_DEFECT})
+    return reading(claims) or claims.asserted | {f"\0{i}"}
 
 
 def word_kernel(texts: Sequence[str]) -> Matrix:
@@ -268,20 +273,40 @@ def contradiction(claims: Sequence[Claims], answer: Claims | None = None) -> flo
     A caption disputes what another asserts where it denies that, or every defect, or asserts the opposite size or
     comparison. With the claims of the `answer` given to a question, captions that dispute it count as well.
     """
-    most = 0
-    for claim in frozenset().union(*(one.asserted - one.neutral | _measures(one) for one in claims)):
-        backers = sum(claim in one.asserted for one in claims)
-        deniers = sum(_disputes(one, claim) for one in claims)
-        most = max(most, min(backers, deniers))
-    share = most / len(claims)
-    if answer is not None and answer.certain:
-        against = sum(
-            any(_disputes(one, claim) for claim in answer.defects)
-            or any(_disputes(answer, claim) for claim in one.defects)
-            for one in claims
-        )
-        share = max(share, min(0.5, against / len(claims)))
+    disputed = most_disputed(claims)
+    share = 0.0 if disputed is None else min(disputed.backers, disputed.deniers) / len(claims)
+    if answer is not None:
+        share = max(share, min(0.5, against_answer(claims, answer) / len(claims)))
     return share
+
+
+class Dispute(NamedTuple):
+    """A claim that some captions assert and others deny, and how many do."""
+
+    claim: str
+    backers: int
+    deniers: int
+
+
+def most_disputed(claims: Sequence[Claims]) -> Dispute | None:
+    """Return the claim whose smaller side is largest, the first by name of equals; None where nothing is disputed."""
+    asserted = frozenset().union(*(one.asserted - one.neutral | _measures(one) for one in claims))
+    found = [
+        Dispute(claim, sum(claim in one.asserted for one in claims), sum(_disputes(one, claim) for one in claims))
+        for claim in sorted(asserted)
+    ]
+    most = max(found, key=lambda one: min(one.backers, one.deniers), default=None)
+    return most if most is not None and most.deniers else None
+
+
+def against_answer(claims: Sequence[Claims], answer: Claims) -> int:
+    """Return how many captions dispute the claims of an answer; 0 where it claims nothing for sure."""
+    if not answer.certain:
+        return 0
+    return sum(
+        any(_disputes(one, claim) for claim in answer.defects) or any(_disputes(answer, claim) for claim in one.defects)
+        for one in claims
+    )
 
 
 def _measures(claims: Claims) -> frozenset[str]:
