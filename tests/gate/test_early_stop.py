@@ -175,7 +175,8 @@ def test_agreement_and_doubt_are_foreseen_by_the_vendi_score() -> None:
 
 
 def test_answers_are_certain_once_they_cannot_turn() -> None:
-    gate = make_gate(num_samples=K, threshold=16.0, answered=True, limits=["contradiction <= 0.5"])
+    wide: Any = {"score": "vendi_score", "threshold": 16.0, "limits": ["contradiction <= 0.5", "answer_share >= 0.75"]}
+    gate = make_gate(num_samples=K, answered=True, **wide)
     assert certain(gate, said(*AGREE * 4, answers=["ok"] * 4)), "four that all say the same"
     mixed = (*["a round washer without dents"] * 11, "it is black")
     assert certain(gate, said(*mixed, answers=["ok"] * 12))
@@ -186,7 +187,12 @@ def test_answers_are_certain_once_they_cannot_turn() -> None:
 
 
 def test_the_probability_of_an_answer_is_certain_once_nothing_unseen_can_change_it() -> None:
-    gate = make_gate(num_samples=K, threshold=16.0, limits=("answer_probability >= 0.75",))
+    gate = make_gate(
+        num_samples=K,
+        score="vendi_score",
+        threshold=16.0,
+        limits=("answer_probability >= 0.75", "contradiction <= 0.5"),
+    )
 
     def of(first: int, *answers: tuple[str, float]) -> Sampled:
         drawn = [Caption(text, "stop", math.log(p), 1) for text, p in answers]

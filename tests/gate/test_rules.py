@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields, replace
+from typing import Any
 
 import pytest
 
@@ -477,20 +478,63 @@ def test_limits_that_were_measured_for_a_model_take_the_place_of_the_default_but
 
 
 def test_with_a_question_most_of_all_answers_must_name_the_answer_unless_told_otherwise() -> None:
-    gate = make_gate(num_samples=8, threshold=1.8, answered=True)
-    assert gate.describe() == "vendi_score ≤ 1.8 and answer_share ≥ 0.75 (uncalibrated default)"
+    by_captions: dict[str, Any] = {"num_samples": 8, "score": "vendi_score", "threshold": 1.8, "answered": True}
+    gate, usual = make_gate(**by_captions), "answer_probability (or answer_share) ≥ 0.75 (uncalibrated default)"
+    assert gate.describe() == f"vendi_score ≤ 1.8 and {usual}"
     lonely = full("a", answer="ok", answer_share=0.125, abstain_rate=0.875)
-    assert decide([lonely], gate)[0].column == "answer_share"
-    told = make_gate(num_samples=8, threshold=1.8, answered=True, limits=["answer_share >= 0.5"])
+    likely = replace(lonely, record=replace(lonely.record, answer_probability=0.8))
+    assert [decide([one], gate)[0].column for one in (lonely, likely)] == ["answer_share", "vendi_score"]
+    told = make_gate(**by_captions, limits=["answer_share >= 0.5"])
     assert told.describe() == "vendi_score ≤ 1.8 and answer_share ≥ 0.5"
-    assert len(make_gate(num_samples=8, answered=True, limits=["abstain_rate <= 0.5"]).limits) == 2
+    assert len(make_gate(num_samples=8, answered=True, limits=["abstain_rate <= 0.5"]).limits) == 1
+    with pytest.raises(GateError, match="add --score vendi_score"):
+        make_gate(num_samples=8, threshold=1.8, answered=True)
+
+
+def test_with_a_question_the_answers_decide() -> None:
+    gate = make_gate(num_samples=8, answered=True, own=("vendi_score <= 2", "novelty <= 1"))
+    assert gate.describe() == (
+        "answer_probability (or answer_share) ≥ 0.75 (uncalibrated default) and novelty ≤ 1 (the model's own)"
+    )
+    apart = {"vendi_score": 8.0, "answer": "ok", "novelty": 0.5}
+    sure, share = full("a", answer_probability=0.8, **apart), full("b", answer_share=0.8, **apart)
+    unsure = full("c", answer_probability=0.7, answer_share=1.0, **apart)
+    disputed = full("d", answer_probability=0.8, contradiction=0.125, **apart)
+    told = [(d.route == Route.AUTO_ACCEPT, d.column) for d in decide([sure, share, unsure, disputed], gate)]
+    assert told == [
+        (True, "answer_probability"),
+        (True, "answer_share"),
+        (False, "answer_probability"),
+        (False, "contradiction"),
+    ]
+    assert Gate.of(asdict(gate)) == gate
+    budget = make_gate(num_samples=8, answered=True, review_budget="1", limits=["answer_share >= 0.5"])
+    budget = replace(budget, score="answer_probability")  # a result without log-probabilities
+    assert [d.route == Route.AUTO_ACCEPT for d in decide([share, replace_share(share, 0.9)], budget)] == [False, True]
+
+
+def replace_share(one: Candidate, share: float) -> Candidate:
+    return replace(one, record=replace(one.record, file_name="z", answer_share=share))
+
+
+def test_captions_that_contradict_each_other_are_accepted_under_no_gate_that_does_not_say_so() -> None:
+    row = full("a", vendi_score=1.0, contradiction=0.125)
+    for gate in (
+        make_gate(num_samples=8),
+        make_gate(num_samples=8, threshold=8),
+        make_gate(num_samples=8, review_budget="0"),
+    ):
+        (decision,) = decide([row], gate)
+        assert (decision.route, decision.reason) == (Route.HUMAN_REVIEW, Reason.CONTRADICTED)
+    (decision,) = decide([row], make_gate(num_samples=8, limits=["contradiction <= 0.15"]))
+    assert decision.route == Route.AUTO_ACCEPT
     assert not make_gate(num_samples=8, limits=[]).limits
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"limits": ["answer_entropy <= 0.7"]},
+        {"limits": ["answer_entropy <= 0.7"], "score": "answer_probability"},
         {"score": "answer_entropy", "threshold": 0.7},
         {"score": "answer_entropy", "review_budget": "0"},
         {"score": "answer_share", "review_budget": "0"},
@@ -501,7 +545,7 @@ def test_one_answer_beside_seven_that_abstain_is_no_verdict(options: dict[str, o
     assert told.answer_entropy < 0.7
     lonely = full("a", answer="ok", answer_share=told.answer_share, answer_entropy=told.answer_entropy)
     (decision,) = decide([lonely], make_gate(num_samples=8, answered=True, **options))  # type: ignore[arg-type]
-    assert (decision.route, decision.column) == (Route.HUMAN_REVIEW, "answer_share")
+    assert (decision.route, decision.column) == (Route.HUMAN_REVIEW, "answer_share")  # no probability is known
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
+from tests.support.fakes import AGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from vlmgate.config import ScanConfig
 from vlmgate.data import Caption, Reason, Record, Route
 from vlmgate.errors import ConfigError, GateError
@@ -22,6 +22,7 @@ from vlmgate.store.result import read_result
 
 QUESTION, CHOICES = "Is the part ok?", ("ok", "scratch", "crack")
 Said = Sequence[str | Caption]
+SURE = Caption("ok", "stop", -0.05, 2)
 
 
 def asking(folder: Path, out: Path, *, abstain: bool = True, **changes: object) -> ScanConfig:
@@ -38,7 +39,7 @@ def answered(tmp_path: Path, answers: Said, *, captions: Said = AGREE, **changes
 
 
 def test_the_answer_most_samples_give_is_accepted_where_the_captions_agree(tmp_path: Path) -> None:
-    row = answered(tmp_path, ("OK.", "ok", "The part is ok.", "unsure"))
+    row = answered(tmp_path, ("OK.", "ok", "The part is ok.", "unsure"), limits=("answer_share >= 0.75",))
     assert (row.route, row.reason, row.answer) == (Route.AUTO_ACCEPT, Reason.AGREED, "ok")
     assert row.answers == ("OK.", "ok", "The part is ok.", "unsure")
     assert (row.answer_share, row.abstain_rate, row.unparsable_rate) == (0.75, 0.25, 0.0)
@@ -47,7 +48,8 @@ def test_the_answer_most_samples_give_is_accepted_where_the_captions_agree(tmp_p
 
 
 def test_a_bad_answer_in_agreement_is_accepted_too(tmp_path: Path) -> None:
-    assert answered(tmp_path, ("scratch",)).route == Route.AUTO_ACCEPT
+    row = answered(tmp_path, (Caption("scratch", "stop", -0.05, 2),), captions=("a long scratch",))
+    assert row.route == Route.AUTO_ACCEPT
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,9 @@ def test_a_bad_answer_in_agreement_is_accepted_too(tmp_path: Path) -> None:
         ("ok, scratch, crack",),
     ],
 )
-@pytest.mark.parametrize("gate", [{"threshold": 4.0}, {"review_budget": "0"}, {"limits": ("answer_share >= 0",)}])
+@pytest.mark.parametrize(
+    "gate", [{"score": "vendi_score", "threshold": 4.0}, {"review_budget": "0"}, {"limits": ("answer_share >= 0",)}]
+)
 def test_without_an_answer_nothing_is_accepted(tmp_path: Path, answers: Said, gate: dict[str, object]) -> None:
     row = answered(tmp_path, answers, **gate)
     assert (row.route, row.reason, row.answer) == (Route.HUMAN_REVIEW, Reason.NO_ANSWER, None)
@@ -78,7 +82,7 @@ def test_without_an_answer_nothing_is_accepted(tmp_path: Path, answers: Said, ga
         (Caption("ok", "non-finite", None, 1), Reason.NON_FINITE),
     ],
 )
-@pytest.mark.parametrize("gate", [{"threshold": 4.0}, {"review_budget": "0"}])
+@pytest.mark.parametrize("gate", [{"score": "vendi_score", "threshold": 4.0}, {"review_budget": "0"}])
 def test_one_empty_cut_off_or_broken_answer_of_k_is_for_a_person(
     tmp_path: Path, bad: str | Caption, reason: Reason, gate: dict[str, object]
 ) -> None:
@@ -99,18 +103,26 @@ def test_captions_that_are_none_come_before_answers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("abstain", [True, False])
 def test_a_lonely_answer_beside_abstentions_is_not_accepted(tmp_path: Path, abstain: bool) -> None:
-    row = answered(tmp_path, ("ok", "unsure", "unsure", "cannot tell"), abstain=abstain, threshold=4.0)
+    row = answered(
+        tmp_path, ("ok", "unsure", "unsure", "cannot tell"), abstain=abstain, score="vendi_score", threshold=4.0
+    )
     assert (row.answer, row.answer_share) == ("ok", 0.25)
-    assert (row.route, row.reason, row.decided_by) == (Route.HUMAN_REVIEW, Reason.BEYOND_LIMIT, "answer_share")
+    assert (row.route, row.reason, row.decided_by) == (Route.HUMAN_REVIEW, Reason.BEYOND_LIMIT, "answer_probability")
 
 
-def test_disagreeing_captions_are_routed_whatever_the_answers(tmp_path: Path) -> None:
-    row = answered(tmp_path, ("ok",), captions=DISAGREE)
-    assert (row.route, row.reason, row.decided_by) == (Route.HUMAN_REVIEW, Reason.DISAGREED, "vendi_score")
+APART = ("it is round", "a black thing", "one big plate", "some steel")  # claim nothing, and contradict no answer
+
+
+def test_the_wording_of_captions_bars_nothing_but_what_contradicts_the_answer_does(tmp_path: Path) -> None:
+    row = answered(tmp_path, (SURE,), captions=APART)
+    assert (row.route, row.decided_by, row.vendi_score) == (Route.AUTO_ACCEPT, "answer_probability", 4.0)
+    (tmp_path / "again").mkdir()
+    row = answered(tmp_path / "again", (SURE,), captions=("a scratch", *APART[1:]))
+    assert (row.route, row.reason, row.contradiction) == (Route.HUMAN_REVIEW, Reason.CONTRADICTED, 0.25)
 
 
 def test_answers_alone_can_be_the_gate(tmp_path: Path) -> None:
-    row = answered(tmp_path, ("ok",), captions=DISAGREE, score="answer_share", threshold=0.75)
+    row = answered(tmp_path, ("ok",), captions=APART, score="answer_share", threshold=0.75)
     assert (row.route, row.decided_by, row.threshold) == (Route.AUTO_ACCEPT, "answer_share", 0.75)
 
 
@@ -132,7 +144,7 @@ def test_the_likelier_of_two_choices_is_the_answer_where_the_probability_decides
     gate = {"score": "answer_probability", "threshold": 0.75, "limits": ("answer_share >= 0.5",)}
     row = answered(tmp_path, answers, **gate)
     assert (row.answer, row.answer_share, row.route) == ("ok", 0.5, Route.AUTO_ACCEPT)
-    row = answered(tmp_path, answers, threshold=4.0, limits=("answer_share >= 0.5",))
+    row = answered(tmp_path, answers, score="vendi_score", threshold=4.0, limits=("answer_share >= 0.5",))
     assert (row.answer, row.reason) == ("ok", Reason.NO_ANSWER), "a gate of shares takes a tie for no answer"
 
 

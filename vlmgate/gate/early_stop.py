@@ -27,7 +27,7 @@ import numpy as np
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Content, Quality, Reading, Reason, Record, Route, Scores, content_of
 from vlmgate.errors import GateError
-from vlmgate.gate.rules import NO_CONTRADICTION, Candidate, Gate, Limit, decide
+from vlmgate.gate.rules import COLUMNS, NO_CONTRADICTION, Candidate, Gate, Limit, decide
 from vlmgate.scores.answer_probability import unseen
 from vlmgate.scores.diversity import AT_ONCE, Matrix, vendi_score
 from vlmgate.scores.novelty import Reference
@@ -166,7 +166,8 @@ class Foresight:
             return self._vendi_within(limit, candidate, said)
         drawn, left = len(said.captions), self.most - len(said.captions)
         count = round(value * drawn)
-        ends = {limit.holds(count / self.most), limit.holds((count + left) / self.most)}
+        high = COLUMNS[limit.column].high or 1.0
+        ends = {limit.holds(count / self.most), limit.holds(min(high, (count + left) / self.most))}
         return ends.pop() if len(ends) == 1 else None
 
     def _vendi_within(self, limit: Limit, candidate: Candidate, said: Samples) -> bool | None:

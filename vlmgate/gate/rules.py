@@ -189,6 +189,8 @@ def make_gate(
         share, count = parse_share_or_count(review_budget, "--review-budget")
         return Gate(score=score, budget_share=share, budget_count=count, limits=(*rules, *answers))
     if threshold is not None:
+        if answered and chosen is None and not 0 <= threshold <= 1:
+            raise GateError(f"--threshold is {threshold}: with --choices it is of {score}; add --score vendi_score.")
         return Gate(score, _checked(score, threshold, num_samples, "--threshold"), limits=(*rules, *answers))
     if any(rule.column == score for rule in rules):
         return Gate(score=score, limits=(*rules, *answers))
@@ -297,16 +299,18 @@ class Candidate:
         found: float | None = getattr(self.record, column, None)
         return found if found is not None and math.isfinite(found) else None
 
-    def within(self, limit: Limit) -> float | None:
-        """Return what a limit is compared with; None where it cannot be compared."""
+    def compared(self, limit: Limit) -> tuple[str, float | None]:
+        """Return the column that a limit is compared with, and its value; None where that cannot be compared."""
         value = self.value(limit.column)
-        return self.value(limit.instead) if value is None and limit.instead is not None else value
+        if value is None and limit.instead is not None and (other := self.value(limit.instead)) is not None:
+            return limit.instead, other
+        return limit.column, value
 
 
 def _score_of(candidate: Candidate, gate: Gate) -> float | None:
     """Return what orders a candidate; shares of answers stand in for their probabilities where nobody set a limit."""
     if gate.own is not None:
-        return candidate.within(gate.own)
+        return candidate.compared(gate.own)[1]
     value = candidate.value(gate.score)
     budget = gate.budget_share is not None or gate.budget_count is not None
     return candidate.value("answer_share") if value is None and budget and gate.score == PROBABILITY else value
@@ -357,12 +361,12 @@ def bars(candidate: Candidate, limits: Sequence[Limit], score: str | None = None
     for limit in sorted(limits, key=lambda limit: limit.column != "contradiction"):
         if limit.answer not in (None, candidate.record.answer):
             continue
-        value = candidate.within(limit)
+        column, value = candidate.compared(limit)
         if value is None and limit is not NO_CONTRADICTION:  # a result of before has no such column
-            return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, limit.column)
+            return Decision(Route.HUMAN_REVIEW, Reason.NO_SCORE, None, column)
         if value is not None and not limit.holds(value):
-            why = Reason.CONTRADICTED if limit.column == "contradiction" else Reason.BEYOND_LIMIT
-            return Decision(Route.HUMAN_REVIEW, why, limit.value, limit.column)
+            why = Reason.CONTRADICTED if column == "contradiction" else Reason.BEYOND_LIMIT
+            return Decision(Route.HUMAN_REVIEW, why, limit.value, column)
     return None
 
 
@@ -373,10 +377,10 @@ def breaks_ties(limits: Sequence[Limit], score: str | None = None) -> bool:
 
 def _by_threshold(candidate: Candidate, gate: Gate) -> Decision:
     limit = gate.own or next(limit for limit in gate.limits if limit.column == gate.score)  # which hold already
-    value = candidate.within(limit)
+    column, value = candidate.compared(limit)
     if value is not None and limit.holds(value):
-        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, limit.value, gate.score)
-    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, limit.value, gate.score)
+        return Decision(Route.AUTO_ACCEPT, Reason.AGREED, limit.value, column)
+    return Decision(Route.HUMAN_REVIEW, Reason.DISAGREED, limit.value, column)
 
 
 def _by_budget(candidates: Sequence[Candidate], barred: Sequence[Decision | None], gate: Gate) -> list[Decision]:

@@ -27,6 +27,7 @@ class Item:
     segment: int  # commas before it
     fixed: bool = False  # what an exception names stays as it is
     denial: bool = False  # a word that denies it: "unscratched"
+    asked: bool = False  # what was looked for, and nobody says yet with what result
     open: bool = False  # one of two, a question, or a label: asserted only if something later says so
 
 
@@ -41,22 +42,23 @@ def sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
 
 
 _SAYS = frozenset((lang.FINDING, lang.DENIAL, lang.INTACT, lang.DEFECT))
-_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER))
+_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.NOR))
 _CLAUSE = frozenset((lang.COMMA, lang.COLON, lang.BREAK))
+_JOINS = frozenset((lang.AND, lang.OR, lang.VERB))
 
 
-def bind(marks: Sequence[Mark], *, concord: bool) -> list[Item]:
+def bind(marks: Sequence[Mark], language: lang.Language) -> list[Item]:
     """Return the findings of one sentence with their signs.
 
     A negator that stands before reaches forward: to the end of its clause, to a preposition, a verb or the next noun
     phrase; commas end it but in a list. One that stands after reaches back over the noun phrase before it.
     """
-    return _Binder(marks, concord).run()
+    return _Binder(marks, language).run()
 
 
 class _Binder:
-    def __init__(self, marks: Sequence[Mark], concord: bool) -> None:
-        self.marks, self.concord = marks, concord
+    def __init__(self, marks: Sequence[Mark], language: lang.Language) -> None:
+        self.marks, self.concord, self.comma_first = marks, language.concord, language.comma_first
         self.items: list[Item] = []
         self.phrase = 0  # the first item that a backward negator would reach
         self.segment = 0
@@ -65,7 +67,9 @@ class _Binder:
 
     def _reset(self) -> None:
         """Forget what reaches forward."""
-        self.negating = self.reached = self.doubtful = self.hedging = self.excepting = False
+        self.negating = self.reached = self.doubtful = self.hedging = self.excepting = self.choosing = self.asking = (
+            False
+        )
 
     def run(self) -> list[Item]:
         for i, mark in enumerate(self.marks):
@@ -79,6 +83,14 @@ class _Binder:
             elif kind == lang.COLON:
                 self._colon(i, mark)
             elif kind == lang.BREAK:
+                if self.comma_first and not self.negating and not self._after(i, (lang.COMMA,)):
+                    continue  # an adverb: "Kratzer sind jedoch nicht zu sehen"
+                if (
+                    self._kind(i + 1) == lang.COMMA
+                    and self._reach()
+                    and not any(m.kind == lang.VERB for m in self.marks[:i])
+                ):
+                    continue  # "scratches, however, are not visible"
                 self._reset()
                 self.phrase, self.verb_after, self.segment = len(self.items), False, self.segment + 1
             elif kind == lang.DOUBLE:
@@ -91,10 +103,20 @@ class _Binder:
             elif kind == lang.EXCEPT_AFTER:
                 for item in self._reach():
                     item.sign, item.fixed = SAID, True
+            elif kind == lang.YES and self._after(i, (lang.COLON,)):
+                for item in self._reach():
+                    item.open = False  # "defects: yes"
+            elif kind == lang.ASK:
+                self.asking = True
             elif kind == lang.OR:
                 self._or(i)
-            elif kind == lang.AND and self.negating and self.reached:
-                self.doubtful = self.doubtful or self._verb_follows(i)
+            elif kind == lang.AND:
+                self._close(i)
+                if self.negating and self.reached:
+                    # "no dents visible and rust on the rim": the denial may have ended
+                    self.doubtful = self.doubtful or self._verb_follows(i) or self._after(i, (lang.SEEN,))
+                elif self.negating:
+                    self._joined(i)
             elif (
                 kind == lang.END
                 or kind == lang.VERB
@@ -105,14 +127,17 @@ class _Binder:
                 if kind == lang.END and self.items and self.items[-1].segment == self.segment:
                     self.hedging = self.excepting = False
                 self.verb_after = self.verb_after or (kind == lang.VERB and len(self.items) > self.phrase)
-            elif kind == lang.WORD and mark.name == "0" and self._after(i, (lang.COLON,)):
-                self._backward(strong=True)
+            elif kind == lang.WORD and mark.name == "0":
+                if self._after(i, (lang.COLON,)):
+                    self._backward(i, strong=True)
+                elif self._kind(i + 1) in _SAYS:  # "0 defects"
+                    self.negating, self.reached = True, False
         return [item for item in map(self._settled, self.items) if item is not None]
 
     def _settled(self, item: Item) -> Item | None:
+        if item.sign == SAID and (item.asked or (item.open and item.claim == UNNAMED)):
+            return None  # "inspected for cracks"; a label: "Defects: …"
         if item.open and item.sign == SAID:
-            if item.claim == UNNAMED:
-                return None  # a label: "Defects: …"
             item.sign = NONE
         return item
 
@@ -132,10 +157,21 @@ class _Binder:
         return found
 
     def _verb_follows(self, i: int) -> bool:
-        """Say whether a verb follows the next finding: "no dents and rust is visible" may go either way."""
+        """Say whether a verb, or a thing that has it, follows the next finding: "no dents and rust is visible"."""
         ahead = self._ahead(i)
         first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), None)
+        if self.concord and first == 0 and ahead[1:2] == [lang.WORD]:
+            return True  # "brak rys i zardzewiała powierzchnia"
         return first is not None and lang.VERB in ahead[first + 1 :] and lang.OR not in ahead
+
+    def _joined(self, i: int) -> None:
+        """End a denial that has reached nothing before "and": "no holes and is cracked"."""
+        ahead = self._ahead(i)
+        before = ahead[: next((n for n, kind in enumerate(ahead) if kind in _SAYS), 0)]
+        if before[:1] == [lang.VERB]:
+            self.negating = False
+        elif lang.VERB in before or lang.ARTICLE in before:
+            self.doubtful = True  # "no nuts and bolts are loose"
 
     def _reach(self) -> list[Item]:
         """Return the items of the noun phrase before; they may be a list with commas."""
@@ -144,10 +180,11 @@ class _Binder:
     def _item(self, i: int, mark: Mark) -> None:
         if self.verb_after:
             self.phrase, self.verb_after = len(self.items), False
-        sign = SAID
-        good = mark.kind in (lang.INTACT, lang.DENIAL)
-        if good and self.reached:
+        sign, denies = SAID, mark.kind == lang.DENIAL  # "scratch-free"
+        if (mark.kind == lang.INTACT or denies) and self.reached:
             self.negating = False  # "no dents, intact"
+        if mark.kind == lang.INTACT and self.items and self.items[-1].sign == SAID and self._labels(i):
+            self.items[-1].sign = NONE  # "scratches: ok" may say either
         if self.negating:
             sign = NONE if self.doubtful else NOT
             self.reached = True
@@ -156,20 +193,34 @@ class _Binder:
         if self.hedging:
             sign = NONE
         claim = mark.name if mark.name else UNNAMED if mark.kind == lang.DEFECT else lang.INTACT
+        if denies and self._after(i, (lang.AND, lang.OR)) and self._kind(i - 2) in (lang.FINDING, lang.DEFECT):
+            self.items[-1].sign = min(self.items[-1].sign, NONE)  # "scratch- and dent-free"
         self.items.append(
-            Item(claim, sign, mark.start, mark.end, self.segment, self.excepting, good and mark.name != "")
+            Item(claim, sign, mark.start, mark.end, self.segment, self.excepting, denies, self.asking, self.choosing)
         )
+        self.choosing = False
+
+    def _labels(self, i: int) -> bool:
+        """Say whether a finding is the label of a mark: "scratches: ok", or "scratches ok" as a clause."""
+        if self._after(i, (lang.COLON,)):
+            return self._kind(i - 2) == lang.FINDING
+        return self._after(i, (lang.FINDING,)) and self._kind(i - 2) in (None, *_CLAUSE)
 
     def _negator(self, i: int, kind: str) -> None:
         ahead = self._ahead(i)
-        if kind == lang.BEFORE and not ahead and self._reach():
+        first = next((n for n, one in enumerate(ahead) if one in _SAYS), 0)
+        if ahead[:1] == [lang.END] and any(one in _NEGATORS for one in ahead[:first]):
+            return  # "neither on the top nor on the rim are there scratches": the second one denies
+        if kind in (lang.BEFORE, lang.NOR) and not ahead and self._reach():
             kind = lang.AFTER  # "Scratches: no"
         if kind == lang.EITHER:
-            kind = self._side(ahead)
+            kind = self._side(i, ahead)
         if kind == lang.AFTER:
-            self._backward(strong=True)
-        elif kind == "weak":
-            self._backward(strong=False)
+            self._backward(i, strong=True)
+        elif kind in ("weak", "both"):
+            self._backward(i, strong=False)
+            if kind == "both":
+                self.negating, self.doubtful = True, True
         else:
             if self.negating and not self.reached and not self.concord:
                 self.doubtful = True  # nobody knows what two negators come to
@@ -177,32 +228,69 @@ class _Binder:
                 self.doubtful = False
             self.negating, self.reached, self.excepting = True, False, False
 
-    def _side(self, ahead: Sequence[str]) -> str:
+    def _side(self, i: int, ahead: Sequence[str]) -> str:
         """Return which way a negator reaches that may stand on either side of what it negates."""
-        for kind in ahead:
+        last = self._reach()[-1].end if self._reach() else None
+        apart = last is None or any(mark.kind == lang.AND and last <= mark.start for mark in self.marks[:i])
+        first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), 0)
+        for n, kind in enumerate(ahead):
             if kind in _SAYS:
                 return lang.BEFORE
-            if kind in (lang.END, lang.EXCEPT, *_NEGATORS):
+            if kind == lang.AND and not apart:  # "scratches are not visible and a dent …"
+                if lang.WORD in ahead[:n]:
+                    return "both"  # "the scratch is not deep and a dent …"
                 break
+            if kind == lang.END and self.concord and not self._reach() and not _JOINS.intersection(ahead[n:first]):
+                continue  # "non ci sono sulla superficie graffi"
+            if kind in (lang.END, lang.EXCEPT, *_NEGATORS):
+                if last is None and kind == lang.END and any(other in _SAYS for other in ahead[n:]):
+                    return "both" if lang.AND in ahead[n:] else lang.BEFORE  # "nowhere on the part is a scratch"
+                if n == 0 and kind == lang.END and any(mark.kind == lang.BREAK for mark in self.marks[i:]):
+                    return "weak"  # "the scratch is not inside the bore but on the rim"
+                break
+            if kind in (lang.AND, lang.OR) and self._reach() and {lang.SEEN, lang.WORD}.intersection(ahead[:n]):
+                break  # "scratches are not visible and rust is"
         rest: list[str] = []
         for kind in ahead:
             if kind in (lang.END, lang.AND, lang.OR):
                 break
             rest.append(kind)
         # "scratches are not visible" denies them, "scratches are not deep" does not, "… not made out" is unclear
-        return "weak" if lang.WORD in rest and lang.SEEN not in rest else lang.AFTER
+        # and "a crack that does not extend to the rim" neither
+        return "weak" if (lang.WORD in rest or lang.VERB in rest) and lang.SEEN not in rest else lang.AFTER
 
-    def _backward(self, *, strong: bool) -> None:
-        for item in self._reach():
-            if not strong:
+    def _backward(self, i: int, *, strong: bool) -> None:
+        reached = self._reach()
+        again = self._after(i, (lang.AND,))  # "no scratches on the top and none on the rim"
+        far = self._far(i, reached)
+        for item in reached:
+            if not strong and self.concord and item.sign == NOT and item.segment == self.segment:
+                continue  # "no falta ninguna pieza" stays denied
+            if not strong or far or (item is not reached[-1] and self._clauses(i, item, reached[-1])):
                 item.sign = NONE
             elif item.denial:
                 item.sign = -item.sign
             elif item.sign == SAID:
                 item.sign, item.open = NOT, False
-            elif item.sign == NOT and item.segment == self.segment and not self.concord:
+            elif item.sign == NOT and item.segment == self.segment and not self.concord and not again:
                 item.sign = NONE
         self.phrase = len(self.items)
+
+    def _far(self, i: int, reached: Sequence[Item]) -> bool:
+        """Say whether a comma cuts a negator off: "there is a scratch on the left, on the right not"."""
+        if not reached or reached[-1].segment == self.segment or any(item.asked or item.open for item in reached):
+            return False
+        comma = max((mark.start for mark in self.marks[:i] if mark.kind == lang.COMMA), default=0)
+        return any(mark.kind == lang.VERB and mark.start < comma for mark in self.marks[:i])
+
+    def _clauses(self, i: int, item: Item, last: Item) -> bool:
+        """Say whether two items may stand in two clauses: "there is a dent and scratches are not visible"."""
+        kinds = [(mark.kind, mark.start) for mark in self.marks[:i]]
+        return (
+            any(kind == lang.AND and item.end <= start <= last.start for kind, start in kinds)
+            and any(kind == lang.VERB and start < item.start for kind, start in kinds)
+            and any(kind == lang.VERB and start >= last.end for kind, start in kinds)
+        )
 
     def _hedge(self, i: int) -> None:
         if any(kind in _SAYS for kind in self._ahead(i)):
@@ -214,22 +302,52 @@ class _Binder:
         for item in here:
             item.sign = NONE
 
+    def _close(self, i: int) -> None:
+        """Begin a new phrase after "rust visible, …", "rust at the rim, …" and "we see rust, …" without an "and".
+
+        A negator after the next finding ("… cracks absent") is not for this one.
+        """
+        here = [item for item in self.items if item.segment == self.segment]
+        if not here or self.marks[i].name == "、":
+            return
+        since = [mark.kind for mark in self.marks[:i] if mark.start >= here[-1].end]
+        joined = self.marks[i].kind == lang.AND or {lang.AND, lang.OR}.intersection(m.kind for m in self.marks[i:])
+        said = not joined and self._led(here[0].start)
+        if since[:1] == [lang.SEEN] or (self.marks[i].kind == lang.COMMA and lang.END in since) or said:
+            self.verb_after = True
+
+    def _led(self, start: int) -> bool:
+        """Say whether a verb leads a finding: "there is rust"."""
+        led = False
+        for mark in self.marks:
+            if mark.start >= start:
+                return led
+            led = (led or mark.kind in (lang.SEEN, lang.VERB)) and mark.kind not in _CLAUSE
+        return led
+
     def _or(self, i: int) -> None:
         """Take "a scratch or a crack" for one of two; "no scratch or crack" denies both."""
         last = self.items[-1] if self.items else None
+        if last is None and self._after(i, (lang.COMMA,)):
+            self.hedging = True  # one word for "or" and "whether" (pl "czy")
         if last is None or last.segment != self.segment or self.negating:
             return
         between = [mark for mark in self.marks[:i] if mark.start >= last.end]
         if len(between) <= 2 and all(mark.kind in (lang.WORD, lang.SEEN) for mark in between):
+            following = next((mark for mark in self.marks[i + 1 :] if mark.kind in _SAYS), None)
+            if last.claim == UNNAMED and following is not None and following.kind == lang.DEFECT:
+                return  # "a defect or damage"
             last.open = True
-            if last.sign == SAID:
-                self.hedging = True
+            self.choosing = self.choosing or last.sign == SAID
 
     def _comma(self, i: int) -> None:
+        self._close(i)
         goes_on = self._list_goes_on(i) if self.negating and self.reached else None
         self.segment += 1
         doubtful = self.doubtful
         hedging = self.hedging and self._kind(i + 1) in (lang.OR,)
+        if self._after(i, (lang.HEDGE,)) and not any(item.segment == self.segment - 1 for item in self.items):
+            hedging = True  # "it is possible, that …"
         self._reset()
         if goes_on is not None:
             self.negating = self.reached = True
@@ -257,14 +375,25 @@ class _Binder:
             if mark.kind in (lang.BREAK, lang.COLON):
                 break
             rest.append(mark.kind)
-        if lang.OR in before or lang.OR in rest:
+        if self._ended(i) and not joined:
+            return False
+        if {lang.OR, lang.NOR}.intersection((*before, *rest)):
             return True
+        listed = rest[: rest.index(lang.NOR)] if lang.NOR in rest else [lang.VERB]
+        if lang.VERB not in listed and listed[-1:] != [lang.COMMA]:
+            return True  # "no dents, cracks nor rust"
         verb = lang.VERB in ahead[first + 1 :]
         if joined or lang.AND in rest:
             return not verb
         if before.count(lang.WORD) > 2:
             return False
+        if self.concord and not _SAYS.intersection(rest) and sum(item.sign == NOT for item in self.items) < 2:
+            return False  # "brak rys, etykieta podarta": two findings without a word between them are no list
         return all(kind in (lang.SEEN, lang.COMMA, *_SAYS) for kind in ahead[first + 1 :])
+
+    def _ended(self, i: int) -> bool:
+        """Say whether a list of what is denied ended before a mark: "no dents visible, rust present"."""
+        return any(mark.kind == lang.SEEN and mark.start >= self.items[-1].end for mark in self.marks[:i])
 
     def _colon(self, i: int, mark: Mark) -> None:
         near = self.items[-1] if self.items else None

@@ -114,7 +114,7 @@ class Vocabulary:
             return replace(NOTHING, language="") if short else NOTHING  # too short to tell
         scanner = self.scanners[code]
         marks = scanner.scan(folded)
-        items = [item for part in sentences(marks) for item in bind(part, concord=scanner.language.concord)]
+        items = [item for part in sentences(marks) for item in bind(part, scanner.language)]
         spans = [Span(item.claim, item.sign, item.start, item.end) for item in items]
         spans += [Span(*one) for one in measures_of(folded, marks, scanner.language)]
         return self._summed(spans, code)

@@ -128,7 +128,11 @@ def _sizes(folded: str, language: Language) -> Iterator[Found]:
     for match in _SIZE.finditer(folded):
         if match["sign"] in ("-", "+") and match.start() and folded[match.start() - 1].isalnum():
             continue  # "M-8 mm", a range
+        if _is_word(match, folded, language):
+            continue
         n = next(n for n in range(len(_UNITS)) if match[f"u{n}"])
+        if match[f"u{n}"] in language.measures.get("not_units", ()) and folded[match.start(f"u{n}") - 1] == " ":
+            continue  # "de 2 a 3 mm"
         _, factor, unit = _UNITS[n]
         taken.append(match.span())
         yield from _size(match, folded, language, factor, unit, order)
@@ -137,6 +141,13 @@ def _sizes(folded: str, language: Language) -> Iterator[Found]:
             yield from _size(match, folded, language, 1.0, "", order)
     if len(set(order)) > 1:  # "4 mm left, 6 mm right" is not "6 mm left, 4 mm right"
         yield "=" + ";".join(order), 1, len(folded), len(folded)
+
+
+def _is_word(match: re.Match[str], folded: str, language: Language) -> bool:
+    """Say whether what stands after a number is a word of the language: "piny 3 a 4" are no amperes."""
+    text = match[0].split()
+    goes_on = re.match(r"\s+\w", folded[match.end() : match.end() + 8])
+    return bool(goes_on) and len(text) > 1 and text[-1] in language.measures.get("not_units", ())
 
 
 def _size(
@@ -206,14 +217,18 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
             name = names[found[0]]
             near = [(names[m[0]], m.start(), m.end()) for m in sides.finditer(text)] if sides else []
             near = [one for one in near if one[2] <= found.start() or one[1] >= found.end()]
-            marker = than.search(text)
+            follows = language.measures.get("than_follows", False)
+            later = None if follows else than.search(text, found.end())
+            marker = later or than.search(text)
             pair = None
             if marker is not None and re.match(r"\W*\d", text[marker.end() :]):
                 continue  # a size
             if marker is not None:
-                pair = _pair(near, marker, after=not language.measures.get("than_follows", False))
-                pair = pair or _nouns(marks, offset + found.start(), offset + found.end(), offset + marker.start())
-            elif near:
+                pair = _pair(near, marker, after=not follows)
+                if pair is None and (follows or later is not None):
+                    pair = _nouns(marks, offset + found.start(), offset + found.end(), offset + marker.start())
+            named = not language.measures.get("than_needed", False)  # "ein kleiner Kratzer" compares nothing
+            if pair is None and near and named and (marker is None or not follows):
                 pair = near[0][0], ""
             if pair is None:
                 continue

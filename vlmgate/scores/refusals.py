@@ -16,13 +16,14 @@ from vlmgate.scores.findings import load_vocabulary
 from vlmgate.scores.language import fold, languages, script_of
 
 LONGEST = 10_000  # characters of a caption that are looked at
+_CHAT_TOKEN = re.compile(r"<(?:unk|image|pad|\|\w+\|)>", re.IGNORECASE)
 REMARK = 200  # characters; in a longer caption "it is hard to tell what …" is a remark, and no refusal
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters that nobody sees
 # --- phrases ----------------------------------------------------------------------------------------------------------
 
 _GROUP = re.compile(r"\{([^{}]*)\}")
-_BETWEEN = r"[^\w.!?;\n]{1,3}"  # between two words of a phrase: a space, or a comma and a space
-_GAP = {True: rf"(?:\w+{_BETWEEN}){{0,3}}", False: r"[^.!?;\n。！？]{0,8}"}
+_BETWEEN = r"[^\w.!?\n]{1,3}"  # between two words of a phrase: a space, or a comma and a space
+_GAP = r"[^.!?;\n。！？]{0,8}"  # where words are not spaced
 
 
 _Found = tuple[re.Pattern[str], bool]  # of a phrase, and whether it must stand at the beginning
@@ -61,17 +62,19 @@ class Phrases:
 
     def _pattern(self, phrase: str) -> str:
         ends = phrase.endswith("$")
-        parts = []
-        words = _words(phrase.strip("^$ "))
-        for i, word in enumerate(words):
+        parts: list[str] = []
+        between, begun = _BETWEEN if self.spaced else "", False
+        for word in _words(phrase.strip("^$ ")):
             if word == "...":
-                parts.append(_GAP[self.spaced])
+                parts.append(rf"(?:{between}\w+){{0,3}}" if self.spaced else _GAP)
                 continue
             text = _GROUP.sub(lambda group: f"(?:{'|'.join(map(self._escaped, group[1].split('|')))})", word)
             text = text if "{" in word else self._escaped(word)
-            last = i == len(words) - 1
-            between = "" if last or not self.spaced else _BETWEEN
-            parts.append(f"(?:{text}{between})" + ("?" if _is_optional(word) else ""))
+            optional = "?" * _is_optional(word)
+            parts.append(
+                f"(?:{between}{text}){optional}" if begun else f"(?:{text}{between * bool(optional)}){optional}"
+            )
+            begun = begun or not optional
         begin = r"(?<![^\W_])" if self.spaced else ""
         end = r"\W*$" if ends else r"(?![^\W_])" if self.spaced else ""
         return begin + "".join(parts) + end
@@ -198,6 +201,8 @@ def is_refusal(text: str) -> bool:
     The phrases are those of the language files. Some are refusals whatever else is said ("please upload an image");
     others ("the image is dark") are none in a caption that says something of the part's condition.
     """
+    if _CHAT_TOKEN.search(text):
+        return True
     claims = load_vocabulary().claims(text)
     folded = " ".join(fold(text).split())
     script = script_of(folded)
