@@ -179,51 +179,49 @@ def _ranges(
     return _joined(text, _traced(text, folded, marked))
 
 
-_DECIDE = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.HEDGE, lang.OR))
+# What binds, but neither denies nor hedges.
+_OTHERS = (lang.VERB, lang.SEEN, lang.END, lang.ARTICLE, lang.IGNORE, lang.AND, lang.BREAK, lang.YES, lang.ASK)
+_DECIDE = frozenset(lang.GRAMMAR).difference(_OTHERS, (lang.DOUBLE, lang.EXCEPT, lang.EXCEPT_AFTER))
 _MOST_DECIDING = 12  # negators and hedges in a sentence; beyond, a hostile text would take long
 
 
 def _deciding(folded: str, claims: Claims, vocabulary: Vocabulary) -> dict[Range, list[Range]]:
-    """Return for each finding that is denied or hedged the negators and hedges that make it so.
+    """Return for each finding that is denied or hedged the negator or hedge that makes it so.
 
-    They are those without which it would have another sign; where two of them do it, each alone would.
+    It is the nearest that would do it alone; where none would, all without which the finding had another sign.
     """
     found: dict[Range, list[Range]] = {}
     scanner = vocabulary.scanners.get(claims.language or "")
     if scanner is None:
         return found
 
-    def signs(marks: Sequence[Mark]) -> dict[tuple[str, int], int]:
-        return {(one.claim, one.start): one.sign for one in bind(marks, concord=scanner.language.concord)}
+    def signs(part: Sequence[Mark], silenced: set[int]) -> dict[tuple[str, int], int]:
+        marks = [mark._replace(kind=lang.WORD, name="") if i in silenced else mark for i, mark in enumerate(part)]
+        return {(one.claim, one.start): one.sign for one in bind(marks, scanner.language)}
 
     for part in sentences(scanner.scan(folded)):
-        deciding = [i for i, mark in enumerate(part) if mark.kind in _DECIDE or (mark.kind, mark.name) == _ZERO]
-        items = bind(part, concord=scanner.language.concord)
-        if not deciding or len(deciding) > _MOST_DECIDING or all(item.sign == SAID for item in items):
+        deciding = {i for i, mark in enumerate(part) if mark.kind in _DECIDE or (mark.kind, mark.name) == _ZERO}
+        items = [item for item in bind(part, scanner.language) if item.sign != SAID]
+        if not items or not deciding or len(deciding) > _MOST_DECIDING:
             continue
-        without = {i: signs(_silenced(part, {i})) for i in deciding}
-        alone = {i: signs(_silenced(part, {*deciding} - {i})) for i in deciding}
-        none = signs(_silenced(part, {*deciding}))
+        none = signs(part, deciding)
+        alone = {i: signs(part, deciding - {i}) for i in sorted(deciding)}
+        without = {i: signs(part, {i}) for i in sorted(deciding)}
         for item in items:
-            by = _by(item, without) or ([] if _kept(item, none) else [i for i in deciding if _kept(item, alone[i])])
-            if item.sign != SAID and by:
-                found[item.start, item.end] = [(part[i].start, part[i].end) for i in by]
+            key = item.claim, item.start
+            if none.get(key) == item.sign:
+                continue  # "intact"
+            by = sorted((i for i in alone if alone[i].get(key) == item.sign), key=lambda i: _gap(part[i], item))[:1]
+            by = by or [i for i in without if without[i].get(key) != item.sign]
+            found[item.start, item.end] = [(part[i].start, part[i].end) for i in by]
     return found
 
 
+def _gap(mark: Mark, item: Item) -> int:
+    return max(item.start - mark.end, mark.start - item.end)
+
+
 _ZERO = (lang.WORD, "0")  # "Scratches: 0"
-
-
-def _silenced(part: Sequence[Mark], which: set[int]) -> list[Mark]:
-    return [mark._replace(kind=lang.WORD, name="") if i in which else mark for i, mark in enumerate(part)]
-
-
-def _kept(item: Item, signs: Mapping[tuple[str, int], int]) -> bool:
-    return signs.get((item.claim, item.start)) == item.sign
-
-
-def _by(item: Item, without: Mapping[int, Mapping[tuple[str, int], int]]) -> list[int]:
-    return [i for i, signs in without.items() if not _kept(item, signs)]
 
 
 def _joined(text: str, ranges: Iterable[Range]) -> list[Range]:

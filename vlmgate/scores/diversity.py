@@ -289,13 +289,13 @@ class Dispute(NamedTuple):
 
 
 def most_disputed(claims: Sequence[Claims]) -> Dispute | None:
-    """Return the claim whose smaller side is largest, the first by name of equals; None where nothing is disputed."""
+    """Return the claim whose smaller side is largest, of equals the one most captions speak of; None where none is."""
     asserted = frozenset().union(*(one.asserted - one.neutral | _measures(one) for one in claims))
     found = [
         Dispute(claim, sum(claim in one.asserted for one in claims), sum(_disputes(one, claim) for one in claims))
         for claim in sorted(asserted)
     ]
-    most = max(found, key=lambda one: min(one.backers, one.deniers), default=None)
+    most = max(found, key=lambda one: (min(one.backers, one.deniers), one.backers + one.deniers), default=None)
     return most if most is not None and most.deniers else None
 
 
