@@ -42,11 +42,12 @@ const notes = new Map(); // key → a note that waits for its verdict
 /** What the captions claim, and how many of them: "6 of 8 scratch". */
 function claimsOf(claims) {
   const all = claims.reduce((sum, [, times]) => sum + times, 0);
-  return claims.map(([words, times]) => {
+  return claims.map(([words, times], i) => {
     const row = element("li");
     const claim = element("span", "", words);
     claim.dir = "auto";
     row.append(element("b", "", `${times} of ${all}`), document.createTextNode(" "), claim);
+    if (i < claims.length - 1) row.append(element("span", "soft", " · "));
     return row;
   });
 }
