@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from vlmgate.config import BUILTIN
@@ -30,6 +31,7 @@ from vlmgate.scores.words import content_words
 from vlmgate.store.result import SCHEMA_VERSION
 
 _UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED)
+_NARROW = 56  # characters; a narrower terminal gets the title "median vendi" in two lines, and less between columns
 _NAMES_COLUMN = (Reason.BEYOND_LIMIT, Reason.NO_SCORE)  # these say which column it was
 
 
@@ -92,17 +94,18 @@ def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out:
     print_line(console, header_line(provenance["model"], gate, most, fewest))
     console.print()
     figures = summarise(records)
-    console.print(_summary_table(figures))
+    console.print(_summary_table(figures, narrow=console.width < _NARROW))
     console.print()
     for line in _summary_notes(records, provenance, gate, out, figures["held_back"]):
         print_line(console, line)
 
 
-def _summary_table(figures: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+def _summary_table(figures: Mapping[str, Any], *, narrow: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if narrow else 3, 0, 0))
     table.add_column("", overflow="fold")  # reasons are long, and figures must be whole
-    for title in ("images", "share", "median vendi"):
+    for title in ("images", "share"):
         table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("median vendi", justify="right", no_wrap=not narrow, width=6 if narrow else None)
     for route, title, style in (
         (Route.AUTO_ACCEPT, "auto-accepted", "bold green"),
         (Route.HUMAN_REVIEW, "routed to human", "bold yellow"),
@@ -110,7 +113,8 @@ def _summary_table(figures: Mapping[str, Any]) -> Table:
         table.add_row(*_cells(title, figures[route]), style=style)
         if route is Route.HUMAN_REVIEW:
             for reason, group in figures[route]["reasons"].items():
-                table.add_row(*_cells(f"  {in_words(reason)}", group))
+                title, *cells = _cells(in_words(reason), group)
+                table.add_row(Padding(title, (0, 0, 0, 2)), *cells)
     return table
 
 
@@ -166,8 +170,8 @@ def _summary_notes(
 _BY_LABELS = "Which limit is safe, only labelled images can say: see `vlmgate help calibrate`."
 _SEE_WHAT_WAS_SAID = "`vlmgate show` prints what was said; another prompt may help."
 _WHAT_HELPS = {
-    Reason.CUT_OFF: "A larger --max-new-tokens (now {max_new_tokens}) lets captions end.",
-    Reason.ANSWER_CUT_OFF: "A larger --max-answer-tokens (now {max_answer_tokens}) lets answers end.",
+    Reason.CUT_OFF: "A larger --max-new-tokens (now {new}) lets captions end.",
+    Reason.ANSWER_CUT_OFF: "A larger --max-answer-tokens (now {answer}) lets answers end.",
     Reason.NO_CLAIM: "Ask a question with --choices, or name what your model says with --terms.",
     Reason.UNKNOWN_LANGUAGE: "Which languages are known, and what else helps: see `vlmgate help languages`.",
     Reason.REFUSED: _SEE_WHAT_WAS_SAID,
@@ -199,7 +203,8 @@ def _note_on_held_back(held_back: Mapping[str, Any] | None, gate: Gate, sampling
     elif gate.origin is not None:
         helps = "" if helps == _BY_LABELS else helps
         helps += " Then calibrate again: a gate holds for its own settings alone." if kind in _READ_ANEW else ""
-    return [f"{most}: {in_words(reason)} ({images:,} of {of:,}). {helps.format_map(sampling)}".rstrip()]
+    helps = helps.format(new=sampling["max_new_tokens"], answer=sampling.get("max_answer_tokens"))
+    return [f"{most}: {in_words(reason)} ({images:,} of {of:,}). {helps}".rstrip()]
 
 
 def _notes_on_answers(accepted: Sequence[Record], provenance: Mapping[str, Any]) -> list[str]:
