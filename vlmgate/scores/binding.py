@@ -28,7 +28,9 @@ class Item:
     fixed: bool = False  # what an exception names stays as it is
     denial: bool = False  # a word that denies it: "unscratched"
     asked: bool = False  # what was looked for, and nobody says yet with what result
+    unsure: bool = False  # after a comma, what stands behind denies it only perhaps
     open: bool = False  # one of two, a question, or a label: asserted only if something later says so
+    predicate: bool = False  # "rusty, no dents": a negator after a list may not reach it
 
 
 def sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
@@ -42,7 +44,7 @@ def sentences(marks: Sequence[Mark]) -> list[list[Mark]]:
 
 
 _SAYS = frozenset((lang.FINDING, lang.DENIAL, lang.INTACT, lang.DEFECT))
-_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.NOR))
+_NEGATORS = frozenset((lang.BEFORE, lang.AFTER, lang.EITHER, lang.NEAR, lang.NOR))
 _CLAUSE = frozenset((lang.COMMA, lang.COLON, lang.BREAK))
 _JOINS = frozenset((lang.AND, lang.OR, lang.VERB))
 
@@ -58,7 +60,8 @@ def bind(marks: Sequence[Mark], language: lang.Language) -> list[Item]:
 
 class _Binder:
     def __init__(self, marks: Sequence[Mark], language: lang.Language) -> None:
-        self.marks, self.concord, self.comma_first = marks, language.concord, language.comma_first
+        self.marks, self.spaced = marks, language.spaced
+        self.concord, self.comma_first = language.concord, language.comma_first
         self.items: list[Item] = []
         self.phrase = 0  # the first item that a backward negator would reach
         self.segment = 0
@@ -86,7 +89,7 @@ class _Binder:
                 if self.comma_first and not self.negating and not self._after(i, (lang.COMMA,)):
                     continue  # an adverb: "Kratzer sind jedoch nicht zu sehen"
                 if (
-                    self._kind(i + 1) == lang.COMMA
+                    self._kind(i - 1) == self._kind(i + 1) == lang.COMMA
                     and self._reach()
                     and not any(m.kind == lang.VERB for m in self.marks[:i])
                 ):
@@ -97,12 +100,23 @@ class _Binder:
                 self._reset()
             elif kind == lang.HEDGE:
                 self._hedge(i)
+            elif kind == lang.HEDGE_AFTER:  # "a scratch it may be": what stands before it, denied or not
+                here = [item for item in self.items if item.segment == self.segment and not self.spaced]
+                for item in here or self._reach() or self.items[-1:]:
+                    item.sign = NONE
+                self.phrase = len(self.items) if self.spaced else self.phrase
+            elif kind == lang.PREDICATE:
+                self.items[-1].predicate = True
+            elif kind == lang.WITHIN:
+                self.items[-1].sign = NONE if self.items[-1].sign != SAID else NOT
+                self.phrase = len(self.items)
             elif kind == lang.EXCEPT:
                 self._reset()
                 self.excepting = True
             elif kind == lang.EXCEPT_AFTER:
                 for item in self._reach():
-                    item.sign, item.fixed = SAID, True
+                    if item.segment == self.segment or self.marks[i - 1].kind == lang.COMMA:
+                        item.sign, item.fixed = SAID, True
             elif kind == lang.YES and self._after(i, (lang.COLON,)):
                 for item in self._reach():
                     item.open = False  # "defects: yes"
@@ -125,7 +139,7 @@ class _Binder:
                 if self.reached:
                     self.negating = self.doubtful = False
                 if kind == lang.END and self.items and self.items[-1].segment == self.segment:
-                    self.hedging = self.excepting = False
+                    self.hedging = self.excepting = self.choosing = False
                 self.verb_after = self.verb_after or (kind == lang.VERB and len(self.items) > self.phrase)
             elif kind == lang.WORD and mark.name == "0":
                 if self._after(i, (lang.COLON,)):
@@ -173,12 +187,26 @@ class _Binder:
         elif lang.VERB in before or lang.ARTICLE in before:
             self.doubtful = True  # "no nuts and bolts are loose"
 
+    def _counted(self, i: int) -> bool:
+        """Say whether a number stands before a finding: "1 scratch, cracks none"."""
+        near = [mark.name for mark in self.marks[max(0, i - 2) : i] if mark.kind == lang.WORD]
+        return any(name[0].isdigit() and name.strip("0.,") for name in near)
+
     def _reach(self) -> list[Item]:
-        """Return the items of the noun phrase before; they may be a list with commas."""
-        return [item for item in self.items[self.phrase :] if not item.fixed]
+        """Return the items of the noun phrase before; they may be a list with commas.
+
+        "Intact" is in no list with defects: "in good condition, scratches none" denies the scratches.
+        """
+        found: list[Item] = []
+        for item in reversed(self.items[self.phrase :]):
+            if found and (item.claim == lang.INTACT) != (found[-1].claim == lang.INTACT):
+                break
+            if not item.fixed:
+                found.append(item)
+        return found[::-1]
 
     def _item(self, i: int, mark: Mark) -> None:
-        if self.verb_after:
+        if self.verb_after or (self.items and self.items[-1].claim == lang.INTACT):  # "intact, no dents"
             self.phrase, self.verb_after = len(self.items), False
         sign, denies = SAID, mark.kind == lang.DENIAL  # "scratch-free"
         if (mark.kind == lang.INTACT or denies) and self.reached:
@@ -190,15 +218,15 @@ class _Binder:
             self.reached = True
         if mark.kind == lang.DENIAL:
             sign = -sign  # "not unscratched" is scratched
-        if self.hedging:
+        if self.hedging or (self.choosing and sign == NOT):
             sign = NONE
         claim = mark.name if mark.name else UNNAMED if mark.kind == lang.DEFECT else lang.INTACT
         if denies and self._after(i, (lang.AND, lang.OR)) and self._kind(i - 2) in (lang.FINDING, lang.DEFECT):
             self.items[-1].sign = min(self.items[-1].sign, NONE)  # "scratch- and dent-free"
-        self.items.append(
-            Item(claim, sign, mark.start, mark.end, self.segment, self.excepting, denies, self.asking, self.choosing)
-        )
-        self.choosing = False
+        item = Item(claim, sign, mark.start, mark.end, self.segment, self.excepting, denies, self.asking)
+        item.open, item.predicate = self.choosing and claim != UNNAMED, self._counted(i)
+        self.items.append(item)
+        self.choosing = self.choosing and not self.spaced
 
     def _labels(self, i: int) -> bool:
         """Say whether a finding is the label of a mark: "scratches: ok", or "scratches ok" as a clause."""
@@ -215,6 +243,8 @@ class _Binder:
             kind = lang.AFTER  # "Scratches: no"
         if kind == lang.EITHER:
             kind = self._side(i, ahead)
+        if kind == lang.NEAR:  # "it is not seen" denies it, "it is not deep" does not
+            kind = lang.AFTER if self._after(i, (lang.SEEN, lang.VERB, lang.PREDICATE, *_SAYS)) else "weak"
         if kind == lang.AFTER:
             self._backward(i, strong=True)
         elif kind in ("weak", "both"):
@@ -242,8 +272,11 @@ class _Binder:
                 break
             if kind == lang.END and self.concord and not self._reach() and not _JOINS.intersection(ahead[n:first]):
                 continue  # "non ci sono sulla superficie graffi"
+            if kind == lang.VERB and ahead[max(0, n - 1) : n] == [lang.AND]:
+                break  # "not smooth and has dents"
             if kind in (lang.END, lang.EXCEPT, *_NEGATORS):
-                if last is None and kind == lang.END and any(other in _SAYS for other in ahead[n:]):
+                told = lang.WORD not in ahead[:n]  # "not smooth because of dents" denies none
+                if last is None and told and kind == lang.END and any(other in _SAYS for other in ahead[n:]):
                     return "both" if lang.AND in ahead[n:] else lang.BEFORE  # "nowhere on the part is a scratch"
                 if n == 0 and kind == lang.END and any(mark.kind == lang.BREAK for mark in self.marks[i:]):
                     return "weak"  # "the scratch is not inside the bore but on the rim"
@@ -257,16 +290,23 @@ class _Binder:
             rest.append(kind)
         # "scratches are not visible" denies them, "scratches are not deep" does not, "… not made out" is unclear
         # and "a crack that does not extend to the rim" neither
-        return "weak" if (lang.WORD in rest or lang.VERB in rest) and lang.SEEN not in rest else lang.AFTER
+        far = lang.VERB in rest and len(ahead) > len(rest)
+        return "weak" if (lang.WORD in rest or far) and lang.SEEN not in rest else lang.AFTER
 
     def _backward(self, i: int, *, strong: bool) -> None:
         reached = self._reach()
         again = self._after(i, (lang.AND,))  # "no scratches on the top and none on the rim"
         far = self._far(i, reached)
+        joined = any(item.open for item in reached)  # "rusty, dented or cracked"
+        # "划痕，无" denies; what "划痕，其余无" denies is unclear
+        commas = [mark.start for mark in self.marks[:i] if mark.kind == lang.COMMA and mark.name == "，"]
+        cut = commas[-1] if commas and self.marks[i - 1].kind not in _CLAUSE else 0
         for item in reached:
             if not strong and self.concord and item.sign == NOT and item.segment == self.segment:
                 continue  # "no falta ninguna pieza" stays denied
-            if not strong or far or (item is not reached[-1] and self._clauses(i, item, reached[-1])):
+            before = item is not reached[-1]
+            apart = before and (self._clauses(i, item, reached[-1]) or (item.predicate and not joined))
+            if not strong or far or apart or item.unsure or item.end <= cut:
                 item.sign = NONE
             elif item.denial:
                 item.sign = -item.sign
@@ -274,7 +314,7 @@ class _Binder:
                 item.sign, item.open = NOT, False
             elif item.sign == NOT and item.segment == self.segment and not self.concord and not again:
                 item.sign = NONE
-        self.phrase = len(self.items)
+        self.phrase, self.choosing = len(self.items), False
 
     def _far(self, i: int, reached: Sequence[Item]) -> bool:
         """Say whether a comma cuts a negator off: "there is a scratch on the left, on the right not"."""
@@ -333,31 +373,60 @@ class _Binder:
         if last is None or last.segment != self.segment or self.negating:
             return
         between = [mark for mark in self.marks[:i] if mark.start >= last.end]
-        if len(between) <= 2 and all(mark.kind in (lang.WORD, lang.SEEN) for mark in between):
+        if len(between) <= 2 and all(mark.kind in (lang.WORD, lang.SEEN, lang.PREDICATE) for mark in between):
             following = next((mark for mark in self.marks[i + 1 :] if mark.kind in _SAYS), None)
             if last.claim == UNNAMED and following is not None and following.kind == lang.DEFECT:
                 return  # "a defect or damage"
-            last.open = True
+            last.open = last.claim != UNNAMED  # "a crack or another defect": something is wrong
             self.choosing = self.choosing or last.sign == SAID
 
     def _comma(self, i: int) -> None:
         self._close(i)
         goes_on = self._list_goes_on(i) if self.negating and self.reached else None
+        if self.marks[i].name == "，" and self._is_stated(i):
+            self.phrase = len(self.items)
+        if self.marks[i].name == "、":
+            self._end_of_clause(i)
         self.segment += 1
         doubtful = self.doubtful
         hedging = self.hedging and self._kind(i + 1) in (lang.OR,)
         if self._after(i, (lang.HEDGE,)) and not any(item.segment == self.segment - 1 for item in self.items):
             hedging = True  # "it is possible, that …"
+        choosing = self.choosing and self._kind(i + 1) == lang.OR
         self._reset()
         if goes_on is not None:
             self.negating = self.reached = True
             self.doubtful = doubtful or not goes_on
-        self.hedging = hedging
+        self.hedging, self.choosing = hedging, choosing
+
+    def _end_of_clause(self, i: int) -> None:
+        """Settle what a verb has stated before a Japanese comma: "傷があり、影響はありません" denies no scratch."""
+        here = [item for item in self.items[self.phrase :] if item.segment == self.segment]
+        if not here:
+            return
+        after = {mark.kind for mark in self.marks[:i] if mark.start >= here[-1].end}
+        if lang.VERB in after:
+            self.phrase, self.verb_after = len(self.items), False
+        elif after & {lang.END, lang.WORD}:
+            for item in here:
+                item.unsure = True
+
+    def _is_stated(self, i: int) -> bool:
+        """Say whether a clause that a comma ends has a verb before its last finding: "存在划痕，其余未见"."""
+        clause: list[str] = []
+        for mark in reversed(self.marks[:i]):
+            if mark.kind in _CLAUSE:
+                break
+            clause.append(mark.kind)
+        last = next((n for n, kind in enumerate(clause) if kind in _SAYS), None)
+        return last is not None and lang.VERB in clause[last + 1 :]
 
     def _list_goes_on(self, i: int) -> bool | None:
         """Say whether a denial goes on after a comma: True in a list, False where that is unclear, None where not."""
         if self.marks[i].name == "、":
-            return True if any(kind in _SAYS for kind in self._ahead(i)) else None
+            ahead = self._ahead(i)
+            first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), None)
+            return None if first is None or {lang.VERB, lang.EXCEPT} & {*ahead[:first]} else True
         ahead = self._ahead(i)
         joined = bool(ahead) and ahead[0] in (lang.OR, lang.AND)
         first = next((n for n, kind in enumerate(ahead) if kind in _SAYS), None)
@@ -370,6 +439,8 @@ class _Binder:
             return None
         if self.marks[i + 1 + first].kind in (lang.INTACT, lang.DENIAL):
             return None
+        if self.marks[i].name == "，" and lang.WORD in before:
+            return False  # without spaces a word may be a whole phrase
         rest: list[str] = []
         for mark in self.marks[i + 1 + first + 1 :]:
             if mark.kind in (lang.BREAK, lang.COLON):
@@ -400,4 +471,8 @@ class _Binder:
         if near is not None and near.segment == self.segment and (near.claim == UNNAMED or "?" in mark.name):
             between = [one for one in self.marks[:i] if one.start >= near.end]
             near.open = near.open or "?" in mark.name or len(between) <= 2
+        if self.hedging:  # "possible dents: none" asks, and is answered
+            for item in self.items:
+                if item.segment == self.segment and item.sign == NONE:
+                    item.sign, item.open = SAID, True
         self._reset()

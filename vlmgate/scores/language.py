@@ -22,6 +22,7 @@ LONGEST = 10_000  # characters of a caption that are looked at
 # What a mark is. The first group says something, the second binds it, the third cuts.
 FINDING, DENIAL, INTACT, DEFECT = "finding", "denial", "intact", "defect"
 BEFORE, AFTER, EITHER = "negators_before", "negators_after", "negators"
+NEAR, HEDGE_AFTER = "negators_near", "hedges_after"
 HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER = "hedges", "double", "exceptions", "exceptions_after"
 OR, NOR, AND = "or", "nor", "and"
 VERB, SEEN, END, ARTICLE, IGNORE, WORD = "verbs", "seen", "ends", "articles", "ignore", "word"
@@ -29,12 +30,20 @@ ASK, YES = "asks", "yes"
 BREAK, STOP, COMMA, COLON = "breaks", "stop", "comma", "colon"
 GRAMMAR = (
     *(BEFORE, AFTER, EITHER, HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER, OR, NOR, AND),
-    *(VERB, SEEN, END, ARTICLE, IGNORE, ASK, YES, BREAK),
+    *(VERB, SEEN, END, ARTICLE, IGNORE, ASK, YES, BREAK, NEAR, HEDGE_AFTER),
 )
-# In every language: what JSON and tables say of nothing, and of something.
-_EVERYWHERE = {AFTER: ("[]", "false", "null"), YES: ("true",)}
+# Ends of a word: "-siz" denies what the word itself names, a verb that is one with it ends the clause, "-나" is "or".
+WITHIN, PREDICATE = "within", "predicate"
+_ENDS = {"negating_ends": WITHIN, "hedging_ends": HEDGE_AFTER, "closing_ends": BREAK, "or_ends": OR}
+_ENDS |= {"predicate_ends": PREDICATE}  # "rusty" may be what is said of the part, or of what is denied
+_KEYS = (*GRAMMAR, *_ENDS)
+# In every language: what JSON and tables say of nothing, and of something; keys may be of another language.
+_EVERYWHERE = {AFTER: ("[]", "false", "null", "无", "無", "没有", "沒有", "なし", "없음"), YES: ("true",)}
 # Of equally long phrases the first of these is taken.
-_ORDER = (IGNORE, DOUBLE, HEDGE, EXCEPT, EXCEPT_AFTER, BEFORE, AFTER, EITHER, FINDING, DENIAL, INTACT, DEFECT)
+_ORDER = (
+    *(IGNORE, DOUBLE, HEDGE, HEDGE_AFTER, EXCEPT, EXCEPT_AFTER, BEFORE, AFTER, NEAR, EITHER),
+    *(FINDING, DENIAL, INTACT, DEFECT),
+)
 
 
 class Mark(NamedTuple):
@@ -61,6 +70,7 @@ class Language:
     concord: bool  # two negators in one clause are one negation ("no … ninguno")
     comma_first: bool  # a comma stands before "but"; without one it is an adverb
     elision: bool  # an apostrophe parts words ("d'une")
+    variants: Mapping[int, int]  # characters that are read as another ("發" as "发")
     grammar: Mapping[str, tuple[str, ...]]  # kind → phrases
     intact: tuple[str, ...]
     defect: tuple[str, ...]
@@ -91,8 +101,8 @@ def _others() -> dict[str, frozenset[str]]:
 def read_language(code: str, data: Mapping[str, Any]) -> Language:
     """Return a language of the content of its file; raises `ValueError` for a key that is unknown."""
     known = {"name", "scripts", "spaced", "common", "concord", "comma_first", "elision", "grammar", "condition"}
-    known |= {"findings", "denials", "refusals", "unclear", "measures", "examples"}
-    unknown = [*(data.keys() - known), *(data["grammar"].keys() - {*GRAMMAR})]
+    known |= {"findings", "denials", "refusals", "unclear", "measures", "examples", "variants"}
+    unknown = [*(data.keys() - known), *(data["grammar"].keys() - {*_KEYS})]
     if unknown:
         raise ValueError(f"languages/{code}.toml: unknown key '{unknown[0]}'")
     return Language(
@@ -100,11 +110,12 @@ def read_language(code: str, data: Mapping[str, Any]) -> Language:
         name=data["name"],
         scripts=tuple(data["scripts"]),
         spaced=data.get("spaced", True),
-        common=frozenset(data.get("common", "").split()),
+        common=frozenset(fold(data.get("common", "")).split()),
         concord=data.get("concord", False),
         comma_first=data.get("comma_first", False),
         elision=data.get("elision", False),
-        grammar={kind: (*data["grammar"].get(kind, ()), *_EVERYWHERE.get(kind, ())) for kind in GRAMMAR},
+        variants={ord(pair[0]): ord(pair[1]) for pair in data.get("variants", "").split()},
+        grammar={kind: (*data["grammar"].get(kind, ()), *_EVERYWHERE.get(kind, ())) for kind in _KEYS},
         intact=tuple(data["condition"]["intact"]),
         defect=tuple(data["condition"]["defect"]),
         findings={name: tuple(phrases) for name, phrases in data["findings"].items()},
@@ -120,14 +131,16 @@ def read_language(code: str, data: Mapping[str, Any]) -> Language:
 
 _SCRIPTS = {
     "latin": "A-Za-zÀ-ɏḀ-ỿ",
-    "kana": "\u3040-\u30ff\u31f0-\u31ff",
+    "kana": "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff",  # not the middle dot, which Chinese has too
     "han": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
     "hangul": "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
 }
 _LETTERS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
+_LETTER = re.compile(r"[^\W\d_]")
 _LATIN_WORD = re.compile(f"[{_SCRIPTS['latin']}]+")
 _INITIAL = re.compile(r"\b[^\W\d_]\.")  # "i." of "i.e." is no word
 LEAST_COMMON = 0.12  # share of words that are frequent ones, from which a longer text is of a language
+_SHORT_HAN = 30  # characters
 _SHORT = 8  # words; a shorter text is judged by the terms that it holds, too
 
 
@@ -136,7 +149,7 @@ def script_of(text: str) -> str | None:
     if text.isascii():
         return "latin" if _LETTERS["latin"].search(text) else None
     counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
-    letters = sum(c.isalpha() for c in text)
+    letters = len(_LETTER.findall(text))
     if not letters or sum(counts.values()) < 0.7 * letters:
         return None
     if counts["kana"] and counts["kana"] + counts["han"] >= 0.2 * letters:
@@ -159,6 +172,10 @@ def language_of(text: str, scanners: Mapping[str, Scanner]) -> str | None:
     able = [code for code, one in scanners.items() if script in one.language.scripts]
     if len(able) < 2 and script != "latin":
         return able[0] if able else None
+    if script == "han" and len(text) > _SHORT_HAN and "zh" in able:
+        return "zh"  # Japanese of that length has kana
+    if script != "latin":  # Han alone: Chinese, unless the terms of another language explain more
+        return max(able, key=lambda code: (scanners[code].explained(text), code == "zh"))
     words = _LATIN_WORD.findall(_INITIAL.sub(" ", text))[:200]
     shares = {code: sum(map(scanners[code].language.common.__contains__, words)) / len(words) for code in able}
     best = max(shares.values())
@@ -187,11 +204,17 @@ _CUTS = frozenset(".!;…\n{}|()。！；")
 _APOSTROPHES = str.maketrans("’‘ʼ´`＇", "''''''")
 # Marks of Markdown and JSON are no words. A line of a table or list is a sentence; "a: 1, b: 2" is two.
 _MARKUP = re.compile(r"[*_#`~\"“”„«»「」『』]")
-_PAIRS = re.compile(r",(?=\s*\"?[^\W\d][^,:\n]{0,40}\"?\s*:)")
-_ASIDE = re.compile(r"\(([^\W\d_]+)\)")  # "dents (none), rust (yes)"
+_PAIRS = re.compile(r"[,、](?=\s*\"?[^\W\d][^,、:\n]{0,40}\"?\s*:)")
+_ASIDE = re.compile(r"\(([a-zà-ɏḁ-ỿ]+)\)")  # "dents (none), rust (yes)"
 _ROW = re.compile(r"(?m)^\s*\|(.*)\|\s*$")
 _HEADING = re.compile(r"(?m)^[ \t]*(?:#+[ \t]*(\S[^\n]*?)|\*\*([^*\n]+)\*\*)[ \t]*:?[ \t]*\n+")
 _LABEL = re.compile(r":[ \t*_]*\n[ \t\n]*(?:[-*•+][ \t]+|\d+[.)][ \t]+)?")  # its value stands on the next line
+_GLUED = re.compile(r"(?<=[가-힣])(?=[없않있])")
+
+
+def lowered(text: str) -> str:
+    """Return text in lower case: Turkish capitals lose their dot or gain one; a Korean "none" is a word of its own."""
+    return _GLUED.sub(" ", text.lower().replace("i\u0307", "i").replace("ı", "i"))
 
 
 def fold(text: str) -> str:
@@ -202,7 +225,7 @@ def fold(text: str) -> str:
         text = "".join(c for c in text if unicodedata.category(c) != "Cf") if not text.isprintable() else text
     else:
         text = text.replace("`", "'") if "`" in text and "```" not in text else text
-    text = text.lower().replace("\\n", "\n ")
+    text = lowered(text).replace("\\n", "\n ")
     if "\n" in text:
         text = _HEADING.sub(lambda line: f"{line[1] or line[2]}: ", text)
         text = _LABEL.sub(": ", text)
@@ -232,11 +255,13 @@ class Scanner:
         self.language, self._barred = language, barred
         order = [*(kind for kind in _ORDER if kind in phrases), *(kind for kind in phrases if kind not in _ORDER)]
         self._rank = 0
-        self._exact: dict[str, list[_Phrase]] = {}  # first word or character → phrases
+        self._exact: dict[str, list[_Phrase]] = {}  # first word, or first one or two characters → phrases
         self._loose: list[tuple[re.Pattern[str], _Phrase]] = []  # first words with a "*"
         self._bars: dict[str, bool] = {}  # token → no gap may hold it
         self._heads: dict[str, list[_Phrase]] = {}  # token → phrases that may begin with it; filled as tokens come
         self._pairs: dict[tuple[str, str], list[_Phrase]] = {}  # the same for two tokens
+        self._verbs = frozenset(language.grammar[VERB])
+        self._ends = [(kind, end) for key, kind in _ENDS.items() if (end := _ending(language.grammar[key]))]
         for kind in order:
             for name, several in phrases[kind].items():
                 for text in several:
@@ -244,6 +269,7 @@ class Scanner:
                         self._add(kind, name, one)
         for found in self._exact.values():
             found.sort(key=_Phrase.order)
+        self._runs = {} if language.spaced else {head: _Runs.of(found) for head, found in self._exact.items()}
 
     @classmethod
     def of_claims(cls, language: Language, terms: Mapping[str, Sequence[str]]) -> Scanner:
@@ -269,13 +295,14 @@ class Scanner:
         if self.language.spaced:
             words = re.findall(r"\.\.\.|\*?\w+(?:['*]\w+)*\*?|\[\]|[.,:]", plain)  # "e.g." has its dots
         else:
-            words = [part for piece in re.split(r"(\.\.\.)", plain.replace(" ", "")) if (part := piece)]
+            plain = plain.replace(" ", "").translate(self.language.variants)
+            words = [piece for piece in re.split(r"(\.\.\.)", plain) if piece]
         if not words:
             return
         self._rank += 1
         phrase = _Phrase(kind, name, tuple(words), len(plain), self._rank, starts, ends, needs)
         if not self.language.spaced:
-            self._exact.setdefault(words[0][0], []).append(phrase)
+            self._exact.setdefault(words[0][:2], []).append(phrase)
         elif "*" in words[0]:
             self._loose.append((_pattern(words[0]), phrase))
         else:
@@ -288,9 +315,12 @@ class Scanner:
         return self._scan_words(folded.replace("'", " ") if self.language.elision else folded)
 
     def explained(self, folded: str) -> float:
-        """Return how many words of a text its phrases cover, less the frequent ones."""
-        known = [folded[mark.start : mark.end].split() for mark in self.scan(folded) if mark.kind not in _CUT_KINDS]
-        return float(sum(word not in self.language.common for words in known for word in words))
+        """Return how many words of a text its phrases cover, less the frequent ones; characters without spaces."""
+        known = [mark for mark in self.scan(folded) if mark.kind not in _CUT_KINDS]
+        if not self.language.spaced:
+            return float(sum(mark.end - mark.start for mark in known))
+        words = [word for mark in known for word in folded[mark.start : mark.end].split()]
+        return float(sum(word not in self.language.common for word in words))
 
     # words between spaces
 
@@ -335,44 +365,158 @@ class Scanner:
                     continue
                 last = i + 1 if len(phrase.words) == 1 else _follow(phrase.words, 1, words, i + 1, self._bar)
                 if last and (not phrase.starts or i == 0) and (not phrase.ends or _over(words, last)):
+                    verb = phrase.kind == FINDING and not self._verbs.isdisjoint(phrase.words)
+                    if verb and not (marks and marks[-1].kind == OR):
+                        marks.append(Mark(VERB, "", start, start))  # "label is torn" holds the verb of a clause
                     marks.append(Mark(phrase.kind, phrase.name, start, tokens[last - 1][2]))
+                    marks += self._ended(phrase.kind, phrase.words[-1], tokens[last - 1])
                     i = last
                     break
             else:
                 marks.append(Mark(_cut(token) or WORD, token.strip(), start, end))
+                marks += self._ended(WORD, token, tokens[i]) if _cut(token) is None else []
                 i += 1
         return marks
+
+    def _ended(self, kind: str, known: str, token: tuple[str, int, int]) -> list[Mark]:
+        """Return what the end of a word says beyond its stem: it denies or hedges it, ends the clause, or is "or"."""
+        word, _, at = token
+        if not self._ends or kind not in _SAYS_OR_WORD:
+            return []
+        own = (WITHIN, OR) if known.endswith("*") and kind != INTACT else ()  # where the phrase is a stem
+        stem = known.strip("*")
+        for end, pattern in self._ends:
+            able = end in own and not pattern.fullmatch(stem) if end in (WITHIN, OR) else end == BREAK or kind != WORD
+            if able and pattern.fullmatch(word):
+                return [Mark(end, "", at, at)]
+        return []
 
     # scripts without spaces
 
     def _scan_characters(self, folded: str) -> list[Mark]:
+        text = folded.translate(self.language.variants) if self.language.variants else folded
+        japanese = "kana" in self.language.scripts
+        comma = "、" if japanese else "，"
         marks: list[Mark] = []
-        i, n = 0, len(folded)
+        word = -1  # where a run of unknown characters begins; it is one word
+        i, n = 0, len(text)
+        runs = self._runs
         while i < n:
-            character = folded[i]
-            if character == " ":
+            character, phrase, last = text[i], None, i + 1
+            if (several := runs.get(text[i : i + 2])) is not None:
+                phrase, last = several.at(text, i)
+            if phrase is None and (several := runs.get(character)) is not None:
+                phrase, last = several.at(text, i)
+            if phrase is None and character > "\u3040":  # most are letters
+                if word < 0:
+                    word = i
                 i += 1
                 continue
-            for phrase in self._exact.get(character, ()):
-                last = _run(phrase.words, folded, i)
-                if last and (not phrase.starts or i == 0) and (not phrase.ends or not folded[last:].strip(" .。!！")):
-                    marks.append(Mark(phrase.kind, phrase.name, i, last))
-                    i = last
-                    break
-            else:
-                if character.isascii() and (word := _ASCII_WORD.match(folded, i)):
-                    marks.append(Mark(WORD, word[0], i, word.end()))
-                    i = word.end()
-                    continue
-                cut = _cut(character)
+            kind = phrase.kind if phrase is not None else WORD
+            if kind == EITHER and japanese:  # "錆びていません" denies rust, "進行していません" that it grows
+                kind = AFTER if word < 0 else HEDGE_AFTER
+            if word >= 0:
+                marks.append(Mark(WORD, text[word:i], word, i))
+                word = -1
+            if phrase is not None:
+                marks.append(Mark(kind, phrase.name, i, last))
+            elif (found := _ASCII_WORD.match(text, i)) is not None:
+                last = found.end()
+                marks.append(Mark(WORD, found[0], i, last))
+            elif character in "()":
+                marks.append(Mark(_BRACKET, character, i, last))
+            elif character != "-" or text[i - 1 : i] in ("", " ", "\n"):
+                cut = _cut(character) if character != " " else None
                 if cut is not None:
-                    marks.append(Mark(cut, character, i, i + 1))
-                elif marks and marks[-1].kind == WORD and marks[-1].end == i:  # a run of characters is one word
-                    marks[-1] = Mark(WORD, marks[-1].name + character, marks[-1].start, i + 1)
-                else:
-                    marks.append(Mark(WORD, character, i, i + 1))
-                i += 1
+                    marks.append(Mark(cut, comma if character == "," else character, i, last))
+            i = last
+        if word >= 0:
+            marks.append(Mark(WORD, text[word:], word, n))
+        return _joined(_unbracketed(marks, comma)) if marks else marks
+
+
+_BRACKET = "bracket"
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Phrases of a script without spaces that begin with the same characters."""
+
+    special: tuple[_Phrase, ...]  # with gaps, or at the beginning or end of a text
+    plain: dict[str, _Phrase]
+    lengths: tuple[int, ...]  # of the plain ones, the longest first
+
+    @classmethod
+    def of(cls, phrases: Sequence[_Phrase]) -> _Runs:
+        """Return them; of equal phrases the first is kept."""
+        special = tuple(one for one in phrases if len(one.words) > 1 or one.starts or one.ends)
+        plain: dict[str, _Phrase] = {}
+        for one in phrases:
+            if len(one.words) == 1 and not one.starts and not one.ends:
+                plain.setdefault(one.words[0], one)
+        return cls(special, plain, tuple(sorted({len(text) for text in plain}, reverse=True)))
+
+    def at(self, text: str, i: int) -> tuple[_Phrase | None, int]:
+        """Return the phrase that stands at a place of a text, and where it ends."""
+        for phrase in self.special:
+            last = _run(phrase.words, text, i)
+            if not last or (phrase.starts and text[:i].strip()):
+                continue
+            if not phrase.ends or not text[last:].strip(" \n.。!！"):
+                return phrase, last
+        for length in self.lengths:
+            found = self.plain.get(text[i : i + length])
+            if found is not None and len(text) >= i + length and not _within_word(text, i + length):
+                return found, i + length
+        return None, i + 1
+
+
+def _within_word(text: str, i: int) -> bool:
+    """Say whether a place is within a word of ASCII letters: "ng" is no word of "nginx"."""
+    around = text[i - 1 : i + 1]
+    return len(around) == 2 and around.isascii() and around.isalnum()
+
+
+def _unbracketed(marks: list[Mark], comma: str) -> list[Mark]:
+    """Return marks in which brackets that say something are set off by commas, and others left out.
+
+    "傷(スクラッチ)は見られません" and "未发现缺陷(如划痕)" are one clause; "划痕(无)凹痕(有)" has four.
+    """
+    if not any(mark.kind == _BRACKET for mark in marks):
         return marks
+    found: list[Mark] = []
+    opened = -1
+    for mark in marks:
+        if mark.kind != _BRACKET:
+            found.append(mark)
+        elif mark.name == "(":
+            opened = len(found)
+            found.append(mark._replace(kind=COMMA, name=comma))
+        elif opened >= 0:
+            inside = found[opened + 1 :]
+            kinds = {one.kind for one in inside if one.kind != WORD or not one.name.isascii()}
+            if kinds & {BEFORE, AFTER, EITHER, VERB, HEDGE, HEDGE_AFTER, EXCEPT, EXCEPT_AFTER}:
+                found.append(mark._replace(kind=COMMA, name=comma))
+            elif not kinds & {FINDING, INTACT, DEFECT}:
+                del found[opened]
+            elif kinds <= {FINDING, DEFECT, COMMA, AND, OR, IGNORE}:
+                found[opened] = found[opened]._replace(name="、")  # another word for it, or examples
+            opened = -1
+    return found
+
+
+def _joined(marks: list[Mark]) -> list[Mark]:
+    """Return marks without the comma that follows a topic: "傷は、見られません" is one clause."""
+    return [
+        mark
+        for i, mark in enumerate(marks)
+        if mark.kind != COMMA
+        or i < 2
+        or mark.name != "、"
+        or marks[i - 1].kind not in (VERB, END)
+        or marks[i - 1].end - marks[i - 1].start > 1
+        or marks[i - 2].kind not in (FINDING, INTACT, DEFECT)
+    ]
 
 
 _CUT_KINDS = frozenset((STOP, COMMA, COLON, WORD))
@@ -380,6 +524,7 @@ _CUT_KINDS = frozenset((STOP, COMMA, COLON, WORD))
 _BARRED = frozenset(
     (FINDING, DENIAL, INTACT, DEFECT, BEFORE, AFTER, EITHER, NOR, HEDGE, DOUBLE, EXCEPT, EXCEPT_AFTER, OR, AND, BREAK)
 )
+_SAYS_OR_WORD = frozenset((FINDING, DENIAL, INTACT, DEFECT, WORD))
 
 
 class _Phrase(NamedTuple):
@@ -431,7 +576,7 @@ def _run(pieces: Sequence[str], text: str, i: int) -> int:
         if piece == "...":
             continue
         at = text.find(piece, i, i + 8 + len(piece))
-        if at < 0 or any(c in _CUTS for c in text[i:at]):
+        if at < 0 or any(c in _CUTS or c in _PUNCTUATION for c in text[i:at]):
             return 0
         i = at + len(piece)
     return i
@@ -442,6 +587,12 @@ def _over(words: Sequence[str], i: int) -> bool:
 
 
 _ASCII_WORD = re.compile(r"\d+(?:[.,]\d+)*|[a-z]+")
+
+
+def _ending(ends: Sequence[str]) -> re.Pattern[str] | None:
+    """Return what matches a word with one of these ends."""
+    words = {fold(one.replace("*", "\0")).strip().replace("\0", r"\w*") for text in ends for one in _expanded(text)}
+    return re.compile("|".join(sorted(words))) if words else None
 
 
 @lru_cache(maxsize=8192)

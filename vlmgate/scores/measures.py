@@ -19,19 +19,21 @@ Found = tuple[str, int, int, int]  # claim, sign (1 asserted, -1 denied, 0 uncle
 # Words for a unit, in several languages; each is matched as a whole word. The value is in the unit of its kind.
 _UNITS: tuple[tuple[str, float, str], ...] = (
     ("nm", 1e-6, "mm"),
-    (r"[µμu]m|microns?|mi[ck]rom\w+|微米|マイクロメートル|마이크로미터", 1e-3, "mm"),
+    (r"[µμu]m|mi[ck]rons?|micr[oô]mét|mi[ck]rom\w+|微米|マイクロメートル|마이크로미터", 1e-3, "mm"),
     (r"mm|mill?i(?:mètre|metro|mètr|meter|metre|metr)\w*|milímetros?|毫米|ミリ(?:メートル)?|밀리(?:미터)?", 1.0, "mm"),
+    ("mi-?li-?mét", 1.0, "mm"),
     (r"cm|[csz]ent[iíy]m[eèé]t\w+|centímetros?|厘米|センチ(?:メートル)?|센티(?:미터)?", 10.0, "mm"),
-    (r"m|met(?:er|re|ro|ri)s?|mètres?|米|メートル|미터", 1000.0, "mm"),
+    ("santimetre|xen-?ti-?mét|xăng-?ti-?mét", 10.0, "mm"),
+    (r"m|met(?:er|re|ro|ri)s?|mét|mètres?|米|メートル|미터", 1000.0, "mm"),
     (r"inch(?:es)?|zoll|pouces?|pulgadas?|pollic[ei]|インチ|英寸|인치", 25.4, "mm"),
     ("mils?|thou", 0.0254, "mm"),
     ("mg", 1e-3, "g"),
     (r"g|gram\w*|克|グラム|그램", 1.0, "g"),
     (r"kg|kilogram\w*|公斤|千克|キロ(?:グラム)?|킬로그램", 1000.0, "g"),
-    (r"%|per ?cent|prozent|pour cent|por ciento|per cento|procent\w*|パーセント|퍼센트", 1.0, "%"),
+    (r"%|per ?cent|prozent|pour cent|por ciento|per cento|procent\w*|phần trăm|パーセント|퍼센트", 1.0, "%"),
     ("°c|℃|度c", 1.0, "°C"),
     ("°f", 1.0, "°F"),
-    (r"°|deg(?:rees?)?|grad[oi]?s?|degrés?|stopni\w*|度|도", 1.0, "°"),
+    (r"°|deg(?:rees?)?|grad[oi]?s?|degrés?|stopni\w*|derece|độ|度|도", 1.0, "°"),
     ("mv", 1e-3, "V"),
     ("v|volts?", 1.0, "V"),
     ("ma", 1e-3, "A"),
@@ -52,7 +54,7 @@ _SIGNS = {"<": "<", ">": ">", "<=": "≤", ">=": "≥", "≤": "≤", "≥": "�
 _SIGNS |= {"+/-": "±", "=<": "≤", "=>": "≥", "⩽": "≤", "⩾": "≥", "~": "=", "≈": "=", "=": "="}
 _SIGN = r"(?P<sign>\+/-|<=|>=|=<|=>|[<>≤≥⩽⩾±+\-−~≈=])?"
 _NUMBER = r"(?P<value>\d+(?:[.,]\d+)*|[.,]\d+)"
-_SIZE = re.compile(rf"{_SIGN}\s*{_NUMBER}\s*-?(?:{_UNIT})(?![a-zà-ɏ])")
+_SIZE = re.compile(rf"{_SIGN}\s*{_NUMBER}\s*-?(?:{_UNIT})(?![a-zà-ɏḁ-ỿ])")
 _BARE = re.compile(rf"(?P<sign><=|>=|=<|=>|[<>≤≥⩽⩾±])\s*{_NUMBER}")  # a limit without a unit
 _EXCLUDES = {"<": ">≥", "≤": ">", ">": "<≤", "≥": "<", "+": "-", "-": "+"}
 _COMPARATORS = {
@@ -102,9 +104,9 @@ def measures_of(folded: str, marks: Sequence[Mark], language: Language) -> list[
 
 
 @lru_cache(maxsize=64)
-def _comparators(code: str) -> tuple[tuple[re.Pattern[str], re.Pattern[str], str], ...]:
-    """Return (before a number, after one, sign), the longest phrases first."""
-    data = lang.languages()[code].measures
+def _comparators(code: str) -> tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...]:
+    """Return (first word, before a number, after one, sign), the longest phrases first."""
+    data, spaced = lang.languages()[code].measures, lang.languages()[code].spaced
     phrases = sorted(
         ((lang.fold(phrase).strip(), kind) for kind in _COMPARATORS for phrase in data.get(kind, ())),
         key=lambda one: -len(one[0]),
@@ -114,8 +116,9 @@ def _comparators(code: str) -> tuple[tuple[re.Pattern[str], re.Pattern[str], str
         words = re.escape(phrase).replace(r"\ ", r"\s+")
         known.append(
             (
-                re.compile(rf"(?:^|\b|(?<=\W)){words}\s*\(?$"),
-                re.compile(rf"^\s*{words}(?![a-zà-ɏ])"),
+                phrase.split()[0],  # looked for first: most phrases are not there
+                re.compile(rf"(?:^|\b|(?<=\W)){words}\s*\(?$" if spaced else rf"{words}\s*\(?$"),
+                re.compile(rf"^\s*{words}(?![a-zà-ɏḁ-ỿ])"),
                 _COMPARATORS[kind],
             )
         )
@@ -157,7 +160,10 @@ def _size(
     sign = _SIGNS.get(match["sign"] or "", "=")
     before, after = folded[max(0, match.start() - 40) : match.start()].rstrip(), folded[match.end() : match.end() + 24]
     if sign == "=":
-        for leads, follows, meaning in _comparators(language.code):
+        near = before + after
+        for word, leads, follows, meaning in _comparators(language.code):
+            if word not in near:
+                continue
             if leads.search(before) or follows.search(after):
                 if meaning == "=":
                     before = leads.sub("", before).rstrip()
@@ -198,10 +204,12 @@ def _words(code: str) -> tuple[re.Pattern[str] | None, re.Pattern[str], re.Patte
         if not longest:
             return None
         text = "|".join(re.escape(phrase) for phrase in longest)
-        return re.compile(rf"(?<![^\W_])(?:{text})(?![^\W_])" if one.spaced and code != "ko" else f"(?:{text})")
+        if one.spaced and code != "ko":
+            return re.compile(rf"(?<![^\W_])(?:{text})(?![^\W_])")
+        return re.compile(f"(?:{text})(?!度)")  # "长度", a length, is not "longer"
 
     data = one.measures
-    than = pattern({"than": data["than"]})
+    than = pattern({"than": data["than"], "than_after": data.get("than_after", ())})
     if than is None:
         raise ValueError(f"languages/{code}.toml: measures.than is empty")
     return pattern(data.get("comparatives", {})), than, pattern(data.get("sides", {})), names
@@ -213,13 +221,17 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
         return
     for sentence in _SENTENCE.finditer(folded):
         text, offset = sentence[0], sentence.start()
+        marker = than.search(text)
         for found in comparatives.finditer(text):
+            if marker is None and len(found[0]) == 1 and not language.spaced:
+                continue  # "长" is "long" and "longer"
             name = names[found[0]]
             near = [(names[m[0]], m.start(), m.end()) for m in sides.finditer(text)] if sides else []
             near = [one for one in near if one[2] <= found.start() or one[1] >= found.end()]
             follows = language.measures.get("than_follows", False)
             later = None if follows else than.search(text, found.end())
             marker = later or than.search(text)
+            follows = follows or (marker is not None and names[marker[0]] == "than_after")
             pair = None
             if marker is not None and re.match(r"\W*\d", text[marker.end() :]):
                 continue  # a size
@@ -234,7 +246,7 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
                 continue
             start, end = offset + found.start(), offset + found.end()
             negated = any(
-                mark.kind in (lang.BEFORE, lang.AFTER, lang.EITHER, lang.HEDGE)
+                mark.kind in (lang.BEFORE, lang.AFTER, lang.EITHER, lang.NEAR, lang.HEDGE, lang.HEDGE_AFTER)
                 and offset <= mark.start < offset + len(text)
                 for mark in marks
             )

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from vlmgate.data import Caption, Reason
+from vlmgate.scores.binding import UNNAMED
 from vlmgate.scores.findings import load_vocabulary
-from vlmgate.scores.language import fold, languages, script_of
+from vlmgate.scores.language import fold, languages, lowered, script_of
 
 LONGEST = 10_000  # characters of a caption that are looked at
 _CHAT_TOKEN = re.compile(r"<(?:unk|image|pad|\|\w+\|)>", re.IGNORECASE)
+_SHORT = 12  # words
 REMARK = 200  # characters; in a longer caption "it is hard to tell what …" is a remark, and no refusal
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters that nobody sees
 # --- phrases ----------------------------------------------------------------------------------------------------------
@@ -68,8 +70,12 @@ class Phrases:
             if word == "...":
                 parts.append(rf"(?:{between}\w+){{0,3}}" if self.spaced else _GAP)
                 continue
-            text = _GROUP.sub(lambda group: f"(?:{'|'.join(map(self._escaped, group[1].split('|')))})", word)
-            text = text if "{" in word else self._escaped(word)
+            pieces = _GROUP.split(word)  # outside and inside of groups, in turn
+            pieces = [
+                f"(?:{'|'.join(map(self._escaped, piece.split('|')))})" if n % 2 else self._escaped(piece)
+                for n, piece in enumerate(pieces)
+            ]
+            text = "".join(pieces)
             optional = "?" * _is_optional(word)
             parts.append(
                 f"(?:{between}{text}){optional}" if begun else f"(?:{text}{between * bool(optional)}){optional}"
@@ -80,19 +86,20 @@ class Phrases:
         return begin + "".join(parts) + end
 
     def _escaped(self, text: str) -> str:
-        plain = re.escape(text.strip()).replace(r"\*", r"\w*")
-        return plain.replace(r"\ ", _BETWEEN if self.spaced else "")
+        plain = re.escape(text).replace(r"\*", r"\w*")
+        return re.sub(r"(?:\\ )+", lambda _: _BETWEEN if self.spaced else "", plain)
 
     def _firsts(self, words: Sequence[str]) -> set[str]:
         """Return the words, or characters, that a phrase may begin with."""
         if not words:
             return set()
         groups = _GROUP.split(words[0])
-        texts = [groups[0]]
-        for i in range(1, len(groups), 2):
-            texts = [text + other + groups[i + 1] for text in texts for other in groups[i].split("|")]
+        texts = {groups[0]}
+        for i in range(1, len(groups), 2):  # only what is not past its first word goes on
+            done = {text for text in texts if " " in text.lstrip() or (text and not self.spaced)}
+            texts = done | {t + one + groups[i + 1] for t in texts - done for one in groups[i].split("|")}
         found = {text.split()[0] if self.spaced else text[0] for text in texts if text.strip()}
-        return found | self._firsts(words[1:]) if _is_optional(words[0]) else found
+        return found | self._firsts(words[1:]) if any(not text.strip() for text in texts) else found
 
 
 _TOKENS = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
@@ -111,8 +118,8 @@ def _is_optional(word: str) -> bool:
 def _phrases(code: str, kind: str) -> Phrases:
     one = languages()[code]
     phrases = one.refusals if kind == "refusals" else one.unclear
-    folded = [phrase.replace("’", "'") for phrase in phrases]
-    return Phrases([phrase.replace("'", " ") for phrase in folded] if one.elision else folded, spaced=one.spaced)
+    plain = [lowered(phrase.replace("’", "'")).translate(one.variants) for phrase in phrases]
+    return Phrases([phrase.replace("'", " ") for phrase in plain] if one.elision else plain, spaced=one.spaced)
 
 
 # What a chat is made of besides what is said, and what a sentence is made of before it says anything.
@@ -206,13 +213,17 @@ def is_refusal(text: str) -> bool:
     claims = load_vocabulary().claims(text)
     folded = " ".join(fold(text).split())
     script = script_of(folded)
-    every = [code for code, one in languages().items() if script in one.scripts]
-    codes = every if not claims.language else [code for code in every if code in (claims.language, "en")]
+    scripts = ("han", "kana") if script == "han" else (script,)
+    every = [code for code, one in languages().items() if not {*one.scripts}.isdisjoint(scripts)]
+    short = len(folded.split()) <= _SHORT and len(folded) <= 10 * _SHORT  # may be taken for a neighbour's language
+    claimed = bool(claims.asserted or claims.denied or claims.hedged - {UNNAMED})
+    several = not claims.language or (short and not (claimed and script == "han"))
+    codes = every if several else [code for code in every if code in (claims.language, "en")]
     if script not in (None, "latin"):
         codes.append("en")  # a model may decline in English whatever it was asked in
-    claimed = bool(claims.asserted or claims.denied) or len(folded) > REMARK
+    claimed = claimed or len(folded) > REMARK
     for code in codes:
-        plain = folded.replace("'", " ") if languages()[code].elision else folded
+        plain = folded.replace("'", " ") if languages()[code].elision else folded.translate(languages()[code].variants)
         if _phrases(code, "refusals").found(plain) or (not claimed and _phrases(code, "unclear").found(plain)):
             return True
     return False
