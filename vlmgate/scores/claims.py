@@ -19,7 +19,7 @@ from vlmgate.scores import language as lang
 from vlmgate.scores.binding import NONE, NOT, SAID, UNNAMED, Item, bind, sentences
 from vlmgate.scores.diversity import against_answer, most_disputed, reading
 from vlmgate.scores.findings import ANY, NO_DEFECT, Claims, Vocabulary, load_vocabulary
-from vlmgate.scores.language import LONGEST, Mark, fold
+from vlmgate.scores.language import LONGEST, Mark, fold, lowered
 from vlmgate.scores.measures import is_measure
 
 NO_CLAIM = "nothing of the condition"
@@ -196,7 +196,7 @@ def _deciding(folded: str, claims: Claims, vocabulary: Vocabulary) -> dict[Range
         return found
 
     def signs(part: Sequence[Mark], silenced: set[int]) -> dict[tuple[str, int], int]:
-        marks = [mark._replace(kind=lang.WORD, name="") if i in silenced else mark for i, mark in enumerate(part)]
+        marks = [mark._replace(kind=lang.WORD, name="x") if i in silenced else mark for i, mark in enumerate(part)]
         return {(one.claim, one.start): one.sign for one in bind(marks, scanner.language)}
 
     for part in sentences(scanner.scan(folded)):
@@ -274,7 +274,7 @@ def _letters(text: str) -> tuple[list[str], list[Range]]:
         end = i + 1
         while end < len(head) and not head[end].isascii() and _joins(head[end]):
             end += 1
-        for c in unicodedata.normalize("NFKC", head[i:end]).lower():
+        for c in lowered(unicodedata.normalize("NFKC", head[i:end])):
             if _stays(c) and not (c == "n" and before == "\\"):  # "\n", spelt out, is a line's end
                 letters.append(c)
                 origins.append((i, end))
