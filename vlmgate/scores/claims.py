@@ -274,11 +274,13 @@ def _letters(text: str) -> tuple[list[str], list[Range]]:
         end = i + 1
         while end < len(head) and not head[end].isascii() and _joins(head[end]):
             end += 1
-        for c in lowered(unicodedata.normalize("NFKC", head[i:end])):
+        piece = head[i:end]
+        for c in piece.lower() if piece.isascii() else lowered(unicodedata.normalize("NFKC", piece)):
             if _stays(c) and not (c == "n" and before == "\\"):  # "\n", spelt out, is a line's end
                 letters.append(c)
                 origins.append((i, end))
-            before = c if unicodedata.category(c) != "Cf" else before
+            if c.isascii() or unicodedata.category(c) != "Cf":
+                before = c
         i = end
     return letters, origins
 
