@@ -27,6 +27,7 @@ class ReadingOptions(TypedDict, total=False):
     concurrency: int
     timeout: float
     retries: int
+    structured_answers: bool
     prompt: str
     question: str | None
     choices: Texts | None  # several, or one text with commas

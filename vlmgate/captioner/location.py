@@ -125,12 +125,14 @@ def own_limits(sampling: SamplingConfig) -> tuple[str, ...]:
 def model_fingerprint(model: ModelConfig) -> dict[str, str]:
     """Return what identifies the checkpoint: its content for a folder or the built-in model, its name for a hub model.
 
-    Of a model server it is the name that it knows the model by, and how images are sent. A folder's path or a server's
+    Of a model server it is the name that it knows the model by, how images are sent, and whether it may answer with
+    anything but the choices (not named where it may, as before there was a choice). A folder's path or a server's
     URL is no part of it, so that they may move. A hub name does not say which commit a branch points to;
     `ModelInfo.revision` does once the model is loaded. Raises `ModelError` if there is no such folder.
     """
     if model.endpoint is not None:
-        return {"model": SERVER, "name": model.model, "max_side": str(model.endpoint.max_side), "pipeline": PIPELINE}
+        told = {"model": SERVER, "name": model.model, "max_side": str(model.endpoint.max_side), "pipeline": PIPELINE}
+        return told | ({"structured_answers": "yes"} if model.endpoint.structured_answers else {})
     place = locate(model)
     if isinstance(place, Local):
         return {"model": "builtin" if place.builtin else "folder", "content": _folder_hash(place.folder)}

@@ -53,6 +53,10 @@ class EndpointConfig:
     # With growing pauses of a minute at most: two to three minutes in all.
     retries: int = _server(8, "With --endpoint: how often a request is tried again.", ge=0, le=100)
 
+    structured_answers: bool = _server(
+        False, "With --endpoint: let the server allow the choices as answers, and nothing else."
+    )
+
     def __post_init__(self) -> None:
         _check_url(self.url)
         check(self)

@@ -57,7 +57,8 @@ class GateFile:
         said = {key: value for key, value in self.sampling.items() if key not in ("choices", "abstain")}
         said |= {"choices": ",".join(self.sampling["choices"]) or None, "no_abstain": not self.sampling["abstain"]}
         said |= {"model": self.model, "revision": self.revision, "pages": self.pages}
-        said |= {"max_side": self.checkpoint.get("max_side")}  # of a model server alone
+        said |= {"max_side": self.checkpoint.get("max_side")}  # this and the next of a model server alone
+        said |= {"structured_answers": True if "structured_answers" in self.checkpoint else None}
         said |= {"score": self.gate.score, "kernel": self.kernel}
         return {key: value for key, value in said.items() if value is not None}
 
@@ -206,7 +207,7 @@ def differences(gate: GateFile, sampling: SamplingConfig, checkpoint: Mapping[st
 def _other_model(now: Mapping[str, str], then: Mapping[str, str]) -> str:
     if now.get("model") == then.get("model") == SERVER:
         changed = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
-        words = {"name": "model", "max_side": "max-side"}
+        words = {"name": "model", "max_side": "max-side", "structured_answers": "structured-answers"}
         return ", ".join(
             f"{words.get(key, key)} {_short(now.get(key))} (calibrated with {_short(then.get(key))})" for key in changed
         )

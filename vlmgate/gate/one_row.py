@@ -14,9 +14,9 @@ from typing import Any, cast
 from vlmgate.data import NO_READING, Caption, Decision, Finish, Reason, Record
 from vlmgate.gate.file import GateFile
 from vlmgate.gate.rules import COLUMNS, Candidate, breaks_ties, decide
-from vlmgate.scores.answers import parse, tally
+from vlmgate.scores.answers import degenerate_answers, parse, tally
 from vlmgate.scores.novelty import Reference, pack
-from vlmgate.scores.refusals import degenerate, degenerate_answers
+from vlmgate.scores.refusals import degenerate
 from vlmgate.scores.score import doubt
 
 _REASONS = frozenset(Reason)  # which are texts
@@ -52,7 +52,7 @@ def _no_reading(row: Mapping[str, Any], scores: Record, gate: GateFile) -> Reaso
         return Reason.NO_SCORE
     answers = _sampled(row.get("answers"), row.get("answer_finishes"))
     found = None if captions is None else degenerate(captions, str(gate.sampling["prompt"]))
-    found = found or (None if answers is None else degenerate_answers(answers))
+    found = found or (None if answers is None else degenerate_answers(answers, gate.sampling["choices"]))
     lacks_answer = gate.sampling["question"] is not None and (scores.answer is None or _is_tie(answers, scores, gate))
     return found or (Reason.NO_ANSWER if lacks_answer else None)
 

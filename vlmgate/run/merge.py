@@ -132,6 +132,7 @@ def _settings(part: Part) -> dict[str, Any]:
 def _model(part: Part) -> dict[str, Any]:
     model = part.provenance["model"]
     told = {f"model.{key}": model.get(key) for key in ("model", *MODEL_KEYS)}
+    told["model.structured_answers"] = (model.get("server") or {}).get("structured_answers")
     kind = str(model.get("device")).split(":")[0]
     reference = part.provenance.get("reference") or {}
     novelty = {key: reference.get(key) for key in ("folder", "images", "method")}

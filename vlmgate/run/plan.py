@@ -32,7 +32,7 @@ from vlmgate.store.rows import scorer_of
 log = logging.getLogger(__name__)
 
 # What the readings of one journal, and the workers of one cluster, must have in common.
-_OF_A_MODEL = (*MODEL_KEYS, "device_kind")
+_OF_A_MODEL = (*MODEL_KEYS, "device_kind", "structured_answers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,9 @@ class Plan:
 
 
 def _described(info: ModelInfo) -> dict[str, Any]:
-    return asdict(info) | {"device_kind": info.device.split(":")[0]}
+    """Return what a model says of itself; how a server keeps to the choices is found out anew by each run."""
+    way = (info.server or {}).get("structured_answers")
+    return asdict(info) | {"device_kind": info.device.split(":")[0], "structured_answers": way}
 
 
 @contextmanager

@@ -10,13 +10,36 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from vlmgate.data import Caption, Reason
 from vlmgate.errors import ConfigError
+from vlmgate.scores.answer_forms import ANSWER, spoken
+from vlmgate.scores.answer_sentences import (
+    is_label,
+    letter,
+    letter_under,
+    lone,
+    named,
+    named_under,
+    only_known,
+    speaks_well,
+)
+from vlmgate.scores.answer_tokens import OBJECTS
+from vlmgate.scores.answer_words import (
+    abstains,
+    all_polar,
+    atoms,
+    hedges,
+    is_spaceless,
+    kind_of,
+    may_begin,
+    may_begin_harmless,
+)
 from vlmgate.scores.refusals import is_empty, is_refusal
-from vlmgate.scores.words import ARTICLES, LONGEST, NEGATORS, SPACELESS, STOP, content_words, fold, singular, tokens_of
+from vlmgate.scores.words import ARTICLES, LONGEST, NEGATORS, STOP, content_words, fold, singular, tokens_of
 
 _ABSTAINS = re.compile(
     r"""
@@ -42,35 +65,15 @@ _DENIES = re.compile(
     r"\b(?:hardly|barely|scarcely|anything\ but|far\ from|ruled\ out|except|unless|instead\ of|rather\ than|denied"
     r"|false|wrong|no\ (?:longer|more)|not\ only)\b"
 )
-_STRUCK = re.compile(r"[¬≠؟]|~~|(?<!\w)[!~]+(?=\w)|\[ ?\]")
-_CHATTER = frozenset("i i'm i'll i'd i've me my we we're us you your".split())  # "Yes, I can help with that"
+_STRUCK = re.compile(r"[¬≠؟×]|~~|(?<!\w)[!~]+(?=\w)|\[ ?\]")
 _TICKS = "✓✔✅☑👍🆗"
-# What a sentence may hold besides the choice. A list of what takes a choice back has no end, in no language: "ikke ok",
-# "less than ok", "the label says ok", "ok so it is bent". Whatever is not listed here makes a sentence unparsable.
-_AFTER = ARTICLES | frozenset(
-    """
-    is are was were be been can seen visible present found detected observed evident apparent noticeable obvious here
-    there on in at of to near along across around from within this that it its part piece component object item surface
-    image picture photo photograph top bottom left right upper lower far center centre middle edge rim side corner end
-    appear appears
-    """.split()
-)
-_BEFORE = _AFTER | frozenset(
-    """
-    these those it's there's i we see has have had show shows showing shown exhibits contains depicts with
-    yes very clear clearly definitely certainly single several multiple two three small large big long short deep minor
-    major tiny slight faint thin inspection
-    """.split()
-)
-_NOT_ENGLISH = frozenset(
-    """
-    kein keine keinen keiner keinem keines nicht ohne pas sans aucun aucune ni sin ningún ningun ninguna senza nessun
-    nessuna nessuno non sem nenhum nenhuma não geen niet zonder
-    """.split()
-)
-_SENTENTIAL = frozenset("not never neither nor cannot nothing none absent".split())  # reach back over a whole clause
+_SAFE_MARKS = frozenset("*_`#•·▪●◦-–—.,;:!?()[]{}\"'“”„«»‹›「」『』。、¡…" + _TICKS)
 _MARKS = (STOP, ",")
 _LEAD_IN = re.compile(r"^\W*(?:the\ )?(?:correct\ |final\ |best\ |my\ )?(?:answer|option|choice)(?:\ is\b)?[\s:]*")
+_SENTENCE_END = re.compile(r"[.!](?=\s)|[。！]|\n")
+_WORD = re.compile(r"\w")
+_LAST_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]*)*$")
+_LONGEST_FRAGMENT = 4  # characters of an unfinished word, in scripts without spaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,36 +116,180 @@ def check_choices(choices: Sequence[str]) -> None:
 def parse(text: str, choices: Sequence[str]) -> Parsed:
     """Return what an answer says.
 
-    A choice is recognised whatever its case, width, punctuation, articles and plural, and inside a sentence where it is
-    the only choice named and nothing denies it. In scripts written without spaces the answer must be the choice itself.
+    A choice is recognised in the forms that models use: alone; behind a label ("**Answer:** ok"), thoughts, in JSON,
+    tags, a code fence or `\\boxed`; in a sentence in a language of `answer_words.toml`; with the number or letter of
+    its place ("B) scratch"); and before an explanation that does not speak against it. Every word of such a sentence
+    must be known to be harmless; otherwise the answer is unparsable.
     """
     return _parsed(text, tuple(choices))
 
 
+def parse_cut_off(text: str, choices: Sequence[str]) -> str | None:
+    """Return the choice that an answer named before it was cut off at the token limit; None where that is not certain.
+
+    The choice must stand alone in a sentence that has ended, another word must have begun after it, and what follows so
+    far must not speak against it.
+
+    >>> parse_cut_off("Scratch. There is a visible li", ("ok", "scratch"))
+    'scratch'
+    >>> parse_cut_off("Scratch", ("ok", "scratch"))
+    """
+    return _cut_off(text, tuple(choices))
+
+
+def degenerate_answers(answers: Sequence[Caption], choices: Sequence[str] = ()) -> Reason | None:
+    """Return why these answers are no reading, or None. One that declines is not bad: abstaining is what was offered.
+
+    An answer that was cut off counts where it named one of `choices` before.
+    """
+    if not answers or any(answer.finish == "non-finite" for answer in answers):
+        return Reason.NON_FINITE if answers else Reason.EMPTY_ANSWER
+    if any(is_empty(answer.text) for answer in answers):
+        return Reason.EMPTY_ANSWER
+    whole = all(
+        answer.finish == "stop" or (answer.finish == "length" and parse_cut_off(answer.text, choices) is not None)
+        for answer in answers
+    )
+    return None if whole else Reason.ANSWER_CUT_OFF
+
+
 @lru_cache(maxsize=4096)  # a night's answers are mostly the same few
 def _parsed(text: str, choices: tuple[str, ...]) -> Parsed:
-    folded = " ".join(fold(text).replace("o.k.", "ok").split())
-    if len(text) > LONGEST or _is_struck(folded):  # the end of it is unknown; a mark may say the opposite
+    if len(text) > LONGEST:  # the end of it is unknown
         return Parsed(None)
-    said = _LEAD_IN.sub("", folded)
-    if _names_article(said, choices):
+    lines = spoken(text, all_polar(choices))
+    if lines is None:
         return Parsed(None)
-    exact = [choice for choice in choices if said and "?" not in said and _plain(said) == _plain(fold(choice))]
+    lines = re.sub(r"\bo\.k\.", "ok", lines, flags=re.IGNORECASE)
+    folded = " ".join(fold(lines).split())
+    if _is_struck(folded):  # a mark may say the opposite
+        return Parsed(None)
+    exact = _exact(" ".join(fold(lines.replace("\n", " . ")).split()), choices)
     if exact:
         return Parsed(exact[0] if len(exact) == 1 else None)
-    if _ABSTAINS.search(folded) or _HEDGES.search(folded) or is_refusal(text):
+    if _ABSTAINS.search(folded) or _HEDGES.search(folded) or abstains(folded) or hedges(folded) or is_refusal(lines):
         return Parsed(None, abstains=True)
-    if "?" in folded or _DENIES.search(folded) or SPACELESS.search(folded):
+    if "?" in folded or _DENIES.search(folded):
         return Parsed(None)
-    if any(len("".join(_plain(fold(choice)))) == 1 for choice in choices):  # "A" is an article, "1" counts things
-        return Parsed(None)
+    if letters := _letters_of(choices):  # "A" is an article, "1" counts things
+        return Parsed(letter(lines, unicodedata.normalize("NFKC", lines), letters))
+    return Parsed(named(lines, choices) or _same(lines, folded, choices))
+
+
+def _exact(folded: str, choices: Sequence[str]) -> list[str]:
+    """Return the choices that a text is, whatever its case, width, marks, articles and plural."""
+    said = _LEAD_IN.sub("", folded.replace(ANSWER, ""))
+    if not said or "?" in said or _names_article(said, choices):
+        return []
+    found = [choice for choice in choices if _plain(said) == _plain(fold(choice))]
+    return [choice for choice in found if _odd_marks(said) == _odd_marks(fold(choice))]
+
+
+def _odd_marks(folded: str) -> list[str]:
+    return sorted(c for c in folded if not c.isalnum() and not c.isspace() and c not in _SAFE_MARKS and not _is_mark(c))
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M"
+
+
+def _letters_of(choices: Sequence[str]) -> list[str]:
+    """Return the choices that are a single letter or a number; a single character may be a word, such as 傷."""
+    words = [(choice, "".join(_plain(fold(choice)))) for choice in choices]
+    return [choice for choice, word in words if word.isdecimal() or (len(word) == 1 and not is_spaceless(word))]
+
+
+def _same(lines: str, folded: str, choices: tuple[str, ...]) -> str | None:
+    """Return the choice that asserts the same as one English clause: "not defective" and "no defect" do."""
+    said = _LEAD_IN.sub("", folded)
     asserted = content_words(said)
     same = [choice for choice in choices if _content(choice) == asserted]
-    if same and sum(token in NEGATORS for token in tokens_of(said)) <= 1:  # of two nobody knows what they come to
-        choice = same[0] if len(same) == 1 else None
-    else:
-        choice = _only_named(said, choices, asserted)
-    return Parsed(None if choice is None or _says_more(said, choice, asserted) else choice)
+    if len(same) != 1 or sum(token in NEGATORS for token in tokens_of(said)) > 1:  # of two nobody knows what they mean
+        return None
+    denials = any(word.startswith("¬") for word in _content(same[0]))
+    places = kind_of(same[0], choices) != "fine"
+    return same[0] if only_known(lines, choices, "en", places=places, denials=denials) else None
+
+
+@lru_cache(maxsize=1024)
+def _cut_off(text: str, choices: tuple[str, ...]) -> str | None:
+    lines = spoken(text, all_polar(choices))
+    if lines is None or len(text) > LONGEST:
+        return None
+    for end in _SENTENCE_END.finditer(lines):
+        head, rest = lines[: end.end()], lines[end.end() :]
+        if _WORD.search(head) is None or is_label(head, choices):
+            continue
+        choice = _alone(head, choices)
+        if choice is None or _WORD.search(rest) is None or _begins_another(choice, choices):
+            return None
+        return choice if _stands(head, rest, choice, choices) else None
+    return None
+
+
+def _alone(head: str, choices: tuple[str, ...]) -> str | None:
+    """Return the choice that a sentence consists of, but for a label."""
+    if parse(head, choices).choice is None:
+        return None
+    if letters := _letters_of(choices):
+        return letter(head, unicodedata.normalize("NFKC", head), letters, alone=True)
+    exact = _exact(" ".join(fold(head).split()), choices)
+    return exact[0] if len(exact) == 1 else lone(head, choices)
+
+
+def _begins_another(choice: str, choices: Sequence[str]) -> bool:
+    """Say whether a longer choice begins with this one: "crack" and "crack repaired"."""
+    own = fold(choice).strip()
+    return any(fold(other).strip().startswith(own) for other in choices if other != choice)
+
+
+def _stands(head: str, rest: str, choice: str, choices: tuple[str, ...]) -> bool:
+    """Say whether what follows a choice so far leaves it as it is; the last word may be unfinished."""
+    last = _LAST_WORD.search(rest)
+    kind = kind_of(choice, choices)
+    if last is None:  # ends with a mark
+        return parse(head + rest, choices).choice == choice and (kind != "fine" or _is_settled(head, rest, choice))
+    word = last[0]
+    sizes = range(1, min(len(word), _LONGEST_FRAGMENT) + 1) if is_spaceless(word[-1]) else (len(word),)
+    for size in sizes:
+        before = rest[: len(rest) - size]
+        fragment, opens = fold(word[-size:]), _WORD.search(_unfinished(before)) is None
+        if any("".join(atoms(other)).startswith(fragment) for other in choices if other != choice):
+            continue
+        if parse(head + before, choices).choice != choice:
+            continue
+        names = _languages(head + before, choices)
+        if kind == "fine" and (may_begin(fragment, OBJECTS, names) or not _is_settled(head, before, choice)):
+            continue
+        if kind == "bad" and may_begin(fragment, ("good",), names):
+            continue
+        if may_begin_harmless(fragment, names, opens=opens):
+            return True
+    return False
+
+
+def _languages(said: str, choices: tuple[str, ...]) -> Collection[str]:
+    """Return the languages under which a text can be read."""
+    if letters := _letters_of(choices):
+        return letter_under(said, unicodedata.normalize("NFKC", said), letters)
+    return named_under(said, choices)
+
+
+def _unfinished(said: str) -> str:
+    """Return the sentence that a text has begun and not ended."""
+    return re.split(r"[.!;:。！\n]", said)[-1]
+
+
+def _is_settled(head: str, before: str, choice: str) -> bool:
+    """Say whether what was said of a part that was called good speaks well of it, up to the last clause.
+
+    "Okay. The image" may go on with anything; so may "ok. There is a".
+    """
+    if _WORD.search(before) is None:
+        return len(atoms(head)) > len(atoms(choice))  # behind a label
+    clause = re.split(r"[,，、.!;:。！\n]", before)[-1]
+    ended = _WORD.search(clause) is None and not before.rstrip().endswith((",", "，", "、"))
+    return speaks_well(before if ended else clause)
 
 
 def tally(answers: Sequence[Parsed]) -> Tally:
@@ -195,83 +342,6 @@ def _content(choice: str) -> frozenset[str]:
     return content_words(f"{choice} {mark}") - {mark, f"¬{mark}"}
 
 
-def _only_named(said: str, choices: Sequence[str], asserted: frozenset[str]) -> str | None:
-    """Return the choice that a sentence names, where it names no other and does not deny it."""
-    raw = [token for token in tokens_of(said) if token not in ARTICLES]
-    tokens = [_word(token) for token in raw]
-    taken = [False] * len(tokens)
-    named: list[tuple[str, int, int]] = []  # (choice, start, end)
-    for choice in sorted(choices, key=lambda c: -len(_plain(fold(c)))):  # "no defect" before the "defect" in it
-        words = list(_plain(fold(choice)))
-        for i in range(len(tokens) - len(words) + 1):
-            if tokens[i : i + len(words)] == words and not any(taken[i : i + len(words)]):
-                taken[i : i + len(words)] = [True] * len(words)
-                named.append((choice, i, i + len(words)))
-    if len({choice for choice, _, _ in named}) != 1:
-        return None
-    choice = named[0][0]
-    rest = [token for token, inside in zip(raw, taken, strict=True) if not inside]
-    if _NOT_ENGLISH.intersection(rest) or any(_is_denied(tokens, start, end) for _, start, end in named):
-        return None
-    own = _content(choice)
-    if own:
-        return choice if own <= asserted and not {_flipped(word) for word in own} & asserted else None
-    said_alone = not NEGATORS.isdisjoint(_plain(fold(choice))) or choice.casefold() == "yes"
-    stands = _leads(tokens, named[0]) if said_alone else True
-    return choice if stands and NEGATORS.isdisjoint(rest) else None
-
-
-def _is_denied(tokens: Sequence[str], start: int, end: int) -> bool:
-    """Say whether a negation stands in the clause before the choice, or a sentential one after it."""
-    for token in reversed(tokens[:start]):
-        if token in _MARKS:
-            break
-        if token in NEGATORS:
-            return True
-    for token in tokens[end:]:
-        if token in _MARKS:
-            break
-        if token in _SENTENTIAL or token.endswith("n't") or token == "free":
-            return True
-    return False
-
-
-def _leads(tokens: Sequence[str], named: tuple[str, int, int]) -> bool:
-    """Say whether a choice such as "no" opens the answer and stands alone in its clause: "No, it is fine"."""
-    _, start, end = named
-    return start == 0 and (end == len(tokens) or tokens[end] in _MARKS)
-
-
-def _says_more(said: str, choice: str, asserted: frozenset[str]) -> bool:
-    """Say whether a sentence holds anything besides the choice that is not known to be harmless.
-
-    Something else that it denies is harmless: "ok, no defects". A denial that names nothing is not: "ok, not shown". Of
-    what follows a "yes" or "no" only chatter counts.
-    """
-    tokens = tokens_of(said)
-    if not _content(choice):
-        return not _CHATTER.isdisjoint(tokens)
-    words = [_word(token) for token in tokens]
-    own = [_word(token) for token in tokens_of(fold(choice)) if token not in ARTICLES]
-    last = max((i for i in range(len(words)) if words[i : i + len(own)] == own), default=len(words))  # its last mention
-    denying = False  # a negation is open that may name something else: "no dent" does, "not really" does not
-    open_ended = False  # it has named nothing yet
-    for i, (token, word) in enumerate(zip([*tokens, STOP], [*words, STOP], strict=True)):
-        if token in _MARKS:
-            if open_ended:
-                return True
-            denying = denying and token == ","
-        elif token in NEGATORS:
-            denying = token not in ("not", "never", "cannot") and not token.endswith("n't")
-            open_ended = NEGATORS.isdisjoint(own)
-        elif word not in own and token not in (_BEFORE if i < last else _AFTER):
-            denied = denying and not content_words(f"no {token}").isdisjoint(asserted)
-            if not denied and not (i >= 2 and tokens[i - 2] == "not" and tokens[i - 1] in ARTICLES):  # "not a dent"
-                return True
-            open_ended = False
-    return False
-
-
 def _is_struck(folded: str) -> bool:
     """Say whether a mark may turn an answer round: a cross or thumb next to it, a line through it, a "!" before it."""
     symbols = () if folded.isascii() else (c for c in folded if unicodedata.category(c) == "So" and c not in _TICKS)
@@ -282,7 +352,3 @@ def _names_article(said: str, choices: Sequence[str]) -> bool:
     """Say whether a choice such as "A" or "one" stands among other words, where it may be an article."""
     tokens = [token for token in tokens_of(said) if token not in _MARKS]
     return len(tokens) > 1 and not {*tokens}.isdisjoint(ARTICLES & {fold(choice).strip() for choice in choices})
-
-
-def _flipped(word: str) -> str:
-    return word[1:] if word.startswith("¬") else f"¬{word}"

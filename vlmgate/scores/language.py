@@ -177,6 +177,8 @@ def language_of(text: str, scanners: Mapping[str, Scanner]) -> str | None:
     if script != "latin":  # Han alone: Chinese, unless the terms of another language explain more
         return max(able, key=lambda code: (scanners[code].explained(text), code == "zh"))
     words = _LATIN_WORD.findall(_INITIAL.sub(" ", text))[:200]
+    if not words:
+        return None
     shares = {code: sum(map(scanners[code].language.common.__contains__, words)) / len(words) for code in able}
     best = max(shares.values())
     short = len(words) <= _SHORT

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from vlmgate.data import Caption, Reason
-from vlmgate.scores.binding import UNNAMED
 from vlmgate.scores.findings import load_vocabulary
 from vlmgate.scores.language import fold, languages, lowered, script_of
 
@@ -216,7 +215,7 @@ def is_refusal(text: str) -> bool:
     scripts = ("han", "kana") if script == "han" else (script,)
     every = [code for code, one in languages().items() if not {*one.scripts}.isdisjoint(scripts)]
     short = len(folded.split()) <= _SHORT and len(folded) <= 10 * _SHORT  # may be taken for a neighbour's language
-    claimed = bool(claims.asserted or claims.denied or claims.hedged - {UNNAMED})
+    claimed = bool(claims.asserted or claims.denied)
     several = not claims.language or (short and not (claimed and script == "han"))
     codes = every if several else [code for code in every if code in (claims.language, "en")]
     if script not in (None, "latin"):
@@ -245,12 +244,3 @@ def degenerate(captions: Sequence[Caption], prompt: str = "") -> Reason | None:
     if any(caption.finish != "stop" for caption in captions):
         return Reason.CUT_OFF
     return None
-
-
-def degenerate_answers(answers: Sequence[Caption]) -> Reason | None:
-    """Return the same of answers. One that declines is not bad: abstaining is what was offered."""
-    if not answers or any(answer.finish == "non-finite" for answer in answers):
-        return Reason.NON_FINITE if answers else Reason.EMPTY_ANSWER
-    if any(is_empty(answer.text) for answer in answers):
-        return Reason.EMPTY_ANSWER
-    return None if all(answer.finish == "stop" for answer in answers) else Reason.ANSWER_CUT_OFF

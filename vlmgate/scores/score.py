@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from vlmgate.data import Caption, Reading, Reason, Sampled, Scores
 from vlmgate.scores.answer_probability import likelier, probabilities
-from vlmgate.scores.answers import Parsed, Tally, parse, tally
+from vlmgate.scores.answers import Parsed, Tally, degenerate_answers, parse, parse_cut_off, tally
 from vlmgate.scores.diversity import FindingsKernel, Kernel, claim_kernel, contradiction, score_captions
 from vlmgate.scores.findings import Claims, load_vocabulary
-from vlmgate.scores.refusals import degenerate, degenerate_answers
+from vlmgate.scores.refusals import degenerate
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ class Scorer:
             return scores, reason
         parsed = [self._parsed(answer) for answer in said.answers]
         counted, found = tally(parsed), probabilities(said.answers, [one.choice for one in parsed], said.views)
-        reason = reason or degenerate_answers(said.answers) or (Reason.NO_ANSWER if counted.answer is None else None)
+        unread = degenerate_answers(said.answers, self.choices)
+        reason = reason or unread or (Reason.NO_ANSWER if counted.answer is None else None)
         answer = counted.answer or likelier(_most_named(parsed), found)
         rates = ("answer_share", "answer_entropy", "abstain_rate", "unparsable_rate")
         figures = {name: round(getattr(counted, name), 6) for name in rates}
@@ -99,7 +100,9 @@ class Scorer:
         return dict(Counter(choice for choice in named if choice is not None))
 
     def _parsed(self, answer: Caption) -> Parsed:
-        """Return what an answer says; one that was cut off or overflowed says nothing."""
+        """Return what an answer says; one that overflowed, or was cut off before it named a choice, says nothing."""
+        if answer.finish == "length":
+            return Parsed(parse_cut_off(answer.text, self.choices))
         return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
 
 

@@ -243,7 +243,7 @@ class TestGates:
         here = model_fingerprint(served())
         moved = ModelConfig("m", endpoint=EndpointConfig("https://other/v1", concurrency=1, timeout=1, retries=0))
         assert model_fingerprint(moved) == here
-        for other in (served("n"), served(max_side=512), ModelConfig()):
+        for other in (served("n"), served(max_side=512), served(structured_answers=True), ModelConfig()):
             assert model_fingerprint(other) != here
 
     def test_a_gate_of_a_server_refuses_other_models(self, tmp_path: Path) -> None:
@@ -258,6 +258,8 @@ class TestGates:
             scan(served("n"))
         with pytest.raises(GateError, match=r"max-side '512' \(calibrated with '2048'\)"):
             scan(served(max_side=512))
+        with pytest.raises(GateError, match=r"structured-answers 'yes' \(calibrated with 'None'\)"):
+            scan(served(structured_answers=True))
         with pytest.raises(GateError, match=f"on m at {URL}; name a server of that model: --endpoint URL"):
             scan(ModelConfig("m"))  # nobody's images are sent to where a file says
 
@@ -286,7 +288,9 @@ class TestGates:
                 gate_of(changed)
 
 
-@pytest.mark.parametrize("option", ["--timeout 10", "--max-side 512", "--concurrency 2", "--retries 0"])
+@pytest.mark.parametrize(
+    "option", ["--timeout 10", "--max-side 512", "--concurrency 2", "--retries 0", "--structured-answers"]
+)
 @pytest.mark.parametrize("command", [["scan"], ["calibrate"], ["doctor"]])
 def test_what_only_a_server_heeds_is_refused_without_one(
     command: list[str], option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ from typing import Any
 from vlmgate.captioner.server.client import RefusedError, Server, UnansweredError
 from vlmgate.captioner.server.messages import captions_of, data_url, describe_pictures
 from vlmgate.captioner.server.probe import FEW_RETRIES, TRIAL_TOKENS, Probe
+from vlmgate.captioner.server.structured import allowed_of, more_tokens, options_of
 from vlmgate.captioner.streams import Stream, seeds, trial_picture, views_of
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ModelInfo, Picture, Sampled
@@ -155,11 +156,27 @@ class EndpointCaptioner:
         numbers = seeds(sampling.seed, file.sha256, file.page, sampling.num_samples, use)
         most = sampling.max_answer_tokens if use == "answers" else sampling.max_new_tokens
         each = len(numbers) // len(urls)
+        draw = self._answers if use == "answers" and self._can.structured else self._samples
         works = [
-            self._samples({**self._asked(url, prompt), **self._options(most)}, numbers[v * each : (v + 1) * each])
+            draw({**self._asked(url, prompt), **self._options(most)}, numbers[v * each : (v + 1) * each])
             for v, url in enumerate(urls)
         ]
         return tuple(text for texts in await _all_or_nothing(works) for text in texts)
+
+    async def _answers(self, options: dict[str, Any], numbers: Sequence[int]) -> list[Caption]:
+        """Return one answer for each seed, of the choices alone; where the server refuses that, as it likes.
+
+        A server that has stopped to take structured output is no reason to blame an image. What it says freely counts
+        as any answer does, so that nothing passes that would not without.
+        """
+        way = self._can.structured
+        limit = {self._can.tokens: options[self._can.tokens] + more_tokens(way)}
+        try:
+            return await self._samples({**options, **limit, **options_of(way, allowed_of(self._sampling))}, numbers)
+        except (RefusedError, UnansweredError) as error:
+            found = await self._samples(options, numbers)
+            logger.warning("an answer was not kept to the choices (%s)", error)
+            return found
 
     async def _samples(self, options: dict[str, Any], numbers: Sequence[int]) -> list[Caption]:
         """Return one text for each seed; what one request for all leaves out is asked for one by one."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from vlmgate.captioner.server.client import RefusedError, Server, UnansweredError
 from vlmgate.captioner.server.messages import captions_of, thoughts_of
+from vlmgate.captioner.server.structured import NONSENSE, WAYS, more_tokens, obeys
+from vlmgate.captioner.server.structured import options_of as structured_options
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import EndpointError
 
@@ -41,6 +43,7 @@ class ServerFeatures:
     repeats: bool | None  # the same seed gives the same text; None = no seed is taken
     logprobs: bool  # log-probabilities come with the text
     drawn: bool  # samples were seen to differ; False = the test was not conclusive
+    structured: str = ""  # how the server keeps to the choices, of `structured.WAYS`; "" = it may answer as it likes
 
     def in_words(self, samples: int) -> dict[str, str]:
         """Return it for people and the provenance."""
@@ -53,6 +56,7 @@ class ServerFeatures:
             "log_probabilities": "given" if self.logprobs else "not given",
             "other_sampling": _EXTRA_IN_WORDS[frozenset(self.extra)],
             "lacks": "random numbers of each image's own, vision features (novelty)",
+            **({"structured_answers": f"nothing but the choices, by {self.structured}"} if self.structured else {}),
         } | ({} if self.drawn else {"warning": UNTESTED})
 
 
@@ -97,7 +101,9 @@ class Probe:
             if not several:
                 logger.warning("%s: n samples were not seen to differ; each gets its own request", self.url)
         repeats = None if not seed else shape is not None and await self._repeats(shape)
-        return ServerFeatures(tokens, extra, several, seed, repeats, logprobs, shape is not None or several)
+        drawn = shape is not None or several
+        structured = await self._structured(tokens, extra) if self.server.config.structured_answers else ""
+        return ServerFeatures(tokens, extra, several, seed, repeats, logprobs, drawn, structured)
 
     async def _options_taken(self) -> tuple[str, Options, Options, dict[str, Any]]:
         """Return the option that limits tokens, what is beyond OpenAI's, which others are taken, and an answer."""
@@ -185,6 +191,28 @@ class Probe:
         reply = await self._answer({**shape, "n": self.most} | ({"seed": SEEDS[0]} if seed else {}))
         texts = thoughts_of(reply or {"choices": []})
         return len(texts) >= self.most and len(set(texts)) > 1
+
+    async def _structured(self, tokens: str, extra: Options) -> str:
+        """Return how the server keeps to choices; raises `EndpointError` where it does not in any way.
+
+        It is asked to describe a picture, and allowed two words that mean nothing: a server that takes the option
+        and does not obey describes the picture.
+        """
+        for way in WAYS:
+            texts = []
+            for words in NONSENSE:
+                most = TRIAL_TOKENS + more_tokens(way)
+                reply = await self._answer({tokens: most, **extra, **structured_options(way, words)})
+                captions = captions_of(reply, 1) if reply is not None else []
+                texts += [one.text for one in captions if obeys(way, one.text, words)]
+                if not texts:
+                    break
+            if len(texts) == len(NONSENSE):
+                return way
+        raise EndpointError(
+            f"{self.url}: the server does not keep to given answers, by none of {', '.join(WAYS)}; leave out "
+            "--structured-answers, or start it with structured output."
+        )
 
     async def _text(self, options: Options) -> str:
         """Return all that the first choice says, reasoning included; empty where there is none."""
