@@ -200,6 +200,12 @@ def test_identical_captions_are_merged_and_the_reading_is_first(tmp_path: Path) 
     assert facts["why"] == "The model's 5 readings contradict each other: 4 of 5 say dent, 1 of 5 deny it."
 
 
+def test_captions_that_contradict_the_answer_are_counted(tmp_path: Path) -> None:
+    result = result_of(tmp_path, ["a.png"], lambda _: ("no defects",), answer=lambda _: ("scratch",))
+    (facts,) = facts_in(result)
+    assert facts["why"] == "4 of 4 readings contradict the answer 'scratch'."
+
+
 def test_under_another_kernel_words_are_compared_and_marked(tmp_path: Path) -> None:
     said = ("a gear with a dent", "no dent", "a gear with a dent", "dented gear", "gear, a dent")
     (facts,) = facts_in(result_of(tmp_path, ["a.png"], lambda _: said, num_samples=5, kernel="words"))

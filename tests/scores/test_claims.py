@@ -95,7 +95,8 @@ def test_beyond_eight_groups_the_rest_are_counted() -> None:
         ("=1e+06mm", "1e+06 mm"),
         ("==4mm;=6mm", "4 mm then 6 mm"),
         ("length:left>right", "length: left > right"),
-        ("length:left>", "length: left"),
+        ("length:left>", "length: left > others"),
+        ("length:>left", "length: others > left"),
         ("flow_mark", "flow mark"),
     ],
 )
@@ -120,17 +121,17 @@ DISPUTES = [
 
 @pytest.mark.parametrize(("captions", "words"), DISPUTES)
 def test_a_contradiction_names_the_claim_and_both_sides(captions: list[str], words: str | None) -> None:
-    assert dispute(captions, None, ENGLISH) == words
+    assert dispute(captions, None, "they differ", ENGLISH) == "they differ" + (f": {words}" if words else "")
     figure = contradiction([ENGLISH.claims(text) for text in captions])
     assert (figure > 0) == (words is not None)
 
 
 def test_captions_that_dispute_the_answer_are_counted() -> None:
     captions = ["no defects"] * 3 + ["a grey part"]
-    assert dispute(captions, "scratch", ENGLISH) == "3 of 4 dispute the answer 'scratch'"
-    assert dispute(captions, "ok", ENGLISH) is None
+    assert dispute(captions, "scratch", "why", ENGLISH) == "3 of 4 readings contradict the answer 'scratch'"
+    assert dispute(captions, "ok", "why", ENGLISH) == "why"
     both = ["a scratch"] * 3 + ["no scratch"]
-    assert dispute(both, "scratch", ENGLISH) == "3 of 4 say scratch, 1 of 4 deny it"
+    assert dispute(both, "scratch", "why", ENGLISH) == "why: 3 of 4 say scratch, 1 of 4 deny it"
 
 
 # --- where it stands --------------------------------------------------------------------------------------------------

@@ -62,8 +62,7 @@ def why(record: Record, provenance: Mapping[str, Any]) -> str:
     if record.error:
         sentence += f" ({record.error})"
     if record.reason == Reason.CONTRADICTED and record.captions:
-        disputed = dispute(record.captions, record.answer, vocabulary_of(provenance["sampling"]))
-        sentence += f": {disputed}" if disputed else ""
+        sentence = dispute(record.captions, record.answer, sentence, vocabulary_of(provenance["sampling"]))
     column = record.decided_by or provenance["gate"]["score"]
     value = getattr(record, column)
     if record.threshold is not None and value is not None:

@@ -224,8 +224,7 @@ def sentence(record: Record, score: str, *, audit: bool = False, vocabulary: Voc
     """
     why = _of_reason(record, Reason(record.reason), record.decided_by or score)
     if record.reason == Reason.CONTRADICTED and record.captions and vocabulary is not None:
-        disputed = claims.dispute(record.captions, record.answer, vocabulary)
-        why = f"{why.removesuffix('.')}: {plain(disputed)}." if disputed else why
+        why = plain(claims.dispute(record.captions, record.answer, why.removesuffix("."), vocabulary)) + "."
     return ("Accepted without a person, and drawn at random for this audit. " if audit else "") + why
 
 

@@ -52,7 +52,7 @@ def in_words(claim: str) -> str:
         return " ".join(part for part in (sign.strip("=+-±"), value, unit) if part)
     dimension, _, pair = claim.partition(":")
     first, _, second = pair.partition(">")
-    return f"{dimension}: {first} > {second}" if second else f"{dimension}: {first}"
+    return f"{dimension}: {first or 'others'} > {second or 'others'}"
 
 
 def groups(captions: Sequence[str], vocabulary: Vocabulary) -> list[tuple[str, int]]:
@@ -106,20 +106,21 @@ def _name(key: tuple[frozenset[str], ...] | str, several: Sequence[Claims]) -> s
     return ", ".join(said + no) or NO_CLAIM
 
 
-def dispute(captions: Sequence[str], answer: str | None, vocabulary: Vocabulary) -> str | None:
-    """Return what captions contradict each other, or the answer, on: "5 of 8 say scratch, 3 of 8 deny it"; else None.
+def dispute(captions: Sequence[str], answer: str | None, why: str, vocabulary: Vocabulary) -> str:
+    """Return why captions are contradicted, with the claim that the column `contradiction` counts.
 
-    That is the claim which the column `contradiction` counts.
+    "why: 5 of 8 say scratch, 3 of 8 deny it", or "8 of 8 readings contradict the answer 'no defect'"; `why` alone where
+    a vocabulary of today finds no contradiction.
     """
     claims, k = [vocabulary.claims(text) for text in captions], len(captions)
     disputed = most_disputed(claims)
     against = 0 if answer is None else against_answer(claims, vocabulary.claims(answer))
     if answer is not None and against > (0 if disputed is None else min(disputed.backers, disputed.deniers)):
-        return f"{against} of {k} dispute the answer '{answer}'"
+        return f"{against} of {k} readings contradict the answer '{answer}'"
     if disputed is None:
-        return None
+        return why
     denying = "say the opposite" if is_measure(disputed.claim) else "deny it"
-    return f"{disputed.backers} of {k} say {in_words(disputed.claim)}, {disputed.deniers} of {k} {denying}"
+    return f"{why}: {disputed.backers} of {k} say {in_words(disputed.claim)}, {disputed.deniers} of {k} {denying}"
 
 
 # --- where it stands --------------------------------------------------------------------------------------------------
