@@ -59,6 +59,7 @@ def marked(*texts: str) -> list[list[str]]:
         (["A crack, but no dent.", "A crack.", "A dent."], "1 of 3 crack · 1 of 3 crack, no dent · 1 of 3 dent"),
         (["A gap of < 0.5 mm.", "A gap of 0.5 mm."], "1 of 2 0.5 mm · 1 of 2 < 0.5 mm"),
         (["The left pin is longer than the right one."], "1 of 1 longer: left > right"),
+        (["A crack of 0.5 mm."], "1 of 1 crack, 0.5 mm"),
         (["The part is defective."], "1 of 1 some defect"),
         (["На поверхности царапина", "scratch"], "1 of 2 language not known · 1 of 2 scratch"),
         (["", "42"], "2 of 2 nothing of the condition"),

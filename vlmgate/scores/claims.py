@@ -94,7 +94,8 @@ def _name(key: tuple[frozenset[str], ...] | str, several: Sequence[Claims]) -> s
     if isinstance(key, str):
         return key
     asserted, hedged, disputed = key
-    said = sorted(map(in_words, asserted)) + sorted(f"perhaps {in_words(claim)}" for claim in hedged)
+    findings_first = sorted(asserted, key=lambda claim: (is_measure(claim), in_words(claim)))
+    said = [in_words(claim) for claim in findings_first] + sorted(f"perhaps {in_words(claim)}" for claim in hedged)
     denied = frozenset().union(*(one.denied for one in several)) - {claim for claim in asserted if is_measure(claim)}
     denied = frozenset(claim for claim in denied if claim == ANY or not is_measure(claim))
     if several[0].defects or hedged:
