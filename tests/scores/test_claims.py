@@ -59,7 +59,9 @@ def marked(*texts: str) -> list[list[str]]:
         (["A crack, but no dent.", "A crack.", "A dent."], "1 of 3 crack · 1 of 3 crack, no dent · 1 of 3 dent"),
         (["A gap of < 0.5 mm.", "A gap of 0.5 mm."], "1 of 2 0.5 mm · 1 of 2 < 0.5 mm"),
         (["The left pin is longer than the right one."], "1 of 1 longer: left > right"),
-        (["A crack of 0.5 mm."], "1 of 1 crack, 0.5 mm"),
+        (["A crack of 0.5 mm.", "A crack of 0.8 mm."], "1 of 2 crack, 0.5 mm · 1 of 2 crack, 0.8 mm"),
+        (["A crack of 0.5 mm.", "A crack."], "2 of 2 crack"),
+        (["A ring of 0.5 mm."], "1 of 1 0.5 mm"),
         (["The part is defective."], "1 of 1 some defect"),
         (["На поверхности царапина", "scratch"], "1 of 2 language not known · 1 of 2 scratch"),
         (["", "42"], "2 of 2 nothing of the condition"),
@@ -79,7 +81,7 @@ def test_the_words_are_those_of_the_terms_and_choices_of_the_result() -> None:
 
 
 def test_beyond_eight_groups_the_rest_are_counted() -> None:
-    names = ("scratch", "dent", "crack", "rust", "stain", "burr", "chip", "hole", "dust", "bubble")
+    names = ("scratch", "dent", "crack", "rust", "stain", "burr", "chip", "hole", "tear", "bubble")
     found = groups([f"There is a {name}." for name in names], ENGLISH)
     assert len(found) == 9 and found[-1] == ("something else", 2)
     assert sum(times for _, times in found) == len(names)
@@ -152,6 +154,8 @@ def test_captions_that_dispute_the_answer_are_counted() -> None:
         (("a scratch or a crack", "a crack"), [["scratch or", "crack"], ["crack"]]),
         (("The part is intact.", "The part is dented."), [["intact"], ["dented"]]),
         (("A gap of < 0.5 mm.", "A gap of > 0.5 mm."), [["< 0.5 mm"], ["> 0.5 mm"]]),
+        (("A crack of 0.5 mm.", "A crack.", "A dent."), [["crack"], ["crack"], ["dent"]]),
+        (("A deep gouge.", "No scratches."), [["gouge"], ["No scratches"]]),
         (("off by -0.1 mm", "off by +0.1 mm"), [["-0.1 mm"], ["+0.1 mm"]]),
         (("Scratches: 0", "Scratches: yes"), [["Scratches", "0"], ["Scratches"]]),
         (("scratch", "scratch", ""), [[], [], []]),

@@ -17,7 +17,7 @@ from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import ANSWER_COLUMNS, COLUMNS, HIGHER_IS_WORSE, Gate
 from vlmgate.report.summary import reason_of, routed_worst_first
 from vlmgate.scores import claims
-from vlmgate.scores.diversity import FINDINGS, reading
+from vlmgate.scores.diversity import FINDINGS, readings
 from vlmgate.scores.findings import Vocabulary
 from vlmgate.scores.words import NEGATION, content_words, places
 
@@ -147,21 +147,27 @@ def _captions(row: Record, vocabulary: Vocabulary | None) -> tuple[list[dict[str
     if typical not in texts:
         return said, None
     index = texts.index(typical)
-    for text, one in zip(texts, said, strict=True):
-        if _same(text, typical, vocabulary):
+    for one, same in zip(said, _same(texts, index, vocabulary), strict=True):
+        if same:
             one["same"] = True
     said.insert(0, said.pop(index))
     return said, 0
 
 
-def _same(text: str, typical: str, vocabulary: Vocabulary | None) -> bool:
-    """Say whether two captions say the same; one that hedges, or claims nothing, says the same as its equal alone."""
-    if text == typical:
-        return True
+def _same(texts: Sequence[str], typical: int, vocabulary: Vocabulary | None) -> list[bool]:
+    """Say of each caption whether it says the same as the typical one.
+
+    One that hedges, or claims nothing, says the same as its equal alone.
+    """
     if vocabulary is None:
-        return content_words(text) == content_words(typical)
-    claimed = reading(vocabulary.claims(typical))
-    return claimed is not None and claimed == reading(vocabulary.claims(text))
+        by_words = [content_words(text) for text in texts]
+        return [one == by_words[typical] for one in by_words]
+    by_claims = readings([vocabulary.claims(text) for text in texts])
+    reading = by_claims[typical]
+    return [
+        text == texts[typical] or (reading is not None and one == reading)
+        for text, one in zip(texts, by_claims, strict=True)
+    ]
 
 
 def _said(

@@ -49,6 +49,10 @@ _CLAUSE = frozenset((lang.COMMA, lang.COLON, lang.BREAK))
 _JOINS = frozenset((lang.AND, lang.OR, lang.VERB))
 
 
+# Findings that are often no more than an adjective of another one: "flaky rust", "a jagged crack".
+_MODIFIERS = frozenset(("haze", "rough", "peeling", "pit", "leak"))
+
+
 def bind(marks: Sequence[Mark], language: lang.Language) -> list[Item]:
     """Return the findings of one sentence with their signs.
 
@@ -146,7 +150,21 @@ class _Binder:
                     self._backward(i, strong=True)
                 elif self._kind(i + 1) in _SAYS:  # "0 defects"
                     self.negating, self.reached = True, False
-        return [item for item in map(self._settled, self.items) if item is not None]
+        settled = [item for item in map(self._settled, self.items) if item is not None]
+        return [item for i, item in enumerate(settled) if not self._describes(settled, i)]
+
+    def _describes(self, items: Sequence[Item], i: int) -> bool:
+        """Say whether an item only describes its neighbour: "a cloudy stain" is a stain."""
+        item = items[i]
+        if item.claim not in _MODIFIERS or item.sign != SAID:
+            return False
+        for other in (*items[max(0, i - 1) : i], *items[i + 1 : i + 2]):
+            first, last = sorted((item, other), key=lambda one: one.start)
+            between = [mark.kind for mark in self.marks if first.end <= mark.start < last.start]
+            near = len(between) <= 2 and all(kind in (lang.WORD, lang.SEEN) for kind in between)
+            if near and other.sign == SAID and other.claim not in _MODIFIERS and other.segment == item.segment:
+                return True
+        return False
 
     def _settled(self, item: Item) -> Item | None:
         if item.sign == SAID and (item.asked or (item.open and item.claim == UNNAMED)):
@@ -218,6 +236,8 @@ class _Binder:
             self.reached = True
         if mark.kind == lang.DENIAL:
             sign = -sign  # "not unscratched" is scratched
+        if denies and self.excepting:
+            sign = NONE  # "only three of four are in place"
         if self.hedging or (self.choosing and sign == NOT):
             sign = NONE
         claim = mark.name if mark.name else UNNAMED if mark.kind == lang.DEFECT else lang.INTACT

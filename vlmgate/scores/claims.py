@@ -17,10 +17,10 @@ from typing import Any
 
 from vlmgate.scores import language as lang
 from vlmgate.scores.binding import NONE, NOT, SAID, UNNAMED, Item, bind, sentences
-from vlmgate.scores.diversity import against_answer, most_disputed, reading
+from vlmgate.scores.diversity import against_answer, kinds_that_differ, most_disputed, readings
 from vlmgate.scores.findings import ANY, NO_DEFECT, Claims, Vocabulary, load_vocabulary
 from vlmgate.scores.language import LONGEST, Mark, fold, lowered
-from vlmgate.scores.measures import is_measure
+from vlmgate.scores.measures import is_measure, kind_of
 
 NO_CLAIM = "nothing of the condition"
 NO_LANGUAGE = "language not known"
@@ -58,13 +58,14 @@ def in_words(claim: str) -> str:
 def groups(captions: Sequence[str], vocabulary: Vocabulary) -> list[tuple[str, int]]:
     """Return what the captions claim and how many claim it, the most frequent first; the last may be all others.
 
-    Captions with the same claims are one group. Denials are named where another caption asserts what they deny.
+    Captions with the same claims are one group. Denials are named where another caption asserts what they deny, sizes
+    and comparisons where two captions give different ones.
     """
     claims = [vocabulary.claims(text) for text in captions]
-    disputed = frozenset().union(*(one.defects for one in claims))
+    disputed, differ = frozenset().union(*(one.defects for one in claims)), kinds_that_differ(claims)
     members: dict[tuple[frozenset[str], ...] | str, list[Claims]] = {}
     for text, one in zip(captions, claims, strict=True):
-        members.setdefault(_group(text, one, disputed), []).append(one)
+        members.setdefault(_group(text, one, disputed, differ), []).append(one)
     named = [(_name(key, several), len(several)) for key, several in members.items()]
     ordered = sorted(named, key=lambda pair: (-pair[1], pair[0]))
     rest = sum(times for _, times in ordered[MOST_GROUPS:])
@@ -78,16 +79,23 @@ def claims_line(captions: Sequence[str], vocabulary: Vocabulary) -> str:
 
 def summed_up(text: str, vocabulary: Vocabulary) -> str | None:
     """Return what one caption claims; None where it claims nothing for sure, so that its own words must do."""
-    return groups([text], vocabulary)[0][0] if reading(vocabulary.claims(text)) is not None else None
+    return groups([text], vocabulary)[0][0] if vocabulary.claims(text).certain else None
 
 
-def _group(text: str, claims: Claims, disputed: Iterable[str]) -> tuple[frozenset[str], ...] | str:
+def _group(
+    text: str, claims: Claims, disputed: Iterable[str], differ: frozenset[str]
+) -> tuple[frozenset[str], ...] | str:
     """Return what captions of one group have in common."""
     if not claims.certain and not claims.asserted and not claims.hedged:
         unknown = claims.language is None and any(map(str.isalpha, text))
         return NO_LANGUAGE if unknown else NO_CLAIM
     denied = frozenset(claim for claim in disputed if claims.denies(claim)) if claims.defects else frozenset()
-    return claims.asserted, claims.hedged, denied
+    return _compared(claims, differ), claims.hedged, denied
+
+
+def _compared(claims: Claims, differ: frozenset[str]) -> frozenset[str]:
+    """Return what a caption asserts, sizes and comparisons as far as they are compared."""
+    return frozenset(claim for claim in claims.asserted if not is_measure(claim) or kind_of(claim) in differ)
 
 
 def _name(key: tuple[frozenset[str], ...] | str, several: Sequence[Claims]) -> str:
@@ -96,14 +104,16 @@ def _name(key: tuple[frozenset[str], ...] | str, several: Sequence[Claims]) -> s
     asserted, hedged, disputed = key
     findings_first = sorted(asserted, key=lambda claim: (is_measure(claim), in_words(claim)))
     said = [in_words(claim) for claim in findings_first] + sorted(f"perhaps {in_words(claim)}" for claim in hedged)
-    denied = frozenset().union(*(one.denied for one in several)) - {claim for claim in asserted if is_measure(claim)}
-    denied = frozenset(claim for claim in denied if claim == ANY or not is_measure(claim))
+    denials = [frozenset(claim for claim in one.denied if not is_measure(claim)) for one in several]
+    denied = frozenset().union(*denials)
     if several[0].defects or hedged:
         no = sorted(f"no {in_words(claim)}" for claim in disputed)
-    elif ANY in denied or len(denied) > 3 or any(one.denied != several[0].denied for one in several):
+    elif ANY in denied or len(denied) > 3 or len(set(denials)) > 1:
         no = [NO_DEFECT] if denied else []
     else:
         no = sorted(f"no {in_words(claim)}" for claim in denied)
+    if not said and not no:  # nothing but sizes that agree
+        said = sorted(map(in_words, several[0].asserted))
     return ", ".join(said + no) or NO_CLAIM
 
 
@@ -135,20 +145,22 @@ def places(texts: Sequence[str], vocabulary: Vocabulary) -> list[list[Range]]:
     """
     claims = [vocabulary.claims(text) for text in texts]
     spoken = [one for text, one in zip(texts, claims, strict=True) if text.strip()]
-    said = {reading(one) for one in spoken}
+    said = set(readings(spoken))
     if len(said) < 2 and None not in said:
         return [[] for _ in texts]
-    common = frozenset.intersection(*map(_points, spoken)) if spoken else frozenset()
+    differ = kinds_that_differ(spoken)
+    points = {one: _points(one, differ) for one in claims}
+    common = frozenset.intersection(*(points[one] for one in spoken)) if spoken else frozenset()
     doubted = frozenset().union(*(one.defects | one.hedged for one in claims))
     return [
-        _ranges(text, one, vocabulary, common, doubted) if text.strip() else []
+        _ranges(text, one, vocabulary, points[one] - common, doubted) if text.strip() else []
         for text, one in zip(texts, claims, strict=True)
     ]
 
 
-def _points(claims: Claims) -> frozenset[tuple[int, str]]:
+def _points(claims: Claims, differ: frozenset[str]) -> frozenset[tuple[int, str]]:
     """Return each claim with its sign; all denials are one claim where no defect is asserted."""
-    said = {(SAID, claim) for claim in claims.asserted} | {(NONE, claim) for claim in claims.hedged}
+    said = {(SAID, claim) for claim in _compared(claims, differ)} | {(NONE, claim) for claim in claims.hedged}
     denies = claims.certain and claims.denied and not claims.defects
     return frozenset(said | ({(NOT, NO_DEFECT)} if denies else set()))
 
@@ -157,15 +169,15 @@ def _ranges(
     text: str,
     claims: Claims,
     vocabulary: Vocabulary,
-    common: frozenset[tuple[int, str]],
+    own: frozenset[tuple[int, str]],
     doubted: frozenset[str],
 ) -> list[Range]:
-    own = _points(claims) - common
+    """Return where the claims `own` stand, and the denials of what another caption asserts or hedges (`doubted`)."""
     folded = fold(text)
     denials: list[Range] = []  # in the folded text, as are the marked
     marked: list[Range] = []
     for span in claims.spans:
-        claim = UNNAMED if span.claim == lang.INTACT else span.claim
+        claim = UNNAMED if span.claim == lang.INTACT else vocabulary.kin.get(span.claim, span.claim)
         denying = span.sign == NOT or (span.claim == lang.INTACT and span.sign == SAID)
         if {(SAID, claim), (NONE, claim)} & own and not (is_measure(claim) and span.sign == NOT):
             marked.append((span.start, span.end))

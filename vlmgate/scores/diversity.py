@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vlmgate.data import Caption, Scores
 from vlmgate.errors import ConfigError, KernelError
 from vlmgate.scores.findings import NO_DEFECT, Claims, Vocabulary, load_vocabulary
-from vlmgate.scores.measures import is_measure
+from vlmgate.scores.measures import is_measure, kind_of
 from vlmgate.scores.words import content_words
 
 Matrix = NDArray[np.float64]
@@ -120,11 +120,13 @@ def _place(name: str) -> tuple[str, Path | None]:
 def claim_kernel(claims: Sequence[Claims]) -> Matrix:
     """Return the (K, K) similarity of captions by what they claim, in [0, 1]; 1 = they say the same.
 
-    Two captions say the same when they assert the same findings, sizes and comparisons. Else it is half the cosine of
-    the binary vectors of their claims (Ochiai 1957), so below 0.5. "No defect" is a claim, too. A caption that hedges,
-    or claims nothing, is like no other. Positive semi-definite, as the mean of two kernels that are.
+    Two captions say the same when they assert the same findings. Sizes of one unit, and comparisons of one kind, count
+    where two captions give different ones: one that gives none is no other reading. Else it is half the cosine of the
+    binary vectors of their claims (Ochiai 1957), so below 0.5. "No defect" is a claim, too. A caption that hedges, or
+    claims nothing, is like no other. Positive semi-definite, as the mean of two kernels that are.
     """
-    keys = [_said(one, i) for i, one in enumerate(claims)]
+    differ = kinds_that_differ(claims)
+    keys = [_said(one, i, differ) for i, one in enumerate(claims)]
     index = {claim: i for i, claim in enumerate(sorted({claim for key in keys for claim in key}))}
     vectors = np.zeros((len(keys), len(index)))  # (K, claims)
     for row, key in zip(vectors, keys, strict=True):
@@ -136,16 +138,38 @@ def claim_kernel(claims: Sequence[Claims]) -> Matrix:
     return kernel
 
 
-def reading(claims: Claims) -> frozenset[str] | None:
-    """Return what a caption says; two say the same where this is equal. None where it hedges or claims nothing."""
-    if not claims.certain:
-        return None
-    return claims.asserted or frozenset({NO_DEFECT})
+def readings(claims: Sequence[Claims]) -> list[frozenset[str] | None]:
+    """Return what each caption of an image says; two say the same where these are equal.
+
+    None where it hedges or claims nothing: such a caption is like no other.
+    """
+    differ = kinds_that_differ(claims)
+    return [_said(one, i, differ) if one.certain else None for i, one in enumerate(claims)]
 
 
-def _said(claims: Claims, i: int) -> frozenset[str]:
+def kinds_that_differ(claims: Sequence[Claims]) -> frozenset[str]:
+    """Return the kinds of sizes and comparisons of which two captions give different ones, neither a part of the other.
+
+    A kind is a unit, or what is compared: "mm", "longer".
+    """
+    given: dict[str, set[frozenset[str]]] = {}
+    for one in claims:
+        kinds: dict[str, set[str]] = {}
+        for claim in _measures(one):
+            kinds.setdefault(kind_of(claim), set()).add(claim)
+        for kind, several in kinds.items():
+            given.setdefault(kind, set()).add(frozenset(several))
+    return frozenset(
+        kind for kind, sets in given.items() if any(not (a <= b or b <= a) for a in sets for b in sets if a is not b)
+    )
+
+
+def _said(claims: Claims, i: int, differ: frozenset[str]) -> frozenset[str]:
     """Return what a caption claims, with a mark of its own (its place i) where it hedges or claims nothing."""
-    return reading(claims) or claims.asserted | {f"\0{i}"}
+    said = frozenset(claim for claim in claims.asserted if not is_measure(claim) or kind_of(claim) in differ)
+    if not claims.certain:
+        return said | {f"\0{i}"}
+    return said or frozenset({NO_DEFECT} if claims.verdict else {"\0measured"})
 
 
 def word_kernel(texts: Sequence[str]) -> Matrix:

@@ -25,6 +25,8 @@ from vlmgate.scores.language import Scanner, fold, language_of, languages, scrip
 from vlmgate.scores.measures import is_measure, measures_of
 
 ANY = "*"  # among what is denied: every defect that the caption does not assert
+# Findings for which people, and models, use one word or the other.
+KIN = {"abrasion": "scratch", "gouge": "scratch", "dirt": "stain", "residue": "stain"}
 NO_DEFECT = "no defect"  # what a caption claims that denies defects and asserts none
 
 
@@ -87,10 +89,17 @@ class Vocabulary:
     """The findings that captions may name, in every language that has a file; `digest` tells two of them apart."""
 
     def __init__(
-        self, terms: Mapping[str, Mapping[str, Sequence[str]]], neutral: frozenset[str], everywhere: Mapping[str, str]
+        self,
+        terms: Mapping[str, Mapping[str, Sequence[str]]],
+        neutral: frozenset[str] = frozenset(),
+        everywhere: Mapping[str, str] | None = None,
+        kin: Mapping[str, str] | None = None,
     ) -> None:
-        """`terms`: language → finding → synonyms; `neutral`: findings that are no defect; `everywhere`: phrase → id."""
-        self.neutral = neutral
+        """`terms`: language → finding → synonyms; `neutral`: findings that are no defect; `everywhere`: phrase → id.
+
+        `kin` are findings that count as another one.
+        """
+        self.neutral, self.kin, everywhere = neutral, KIN if kin is None else kin, everywhere or {}
         self.findings = frozenset(name for one in terms.values() for name in one) | frozenset(everywhere.values())
         self.scanners: dict[str, Scanner] = {}
         for code, one in languages().items():
@@ -120,7 +129,10 @@ class Vocabulary:
         return self._summed(spans, code)
 
     def _summed(self, spans: Sequence[Span], code: str) -> Claims:
-        signs = {sign: {span.claim for span in spans if span.sign == sign} for sign in (NONE, NOT, SAID)}
+        kin = self.kin
+        signs = {
+            sign: {kin.get(one.claim, one.claim) for one in spans if one.sign == sign} for sign in (NONE, NOT, SAID)
+        }
         asserted, denied, hedged = signs[SAID], signs[NOT], signs[NONE]
         if UNNAMED in denied or lang.INTACT in asserted:
             denied.add(ANY)
@@ -167,9 +179,13 @@ def _vocabulary(terms: str | None, choices: tuple[str, ...]) -> Vocabulary:
             for name, phrases in findings.items():
                 shipped = languages()[code].findings.get(name, ()) if code in languages() else ()
                 lexicon[code][name] = (*shipped, *phrases)
-    known = Vocabulary(lexicon, neutral, {})
+    named = frozenset(name for findings in own.values() for name in findings)
+    known = Vocabulary(lexicon, neutral, kin={})
     strange = {choice: choice for choice in choices if not _names_finding(known, choice)}
-    return Vocabulary(lexicon, neutral | frozenset(strange.values()), strange) if strange else known
+    for choice in choices:
+        named |= known.claims(choice).asserted
+    kin = {one: other for one, other in KIN.items() if one not in named or other not in named}
+    return Vocabulary(lexicon, neutral | frozenset(strange.values()), strange, kin)
 
 
 def _names_finding(vocabulary: Vocabulary, choice: str) -> bool:

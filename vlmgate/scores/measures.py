@@ -90,6 +90,13 @@ def is_measure(claim: str) -> bool:
     return claim[:1] in "=<>≤≥±+-" or ":" in claim
 
 
+def kind_of(claim: str) -> str:
+    """Return the kind of a size or comparison: its unit, or what is compared."""
+    if ":" in claim:
+        return claim.partition(":")[0]
+    return ";" if ";" in claim else claim.lstrip("=<>≤≥±+-").lstrip("0123456789.e+-")
+
+
 def measures_of(folded: str, marks: Sequence[Mark], language: Language) -> list[Found]:
     """Return the sizes and comparisons in a folded text, and what they exclude."""
     found: list[Found] = []
