@@ -42,7 +42,7 @@ def test_scan_writes_the_files_and_prints_the_table(tmp_path: Path) -> None:
     assert re.search(r"disagreed +1 +25\.0%", out)
     assert "Wrote images.parquet (4 rows)." in out
     assert "1 file ignored, being no image, first: notes.txt" in out
-    assert re.search(r"3  a steel washer without visible defects", out)
+    assert re.search(r"Most often:\n +3  no defect\n", out)
     assert "uncalibrated default" in out
     assert "vlmgate show images.parquet part_3.png" in out and "show images.parquet --routed" in out
     assert "built-in model knows rendered sample parts only" in err
@@ -83,7 +83,11 @@ def test_show_tells_the_captions_and_why(tmp_path: Path) -> None:
     run("scan", "images", "-k", 4)
     out, _ = run("show", "images.parquet", "part_3.png")
     assert "routed to human: the readings differ more than the limit allows: vendi_score 4.000, limit 1.250" in out
-    assert "a brass gear with a dent" in out and "They differ on: " in out and "dent (1 of 4)" in out
+    assert "a brass gear with a dent" in out and "They differ on: " not in out
+    assert "Claims: 1 of 4 crack · 1 of 4 dent · 1 of 4 nothing of the condition · 1 of 4 rust\n" in out
+    run("rescore", "images.parquet", "--kernel", "words", "-o", "by_words.parquet")
+    out, _ = run("show", "by_words.parquet", "part_3.png")
+    assert "They differ on: " in out and "dent (1 of 4)" in out and "Claims: " not in out
     out, _ = run("show", "images.parquet", "line/part_1.png")
     assert re.search(r"4 +a steel washer without visible defects", out)
     assert "did you mean 'line/part_1.png'" in run("show", "images.parquet", "part_11.png", code=2)[1]

@@ -243,7 +243,9 @@ def test_the_sheet_is_laid_out_for_a_person(hostile: Path, tmp_path: Path) -> No
     header = [cell.value for cell in sheet[1]]
     verdict = sheet.cell(1, header.index("verdict") + 1).column_letter
     last = len(STRINGS) + 1
-    assert sheet.freeze_panes == "B2" and sheet.auto_filter.ref == f"A1:X{last}" and len(header) == 24
+    assert sheet.freeze_panes == "B2" and sheet.auto_filter.ref == f"A1:AA{last}" and len(header) == 27
+    scores = header[header.index("answer_probability") : header.index("novelty")]
+    assert scores == ["answer_probability", "vendi_score", "agreement", "support", "verdict_share", "contradiction"]
     (rule,) = sheet.data_validations.dataValidation
     assert rule.type == "list" and rule.formula1 == '"correct,wrong,unusable"'
     assert str(rule.sqref) == f"{verdict}2:{verdict}{last}"

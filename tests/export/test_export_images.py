@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -245,10 +247,39 @@ def test_thumbnails_of_another_file_under_the_name_are_left_out(tmp_path: Path) 
 
 
 def test_a_result_of_before_there_was_a_column_is_exported_with_nulls(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     source = result_of(tmp_path / "r.parquet", [row("a.png", agreement=0.5)])
     pq.write_table(pq.read_table(source).drop_columns(["novelty", "answer", "sharpness"]), source)
     export(source, Target.JSONL, tmp_path / "o.jsonl")
     told = json.loads((tmp_path / "o.jsonl").read_text())
     assert told["novelty"] is None and told["answer"] is None and told["agreement"] == 0.5
+
+
+CLAIMS = {"answer_probability": 0.875, "support": 0.5, "verdict_share": 0.75, "contradiction": 0.25}
+
+
+@pytest.mark.parametrize("target", [Target.CSV, Target.TSV, Target.EXCEL_CSV, Target.JSONL, Target.COCO])
+def test_what_captions_claim_is_in_every_format_that_has_scores(tmp_path: Path, target: Target) -> None:
+    said = {"width": 12, "height": 9, "agreement": 0.5, "captions": ("x", "y"), "caption": "x"}
+    source = result_of(tmp_path / "r.parquet", [row("a.png", **said, **CLAIMS)])
+    export(source, target, tmp_path / "o")
+    text = (tmp_path / "o").read_text(encoding="utf-8-sig")
+    if target in (Target.JSONL, Target.COCO):
+        whole = json.loads(text)
+        found = whole if target is Target.JSONL else whole["images"][0]
+    else:
+        (cells,) = csv.DictReader(io.StringIO(text), delimiter="\t" if target is Target.TSV else ",")
+        found = {name: float(cells[name]) for name in CLAIMS}
+    assert {name: found[name] for name in CLAIMS} == CLAIMS
+    old = result_of(tmp_path / "old.parquet", [row("a.png", **said)])
+    table = pq.read_table(old)
+    pq.write_table(table.drop_columns(list(CLAIMS)), old)
+    export(old, target, tmp_path / "o", Options(overwrite=True))
+
+
+def test_a_folder_of_images_has_the_claims_and_label_studio_is_as_it_was(tmp_path: Path) -> None:
+    source = scanned(folder_of(tmp_path / "in", "a.png"), tmp_path / "r.parquet")
+    export(source, Target.IMAGEFOLDER, tmp_path / "out")
+    stored = pq.read_table(tmp_path / "out" / "train" / "metadata.parquet").to_pylist()[0]
+    assert (stored["contradiction"], stored["support"], stored["verdict_share"]) == (0.0, 1.0, 1.0)
+    tasks, _, _ = tasks_of(source, tmp_path / "t.json")
+    assert not set(CLAIMS) & set(tasks[0]["data"])

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
+from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import plain
 from vlmgate.gate.rules import make_gate
-from vlmgate.report.summary import print_summary
+from vlmgate.report.image import print_record
+from vlmgate.report.summary import accepted_readings, print_routed, print_summary, summarise, summary_json
 from vlmgate.report.terminal import TerminalProgress, header_line
 from vlmgate.run.control import Aside
 from vlmgate.run.loop import scan
 from vlmgate.run.outcome import ScanResult
+from vlmgate.scores.findings import load_vocabulary
 
 
 class Listening(SilentProgress):
@@ -80,6 +87,161 @@ def test_the_table_keeps_its_figures_at_any_width(result: ScanResult, width: int
     assert routed.split() == ["routed", "to", "human", "2", "18.2%", "4.00"]
     assert any(line.split() == ["unreadable", "1", "9.1%", "–"] for line in lines)
     assert "\x1b" not in out.getvalue()
+
+
+def one_of(result: ScanResult) -> Record:
+    """Return an image that was accepted."""
+    return next(record for record in result.records if record.route == Route.AUTO_ACCEPT)
+
+
+def lines_of(records: Sequence[Record], provenance: Mapping[str, Any], width: int = 100) -> list[str]:
+    out = io.StringIO()
+    print_summary(records, provenance, Path("r.parquet"), Console(file=out, width=width))
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_long_reasons_wrap_and_figures_stay_whole(result: ScanResult, width: int) -> None:
+    why = replace(one_of(result), route=Route.HUMAN_REVIEW, reason=Reason.NO_CLAIM)
+    far = replace(why, reason=Reason.BEYOND_LIMIT, decided_by="answer_probability")
+    lines = lines_of([*[why] * 1234, far], result.provenance, width)
+    assert [line.split()[-3:] for line in lines if "routed to human" in line] == [["1,235", "100.0%", "1.00"]]
+    start = next(i for i, line in enumerate(lines) if line.startswith("  says"))
+    assert lines[start].split()[-3:] == ["1,234", "99.9%", "1.00"]
+    rows = lines[start : next(i for i in range(start, len(lines)) if not lines[i].strip())]
+    assert all(line.startswith("  ") for line in rows), "what is wrapped stays indented"
+    told = "".join(re.sub(r" +[\d,.]+ +[\d.]+% +[\d.]+$", "", line) for line in rows)
+    assert "".join(told.split()) == "saysnothingoftheconditionanswer_probabilitybeyondlimit"
+
+
+def test_the_list_of_the_routed_is_aligned(result: ScanResult) -> None:
+    routed = [replace(one_of(result), route=Route.HUMAN_REVIEW, file_name=f"part_{i}.png") for i in range(3)]
+    reasons = (Reason.NO_CLAIM, Reason.CUT_OFF, Reason.CONTRADICTED)
+    rows = [replace(one, reason=reason, vendi_score=2.0) for one, reason in zip(routed, reasons, strict=True)]
+    out = io.StringIO()
+    print_routed(rows, result.provenance, Console(file=out, width=60))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "   2.000  says nothing of the condition  part_0.png"
+    assert {line.index("part_") for line in lines} == {41}
+
+
+HELD_BACK = [
+    ("cut_off", None, "caption cut off (3 of 4). A larger --max-new-tokens (now 192) lets captions end."),
+    (
+        "no_claim",
+        None,
+        "says nothing of the condition (3 of 4). Ask a question with --choices, or name what your",
+    ),
+    ("unknown_language", None, "language not known (3 of 4). Which languages are known, and what else helps: see `vlm"),
+    ("contradicted", "contradiction", "contradicted (3 of 4). Which limit is safe, only labelled images can say: see"),
+    ("disagreed", None, "disagreed (3 of 4). Which limit is safe, only labelled images can say: see `vlmgate help"),
+    ("beyond_limit", "support", "support beyond limit (3 of 4). Which limit is safe, only labelled images can say"),
+    (
+        "beyond_limit",
+        "novelty",
+        "novelty beyond limit (3 of 4). They are unlike the images that the model is meant",
+    ),
+    ("beyond_limit", "sharpness", "sharpness beyond limit (3 of 4). Look at the camera, the light and the focus."),
+    ("no_score", "novelty", "no score: novelty (3 of 4)."),
+    ("unreadable", None, "unreadable (3 of 4)."),
+]
+
+
+@pytest.mark.parametrize(("reason", "column", "line"), HELD_BACK)
+def test_one_line_says_what_held_back_most_and_what_helps(
+    result: ScanResult, reason: str, column: str | None, line: str
+) -> None:
+    told, figure = held_back(result, reason, column)
+    assert told.startswith(f"Most were held back because: {line}")
+    assert figure == {"reason": f"{reason}:{column}" if column and "_" in reason else reason, "images": 3, "of": 4}
+    assert "--review-budget" not in told and "--limit" not in told and "--threshold" not in told
+
+
+def held_back(result: ScanResult, reason: str, column: str | None, **gate: object) -> tuple[str, dict[str, Any] | None]:
+    """Return the line and the figure of a summary of four routed images, three of them for one reason."""
+    row = replace(one_of(result), route=Route.HUMAN_REVIEW, reason=Reason(reason), decided_by=column)
+    other = replace(row, reason=Reason.EMPTY_CAPTION, decided_by=None)
+    waiting = replace(row, reason=Reason.NOT_READ, decided_by=None)
+    rows = [row] * 3 + [other] + [waiting] * 9
+    provenance = result.provenance | {"gate": result.provenance["gate"] | gate}
+    told = [line for line in lines_of(rows, provenance) if "held back" in line.lower()]
+    figure = json.loads(summary_json(rows, provenance, Path("r.parquet"), 0, None))["summary"]["held_back"]
+    return " ".join(told), figure
+
+
+def test_a_calibrated_limit_is_not_to_be_changed_and_a_budget_routes_what_it_was_asked_to(result: ScanResult) -> None:
+    assert held_back(result, "disagreed", None, origin="gate.toml")[0].endswith("disagreed (3 of 4).")
+    cut = held_back(result, "cut_off", None, origin="gate.toml")[0]
+    assert cut.endswith("lets captions end. Then calibrate again: a gate holds for its own settings alone.")
+    told, figure = held_back(result, "most_uncertain", None)
+    assert told == "" and figure == {"reason": "most_uncertain", "images": 3, "of": 4}
+
+
+def test_nothing_is_proposed_that_loosens_where_none_or_all_were_accepted(result: ScanResult) -> None:
+    row = one_of(result)
+    everything = "\n".join(lines_of([row] * 12, result.provenance))
+    assert (
+        "All of the images were accepted, so this limit does not separate them. Look at some: vlmgate rev" in everything
+    )
+    assert "held back" not in everything and "--review-budget 10%" not in everything
+    routed = replace(row, route=Route.HUMAN_REVIEW, reason=Reason.DISAGREED)
+    nothing = "\n".join(lines_of([routed] * 12, result.provenance))
+    assert "Most were held back because: disagreed (12 of 12)." in nothing and "--review-budget 10%" not in nothing
+    assert summarise([row])["held_back"] is None
+
+
+def test_a_cause_of_less_than_half_is_not_called_most(result: ScanResult) -> None:
+    row = replace(one_of(result), route=Route.HUMAN_REVIEW)
+    rows = [replace(row, reason=reason) for reason in (Reason.REFUSED, Reason.REFUSED, Reason.CUT_OFF, Reason.NO_CLAIM)]
+    lines = lines_of(rows, result.provenance)
+    assert (
+        "Held back most often because: refused (2 of 4). `vlmgate show` prints what was said; another prompt"
+        in " ".join(lines)
+    )
+    assert "1 image with captions cut off at 192 tokens; --max-new-tokens lets them end." in lines
+
+
+def test_what_was_accepted_is_counted_by_claims_or_by_words(result: ScanResult) -> None:
+    said = ("no scratch", "A washer without any scratch.", "a dent", "a grey part", "the grey part", "perhaps a dent")
+    row = one_of(result)
+    rows = [replace(row, caption=text) for text in said]
+    assert accepted_readings(rows, load_vocabulary()) == [
+        ("a grey part", 2),
+        ("no scratch", 2),
+        ("dent", 1),
+        ("perhaps a dent", 1),
+    ]
+    assert accepted_readings(rows)[0] == ("a grey part", 2) and ("no scratch", 1) in accepted_readings(rows, most=9)
+    assert "       2  no scratch" in lines_of(rows, result.provenance)
+    by_words = result.provenance | {"kernel": "words"}
+    assert "       2  no scratch" not in lines_of(rows, by_words) and "       2  a grey part" in lines_of(
+        rows, by_words
+    )
+
+
+def test_show_names_the_claim_that_captions_contradict_each_other_on(result: ScanResult) -> None:
+    captions = ("a scratch",) * 5 + ("no scratch",) * 2 + ("[b]perhaps[/b] a scratch \x1b[2J",)
+    row = replace(
+        one_of(result),
+        route=Route.HUMAN_REVIEW,
+        reason=Reason.CONTRADICTED,
+        captions=captions,
+        caption_finishes=("stop",) * 8,
+        decided_by="contradiction",
+        contradiction=0.25,
+        threshold=0.0,
+    )
+    claims = "Claims: 5 of 8 scratch · 2 of 8 no scratch · 1 of 8 perhaps scratch"
+    for kernel in ("findings", "words"):
+        out = io.StringIO()
+        print_record(row, result.provenance | {"kernel": kernel}, Console(file=out, width=60))
+        lines = out.getvalue().splitlines()
+        assert (
+            "routed to human: one reading asserts what another denies: 5 of 8 say scratch, 2 of 8 deny it "
+            "(contradiction 0.250, limit 0.000)" in lines
+        )
+        assert (claims in lines) == (kernel == "findings") and "\x1b" not in out.getvalue()
+        assert any(one.startswith("They differ on: ") for one in lines) == (kernel == "words")
 
 
 def test_piped_progress_is_one_plain_line_a_minute() -> None:

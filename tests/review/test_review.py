@@ -21,13 +21,13 @@ from typer.testing import CliRunner
 
 from tests.support.fakes import AGREE, DISAGREE, folder_of, picture_file
 from tests.support.hostile_page import HOSTILE, as_file_name
-from tests.support.reviewing import FIVE, five, items_of, result_of, reviewed
+from tests.support.reviewing import FIVE, facts_in, five, items_of, result_of, reviewed
 from vlmgate.cli import app
 from vlmgate.data import Caption, Reason, Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError
 from vlmgate.export.sheet import read_sheet
 from vlmgate.export.text_formats import defused
-from vlmgate.gate.rules import Gate
+from vlmgate.gate.rules import COLUMNS, Gate
 from vlmgate.review.items import apart, differing, facts_of, pieces, sentence, shown
 from vlmgate.review.make import MARKER, held, policy, render, safe_json
 from vlmgate.review.verdicts import Verdict, VerdictError, VerdictFile, checked, to_csv
@@ -147,6 +147,17 @@ def test_every_reason_has_a_sentence(tmp_path: Path) -> None:
         assert "novelty" in sentence(replace(row, reason=Reason.NO_SCORE, decided_by="novelty"), "vendi_score")
 
 
+def test_every_column_that_may_have_a_limit_has_a_sentence(tmp_path: Path) -> None:
+    row = row_of(five(tmp_path), reason=Reason.BEYOND_LIMIT, threshold=0.5, answers=("ok",) * 4)
+    for column in COLUMNS:
+        words = sentence(replace(row, decided_by=column, **{column: 0.25}), "vendi_score")
+        assert words.endswith(" is accepted.") or words.endswith(" are accepted."), column
+    backed = replace(row, reason=Reason.DISAGREED, decided_by="support", support=0.25)
+    assert sentence(backed, "support") == (
+        "25% of the model's readings, 1 of 4, back the least backed claim of the typical one; at least 50% is accepted."
+    )
+
+
 def test_figures_are_told_in_as_few_digits_as_tell_them_apart() -> None:
     assert apart(3.42, 1.8, share=False) == ("3.4", "1.8")
     assert apart(1.801, 1.8, share=False) == ("1.801", "1.800")
@@ -178,23 +189,58 @@ def test_the_audit_is_random_and_the_same_with_the_same_seed(tmp_path: Path) -> 
 def test_identical_captions_are_merged_and_the_reading_is_first(tmp_path: Path) -> None:
     said = ("a gear with a dent", "no dent", "a gear with a dent", "dented gear", "gear, a dent")
     result = result_of(tmp_path, ["a.png"], lambda _: said, num_samples=5)
-    (item,), _, gate = items_of(result)
-    facts = facts_of(item, gate)
+    (facts,) = facts_in(result)
     first = facts["captions"][0]
     assert facts["typical"] == 0 and first["times"] == 2 and "".join(first["text"]) == said[0]
     same = {"".join(one["text"]) for one in facts["captions"] if one.get("same")}
-    assert same == {"a gear with a dent", "gear, a dent"}, "what asserts the same is the same reading"
+    assert same == {"a gear with a dent", "dented gear", "gear, a dent"}, "what claims the same is the same reading"
     assert facts["scale"] == ["contradiction", 0.2, 0.0, "<="], "one caption of five denies the dent"
     assert item.record.reason == Reason.CONTRADICTED
     assert facts["captions"][1]["text"][1::2] == ["no dent"]
+    assert facts["claims"] == [["dent", 4], ["no dent", 1]]
+    assert facts["why"] == "The model's 5 readings contradict each other: 4 of 5 say dent, 1 of 5 deny it."
+
+
+def test_captions_that_contradict_the_answer_are_counted(tmp_path: Path) -> None:
+    result = result_of(tmp_path, ["a.png"], lambda _: ("no defects",), answer=lambda _: ("scratch",))
+    (facts,) = facts_in(result)
+    assert facts["why"] == "4 of 4 readings contradict the answer 'scratch'."
+
+
+def test_under_another_kernel_words_are_compared_and_marked(tmp_path: Path) -> None:
+    said = ("a gear with a dent", "no dent", "a gear with a dent", "dented gear", "gear, a dent")
+    (facts,) = facts_in(result_of(tmp_path, ["a.png"], lambda _: said, num_samples=5, kernel="words"))
+    same = {"".join(one["text"]) for one in facts["captions"] if one.get("same")}
+    assert same == {"a gear with a dent", "gear, a dent"} and "claims" not in facts
+    marks = {word for one in facts["captions"] for word in one["text"][1::2]}
+    assert marks == {"gear", "dent", "no dent", "dented gear"}
+    assert "4 of 5 say dent, 1 of 5 deny it" in facts["why"], "captions contradict each other under every kernel"
+
+
+def test_a_caption_that_hedges_or_claims_nothing_says_the_same_as_its_equal_alone(tmp_path: Path) -> None:
+    said = ("perhaps a dent", "perhaps there is a dent", "perhaps a dent", "a grey gear")
+    (facts,) = facts_in(result_of(tmp_path, ["a.png"], lambda _: said))
+    assert ["".join(one["text"]) for one in facts["captions"] if one.get("same")] == ["perhaps a dent"]
+    assert facts["claims"] == [["perhaps dent", 3], ["nothing of the condition", 1]]
+
+
+def test_claims_on_the_page_are_text_that_steers_nothing(tmp_path: Path) -> None:
+    said = ("a \x1b[2J \u202edent", "no <b>dent</b> at all\u200b", "a de\u00adnt")
+    (facts,) = facts_in(result_of(tmp_path, ["a.png"], lambda _: said, num_samples=3))
+    assert facts["claims"] == [["dent", 2], ["no dent", 1]]
+    shown_as = ["".join(one["text"]) for one in facts["captions"]]
+    assert sorted(shown_as) == sorted(map(shown, said)) and all(text.isprintable() for text in shown_as)
+    assert [one["text"][1::2] for one in facts["captions"] if "<b>" in "".join(one["text"])] == [["no", "dent"]]
 
 
 def test_a_very_long_list_of_captions_is_cut_but_keeps_the_reading(tmp_path: Path) -> None:
     result = result_of(tmp_path, ["a.png"], lambda _: [f"caption {i}" for i in range(100)], num_samples=100)
     (item,), _, gate = items_of(result)
-    assert len(facts_of(item, gate)["captions"]) == 64
+    provenance = read_result(result)[1]
+    assert len(facts_of(item, gate, provenance)["captions"]) == 64
     last = replace(item, record=replace(item.record, caption="caption 99"))
-    facts = facts_of(last, gate)
+    facts = facts_of(last, gate, provenance)
+    assert facts["claims"] == [["nothing of the condition", 100]]
     assert len(facts["captions"]) == 64 and "".join(facts["captions"][0]["text"]) == "caption 99"
 
 
@@ -516,14 +562,15 @@ def test_usage_errors_are_one_line(tmp_path: Path) -> None:
 
 def test_an_unanswered_question_and_its_answers_are_told(tmp_path: Path) -> None:
     result = result_of(tmp_path, ["a.png"], lambda _: AGREE, answer=lambda _: ("ok", "scratch", "ok", "unsure"))
+    (facts,) = facts_in(result)
     (item,), _, gate = items_of(result)
-    facts = facts_of(item, gate)
     assert [(one["times"], "".join(one["text"])) for one in facts["answers"]] == [
         (2, "ok"),
         (1, "scratch"),
         (1, "unsure"),
     ]
-    assert facts["answer"] == "ok" and facts["scale"] == ["answer_probability", 0.5, 0.75, ">="]
+    assert facts["scale"] == ["answer_probability", item.record.answer_probability, 0.75, ">="]
+    assert facts["answer"] == "ok"
     assert isinstance(gate, Gate)
     silent = tuple(Caption(said, "stop", None, 2) for said in ("ok", "scratch", "ok", "unsure"))
     result = result_of(tmp_path / "silent", ["a.png"], lambda _: AGREE, answer=lambda _: silent)

@@ -31,6 +31,7 @@ from vlmgate.review.items import shown
 from vlmgate.review.make import render
 from vlmgate.review.server import ReviewServer
 from vlmgate.review.verdicts import Verdict, VerdictFile, checked, to_csv
+from vlmgate.store.result import read_result, write_result
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
@@ -301,6 +302,37 @@ def test_taking_what_says_the_same_is_correct(chromium: Browser, tmp_path: Path)
     ]
     marks = chromium.run("return [...document.querySelectorAll('#captions mark')].map(e => e.textContent)")
     assert "no dent" in marks and "a" not in marks
+
+
+def test_claims_are_told_in_a_line_and_marked_where_they_stand(chromium: Browser, tmp_path: Path) -> None:
+    said = (
+        "Straße ½: a long **scratch** 🔩.",
+        "A steel ring; no <b>scratches</b> or dents.",
+        "A ring, perhaps scratched.",
+    )
+    result = result_of(tmp_path, ["a.png"], lambda _: (said[0], *said), num_samples=4)
+    chromium.open(reviewed(result).out)
+    assert chromium.run("return document.getElementById('claims').innerText") == (
+        "2 of 4 scratch · 1 of 4 no dent, no scratch · 1 of 4 perhaps scratch"
+    )
+    marks = chromium.run(
+        "return [...document.querySelectorAll('#captions .words')]"
+        ".map(e => [e.textContent, [...e.querySelectorAll('mark')].map(m => m.textContent)])"
+    )
+    assert marks == [[said[0], ["scratch"]], [said[1], ["no", "scratches"]], [said[2], ["perhaps scratched"]]]
+    assert "2 of 4 say scratch, 1 of 4 deny it." in chromium.run("return document.getElementById('why').textContent")
+
+
+def test_a_claim_whose_name_is_markup_is_text(chromium: Browser, tmp_path: Path) -> None:
+    name = "<img src=x onerror=owned=1>"
+    result = result_of(tmp_path, ["a.png"], lambda _: (f"a {name} here", "no defects"), answer=lambda _: ("unsure",))
+    records, provenance = read_result(result)
+    provenance["sampling"]["choices"] = ["ok", name]
+    write_result(result, records, provenance)
+    chromium.open(reviewed(result).out)
+    claims = chromium.run("return document.getElementById('claims').textContent")
+    assert f"2 of 4 {name}" in claims and chromium.run("return document.querySelectorAll('#claims img').length") == 0
+    assert chromium.run("return window.owned === undefined")
 
 
 def leaving_warns(browser: Browser) -> bool:

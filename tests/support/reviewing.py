@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of
 from vlmgate.data import Record
 from vlmgate.gate.rules import Gate
 from vlmgate.review import Made, Options, make_review
-from vlmgate.review.items import Item, choose
+from vlmgate.review.items import Item, choose, facts_of
 from vlmgate.run.loop import scan
 from vlmgate.store.result import read_result
 
@@ -19,13 +20,20 @@ FIVE = ("part_1.png", "part_2.png", "part_3.png", "part_4.png", "part_5.png")
 
 
 def result_of(
-    root: Path, names: Sequence[str], say: Say, *, answer: Say | None = None, num_samples: int = 4, broken: bool = False
+    root: Path,
+    names: Sequence[str],
+    say: Say,
+    *,
+    answer: Say | None = None,
+    num_samples: int = 4,
+    broken: bool = False,
+    kernel: str = "findings",
 ) -> Path:
     """Scan a folder of images with these names; with `broken`, one more that is none."""
     folder = folder_of(root / "in", *names)
     if broken:
         (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    config = config_for(folder, root / "r.parquet", num_samples=num_samples)
+    config = replace(config_for(folder, root / "r.parquet", num_samples=num_samples), kernel=kernel)
     if answer is not None:
         config = replace(config, sampling=replace(config.sampling, question="Is it ok?", choices=("ok", "scratch")))
     fake = FakeCaptioner(say, answer=answer or (lambda _: ("unsure",)))
@@ -41,6 +49,13 @@ def five(root: Path) -> Path:
 
 def reviewed(result: Path, **options: object) -> Made:
     return make_review(result, Options(**options))  # type: ignore[arg-type]
+
+
+def facts_in(result: Path, **options: int) -> list[dict[str, Any]]:
+    """Return what the page knows of each image."""
+    items, _, gate = items_of(result, **options)
+    provenance = read_result(result, features=False)[1]
+    return [facts_of(item, gate, provenance) for item in items]
 
 
 def items_of(result: Path, **options: int) -> tuple[list[Item], list[Record], Gate]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from vlmgate.data import VERDICTS
 from vlmgate.errors import count
 from vlmgate.export import output
-from vlmgate.export.rows import FACTS, KEY, StoredRow, StoredRows, Writer
+from vlmgate.export.rows import FACTS, FACTS_WITH_CLAIMS, KEY, StoredRow, StoredRows, Writer
 from vlmgate.export.text_formats import dumped, visible
 
 IMAGE_ROOT = "/data/local-files/?d="
@@ -124,7 +124,7 @@ class CocoWriter(Writer):
     It goes through the rows twice, for the two lists.
     """
 
-    usual = FACTS
+    usual = FACTS_WITH_CLAIMS
     looks_at = ("file_name", "width", "height", "captions")
 
     def write(self, rows: StoredRows, file: BinaryIO) -> list[str]:

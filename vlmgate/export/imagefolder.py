@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vlmgate.config import ImageConfig
 from vlmgate.errors import NoImagesError, UsageError, count
 from vlmgate.export import output
-from vlmgate.export.rows import FACTS, KEY, StoredRow, StoredRows, Writer
+from vlmgate.export.rows import FACTS_WITH_CLAIMS, KEY, StoredRow, StoredRows, Writer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -75,7 +75,7 @@ class Pictures:
 class ImageFolderWriter(Writer):
     """Writes every image that was opened and is still what it was; later pages of a file become PNG."""
 
-    usual = (*FACTS, "caption", "captions")
+    usual = (*FACTS_WITH_CLAIMS, "caption", "captions")
     looks_at = (*KEY, "width")
     suffix = ".imagefolder"
 

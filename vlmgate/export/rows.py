@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 StoredRow = Mapping[str, Any]  # column → str, int, float, a list of those, or None
 KEY = ("file_name", "page", "sha256")  # what a row is found by when a sheet comes back
 FACTS = ("page", "sha256", "route", "reason", "decided_by", "answer", "vendi_score", "agreement", "novelty")
+FACTS_WITH_CLAIMS = (*FACTS, "answer_probability", "support", "verdict_share", "contradiction")
 _AT_ONCE = 1024  # rows
 _BUFFER = 1 << 20  # bytes of a column that are read from the file at once; without it, a column of a row group is
 

@@ -21,8 +21,9 @@ from vlmgate.export.rows import StoredRow, StoredRows, Writer
 # As a person reads a sheet: which image, where it goes, what to fill in, what was said, how sure, how well taken.
 SHEET = (
     *("file_name", "page", "route", "reason", "verdict", "caption", "captions", "answer", "answer_share"),
-    *("answer_probability", "vendi_score", "agreement", "novelty", "decided_by", "threshold", "sharpness", "exposure"),
-    *("noise", "width", "height", "conversion", "error", "duplicate_of", "sha256"),
+    *("answer_probability", "vendi_score", "agreement", "support", "verdict_share", "contradiction", "novelty"),
+    *("decided_by", "threshold", "sharpness", "exposure", "noise", "width", "height", "conversion", "error"),
+    *("duplicate_of", "sha256"),
 )
 BETWEEN = " | "  # entries of a list; a | or a \ within one is written \| and \\
 CELL_CHARACTERS = 32_767  # of Excel, in UTF-16 units

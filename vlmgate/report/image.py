@@ -15,6 +15,8 @@ from vlmgate.errors import plain
 from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import COLUMNS
 from vlmgate.report.terminal import print_line
+from vlmgate.scores.claims import claims_line, dispute, vocabulary_of
+from vlmgate.scores.diversity import FINDINGS
 from vlmgate.scores.words import content_words
 
 
@@ -36,7 +38,10 @@ def print_record(record: Record, provenance: Mapping[str, Any], console: Console
     if record.captions:
         console.print()
         console.print(_table_of("caption", record.captions, record.caption_finishes))
-        if differ := _differences(record.captions):
+        if provenance["kernel"] == FINDINGS:
+            claims = claims_line(record.captions, vocabulary_of(provenance["sampling"]))
+            print_line(console, f"Claims: {claims}")
+        elif differ := _differences(record.captions):
             print_line(console, f"They differ on: {differ}")
     if record.answers:
         console.print()
@@ -56,10 +61,13 @@ def why(record: Record, provenance: Mapping[str, Any]) -> str:
     sentence = REASON_WORDS[Reason(record.reason)].why
     if record.error:
         sentence += f" ({record.error})"
+    if record.reason == Reason.CONTRADICTED and record.captions:
+        sentence = dispute(record.captions, record.answer, sentence, vocabulary_of(provenance["sampling"]))
     column = record.decided_by or provenance["gate"]["score"]
     value = getattr(record, column)
     if record.threshold is not None and value is not None:
-        sentence += f": {column} {value:.3f}, limit {record.threshold:.3f}"
+        figures = f"{column} {value:.3f}, limit {record.threshold:.3f}"
+        sentence += f" ({figures})" if record.reason == Reason.CONTRADICTED else f": {figures}"
     elif record.reason == Reason.NO_SCORE:
         sentence += f": {column}"
     return sentence

@@ -15,23 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from vlmgate.config import BUILTIN
-from vlmgate.data import Reason, Record, Route
+from vlmgate.data import Quality, Reason, Record, Route
 from vlmgate.errors import count
 from vlmgate.gate.reasons import REASON_WORDS, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
 from vlmgate.report.terminal import BUILTIN_NOTICE, header_line, print_line
+from vlmgate.scores.claims import summed_up, vocabulary_of
+from vlmgate.scores.diversity import FINDINGS
+from vlmgate.scores.findings import Vocabulary
 from vlmgate.scores.words import content_words
 from vlmgate.store.result import SCHEMA_VERSION
 
 _UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED)
+_NARROW = 56  # characters; a narrower terminal gets the title "median vendi" in two lines, and less between columns
 _NAMES_COLUMN = (Reason.BEYOND_LIMIT, Reason.NO_SCORE)  # these say which column it was
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the figures of the summary: counts, shares and median Vendi scores by route and reason."""
+    """Return the figures of the summary: counts, shares and median Vendi scores by route and reason.
+
+    held_back: the reason that routed most images, how many, and of how many; None where nothing is routed.
+    """
     total = len(records)
 
     def group(rows: Sequence[Record]) -> dict[str, Any]:
@@ -51,11 +59,19 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         routes[route.value] = group(rows) | {"reasons": reasons, "answers": dict(answers.most_common())}
     return {
         "images": total,
+        "held_back": _held_back(routes[Route.HUMAN_REVIEW.value]["reasons"]),
         "duplicates": sum(r.duplicate_of is not None for r in records),
         "unreadable": sum(r.reason == Reason.UNREADABLE for r in records),
         "model_failed": sum(r.reason == Reason.MODEL_FAILED for r in records),
         **routes,
     }
+
+
+def _held_back(reasons: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what routed most of the images that had their turn; `reasons` are in order, the most frequent first."""
+    counted = {reason: group["images"] for reason, group in reasons.items() if reason != Reason.NOT_READ}
+    most = next(iter(counted), None)
+    return None if most is None else {"reason": most, "images": counted[most], "of": sum(counted.values())}
 
 
 def reason_of(record: Record) -> str:
@@ -77,17 +93,19 @@ def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out:
     fewest, most = sampling.get("first_samples"), sampling["num_samples"]
     print_line(console, header_line(provenance["model"], gate, most, fewest))
     console.print()
-    console.print(_summary_table(summarise(records)))
+    figures = summarise(records)
+    console.print(_summary_table(figures, narrow=console.width < _NARROW))
     console.print()
-    for line in _summary_notes(records, provenance, gate, out):
+    for line in _summary_notes(records, provenance, gate, out, figures["held_back"]):
         print_line(console, line)
 
 
-def _summary_table(figures: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("", no_wrap=True)
-    for title in ("images", "share", "median vendi"):
+def _summary_table(figures: Mapping[str, Any], *, narrow: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if narrow else 3, 0, 0))
+    table.add_column("", overflow="fold")  # reasons are long, and figures must be whole
+    for title in ("images", "share"):
         table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("median vendi", justify="right", no_wrap=not narrow, width=6 if narrow else None)
     for route, title, style in (
         (Route.AUTO_ACCEPT, "auto-accepted", "bold green"),
         (Route.HUMAN_REVIEW, "routed to human", "bold yellow"),
@@ -95,7 +113,8 @@ def _summary_table(figures: Mapping[str, Any]) -> Table:
         table.add_row(*_cells(title, figures[route]), style=style)
         if route is Route.HUMAN_REVIEW:
             for reason, group in figures[route]["reasons"].items():
-                table.add_row(*_cells(f"  {in_words(reason)}", group))
+                title, *cells = _cells(in_words(reason), group)
+                table.add_row(Padding(title, (0, 0, 0, 2)), *cells)
     return table
 
 
@@ -104,14 +123,21 @@ def _cells(title: str, group: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return title, f"{group['images']:,}", f"{group['share']:.1%}", "–" if median is None else f"{median:.2f}"
 
 
-def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gate: Gate, out: Path) -> list[str]:
+def _summary_notes(
+    records: Sequence[Record],
+    provenance: Mapping[str, Any],
+    gate: Gate,
+    out: Path,
+    held_back: Mapping[str, Any] | None,
+) -> list[str]:
     accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
     notes = []
     if accepted:
-        often = [pair for pair in accepted_readings(accepted) if pair[1] > 1]
+        vocabulary = vocabulary_of(provenance["sampling"]) if provenance["kernel"] == FINDINGS else None
+        often = [pair for pair in accepted_readings(accepted, vocabulary) if pair[1] > 1]
         meaning = "Auto-accepted means: the reading is taken for true, be it 'no defect' or 'a crack'."
         notes.append(meaning + (" Most often:" if often else ""))
-        notes += [f"  {times:>6,}  {caption}" for caption, times in often]
+        notes += [f"  {times:>6,}  {reading}" for reading, times in often]
         notes += _notes_on_answers(accepted, provenance)
     if unknown := no_probability(records):
         notes.append(f"{unknown}.")
@@ -125,19 +151,60 @@ def _summary_notes(records: Sequence[Record], provenance: Mapping[str, Any], gat
             "--threshold, --review-budget or --limit set your own; none needs the model again."
         )
     notes += _notes_on_promise(provenance)
-    if len(records) >= 10 and len(accepted) in (0, len(records)):
+    if len(records) >= 10 and len(accepted) == len(records):
         notes.append(
-            f"{'All' if accepted else 'None'} of the images were accepted, so this limit does not separate them. "
-            "--review-budget 10% sends the most uncertain to people, whatever the model's wording."
+            "All of the images were accepted, so this limit does not separate them. "
+            f"Look at some: vlmgate review {_quoted(str(out))} --accepted 50"
         )
+    notes += _note_on_held_back(held_back, gate, provenance["sampling"])
     notes.append(f"Wrote {out} ({count(len(records), 'row')}).")
-    notes += _notes_on_files(records, provenance)
+    notes += _notes_on_files(records, provenance, held_back)
     worst = worst_routed(records, gate)
     if worst:
         notes.append(f"Next: vlmgate review {_quoted(str(out))}")
         notes.append(f"      vlmgate show {_quoted(str(out))} --routed")
         notes.append(f"      vlmgate show {_quoted(str(out))} {_quoted(worst.file_name)}")
     return notes
+
+
+_BY_LABELS = "Which limit is safe, only labelled images can say: see `vlmgate help calibrate`."
+_SEE_WHAT_WAS_SAID = "`vlmgate show` prints what was said; another prompt may help."
+_WHAT_HELPS = {
+    Reason.CUT_OFF: "A larger --max-new-tokens (now {new}) lets captions end.",
+    Reason.ANSWER_CUT_OFF: "A larger --max-answer-tokens (now {answer}) lets answers end.",
+    Reason.NO_CLAIM: "Ask a question with --choices, or name what your model says with --terms.",
+    Reason.UNKNOWN_LANGUAGE: "Which languages are known, and what else helps: see `vlmgate help languages`.",
+    Reason.REFUSED: _SEE_WHAT_WAS_SAID,
+    Reason.EMPTY_CAPTION: _SEE_WHAT_WAS_SAID,
+    Reason.EMPTY_ANSWER: _SEE_WHAT_WAS_SAID,
+    Reason.DISAGREED: _BY_LABELS,
+    Reason.CONTRADICTED: _BY_LABELS,
+    Reason.NO_ANSWER: _BY_LABELS,
+    Reason.BEYOND_LIMIT: _BY_LABELS,
+}
+_READ_ANEW = (Reason.CUT_OFF, Reason.ANSWER_CUT_OFF, Reason.NO_CLAIM, Reason.UNKNOWN_LANGUAGE)
+
+
+def _note_on_held_back(held_back: Mapping[str, Any] | None, gate: Gate, sampling: Mapping[str, Any]) -> list[str]:
+    """Say what routed most images, and what helps without letting anything through that was not measured.
+
+    A limit is not to be loosened on a guess, a calibrated one not at all. A review budget routes what it was asked to.
+    """
+    if held_back is None or held_back["of"] < 2 or held_back["reason"] == Reason.MOST_UNCERTAIN:
+        return []
+    reason, images, of = held_back["reason"], held_back["images"], held_back["of"]
+    most = "Most were held back because" if 2 * images > of else "Held back most often because"
+    kind, _, column = reason.partition(":")
+    helps = _WHAT_HELPS.get(Reason(kind), "")
+    if kind == Reason.BEYOND_LIMIT and column in Quality.__dataclass_fields__:
+        helps = "Look at the camera, the light and the focus."
+    elif kind == Reason.BEYOND_LIMIT and column == "novelty":
+        helps = "They are unlike the images that the model is meant for."
+    elif gate.origin is not None:
+        helps = "" if helps == _BY_LABELS else helps
+        helps += " Then calibrate again: a gate holds for its own settings alone." if kind in _READ_ANEW else ""
+    helps = helps.format(new=sampling["max_new_tokens"], answer=sampling.get("max_answer_tokens"))
+    return [f"{most}: {in_words(reason)} ({images:,} of {of:,}). {helps}".rstrip()]
 
 
 def _notes_on_answers(accepted: Sequence[Record], provenance: Mapping[str, Any]) -> list[str]:
@@ -183,9 +250,13 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _notes_on_files(records: Sequence[Record], provenance: Mapping[str, Any]) -> list[str]:
+def _notes_on_files(
+    records: Sequence[Record], provenance: Mapping[str, Any], held_back: Mapping[str, Any] | None
+) -> list[str]:
     sampling, first_page = provenance["sampling"], provenance["image_config"]["pages"] == "first"
     reasons = Counter(r.reason for r in records)
+    if held_back and held_back["of"] > 1:  # which has been said
+        reasons.pop(held_back["reason"], None)
     copies = sum(r.duplicate_of is not None for r in records)
     broken = [f"{r.file_name} ({r.error})" for r in records if r.reason in _UNREAD]
     several = [r.file_name for r in records if first_page and (r.num_pages or 1) > 1]
@@ -247,14 +318,19 @@ def _where_time_went(time: Mapping[str, Any] | None) -> str:
     return f" This run read {time['images_per_second']:.3g} images/s: {', '.join(parts)}."
 
 
-def accepted_readings(accepted: Sequence[Record], most: int = 5) -> list[tuple[str, int]]:
-    """Return what was accepted most often, with counts; captions that assert the same words count as one."""
-    said: dict[frozenset[str], list[str]] = {}
-    for record in accepted:
-        if record.caption is not None:
-            said.setdefault(content_words(record.caption), []).append(record.caption)
-    ordered = sorted(said.values(), key=lambda captions: (-len(captions), captions[0]))
-    return [(captions[0], len(captions)) for captions in ordered[:most]]
+def accepted_readings(
+    accepted: Sequence[Record], vocabulary: Vocabulary | None = None, most: int = 5
+) -> list[tuple[str, int]]:
+    """Return what was accepted most often, with counts: claims in words, where there is a vocabulary.
+
+    A reading without a claim stands for itself; those that assert the same words count as one.
+    """
+    said: dict[str | frozenset[str], list[str]] = {}
+    for caption in (record.caption for record in accepted if record.caption is not None):
+        claimed = None if vocabulary is None else summed_up(caption, vocabulary)
+        said.setdefault(content_words(caption) if claimed is None else claimed, []).append(claimed or caption)
+    ordered = sorted(said.values(), key=lambda readings: (-len(readings), readings[0]))
+    return [(readings[0], len(readings)) for readings in ordered[:most]]
 
 
 def routed_worst_first(records: Sequence[Record], gate: Gate) -> list[Record]:
@@ -289,11 +365,13 @@ def worst_routed(records: Sequence[Record], gate: Gate) -> Record | None:
 def print_routed(records: Sequence[Record], provenance: Mapping[str, Any], console: Console) -> None:
     """Print the routed images, one a line, the worst first: score, reason, name."""
     gate = Gate.of(provenance["gate"])
-    for record in routed_worst_first(records, gate):
+    routed = routed_worst_first(records, gate)
+    width = max((len(in_words(reason_of(record))) for record in routed), default=0)
+    for record in routed:
         value = _score_of(record, gate)
         page = f" (page {record.page})" if (record.num_pages or 1) > 1 else ""
         figure = "–" if value is None else f"{value:.3f}"
-        print_line(console, f"{figure:>8}  {in_words(reason_of(record)):<16}  {record.file_name}{page}")
+        print_line(console, f"{figure:>8}  {in_words(reason_of(record)):<{width}}  {record.file_name}{page}")
 
 
 def _quoted(text: str) -> str:

@@ -16,6 +16,9 @@ from vlmgate.errors import UsageError, plain
 from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import ANSWER_COLUMNS, COLUMNS, HIGHER_IS_WORSE, Gate
 from vlmgate.report.summary import reason_of, routed_worst_first
+from vlmgate.scores import claims
+from vlmgate.scores.diversity import FINDINGS, readings
+from vlmgate.scores.findings import Vocabulary
 from vlmgate.scores.words import NEGATION, content_words, places
 
 LONGEST = 4000  # characters of a caption or an answer that the page shows
@@ -32,6 +35,9 @@ _STATEMENTS: dict[str, tuple[str, bool]] = {
     "semantic_entropy": ("The model's {k} readings mean different things (semantic entropy {v})", False),
     "predictive_entropy": ("The model was not sure of its own words (predictive entropy {v})", False),
     "cocoa": ("Doubt about single words times difference between the {k} readings comes to {v} (cocoa)", False),
+    "support": ("{v} of the model's readings, {c} of {k}, back the least backed claim of the typical one", True),
+    "verdict_share": ("{v} of the model's readings, {c} of {k}, agree on whether there is a defect", True),
+    "contradiction": ("{v} of the model's readings, {c} of {k}, contradict the others on one claim", True),
     "view_contrast": ("A little noise in the picture changes the reading by {v}", True),
     "answer_share": ("{v} of the model's answers, {c} of {k}, name the same choice", True),
     "answer_probability": ("The model gives its answer with a probability of {v}", True),
@@ -88,14 +94,17 @@ def choose(records: Sequence[Record], gate: Gate, *, accepted: int = 0, seed: in
     return [Item(number, record, audit) for number, (record, audit) in enumerate(rows, start=1)]
 
 
-def facts_of(item: Item, gate: Gate) -> dict[str, Any]:
+def facts_of(item: Item, gate: Gate, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page knows of one image, without its preview; what is absent is left out.
 
-    name: file name as shown; raw: as it is, where that differs; why: sentence; captions and answers: see `_said`;
-    typical: index of the caption that was taken for the reading; scale: see `_scale`.
+    name: file name as shown; raw: as it is, where that differs; why: sentence; claims: [words, captions that claim it],
+    under the kernel `findings`; captions and answers: see `_said`; typical: index of the caption that was taken for the
+    reading; scale: see `_scale`.
     """
-    row = item.record
-    captions, typical = _captions(row)
+    row, vocabulary = item.record, claims.vocabulary_of(provenance["sampling"])
+    by_findings = provenance["kernel"] == FINDINGS
+    captions, typical = _captions(row, vocabulary if by_findings else None)
+    claimed = claims.groups(row.captions, vocabulary) if by_findings and row.captions else []
     facts: dict[str, Any] = {
         "name": plain(row.file_name),
         "raw": row.file_name if plain(row.file_name) != row.file_name else None,
@@ -105,10 +114,11 @@ def facts_of(item: Item, gate: Gate) -> dict[str, Any]:
         "pages": row.num_pages if (row.num_pages or 1) > 1 else None,
         "reason": item.reason,
         "audit": item.audit or None,
-        "why": sentence(row, gate.score, audit=item.audit),
+        "why": sentence(row, gate.score, audit=item.audit, vocabulary=vocabulary),
+        "claims": [[plain(words), times] for words, times in claimed],
         "captions": captions,
         "typical": typical,
-        "answers": _said(row.answers, row.answer_finishes, None, marked=False),
+        "answers": _said(row.answers, row.answer_finishes, None, None)[1],
         "answer": None if row.answer is None else shown(row.answer),
         "scale": _scale(row, gate),
         "about": _about(row),
@@ -122,38 +132,60 @@ def _about(row: Record) -> str | None:
     return plain(f"{row.width:,} × {row.height:,} pixels, {row.mode}{converted}") if row.width else None
 
 
-def _captions(row: Record) -> tuple[list[dict[str, Any]], int | None]:
-    """Return the captions, the typical one first, and its index: that of what the machine takes for the reading."""
-    said = _said(row.captions, row.caption_finishes, row.caption, marked=True)
-    reading = shown(row.caption[:LONGEST]) if row.caption else None
-    if reading is None:  # no reading was settled on; what was said most often stands in for it
-        reading = next((text for one in said if (text := "".join(one["text"])).strip()), None)
-    index = next((i for i, one in enumerate(said) if "".join(one["text"]) == reading), None)
-    if index is None or reading is None:
+Mark = Callable[[Sequence[str]], list[list[tuple[int, int]]]]  # texts → for each the places to be marked
+
+
+def _captions(row: Record, vocabulary: Vocabulary | None) -> tuple[list[dict[str, Any]], int | None]:
+    """Return the captions, the typical one first, and its index: that of what the machine takes for the reading.
+
+    same: says what the reading does. They are compared by what they claim, or without a vocabulary by their words.
+    """
+    mark: Mark = differing if vocabulary is None else lambda texts: claims.places(texts, vocabulary)
+    texts, said = _said(row.captions, row.caption_finishes, row.caption, mark)
+    # Where no reading was settled on, what was said most often stands in for it.
+    typical = (row.caption or next((text for text in texts if text.strip()), ""))[:LONGEST]
+    if typical not in texts:
         return said, None
-    said.insert(0, said.pop(index))
-    asserted = content_words(reading)
-    for one in said:
-        if content_words("".join(one["text"])) == asserted:
+    index = texts.index(typical)
+    for one, same in zip(said, _same(texts, index, vocabulary), strict=True):
+        if same:
             one["same"] = True
+    said.insert(0, said.pop(index))
     return said, 0
 
 
-def _said(
-    texts: Sequence[str] | None, finishes: Sequence[str] | None, reading: str | None, *, marked: bool
-) -> list[dict[str, Any]]:
-    """Return what was sampled, the same texts merged, the most frequent first.
+def _same(texts: Sequence[str], typical: int, vocabulary: Vocabulary | None) -> list[bool]:
+    """Say of each caption whether it says the same as the typical one.
 
-    times: how often; text: pieces, the second, fourth … of which others disagree with; finish: where the model did not
-    end it; same: asserts what the reading does.
+    One that hedges, or claims nothing, says the same as its equal alone.
+    """
+    if vocabulary is None:
+        by_words = [content_words(text) for text in texts]
+        return [one == by_words[typical] for one in by_words]
+    by_claims = readings([vocabulary.claims(text) for text in texts])
+    reading = by_claims[typical]
+    return [
+        text == texts[typical] or (reading is not None and one == reading)
+        for text, one in zip(texts, by_claims, strict=True)
+    ]
+
+
+def _said(
+    texts: Sequence[str] | None, finishes: Sequence[str] | None, typical: str | None, mark: Mark | None
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return what was sampled, the same texts merged, the most frequent first: as it is, and as the page shows it.
+
+    times: how often; text: pieces, the second, fourth … of which others disagree with, as `mark` finds them; finish:
+    where the model did not end it. The typical one is never left out.
     """
     ends = finishes or ("stop",) * len(texts or ())
     counted = Counter((text[:LONGEST], finish) for text, finish in zip(texts or (), ends, strict=True))
     kept = counted.most_common(MOST_TEXTS)
-    if reading is not None and all(text != reading[:LONGEST] for (text, _), _ in kept):
-        kept[-1] = next(one for one in counted.items() if one[0][0] == reading[:LONGEST])
-    ranges = differing([text for (text, _), _ in kept]) if marked else [[] for _ in kept]
-    return [
+    if typical is not None and all(text != typical[:LONGEST] for (text, _), _ in kept):
+        kept[-1] = next(one for one in counted.items() if one[0][0] == typical[:LONGEST])
+    different = [text for (text, _), _ in kept]
+    ranges = [[] for _ in kept] if mark is None else mark(different)
+    return different, [
         {"times": times, "text": pieces(text, where)} | ({} if finish == "stop" else {"finish": finish})
         for ((text, finish), times), where in zip(kept, ranges, strict=True)
     ]
@@ -191,9 +223,14 @@ def scales(all_facts: Sequence[Mapping[str, Any]], num_samples: int) -> dict[str
 # --- why an image is on the page, in words that need no knowledge of scores -------------------------------------------
 
 
-def sentence(record: Record, score: str, *, audit: bool = False) -> str:
-    """Return why an image is looked at; `score` is the gate's, which decided where no other column is named."""
+def sentence(record: Record, score: str, *, audit: bool = False, vocabulary: Vocabulary | None = None) -> str:
+    """Return why an image is looked at; `score` is the gate's, which decided where no other column is named.
+
+    With a vocabulary it names the claim that captions contradict each other on.
+    """
     why = _of_reason(record, Reason(record.reason), record.decided_by or score)
+    if record.reason == Reason.CONTRADICTED and record.captions and vocabulary is not None:
+        why = plain(claims.dispute(record.captions, record.answer, why.removesuffix("."), vocabulary)) + "."
     return ("Accepted without a person, and drawn at random for this audit. " if audit else "") + why
 
 

@@ -139,7 +139,7 @@ def _page(
     options: ReviewConfig,
 ) -> bytes:
     gate, sampling = Gate.of(provenance["gate"]), provenance["sampling"]
-    facts = [facts_of(item, gate) | _shown(previews[item.number]) for item in items]
+    facts = [facts_of(item, gate, provenance) | _shown(previews[item.number]) for item in items]
     audits = sum(item.audit for item in items)
     data = {
         "id": review_id(provenance),

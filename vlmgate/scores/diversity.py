@@ -13,7 +13,7 @@ import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +125,7 @@ def claim_kernel(claims: Sequence[Claims]) -> Matrix:
     binary vectors of their claims (Ochiai 1957), so below 0.5. "No defect" is a claim, too. A caption that hedges, or
     claims nothing, is like no other. Positive semi-definite, as the mean of two kernels that are.
     """
-    differ = _kinds_that_differ(claims)
+    differ = kinds_that_differ(claims)
     keys = [_said(one, i, differ) for i, one in enumerate(claims)]
     index = {claim: i for i, claim in enumerate(sorted({claim for key in keys for claim in key}))}
     vectors = np.zeros((len(keys), len(index)))  # (K, claims)
@@ -138,7 +138,16 @@ def claim_kernel(claims: Sequence[Claims]) -> Matrix:
     return kernel
 
 
-def _kinds_that_differ(claims: Sequence[Claims]) -> frozenset[str]:
+def readings(claims: Sequence[Claims]) -> list[frozenset[str] | None]:
+    """Return what each caption of an image says; two say the same where these are equal.
+
+    None where it hedges or claims nothing: such a caption is like no other.
+    """
+    differ = kinds_that_differ(claims)
+    return [_said(one, i, differ) if one.certain else None for i, one in enumerate(claims)]
+
+
+def kinds_that_differ(claims: Sequence[Claims]) -> frozenset[str]:
     """Return the kinds of sizes and comparisons of which two captions give different ones, neither a part of the other.
 
     A kind is a unit, or what is compared: "mm", "longer".
@@ -288,20 +297,40 @@ def contradiction(claims: Sequence[Claims], answer: Claims | None = None) -> flo
     A caption disputes what another asserts where it denies that, or every defect, or asserts the opposite size or
     comparison. With the claims of the `answer` given to a question, captions that dispute it count as well.
     """
-    most = 0
-    for claim in frozenset().union(*(one.asserted - one.neutral | _measures(one) for one in claims)):
-        backers = sum(claim in one.asserted for one in claims)
-        deniers = sum(_disputes(one, claim) for one in claims)
-        most = max(most, min(backers, deniers))
-    share = most / len(claims)
-    if answer is not None and answer.certain:
-        against = sum(
-            any(_disputes(one, claim) for claim in answer.defects)
-            or any(_disputes(answer, claim) for claim in one.defects)
-            for one in claims
-        )
-        share = max(share, min(0.5, against / len(claims)))
+    disputed = most_disputed(claims)
+    share = 0.0 if disputed is None else min(disputed.backers, disputed.deniers) / len(claims)
+    if answer is not None:
+        share = max(share, min(0.5, against_answer(claims, answer) / len(claims)))
     return share
+
+
+class Dispute(NamedTuple):
+    """A claim that some captions assert and others deny, and how many do."""
+
+    claim: str
+    backers: int
+    deniers: int
+
+
+def most_disputed(claims: Sequence[Claims]) -> Dispute | None:
+    """Return the claim whose smaller side is largest, of equals the one most captions speak of; None where none is."""
+    asserted = frozenset().union(*(one.asserted - one.neutral | _measures(one) for one in claims))
+    found = [
+        Dispute(claim, sum(claim in one.asserted for one in claims), sum(_disputes(one, claim) for one in claims))
+        for claim in sorted(asserted)
+    ]
+    most = max(found, key=lambda one: (min(one.backers, one.deniers), one.backers + one.deniers), default=None)
+    return most if most is not None and most.deniers else None
+
+
+def against_answer(claims: Sequence[Claims], answer: Claims) -> int:
+    """Return how many captions dispute the claims of an answer; 0 where it claims nothing for sure."""
+    if not answer.certain:
+        return 0
+    return sum(
+        any(_disputes(one, claim) for claim in answer.defects) or any(_disputes(answer, claim) for claim in one.defects)
+        for one in claims
+    )
 
 
 def _measures(claims: Claims) -> frozenset[str]:

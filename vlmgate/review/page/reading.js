@@ -14,6 +14,8 @@ const Reading = {
     at("about").textContent = copy + (item.about || "");
     at("why").textContent = item.why;
     at("scale").replaceChildren(...scaleOf(item));
+    at("claims").replaceChildren(...claimsOf(item.claims || []));
+    show(at("claims"), Boolean(item.claims));
     at("captions").replaceChildren(...(item.captions || []).map((one, i) => captionOf(one, i, item, said, take)));
     show(at("captions-title"), Boolean(item.captions));
     show(at("answers-part"), Boolean(item.answers));
@@ -36,6 +38,19 @@ const Reading = {
 };
 
 const notes = new Map(); // key → a note that waits for its verdict
+
+/** What the captions claim, and how many of them: "6 of 8 scratch". */
+function claimsOf(claims) {
+  const all = claims.reduce((sum, [, times]) => sum + times, 0);
+  return claims.map(([words, times], i) => {
+    const row = element("li");
+    const claim = element("span", "", words);
+    claim.dir = "auto";
+    row.append(element("b", "", `${times} of ${all}`), document.createTextNode(" "), claim);
+    if (i < claims.length - 1) row.append(element("span", "soft", " · "));
+    return row;
+  });
+}
 
 function captionOf(one, i, item, said, take) {
   const row = element("li");
