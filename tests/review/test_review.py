@@ -195,7 +195,7 @@ def test_identical_captions_are_merged_and_the_reading_is_first(tmp_path: Path) 
     same = {"".join(one["text"]) for one in facts["captions"] if one.get("same")}
     assert same == {"a gear with a dent", "dented gear", "gear, a dent"}, "what claims the same is the same reading"
     assert facts["scale"] == ["contradiction", 0.2, 0.0, "<="], "one caption of five denies the dent"
-    assert item.record.reason == Reason.CONTRADICTED
+    assert facts["reason"] == "contradicted"
     assert facts["captions"][1]["text"][1::2] == ["no dent"]
     assert facts["claims"] == [["dent", 4], ["no dent", 1]]
     assert facts["why"] == "The model's 5 readings contradict each other: 4 of 5 say dent, 1 of 5 deny it."
@@ -574,5 +574,4 @@ def test_an_unanswered_question_and_its_answers_are_told(tmp_path: Path) -> None
     assert isinstance(gate, Gate)
     silent = tuple(Caption(said, "stop", None, 2) for said in ("ok", "scratch", "ok", "unsure"))
     result = result_of(tmp_path / "silent", ["a.png"], lambda _: AGREE, answer=lambda _: silent)
-    (item,), _, gate = items_of(result)
-    assert facts_of(item, gate)["scale"] == ["answer_share", 0.5, 0.75, ">="], "without log-probabilities"
+    assert facts_in(result)[0]["scale"] == ["answer_share", 0.5, 0.75, ">="], "without log-probabilities"

@@ -101,6 +101,9 @@ def test_beyond_eight_groups_the_rest_are_counted() -> None:
         ("length:left>", "length: left > others"),
         ("length:>left", "length: others > left"),
         ("flow_mark", "flow mark"),
+        ("NG: bent > 1", "NG: bent > 1"),
+        ("<b>ok</b>", "<b>ok</b>"),
+        ("-;=", "-;="),
     ],
 )
 def test_a_claim_is_told_in_words(claim: str, words: str) -> None:

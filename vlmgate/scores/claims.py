@@ -16,16 +16,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlmgate.scores import language as lang
-from vlmgate.scores.binding import NONE, NOT, SAID, UNNAMED, Item, bind, sentences
+from vlmgate.scores.binding import bind
 from vlmgate.scores.diversity import against_answer, kinds_that_differ, most_disputed, readings
 from vlmgate.scores.findings import ANY, NO_DEFECT, Claims, Vocabulary, load_vocabulary
 from vlmgate.scores.language import LONGEST, Mark, fold, lowered
 from vlmgate.scores.measures import is_measure, kind_of
+from vlmgate.scores.sentence import NONE, NOT, SAID, UNNAMED, Item, sentences
 
 NO_CLAIM = "nothing of the condition"
 NO_LANGUAGE = "language not known"
 MOST_GROUPS = 8  # of one image that are named
-_SIZE = re.compile(r"([=<>≤≥±+-])([\d.e+-]+)(.*)")
+_SIZE = re.compile(r"([=<>≤≥±+-])(\d[\d.e+-]*)(\S*)")
+_COMPARISON = re.compile(r"(\w+):(\w*)>(\w*)")
 
 Range = tuple[int, int]  # start and end in a text, the end excluded
 
@@ -42,17 +44,15 @@ def in_words(claim: str) -> str:
     """Return a claim for people: "flow mark", "< 0.5 mm", "longer: left > right"."""
     if claim == UNNAMED:
         return "some defect"
-    if not is_measure(claim):
-        return claim.replace("_", " ")
-    if ";" in claim:
+    if re.fullmatch(r"=[^;\s]+(?:;[^;\s]+)+", claim):
         return " then ".join(map(in_words, claim[1:].split(";")))
     if size := _SIZE.fullmatch(claim):
         sign, value, unit = size.groups()
         value = sign + value if sign in "+-±" else value
         return " ".join(part for part in (sign.strip("=+-±"), value, unit) if part)
-    dimension, _, pair = claim.partition(":")
-    first, _, second = pair.partition(">")
-    return f"{dimension}: {first or 'others'} > {second or 'others'}"
+    if pair := _COMPARISON.fullmatch(claim):
+        return f"{pair[1]}: {pair[2] or 'others'} > {pair[3] or 'others'}"
+    return claim.replace("_", " ")  # a choice may have any name
 
 
 def groups(captions: Sequence[str], vocabulary: Vocabulary) -> list[tuple[str, int]]:
@@ -125,7 +125,7 @@ def dispute(captions: Sequence[str], answer: str | None, why: str, vocabulary: V
     """
     claims, k = [vocabulary.claims(text) for text in captions], len(captions)
     disputed = most_disputed(claims)
-    against = 0 if answer is None else against_answer(claims, vocabulary.claims(answer))
+    against = 0 if answer is None else against_answer(claims, vocabulary.claims_of_answer(answer))
     if answer is not None and against > (0 if disputed is None else min(disputed.backers, disputed.deniers)):
         return f"{against} of {k} readings contradict the answer '{answer}'"
     if disputed is None:
@@ -205,9 +205,9 @@ def _deciding(folded: str, claims: Claims, vocabulary: Vocabulary) -> dict[Range
     It is the nearest that would do it alone; where none would, all without which the finding had another sign.
     """
     found: dict[Range, list[Range]] = {}
-    scanner = vocabulary.scanners.get(claims.language or "")
-    if scanner is None:
+    if not claims.language:
         return found
+    scanner = vocabulary.scanner(claims.language)
 
     def signs(part: Sequence[Mark], silenced: set[int]) -> dict[tuple[str, int], int]:
         marks = [mark._replace(kind=lang.WORD, name="x") if i in silenced else mark for i, mark in enumerate(part)]
