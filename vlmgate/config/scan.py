@@ -181,6 +181,11 @@ class SamplingConfig:
     abstain: bool = _model(
         True, "Do not offer to be unsure.", rare=True, name="no_abstain", typed=False, parse=lambda no, _: not no
     )  # the prompt offers to be unsure
+    answers: Literal["auto", "exact", "drawn"] = _sampling(
+        "auto",
+        "exact: score the choices in place of K drawn answers; auto: where that can be.",
+        rare=True,
+    )  # an engine draws unless this is "exact"
     max_answer_tokens: int = _sampling(
         16, "An answer is cut off here, and its image goes to a person.", rare=True, ge=1, le=32768
     )

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from vlmgate.data import Caption, Reason
+from vlmgate.data import ENDED, Caption, Reason
 
 LONGEST = 10_000  # characters of a caption that are looked at
 _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # fillers of Hangul: letters that nobody sees
@@ -206,4 +206,4 @@ def degenerate_answers(answers: Sequence[Caption]) -> Reason | None:
         return Reason.NON_FINITE if answers else Reason.EMPTY_ANSWER
     if any(is_empty(answer.text) for answer in answers):
         return Reason.EMPTY_ANSWER
-    return None if all(answer.finish == "stop" for answer in answers) else Reason.ANSWER_CUT_OFF
+    return None if all(answer.finish in ENDED for answer in answers) else Reason.ANSWER_CUT_OFF

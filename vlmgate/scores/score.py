@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from vlmgate.data import Caption, Reading, Reason, Sampled, Scores
-from vlmgate.scores.answer_probability import likelier, probabilities
+from vlmgate.data import ENDED, Caption, Reading, Reason, Sampled, Scores
+from vlmgate.scores.answer_probability import exact, is_scored, likelier, probabilities
 from vlmgate.scores.answers import Parsed, Tally, parse, tally
 from vlmgate.scores.diversity import Kernel, WordKernel, score_captions
 from vlmgate.scores.refusals import degenerate, degenerate_answers
@@ -54,6 +54,9 @@ class Scorer:
         if said.answers is None:
             return scores, reason
         parsed = [self._parsed(answer) for answer in said.answers]
+        if is_scored(said.answers):
+            figures = exact(said.answers, parsed)
+            return replace(scores, **figures), reason or (None if figures["answer"] else Reason.NO_ANSWER)
         counted, found = tally(parsed), probabilities(said.answers, [one.choice for one in parsed], said.views)
         reason = reason or degenerate_answers(said.answers) or (Reason.NO_ANSWER if counted.answer is None else None)
         answer = counted.answer or likelier(_most_named(parsed), found)
@@ -79,7 +82,7 @@ class Scorer:
 
     def _parsed(self, answer: Caption) -> Parsed:
         """Return what an answer says; one that was cut off or overflowed says nothing."""
-        return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
+        return parse(answer.text, self.choices) if answer.finish in ENDED else Parsed(None)
 
 
 def _most_named(answers: Sequence[Parsed]) -> list[str]:
