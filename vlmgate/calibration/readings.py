@@ -21,6 +21,7 @@ from vlmgate.errors import LabelError
 from vlmgate.gate.reasons import UNREAD, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, PROBABILITY, Candidate, Limit, bars
 from vlmgate.run.rescore import said_of
+from vlmgate.scores.answer_probability import is_scored
 from vlmgate.scores.diversity import WORDS, Kernel
 from vlmgate.scores.score import Scorer
 
@@ -347,7 +348,7 @@ def _first(said: Sampled, num_samples: int) -> Sampled:
     return replace(
         said,
         captions=said.captions[:num_samples],
-        answers=None if said.answers is None else said.answers[:num_samples],
+        answers=said.answers if is_scored(said.answers) else said.answers and said.answers[:num_samples],
         views=None if said.views is None else said.views[:num_samples],
     )
 

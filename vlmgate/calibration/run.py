@@ -198,7 +198,8 @@ def read_labelled(reading: ScanConfig, labels: Labels, progress: Progress, load:
     timed = reading.model.endpoint is None  # a server's time is shared, and every request may cost money
     if timed and done.interrupted is None and done.error is None and not measured:
         if not loaded:  # what was read before was not timed
-            keep(reading.model, reading.sampling)
+            answers = done.provenance["sampling"]["answers"]
+            keep(reading.model, replace(reading.sampling, answers=answers))
         progress.message("Measuring the time that samples take …")
         measured = {TIMED: measure_seconds(loaded[0], reading), MEMORY: end_peak(loaded[0].info.device)}
     if any(measured.values()):

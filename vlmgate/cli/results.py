@@ -37,7 +37,7 @@ def rescore(
 
     The gate is that of the options, as for scan; RESULT itself stays as it is.
     """
-    from vlmgate.gate.rules import make_gate
+    from vlmgate.gate.rules import by_probability, make_gate
     from vlmgate.report.summary import print_summary, summary_json
     from vlmgate.run.rescore import check_columns, check_output
     from vlmgate.run.rescore import rescore as run
@@ -49,7 +49,7 @@ def rescore(
     records, provenance = read_result(result)
     sampling, name = provenance["sampling"], given["kernel"] or provenance["kernel"]
     check_kernel(name)
-    gate = make_gate(
+    made = make_gate(
         num_samples=sampling["num_samples"],
         score=given["score"],
         threshold=given["threshold"],
@@ -59,6 +59,7 @@ def rescore(
         kernel=name,
         own=_own_limits(records, provenance),
     )
+    gate = by_probability(made) if sampling.get("answers") == "exact" else made
     check_columns(records, gate)
     done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)
     write_result(target, done.records, done.provenance)

@@ -301,7 +301,8 @@ class ScanConfig:
     )  # None = this process reads
 
 
-# Left out of the fingerprint where they are as before there was a choice, so that a journal from then still resumes.
+# Left out of the fingerprint where they are as before there was a choice, so that a journal from then still resumes;
+# `answers` likewise, unless they are exact.
 _LATER_KEYS = ("first_samples", "question", "choices", "abstain", "max_answer_tokens", "views", "view_noise")
 
 
@@ -315,6 +316,8 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
     for option in fields(SamplingConfig):
         if option.name in _LATER_KEYS and sampling[option.name] == option.default:
             del sampling[option.name]
+    if sampling["answers"] != "exact" or config.sampling.question is None:
+        del sampling["answers"]
     return {
         "folder": os.fsdecode(config.folder.resolve()),
         "dtype": config.model.dtype,

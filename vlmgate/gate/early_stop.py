@@ -11,6 +11,7 @@ What is certain after k samples:
   von Neumann entropy, and its bound for mixtures: Nielsen & Chuang, "Quantum Computation and Quantum Information",
   theorem 11.10). That seldom decides, so the other captions are also played through, 400 times (`seldom_ends`): one
   of the plays may end on the other side.
+- Of answers that were scored no sample changes anything.
 - The probability of the answer only grows with what is drawn, by that of all texts not seen yet at most.
 - Shares of answers: of the other K - k, a number follows the beta-binomial law that k answers leave of Jeffreys' prior
   (Beta(1/2, 1/2)); the other decision must be less likely than `CHANCE_OF_ERROR` where the image would be accepted,
@@ -37,8 +38,8 @@ from numpy.typing import NDArray
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Caption, Content, Quality, Reading, Reason, Record, Route, Scores, content_of
 from vlmgate.errors import GateError
-from vlmgate.gate.rules import Candidate, Gate, Limit, decide
-from vlmgate.scores.answer_probability import unseen
+from vlmgate.gate.rules import ANSWER_COLUMNS, Candidate, Gate, Limit, decide
+from vlmgate.scores.answer_probability import is_scored, unseen
 from vlmgate.scores.diversity import Matrix
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Samples, Scorer
@@ -73,7 +74,8 @@ def saving_of(
     wanted, most = {content_of(record) for record in records}, sampling.num_samples
     drawn, tokens, whole = list[int](), 0, 0.0
     for reading in (reading for content, reading in readings.items() if content in wanted):
-        own = sum(caption.num_tokens for caption in (*reading.captions, *(reading.answers or ())))
+        answers = () if is_scored(reading.answers) else reading.answers or ()
+        own = sum(caption.num_tokens for caption in (*reading.captions, *answers))
         drawn.append(len(reading.captions))
         tokens += own
         whole += own * most / drawn[-1]
@@ -151,10 +153,11 @@ class Foresight:
     def _foreseen(self, limit: Limit, candidate: Candidate, said: Samples) -> bool | None:
         """Tell whether a limit is sure to be kept (True) or broken (False) by K samples; None where it is open."""
         value = candidate.value(limit.column)
+        fixed = limit.column in (*_FIXED, *(ANSWER_COLUMNS if is_scored(said.answers) else ()))
         if value is None:
-            return False if limit.column in _FIXED else None
+            return False if fixed else None
         kept = limit.holds(value)
-        if limit.column in _FIXED:
+        if fixed:
             return kept
         if limit.answer is not None and not self._answer_stays(said):
             return None
@@ -221,6 +224,8 @@ class Foresight:
 
     def _answer_stays(self, said: Samples) -> bool:
         """Tell whether the answer that leads cannot be caught up with."""
+        if is_scored(said.answers):
+            return True
         counted = self.scorer.counts(said)
         if not counted:
             return False

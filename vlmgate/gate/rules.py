@@ -117,6 +117,10 @@ class Gate:
             return None
         return Limit(self.score, _safe_side(self.score), self.threshold, self.default, self.by_model)
 
+    def compares(self, column: str) -> bool:
+        """Say whether a decision may hang on a column."""
+        return column in (self.score, *(limit.column for limit in self.limits))
+
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Gate:
         """Return the gate that a result's provenance holds; see `told`."""
@@ -188,6 +192,16 @@ def make_gate(
     if own:
         return _own_gate(own, rules, num_samples)
     return Gate(threshold=min(UNCALIBRATED_VENDI_SCORE, float(num_samples)), default=True, limits=rules)
+
+
+def by_probability(gate: Gate) -> Gate:
+    """Return the gate for exact answers: a limit on their share that nobody chose is one on their probability."""
+
+    def changed(limit: Limit) -> Limit:
+        unchosen = limit.default and limit.column == "answer_share"
+        return replace(limit, column=PROBABILITY) if unchosen else limit
+
+    return replace(gate, limits=tuple(map(changed, gate.limits)))
 
 
 def _own_gate(own: Sequence[str], rules: Sequence[Limit], num_samples: int) -> Gate:

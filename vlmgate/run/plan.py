@@ -14,8 +14,9 @@ from typing import Any
 from vlmgate.captioner.location import model_fingerprint, picture_side
 from vlmgate.config import ModelConfig, ScanConfig, fingerprint
 from vlmgate.data import MODEL_KEYS, ModelInfo
-from vlmgate.errors import ModelError, NoImagesError, OutputError, VlmgateError, count, plain
+from vlmgate.errors import ModelError, NoImagesError, OutputError, UsageError, VlmgateError, count, plain
 from vlmgate.gate.early_stop import check_gate
+from vlmgate.gate.rules import by_probability
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
 from vlmgate.run.control import Progress
@@ -24,6 +25,7 @@ from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import Kernel, check_kernel, load_kernel
 from vlmgate.scores.reference import ReferenceFolder
 from vlmgate.store.journal import Journal, is_journal
+from vlmgate.store.lines import parsed
 from vlmgate.store.result import Outputs, write_file
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
     if config.sampling.choices:
         check_choices(config.sampling.choices)
     gate = gate_of(config)
+    config, gate = with_answers(config, gate, outputs.journal)
     if config.sampling.first_samples is not None:
         check_gate(gate.gate, config.kernel)
     outputs.check()
@@ -118,6 +121,43 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
             yield Plan(config, outputs, gate, walk, journal, kernel, folder, listing, checkpoint)
         finally:
             journal.close()
+
+
+def with_answers(config: ScanConfig, gate: RunGate, journal: Path) -> tuple[ScanConfig, RunGate]:
+    """Return the config with its answers exact or drawn, and the gate for them; raises `UsageError` for a misfit.
+
+    Where that is open: as the gate file was calibrated, or as the journal holds them already; else exact, but for model
+    servers, and for gates that compare `answer_share`, which drawn answers have alone.
+    """
+    sampling, asked = config.sampling, config.sampling.question is not None
+    exact = asked and sampling.answers == "exact"
+    if sampling.answers == "auto" and asked and config.model.endpoint is None:
+        calibrated = None if gate.file is None else gate.file.sampling["answers"]
+        exact = (calibrated or _answers_in(journal, restart=config.restart) or "exact") == "exact"
+        exact = exact and not gate.gate.compares("answer_share")
+    if exact and config.model.endpoint is not None:
+        raise UsageError("--answers exact scores choices with a model that runs here; leave it out beside --endpoint.")
+    if exact and gate.file is None:
+        gate = replace(gate, gate=by_probability(gate.gate))
+        if gate.gate.compares("answer_share"):
+            raise UsageError(
+                "answer_share is of drawn answers, and --answers exact draws none; limit answer_probability in its "
+                "place, or leave --answers out."
+            )
+    return replace(config, sampling=replace(sampling, answers="exact" if exact else "drawn")), gate
+
+
+def _answers_in(journal: Path, *, restart: bool) -> str | None:
+    """Return how the answers of a journal were come by; None where there are none yet."""
+    try:
+        with journal.open("rb") as file:
+            header, first = parsed(file.readline(), checked=False), file.readline()
+    except OSError:
+        return None
+    told = header and header.get("fingerprint")
+    if restart or not first or not isinstance(told, dict):
+        return None
+    return "exact" if told.get("answers") == "exact" else "drawn"
 
 
 @contextmanager

@@ -103,6 +103,15 @@ def is_known(record: Record) -> bool:
     return record.answer_probability is not None or any(n and logprob is not None for n, logprob in told)
 
 
+def probabilities_of(record: Record) -> list[tuple[str, float]]:
+    """Return the texts of a row's scored answers with their probabilities, the likeliest first; none of drawn ones."""
+    if not record.answers or {*(record.answer_finishes or ())} != {"scored"}:
+        return []
+    told = zip(record.answers, record.answer_logprobs or (), record.answer_tokens or (), strict=True)
+    found = [(text, _probability(Caption(text, "scored", mean, tokens or 0)) or 0.0) for text, mean, tokens in told]
+    return sorted(found, key=lambda one: -one[1])
+
+
 def _probability(answer: Caption) -> float | None:
     """Return the probability of one answer's text; None where it is unknown, or where the text did not end."""
     if answer.mean_logprob is None or answer.num_tokens < 1 or answer.finish not in ENDED:

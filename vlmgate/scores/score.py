@@ -70,6 +70,13 @@ class Scorer:
         """Return what some answers come to."""
         return tally([self._parsed(answer) for answer in answers])
 
+    def answer(self, answers: Sequence[Caption]) -> str | None:
+        """Return the choice that some answers come to; None for a tie, and where none is named."""
+        if is_scored(answers):
+            found: str | None = exact(answers, [self._parsed(answer) for answer in answers])["answer"]
+            return found
+        return self.tally(answers).answer
+
     def probabilities(self, said: Samples) -> dict[str, float]:
         """Return how probable each choice is by the answers drawn, as far as that is known."""
         answers = said.answers or ()
