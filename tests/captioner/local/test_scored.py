@@ -15,7 +15,7 @@ from tests.support.tiny_models import SIZES, copied, in_float64, picture
 from vlmgate.captioner import load_captioner
 from vlmgate.captioner.local import scored
 from vlmgate.captioner.local.engine import TransformersCaptioner
-from vlmgate.captioner.local.scored import Forced, Form, Scoring, forms_of, written
+from vlmgate.captioner.local.scored import Forced, Form, Scoring, forms_of, paths_of, written
 from vlmgate.config import ABSTENTION, ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Picture, Sampled
 
@@ -219,18 +219,24 @@ def test_the_batch_and_its_order_change_no_score(builtin: TransformersCaptioner,
 def test_numbers_that_overflow_are_no_score(
     builtin: TransformersCaptioner, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = scored._logprobs
+    plain = Forced.__call__
     for broken in (math.nan, math.inf):
         for at in (0, 1):
-            calls = iter(range(100))
 
-            def spoilt(logits: torch.Tensor, at: int = at, broken: float = broken, calls: Any = calls) -> torch.Tensor:
-                if next(calls) == at:
+            def spoilt(
+                self: Forced,
+                logits: torch.Tensor,
+                step: int,
+                rows: torch.Tensor,
+                at: int = at,
+                broken: float = broken,
+            ) -> Any:
+                if step == at:
                     logits = logits.clone()
-                    logits[0, 0] = broken
-                return plain(logits)
+                    logits[rows < 2, 0] = broken
+                return plain(self, logits, step, rows)
 
-            monkeypatch.setattr(scored, "_logprobs", spoilt)
+            monkeypatch.setattr(Forced, "__call__", spoilt)
             first, *others = builtin.read(pictures)
             assert first.answers is not None and {answer.finish for answer in first.answers} == {"stop"}, "not drawn"
             assert all(one.answers and one.answers[0].finish == "scored" for one in others)
@@ -268,10 +274,15 @@ def test_without_an_end_nothing_can_be_scored(llava: TransformersCaptioner) -> N
 
 def test_any_of_several_end_tokens_ends_a_form() -> None:
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64).log()
-    forced = Forced.of([Form("x", (1,))], torch.tensor([[0]]), torch.tensor([[True]]), torch.tensor([2, 3]))
+    forced = Forced.of([(1,)], torch.tensor([[0]]), torch.tensor([[True]]), torch.tensor([2, 3]))
     assert forced(logits, 0, torch.tensor([0])).tokens.tolist() == [1]
     assert forced(logits, 1, torch.tensor([0])).tokens.tolist() == [2]
-    assert forced.probabilities.tolist() == pytest.approx([0.4 * (0.2 + 0.3)])
+    assert forced.ended.exp().tolist() == [pytest.approx([0.2 + 0.3, 0.4 * (0.2 + 0.3)])]
+
+
+def test_what_another_form_begins_with_is_scored_on_the_way() -> None:
+    forms = [Form("ok", (1,)), Form("ok.", (1, 7)), Form("ok!", (1, 8)), Form("scratch", (2, 3))]
+    assert {*paths_of(forms)} == {(1, 7), (1, 8), (2, 3)}
 
 
 def test_caption_of_a_score_has_the_probability_of_its_text() -> None:

@@ -25,7 +25,8 @@ from vlmgate.data import Caption
 logger = logging.getLogger(__name__)
 
 LEAST_MASS = 0.95  # that the forms hold of an image; with less, answers are drawn
-NEGLIGIBLE = math.log(1e-7)  # a form, or its beginning, that is less probable is not gone on with
+NEGLIGIBLE = math.log(1e-6)  # what begins less probably is not gone on with; dozens of forms come to 1e-5 at most
+PACKED_BRANCHES = 32  # of a prompt at once, where they share it
 LEAST_LOGPROB = -1000.0  # nats
 _CJK = 0x3000  # from here on a sentence ends in an ideographic full stop
 
@@ -78,6 +79,7 @@ class Scoring:
 
     runner: Runner
     forms: tuple[Form, ...]  # F
+    paths: tuple[tuple[int, ...], ...]  # N ≤ F sequences of tokens; every form is the beginning of one
 
     @classmethod
     def of(cls, runner: Runner) -> Scoring | None:
@@ -86,7 +88,7 @@ class Scoring:
         if sampling.answers != "exact" or runner.ask is None or not runner.checkpoint.end_ids:
             return None
         forms = forms_of(runner, dict.fromkeys((*sampling.choices, ABSTENTION)))
-        return None if forms is None else cls(runner, tuple(forms))
+        return None if forms is None else cls(runner, tuple(forms), paths_of(forms))
 
     def score(self, prefill: Prefill) -> list[tuple[Caption, ...] | None]:
         """Return, for each image of a batch, the texts of its forms with their probabilities, the likeliest first.
@@ -112,28 +114,47 @@ class Scoring:
 
     def _probabilities(self, prefill: Prefill) -> torch.Tensor:
         """Return (R, F) float64 on the CPU: of each form on each of R prompts; NaN where numbers overflow."""
-        runner = self.runner
-        device = runner.checkpoint.device
-        most = max(1, runner.sampling.num_samples // runner.sampling.views)  # branches: what drawing takes, too
-        first = _logprobs(prefill.logits).cpu()[:, [form.tokens[0] for form in self.forms]]  # (R, F)
-        found = torch.where(torch.isnan(first).any(dim=1, keepdim=True), torch.nan, torch.zeros_like(first)).double()
+        runner, model = self.runner, self.runner.checkpoint.model
+        ends = torch.tensor(sorted(runner.checkpoint.end_ids), device=prefill.logits.device)
+        first = _logprobs(prefill.logits, [path[0] for path in self.paths]).cpu()  # (R, N)
         likely = first > NEGLIGIBLE
-        ranked = torch.where(likely, first, -torch.inf).argsort(dim=1, descending=True, stable=True)  # (R, F)
-        rows = list(range(len(first)))
-        ends = torch.tensor(sorted(runner.checkpoint.end_ids), device=device)
-        for begin in range(0, int(likely.sum(dim=1).max()) if len(first) else 0, most):
-            going = [row for row in rows if int(likely[row].sum()) > begin]
-            if not prefill.can_drop(runner.checkpoint.model):
-                going = rows
-            chosen = ranked[going][:, begin : begin + most]  # (R', K'), numbers of forms
-            forced = Forced.of(self.forms, chosen, likely[going].gather(1, chosen), ends)
+        ranked = torch.where(likely, first, -torch.inf).argsort(dim=1, descending=True, stable=True)  # (R, N)
+        counts = likely.sum(dim=1).tolist()
+        longest = max(map(len, self.paths))
+        ended = torch.full((len(first), len(self.paths), longest + 1), -torch.inf, dtype=torch.float64)
+        ended[torch.isnan(first).any(dim=1)] = torch.nan
+        # Branches that share a prompt take little room, copies of it as much as those that draw.
+        drawing = max(1, runner.sampling.num_samples // runner.sampling.views)
+        most = max(PACKED_BRANCHES, drawing) if runner.packs else drawing
+        for begin in range(0, max(counts, default=0), most):
+            going = [row for row, count in enumerate(counts) if count > begin]
+            if not prefill.can_drop(model):
+                going = list(range(len(counts)))
+            end = min(begin + most, max(counts))
+            chosen = ranked[going, begin:end]  # (R', K'), numbers of paths
+            forced = Forced.of(self.paths, chosen, likely[going].gather(1, chosen), ends)
             # On CUDA few short steps are not worth a recording, and a copy of the prompt for each branch might not fit.
             kind = PackedDecoder if runner.packs and chosen.shape[1] > 1 else ForkDecoder
             decoder = runner.decoder(forced, forced.steps, kind, branches=chosen.shape[1])
-            prefill.draw(runner.checkpoint.model, going, decoder)
+            prefill.draw(model, going, decoder)
             runner.spend(0.0, decoder.seconds)
-            found[torch.tensor(going)[:, None], chosen] += forced.probabilities.view(chosen.shape)
-        return found
+            table = forced.ended.view(*chosen.shape, -1)
+            ended[torch.tensor(going)[:, None], chosen, : table.shape[2]] = table
+        of_path = [next(n for n, path in enumerate(self.paths) if _begins(path, form.tokens)) for form in self.forms]
+        return ended[:, of_path, [len(form.tokens) for form in self.forms]].exp()
+
+
+def paths_of(forms: Sequence[Form]) -> tuple[tuple[int, ...], ...]:
+    """Return the forms' tokens but for what is the beginning of another's: "ok" is scored on the way to "ok."."""
+    whole: list[tuple[int, ...]] = []
+    for tokens in sorted((form.tokens for form in forms), key=len, reverse=True):
+        if not any(_begins(path, tokens) for path in whole):
+            whole.append(tokens)
+    return tuple(whole)
+
+
+def _begins(path: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
+    return path[: len(tokens)] == tokens
 
 
 def _caption(text: str, probability: float, tokens: int) -> Caption:
@@ -141,33 +162,37 @@ def _caption(text: str, probability: float, tokens: int) -> Caption:
     return Caption(text, "scored", round(mean, 9) + 0.0, tokens)
 
 
-def _logprobs(logits: torch.Tensor) -> torch.Tensor:
-    """Return the log-probabilities of (R, V) logits at temperature 1, in float64 where the device has it."""
-    exact = logits.float() if logits.device.type == "mps" else logits.double()
-    return exact - exact.logsumexp(dim=-1, keepdim=True)
+def _logprobs(logits: torch.Tensor, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities (R, n), at temperature 1, of n tokens, the same for each of R rows of logits.
+
+    In float32 unless the model is in float64: another copy of the logits in float64 would be most of the memory.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits[:, tokens] - logits.logsumexp(dim=-1, keepdim=True)
 
 
 class Forced:
-    """A `Pick` that draws given forms and their end, and adds up how probable they are."""
+    """A `Pick` that draws given tokens, and adds up how probable it is to end after each of them."""
 
     def __init__(self, tokens: torch.Tensor, lengths: torch.Tensor, ends: torch.Tensor) -> None:
-        """Take (R, T) tokens of which the first `lengths` (R,) count, -1 for a row without a form, and the end ids."""
+        """Take (R, T) tokens of which the first `lengths` (R,) count, -1 for a row that is idle, and the end ids."""
         self._tokens, self._lengths, self._ends = tokens, lengths, ends
         exact = torch.float32 if tokens.device.type == "mps" else torch.float64
-        self._sums = torch.zeros(len(tokens), dtype=exact, device=tokens.device)  # nats
-        self._whole = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        self._sums = torch.zeros(len(tokens), dtype=exact, device=tokens.device)  # nats, of the tokens so far
+        self._ended = torch.full((len(tokens), tokens.shape[1] + 1), -torch.inf, dtype=exact, device=tokens.device)
         self._over = lengths < 0
 
     @classmethod
-    def of(cls, forms: Sequence[Form], chosen: torch.Tensor, wanted: torch.Tensor, ends: torch.Tensor) -> Forced:
-        """Return one for the chosen forms (R', K') of some prompts, as far as they are wanted."""
-        longest = max(len(form.tokens) for form in forms)
-        table = torch.tensor([(*form.tokens, *[0] * (longest - len(form.tokens))) for form in forms])
-        lengths = torch.tensor([len(form.tokens) for form in forms])
+    def of(
+        cls, paths: Sequence[tuple[int, ...]], chosen: torch.Tensor, wanted: torch.Tensor, ends: torch.Tensor
+    ) -> Forced:
+        """Return one for the chosen paths (R', K') of some prompts, as far as they are wanted."""
+        longest = max(map(len, paths))
+        table = torch.tensor([(*path, *[0] * (longest - len(path))) for path in paths])
         numbers = chosen.flatten()
-        kept = torch.where(wanted.flatten(), lengths[numbers], -1)
-        used = max(1, int(kept.max()))
-        return cls(table[numbers, :used].to(ends.device), kept.to(ends.device), ends)
+        lengths = torch.tensor([len(path) for path in paths])[numbers]
+        kept = torch.where(wanted.flatten(), lengths, -1)
+        return cls(table[numbers, : max(1, int(kept.max()))].to(ends.device), kept.to(ends.device), ends)
 
     @property
     def steps(self) -> int:
@@ -175,21 +200,26 @@ class Forced:
         return self._tokens.shape[1] + 1
 
     @property
-    def probabilities(self) -> torch.Tensor:
-        """Return (R,) float64 on the CPU; 0 for what is negligible, NaN where numbers overflowed."""
-        sums = self._sums.cpu().double()
-        return torch.where(self._whole.cpu() | torch.isnan(sums), sums.exp(), 0.0)
+    def ended(self) -> torch.Tensor:
+        """Return (R, T + 1) float64 on the CPU: the log-probability of the first 0 … T tokens and an end.
+
+        It is -inf where that is negligible; a row is NaN throughout where numbers overflowed.
+        """
+        found = self._ended.cpu().double()
+        return torch.where(torch.isnan(found).any(dim=1, keepdim=True), torch.nan, found)
 
     def __call__(self, logits: torch.Tensor, step: int, rows: torch.Tensor) -> Draw:
-        """Return the next tokens of these rows; a row is over after its end, or once it is negligible."""
-        rows = rows.to(self._tokens.device)
-        logprobs = _logprobs(logits.to(self._tokens.device))  # (R', V)
+        """Return the next tokens of these rows; a row is over after its last token, or once it is negligible."""
+        rows, logits = rows.to(self._tokens.device), logits.to(self._tokens.device)
         tokens = self._tokens[rows, min(step, self._tokens.shape[1] - 1)]
-        is_end = self._lengths[rows] == step
-        end = logprobs[:, self._ends].logsumexp(dim=-1)  # whichever it is
-        gain = torch.where(is_end, end, logprobs.gather(1, tokens[:, None])[:, 0])
-        self._sums[rows] += torch.where(self._over[rows], 0.0, gain)
-        self._whole[rows] |= is_end & ~self._over[rows]
-        self._over[rows] |= is_end | ~(self._sums[rows] > NEGLIGIBLE)
+        live = ~self._over[rows]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        whole = logits.logsumexp(dim=-1)  # (R',)
+        end = logits[:, self._ends].logsumexp(dim=-1) - whole  # whichever it is
+        said = logits.gather(1, tokens[:, None])[:, 0] - whole
+        self._ended[rows, step] = torch.where(live, self._sums[rows] + end, self._ended[rows, step])
+        goes_on = live & (step < self._lengths[rows])
+        self._sums[rows] += torch.where(goes_on, said, 0.0)
+        self._over[rows] |= ~goes_on | ~(self._sums[rows] > NEGLIGIBLE)
         drawn = torch.where(self._over[rows], self._ends[0], tokens)
-        return Draw(drawn, torch.zeros_like(gain, dtype=torch.float32), torch.ones_like(is_end))
+        return Draw(drawn, torch.zeros_like(said, dtype=torch.float32), torch.ones_like(live))
