@@ -280,7 +280,7 @@ class Evidence:
     num_samples: int  # K
     kernel: str
     scores: Mapping[str, Vector]  # column → (N,), turned so that higher is worse; infinite = always routed
-    wrong: Mask  # (N,)
+    wrong: Mask  # (N,) also where two choices were named equally often, whichever is the likelier
     answers: tuple[str | None, ...]  # N
     usable: Mask  # (N,) captions and answers are readings, and every limit holds
     barred: Mapping[str, int]  # why others are not usable, with numbers
@@ -324,6 +324,9 @@ def evidence(
         for record, (scores, reason), far in zip(labelled.records, scored, novelty, strict=True)
     ]
     answers = tuple(scores.answer for scores, _ in scored)
+    wrong = _wrong(labelled, answers)
+    if labelled.kind != "ambiguity":  # ties, which only some scores break, too: so all are graded by the same readings
+        wrong |= np.array([reason is Reason.NO_ANSWER for _, reason in scored])
     decisions = [bars(candidate, limits) for candidate in candidates]
     usable = np.array([decision is None for decision in decisions])
     by_probability = np.array([bars(candidate, limits, PROBABILITY) is None for candidate in candidates])
@@ -331,7 +334,7 @@ def evidence(
         num_samples=num_samples,
         kernel=name,
         scores={column: _turned(candidates, column) for column in SCORES},
-        wrong=_wrong(labelled, answers),
+        wrong=wrong,
         answers=answers,
         usable=usable,
         tied=by_probability & ~usable,
