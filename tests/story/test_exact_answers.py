@@ -16,15 +16,18 @@ from typer.testing import CliRunner
 
 import vlmgate
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, let_it_read
+from vlmgate.calibration.run import answering
 from vlmgate.cli import app
-from vlmgate.config import EndpointConfig, ModelConfig, ScanConfig
+from vlmgate.config import EndpointConfig, ModelConfig, ScanConfig, Shard
 from vlmgate.data import Caption, Picture, Reason, Record, Route, Sampled
 from vlmgate.errors import GateError, ResumeError, UsageError
 from vlmgate.gate.file import read_gate
 from vlmgate.gate.rules import make_gate
 from vlmgate.report.image import print_record
+from vlmgate.report.summary import print_summary
 from vlmgate.review.items import choose, facts_of
 from vlmgate.run.loop import scan
+from vlmgate.run.merge import merge
 from vlmgate.run.rescore import check_columns, rescore
 from vlmgate.scores.diversity import WordKernel
 from vlmgate.scores.score import Scorer
@@ -246,7 +249,9 @@ def test_what_is_shown_are_probabilities(result: Path) -> None:
     by_name = {record.file_name: record for record in records}
     console = Console(file=StringIO(), width=120)
     print_record(by_name["b.png"], provenance, console)
+    print_summary(records, provenance, result, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 image whose answers were drawn" in text
     assert "probability  answer" in text and "0.5500  scratch" in text and "0.4500  unsure" in text
     gate = make_gate(num_samples=4, threshold=1.25, limits=["abstain_rate <= 0.25"])
     done = rescore(records, provenance, gate, WordKernel(), kernel_name="words", source=result)
@@ -289,10 +294,36 @@ def test_a_gate_holds_for_exact_answers_or_for_drawn_ones(tmp_path: Path, monkey
         vlmgate.scan("labelled", gate="drawn.toml", out="other.parquet", answers="exact")
 
 
+def test_a_calibration_by_shares_draws(tmp_path: Path) -> None:
+    reading = asking(tmp_path, tmp_path / "r.parquet", "auto")
+    for rules, answers in ((("answer_share",), "drawn"), (("", "answer_share >= 0.5"), "drawn"), (("",), "auto")):
+        assert answering(reading, rules).sampling.answers == answers
+    exact = asking(tmp_path, tmp_path / "r.parquet", "exact")
+    assert answering(exact, ("answer_share",)) is exact, "which the plan then refuses"
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def test_shards_join_to_what_one_scan_writes(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(8)))
+    fake = Scores(lambda name: SURE if name < "4" else None, answer=lambda _: ("ok",))
+    config = asking(folder, tmp_path / "whole.parquet")
+    whole = scan(config, SilentProgress(), load=fake.load).records
+    parts = []
+    for index in (1, 2):
+        part = replace(config, out=tmp_path / f"{index}.parquet", shard=Shard(index, 2))
+        scan(part, SilentProgress(), load=fake.load)
+        parts.append(part.out)
+    done = merge(parts)
+    assert [replace(row, seconds=None) for row in done.records] == [
+        replace(row, seconds=None) for row in read_result(config.out)[0]
+    ]
+    assert [row.answer_probability for row in done.records] == [row.answer_probability for row in whole]
+    assert done.provenance["sampling"]["answers"] == "exact"
 
 
 def test_the_built_in_model_scores_its_answers(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import logging
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,6 +109,7 @@ def calibrate(
         labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column)
     else:
         labels = read_labels(config.labels or path, config.label_column)
+        reading = answering(reading, (config.score or "", *config.limits))
         wanted = completed(reading, labels, path, label_map, question)
         done = read_labelled(wanted, labels, progress, load)
         if done.interrupted is not None or done.error is not None:
@@ -176,6 +177,13 @@ def completed(
         check_choices(choices)
         sampling = replace(sampling, question=question or DEFAULT_QUESTION, choices=choices)
     return replace(reading, folder=labels.folder or source, sampling=sampling)
+
+
+def answering(reading: ScanConfig, rules: Sequence[str]) -> ScanConfig:
+    """Return how images are read such that scores and limits have what they compare: shares are of drawn answers."""
+    if reading.sampling.answers != "auto" or not any("answer_share" in rule for rule in rules):
+        return reading
+    return replace(reading, sampling=replace(reading.sampling, answers="drawn"))
 
 
 def read_labelled(reading: ScanConfig, labels: Labels, progress: Progress, load: Load) -> ScanResult:

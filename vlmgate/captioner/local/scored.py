@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_MASS = 0.95  # that the forms hold of an image; with less, answers are drawn
 NEGLIGIBLE = math.log(1e-6)  # what begins less probably is not gone on with; dozens of forms come to 1e-5 at most
-PACKED_BRANCHES = 32  # of a prompt at once, where they share it
+PACKED_BRANCHES = 32  # of a prompt at once, on a CPU, where they share it
 LEAST_LOGPROB = -1000.0  # nats
 _CJK = 0x3000  # from here on a sentence ends in an ideographic full stop
 
@@ -123,9 +123,10 @@ class Scoring:
         longest = max(map(len, self.paths))
         ended = torch.full((len(first), len(self.paths), longest + 1), -torch.inf, dtype=torch.float64)
         ended[torch.isnan(first).any(dim=1)] = torch.nan
-        # Branches that share a prompt take little room, copies of it as much as those that draw.
-        drawing = max(1, runner.sampling.num_samples // runner.sampling.views)
-        most = max(PACKED_BRANCHES, drawing) if runner.packs else drawing
+        # As many as draw, for which there is room; copies of the prompt, and logits on a GPU, would take more.
+        most = max(1, runner.sampling.num_samples // runner.sampling.views)
+        if runner.packs and runner.checkpoint.device.type == "cpu":
+            most = max(most, PACKED_BRANCHES)
         for begin in range(0, max(counts, default=0), most):
             going = [row for row, count in enumerate(counts) if count > begin]
             if not prefill.can_drop(model):
