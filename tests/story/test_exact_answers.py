@@ -21,8 +21,9 @@ from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ModelConfig, ScanConfig, Shard
 from vlmgate.data import Caption, Picture, Reason, Record, Route, Sampled
 from vlmgate.errors import GateError, ResumeError, UsageError
+from vlmgate.gate.early_stop import Foresight
 from vlmgate.gate.file import read_gate
-from vlmgate.gate.rules import make_gate
+from vlmgate.gate.rules import Gate, make_gate
 from vlmgate.report.image import print_record
 from vlmgate.report.summary import print_summary
 from vlmgate.review.items import choose, facts_of
@@ -214,6 +215,10 @@ def test_answers_that_are_certain_need_no_more_samples(tmp_path: Path) -> None:
     again = Scores()
     scan(config, SilentProgress(), load=again.load)
     assert again.history == []
+    foresight = Foresight(Gate(threshold=16.0), Scorer("", CHOICES), config.sampling)
+    captions = tuple(Caption(text, "stop", -2.0, 5) for text in DISAGREE[:4])
+    for chances, certain in (({"unsure": 0.99}, True), (SURE, True)):
+        assert foresight.is_certain(Sampled(captions, scored(chances)), None, None) is certain
 
 
 @pytest.fixture

@@ -138,6 +138,8 @@ class Foresight:
         scores, reason = self.scorer.score(said, novelty, self.most)
         if reason not in (None, Reason.NO_ANSWER, Reason.NO_SCORE):
             return True
+        if reason is Reason.NO_ANSWER and is_scored(said.answers):
+            return True
         candidate = Candidate.of("", scores, reason, quality, novelty)
         now = decide([candidate], self.gate)[0].route
         limits = sorted(self._limits(scores), key=lambda limit: limit.column in _OF_CAPTIONS)  # which take the longest
