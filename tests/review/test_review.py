@@ -195,7 +195,6 @@ def test_identical_captions_are_merged_and_the_reading_is_first(tmp_path: Path) 
     same = {"".join(one["text"]) for one in facts["captions"] if one.get("same")}
     assert same == {"a gear with a dent", "dented gear", "gear, a dent"}, "what claims the same is the same reading"
     assert facts["scale"] == ["contradiction", 0.2, 0.0, "<="], "one caption of five denies the dent"
-    assert item.record.reason == Reason.CONTRADICTED
     assert facts["captions"][1]["text"][1::2] == ["no dent"]
     assert facts["claims"] == [["dent", 4], ["no dent", 1]]
     assert facts["why"] == "The model's 5 readings contradict each other: 4 of 5 say dent, 1 of 5 deny it."

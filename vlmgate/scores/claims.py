@@ -16,11 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlmgate.scores import language as lang
-from vlmgate.scores.binding import NONE, NOT, SAID, UNNAMED, Item, bind, sentences
+from vlmgate.scores.binding import bind
 from vlmgate.scores.diversity import against_answer, kinds_that_differ, most_disputed, readings
 from vlmgate.scores.findings import ANY, NO_DEFECT, Claims, Vocabulary, load_vocabulary
 from vlmgate.scores.language import LONGEST, Mark, fold, lowered
 from vlmgate.scores.measures import is_measure, kind_of
+from vlmgate.scores.sentence import NONE, NOT, SAID, UNNAMED, Item, sentences
 
 NO_CLAIM = "nothing of the condition"
 NO_LANGUAGE = "language not known"
@@ -205,9 +206,9 @@ def _deciding(folded: str, claims: Claims, vocabulary: Vocabulary) -> dict[Range
     It is the nearest that would do it alone; where none would, all without which the finding had another sign.
     """
     found: dict[Range, list[Range]] = {}
-    scanner = vocabulary.scanners.get(claims.language or "")
-    if scanner is None:
+    if not claims.language:
         return found
+    scanner = vocabulary.scanner(claims.language)
 
     def signs(part: Sequence[Mark], silenced: set[int]) -> dict[tuple[str, int], int]:
         marks = [mark._replace(kind=lang.WORD, name="x") if i in silenced else mark for i, mark in enumerate(part)]
