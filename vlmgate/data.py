@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 VERDICTS = ("correct", "wrong", "unusable")  # what a person may say of a reading; unusable = the image shows nothing
 Stamp = tuple[int, int, int]  # bytes, time of change, time of status change (both in ns): alike = the file is unchanged
-Finish = Literal["stop", "length", "non-finite", "refused", "unknown"]
+ENDED = ("stop", "scored")  # of an answer: its text is whole
+Finish = Literal["stop", "length", "non-finite", "refused", "unknown", "scored"]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -106,7 +107,8 @@ class Caption:
 
     text: str
     # "stop" = the model ended it; "length" = cut off at the limit; "non-finite" = broken logits. Of model servers
-    # alone: "refused" = the server says that it declines; "unknown" = it does not say that the text is whole
+    # alone: "refused" = the server says that it declines; "unknown" = it does not say that the text is whole. Of
+    # answers alone: "scored" = nobody drew it; the log-probability is that of the text, in whatever tokens, and its end
     finish: Finish
     mean_logprob: float | None  # nats per token at temperature 1 before top-k/top-p, ≤ 0; None = the engine cannot say
     num_tokens: int  # generated tokens, the end token included; 0 = the engine cannot say
@@ -117,7 +119,7 @@ class Sampled:
     """What a captioner makes of one picture; what an engine cannot say, or was not asked for, is None."""
 
     captions: tuple[Caption, ...]  # K
-    answers: tuple[Caption, ...] | None = None  # K sampled short answers; None = no question was asked
+    answers: tuple[Caption, ...] | None = None  # K sampled short answers, or the scored ones; None = no question
     features: tuple[float, ...] | None = None  # pooled vision features of the clean view
     views: tuple[int, ...] | None = None  # K, the noised view that each sample was drawn from (0 = clean); None = one
 

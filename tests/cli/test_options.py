@@ -159,7 +159,7 @@ def test_what_excludes_each_other_is_refused(given: dict[str, Any], said: str) -
     ("text", "said"),
     [
         ("temprature = 1", "unknown key 'temprature'; did you mean 'temperature'?"),
-        ("zzz = 1", "unknown key 'zzz'; known: batch_size, "),
+        ("zzz = 1", "unknown key 'zzz'; known: answers, batch_size, "),
         ("seed = [1]", "'seed' must be a single value"),
         ("restart = 1", "restart = 1 is no value for this option"),
         ("seed = true", "seed = True is no value for this option"),

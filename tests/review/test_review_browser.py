@@ -324,7 +324,7 @@ def test_claims_are_told_in_a_line_and_marked_where_they_stand(chromium: Browser
 
 
 def test_a_claim_whose_name_is_markup_is_text(chromium: Browser, tmp_path: Path) -> None:
-    name = "wobbly <img src=x onerror=owned=1>"
+    name = "gizmo <img src=x onerror=owned=1>"
     result = result_of(tmp_path, ["a.png"], lambda _: (f"a {name} here", "no defects"), answer=lambda _: ("unsure",))
     records, provenance = read_result(result)
     provenance["sampling"]["choices"] = ["ok", name]

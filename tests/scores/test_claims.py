@@ -72,10 +72,10 @@ def test_claims_are_a_line_the_most_frequent_first(captions: list[str], line: st
 
 
 def test_the_words_are_those_of_the_terms_and_choices_of_the_result() -> None:
-    own = vocabulary_of({"terms": TERMS, "choices": ["ok", "wobbly gizmo"]})
-    captions = ["a flow mark", "a logo, no flow mark", "a wobbly gizmo", "a scratch"]
+    own = vocabulary_of({"terms": TERMS, "choices": ["ok", "gizmo"]})
+    captions = ["a flow mark", "a logo, no flow mark", "a gizmo", "a scratch"]
     assert claims_line(captions, own) == (
-        "1 of 4 flow mark · 1 of 4 logo, no flow mark · 1 of 4 nothing of the condition · 1 of 4 wobbly gizmo"
+        "1 of 4 flow mark · 1 of 4 gizmo · 1 of 4 logo, no flow mark · 1 of 4 nothing of the condition"
     )
     assert claims_line(captions, vocabulary_of({"prompt": "of a result of before"})).endswith("1 of 4 scratch")
 

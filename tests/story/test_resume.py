@@ -254,6 +254,7 @@ CHANGES: dict[str, object] = {
     "choices": ("ok", "dent"),
     "abstain": False,
     "max_answer_tokens": 8,
+    "answers": "exact",
     "views": 2,
     "view_noise": 10.0,
 }

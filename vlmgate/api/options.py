@@ -33,6 +33,7 @@ class ReadingOptions(TypedDict, total=False):
     choices: Texts | None  # several, or one text with commas
     terms: Path | str | None
     no_abstain: bool
+    answers: Literal["auto", "exact", "drawn"]
     max_answer_tokens: int
     num_samples: int  # 8; of `calibrate`, 16
     temperature: float

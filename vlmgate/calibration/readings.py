@@ -21,6 +21,7 @@ from vlmgate.errors import LabelError
 from vlmgate.gate.reasons import UNREAD, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, PROBABILITY, Candidate, Limit, bars
 from vlmgate.run.rescore import said_of
+from vlmgate.scores.answer_probability import is_scored
 from vlmgate.scores.diversity import FINDINGS, Kernel
 from vlmgate.scores.score import Scorer
 
@@ -285,7 +286,7 @@ class Evidence:
     num_samples: int  # K
     kernel: str
     scores: Mapping[str, Vector]  # column → (N,), turned so that higher is worse; infinite = always routed
-    wrong: Mask  # (N,)
+    wrong: Mask  # (N,) also where two choices were named equally often, whichever is the likelier
     answers: tuple[str | None, ...]  # N
     usable: Mask  # (N,) captions and answers are readings, and every limit holds
     barred: Mapping[str, int]  # why others are not usable, with numbers
@@ -329,6 +330,9 @@ def evidence(
         for record, (scores, reason), far in zip(labelled.records, scored, novelty, strict=True)
     ]
     answers = tuple(scores.answer for scores, _ in scored)
+    wrong = _wrong(labelled, answers)
+    if labelled.kind != "ambiguity":  # ties, which only some scores break, too: so all are graded by the same readings
+        wrong |= np.array([reason is Reason.NO_ANSWER for _, reason in scored])
     decisions = [bars(candidate, limits) for candidate in candidates]
     usable = np.array([decision is None for decision in decisions])
     by_probability = np.array([bars(candidate, limits, PROBABILITY) is None for candidate in candidates])
@@ -336,7 +340,7 @@ def evidence(
         num_samples=num_samples,
         kernel=name,
         scores={column: _turned(candidates, column) for column in SCORES},
-        wrong=_wrong(labelled, answers),
+        wrong=wrong,
         answers=answers,
         usable=usable,
         tied=by_probability & ~usable,
@@ -353,7 +357,7 @@ def _first(said: Sampled, num_samples: int) -> Sampled:
     return replace(
         said,
         captions=said.captions[:num_samples],
-        answers=None if said.answers is None else said.answers[:num_samples],
+        answers=said.answers if is_scored(said.answers) else said.answers and said.answers[:num_samples],
         views=None if said.views is None else said.views[:num_samples],
     )
 

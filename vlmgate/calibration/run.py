@@ -11,7 +11,7 @@ import logging
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,6 +116,7 @@ def calibrate(
         labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column)
     else:
         labels = read_labels(config.labels or path, config.label_column)
+        reading = answering(reading, (config.score or "", *config.limits))
         wanted = completed(reading, labels, path, label_map, question)
         done = read_labelled(wanted, labels, progress, load)
         if done.interrupted is not None or done.error is not None:
@@ -186,6 +187,13 @@ def completed(
     return replace(reading, folder=labels.folder or source, sampling=sampling)
 
 
+def answering(reading: ScanConfig, rules: Sequence[str]) -> ScanConfig:
+    """Return how images are read such that scores and limits have what they compare: shares are of drawn answers."""
+    if reading.sampling.answers != "auto" or not any("answer_share" in rule for rule in rules):
+        return reading
+    return replace(reading, sampling=replace(reading.sampling, answers="drawn"))
+
+
 def read_labelled(reading: ScanConfig, labels: Labels, progress: Progress, load: Load) -> ScanResult:
     """Read the labelled images through the journal of a scan; measure what more samples cost, and memory."""
     loaded: list[Captioner] = []
@@ -206,7 +214,8 @@ def read_labelled(reading: ScanConfig, labels: Labels, progress: Progress, load:
     timed = reading.model.endpoint is None  # a server's time is shared, and every request may cost money
     if timed and done.interrupted is None and done.error is None and not measured:
         if not loaded:  # what was read before was not timed
-            keep(reading.model, reading.sampling)
+            answers = done.provenance["sampling"]["answers"]
+            keep(reading.model, replace(reading.sampling, answers=answers))
         progress.message("Measuring the time that samples take …")
         measured = {TIMED: measure_seconds(loaded[0], reading), MEMORY: end_peak(loaded[0].info.device)}
     if any(measured.values()):

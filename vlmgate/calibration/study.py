@@ -28,6 +28,7 @@ from vlmgate.errors import LabelError, count
 from vlmgate.gate.drift import COLUMNS, Kept
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit, safe_limit
 from vlmgate.run.rescore import said_of
+from vlmgate.scores.answer_probability import is_scored
 from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.novelty import FEWEST, Reference, unpack
 from vlmgate.scores.score import Scorer
@@ -317,7 +318,9 @@ def _agreement(labelled: Labelled, final: Evidence) -> tuple[Agreement | None, t
     scorer = Scorer(labelled.prompt, labelled.choices, terms=labelled.terms)
     answers = [said_of(record).answers or () for record in labelled.records]
     repeats = [
-        [scorer.tally(several[i * each : (i + 1) * each]).answer for i in range(times)] if several else []
+        [scorer.answer(several[i * each : (i + 1) * each] if not is_scored(several) else several) for i in range(times)]
+        if several
+        else []
         for several in answers
     ]
     truths = [truth or "" for truth in labelled.truths]

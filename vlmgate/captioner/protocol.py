@@ -24,6 +24,8 @@ class Captioner(Protocol):
     def read(self, pictures: Sequence[Picture]) -> list[Sampled]:
         """Return K captions, and K answers where a question is asked, for each of B pictures, in the order given.
 
+        Where `SamplingConfig.answers` is "exact", answers may be scored in place of drawn: every text that was scored,
+        once, with the finish "scored". An engine that cannot do so, or not for a picture, draws K.
         Raises whatever the engine raises for a batch that it cannot read; the caller then tries smaller ones.
         """
 

@@ -216,6 +216,11 @@ class SamplingConfig:
     abstain: bool = _model(
         True, "Do not offer to be unsure.", rare=True, name="no_abstain", typed=False, parse=lambda no, _: not no
     )  # the prompt offers to be unsure
+    answers: Literal["auto", "exact", "drawn"] = _sampling(
+        "auto",
+        "exact: score the choices in place of K drawn answers; auto: where that can be.",
+        rare=True,
+    )  # an engine draws unless this is "exact"
     max_answer_tokens: int = _sampling(
         16, "An answer is cut off here, and its image goes to a person.", rare=True, ge=1, le=32768
     )
@@ -343,7 +348,8 @@ class ScanConfig:
     )  # None = this process reads
 
 
-# Left out of the fingerprint where they are as before there was a choice, so that a journal from then still resumes.
+# Left out of the fingerprint where they are as before there was a choice, so that a journal from then still resumes;
+# `answers` likewise, unless they are exact.
 _LATER_KEYS = ("first_samples", "terms", "question", "choices", "abstain", "max_answer_tokens", "views", "view_noise")
 
 
@@ -357,6 +363,8 @@ def fingerprint(config: ScanConfig, checkpoint: Mapping[str, str]) -> dict[str, 
     for option in fields(SamplingConfig):
         if option.name in _LATER_KEYS and sampling[option.name] == option.default:
             del sampling[option.name]
+    if sampling["answers"] != "exact" or config.sampling.question is None:
+        del sampling["answers"]
     return {
         "folder": os.fsdecode(config.folder.resolve()),
         "dtype": config.model.dtype,

@@ -6,7 +6,8 @@ Samples 1 to k of an image are the first k of the K that it would have, so both 
 It is certain that an image goes to a person once a sample is no reading, a limit on novelty or on the quality of the
 picture is broken, or no continuation of K - k samples can bring a score back within its limit:
 
-- counts of captions and answers only grow, which bounds shares and `contradiction`;
+- counts of captions and answers only grow, which bounds shares and `contradiction`; of answers that were scored no
+  sample changes anything;
 - the logarithm of the Vendi score is the entropy S of the kernel over its size. Where captions are either alike or not,
   it is least if all that follow join the largest group. Else, with p = k / K, it is at least p S_k, for S is concave
   (Nielsen & Chuang, "Quantum Computation and Quantum Information", theorem 11.10).
@@ -28,8 +29,8 @@ import numpy as np
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Content, Quality, Reading, Reason, Record, Route, Scores, content_of
 from vlmgate.errors import GateError
-from vlmgate.gate.rules import COLUMNS, NO_CONTRADICTION, Candidate, Gate, Limit, decide
-from vlmgate.scores.answer_probability import unseen
+from vlmgate.gate.rules import ANSWER_COLUMNS, COLUMNS, NO_CONTRADICTION, Candidate, Gate, Limit, decide
+from vlmgate.scores.answer_probability import is_scored, unseen
 from vlmgate.scores.diversity import AT_ONCE, Matrix, contradiction, vendi_score
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Samples, Scorer
@@ -66,7 +67,8 @@ def saving_of(
     wanted, most = {content_of(record) for record in records}, sampling.num_samples
     drawn, tokens, whole = list[int](), 0, 0.0
     for reading in (reading for content, reading in readings.items() if content in wanted):
-        own = sum(caption.num_tokens for caption in (*reading.captions, *(reading.answers or ())))
+        answers = () if is_scored(reading.answers) else reading.answers or ()
+        own = sum(caption.num_tokens for caption in (*reading.captions, *answers))
         drawn.append(len(reading.captions))
         tokens += own
         whole += own * most / drawn[-1]
@@ -129,6 +131,8 @@ class Foresight:
         scores, reason = self.scorer.score(said, novelty, self.most)
         if reason not in _OPEN:
             return True
+        if reason is Reason.NO_ANSWER and is_scored(said.answers):
+            return True
         candidate = Candidate.of("", scores, reason, quality, novelty)
         accepted = decide([candidate], self.gate)[0].route is Route.AUTO_ACCEPT
         foreseen = [self._foreseen(limit, candidate, said) for limit in self._limits(scores)]
@@ -142,9 +146,10 @@ class Foresight:
     def _foreseen(self, limit: Limit, candidate: Candidate, said: Samples) -> bool | None:
         """Tell whether a limit is sure to be kept (True) or broken (False) by K samples; None where it is open."""
         value = candidate.value(limit.column)
+        fixed = limit.column in (*_FIXED, *(ANSWER_COLUMNS if is_scored(said.answers) else ()))
         if value is None:
-            return False if limit.column in _FIXED else None
-        if limit.column in _FIXED:
+            return False if fixed else None
+        if fixed:
             return limit.holds(value)
         if (
             limit.answer is not None or (limit.column == _PROBABILITY and limit.holds(value))
@@ -185,6 +190,8 @@ class Foresight:
 
     def _answer_stays(self, said: Samples) -> bool:
         """Tell whether the answer that leads cannot be caught up with."""
+        if is_scored(said.answers):
+            return True
         counted = [*sorted(self.scorer.counts(said).values(), reverse=True), 0, 0]
         return counted[0] - counted[1] > self.most - len(said.captions)
 

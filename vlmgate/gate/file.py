@@ -27,7 +27,7 @@ _NEVER = "never"
 # What a calibrated score depends on; the batch size and the seed are the user's own.
 SAMPLING = (
     *("prompt", "num_samples", "temperature", "top_p", "top_k", "max_new_tokens"),
-    *("question", "choices", "abstain", "max_answer_tokens", "views", "view_noise"),
+    *("question", "choices", "abstain", "max_answer_tokens", "views", "view_noise", "answers"),
     "terms",
 )
 
@@ -65,7 +65,7 @@ class GateFile:
 
 def sampling_of(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a calibrated score depends on."""
-    return {key: sampling.get(key) for key in SAMPLING} | {"choices": list(sampling["choices"])}
+    return {key: _back(key, sampling) for key in SAMPLING} | {"choices": list(sampling["choices"])}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -158,14 +158,21 @@ def _kept(column: str, stored: Mapping[str, Any]) -> Kept:
 def _fingerprint(gate: GateFile) -> str:
     """Return a hash of all that a promise is about: limits, settings, weights and images."""
     rule = asdict(replace(gate.gate, origin=None))
-    sampling = {key: value for key, value in gate.sampling.items() if key != "terms" or value is not None}
-    about: list[Any] = [rule, gate.kernel, gate.model, dict(gate.checkpoint), sampling]
+    about: list[Any] = [rule, gate.kernel, gate.model, dict(gate.checkpoint), _told(gate.sampling)]
     about += [gate.pages, gate.data.get("sha256"), gate.features_sha256, gate.measures_novelty]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=list).encode()).hexdigest()
 
 
+def _told(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings as a file holds them: nothing of answers unless they are exact, nor of terms without any."""
+    later = {"answers": "drawn", "terms": None}
+    return {key: value for key, value in sampling.items() if key not in later or value != later[key]}
+
+
 def _back(key: str, reads: Mapping[str, Any]) -> Any:
     value = reads.get(key)
+    if key == "answers":  # before there was a choice they were drawn
+        return "exact" if value == "exact" else "drawn"
     return tuple(value or ()) if key == "choices" else value
 
 
@@ -216,7 +223,7 @@ def _other_model(now: Mapping[str, str], then: Mapping[str, str]) -> str:
 
 def _is_idle(key: str, sampling: SamplingConfig, gate: GateFile) -> bool:
     """Say whether a setting has no effect on either side."""
-    if key in ("abstain", "max_answer_tokens", "choices"):
+    if key in ("abstain", "max_answer_tokens", "choices", "answers"):
         return sampling.question is None and gate.sampling["question"] is None
     return key == "view_noise" and sampling.views == 1 and gate.sampling["views"] == 1
 
@@ -258,7 +265,7 @@ def _text_of(gate: GateFile, about: Sequence[str]) -> str:
     for limit in by_answer:
         lines += ["", "[[gate.by_answer]]  # stricter where the answer is this"]
         lines += [f"answer = {_toml(limit.answer)}", f"limit = {_toml(_rule(limit))}"]
-    reads = {"model": gate.model, "revision": gate.revision, **gate.sampling, "pages": gate.pages}
+    reads = {"model": gate.model, "revision": gate.revision, **_told(gate.sampling), "pages": gate.pages}
     lines += ["", "[reads]  # what was calibrated; a scan that differs is refused", *_pairs(reads)]
     lines += ["", "[reads.checkpoint]  # identifies the weights", *_pairs(gate.checkpoint)]
     lines += ["", "[data]  # what it was calibrated on", *_pairs(gate.data)]

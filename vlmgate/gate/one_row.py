@@ -59,8 +59,10 @@ def _no_reading(row: Mapping[str, Any], scores: Record, gate: GateFile) -> Reaso
 
 def _is_tie(answers: Sequence[Caption] | None, scores: Record, gate: GateFile) -> bool:
     """Say whether two choices may have been named equally often, which is an answer for some gates alone."""
-    if scores.answer_probability is None or breaks_ties(gate.gate.limits, gate.gate.score):
-        return False  # a tie is broken by the probability
+    if None in (scores.answer_probability, scores.answer_share):  # of before ties were broken; or scored
+        return False
+    if breaks_ties(gate.gate.limits, gate.gate.score):
+        return False
     if answers is None:
         return scores.answer_share is None or scores.answer_share <= 0.5
     choices = tuple(gate.sampling["choices"] or ())

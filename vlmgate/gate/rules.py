@@ -126,6 +126,10 @@ class Gate:
         instead = "answer_share" if self.default and self.score == PROBABILITY else None
         return Limit(self.score, _safe_side(self.score), self.threshold, self.default, self.by_model, instead=instead)
 
+    def compares(self, column: str) -> bool:
+        """Say whether a decision may hang on a column."""
+        return column in (self.score, *(limit.column for limit in self.limits))
+
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Gate:
         """Return the gate that a result's provenance holds; see `told`."""

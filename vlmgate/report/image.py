@@ -15,6 +15,7 @@ from vlmgate.errors import plain
 from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import COLUMNS
 from vlmgate.report.terminal import print_line
+from vlmgate.scores.answer_probability import probabilities_of
 from vlmgate.scores.claims import claims_line, dispute, vocabulary_of
 from vlmgate.scores.diversity import FINDINGS
 from vlmgate.scores.words import content_words
@@ -45,7 +46,8 @@ def print_record(record: Record, provenance: Mapping[str, Any], console: Console
             print_line(console, f"They differ on: {differ}")
     if record.answers:
         console.print()
-        console.print(_table_of("answer", record.answers, record.answer_finishes))
+        scored = probabilities_of(record)
+        console.print(_scored(scored) if scored else _table_of("answer", record.answers, record.answer_finishes))
         answer = f"They come to: {record.answer}" if record.answer is not None else "They come to no answer."
         print_line(console, answer)
     console.print()
@@ -82,6 +84,16 @@ def _table_of(title: str, said: Sequence[str], finishes: Sequence[str] | None) -
     for (text, finish), times in counted.most_common():
         shown = Text(plain(text)) if text else Text("(empty)", style="dim")
         table.add_row(str(times), shown if finish == "stop" else shown + Text(f"  [{finish}]", style="dim"))
+    return table
+
+
+def _scored(answers: Sequence[tuple[str, float]], most: int = 8) -> Table:
+    """Return the likeliest of the answers that nobody drew, with their probabilities."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("probability", justify="right")
+    table.add_column("answer", overflow="fold")
+    for text, probability in answers[:most]:
+        table.add_row(f"{probability:.4f}", Text(plain(text)))
     return table
 
 

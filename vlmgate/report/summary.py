@@ -264,7 +264,10 @@ def _notes_on_files(
     ignored, gone = (provenance.get(name) or () for name in ("ignored_first", "gone_first"))
     captions = f"with captions cut off at {sampling['max_new_tokens']} tokens; --max-new-tokens lets them end."
     answers = f"with answers cut off at {sampling.get('max_answer_tokens')} tokens; --max-answer-tokens lets them end."
+    exact = sampling.get("answers") == "exact"
+    drawn = sum(exact and r.answer_share is not None for r in records)
     counts = (
+        (drawn, "image", "whose answers were drawn, for the usual ways to write a choice do not cover them."),
         (len(broken), "image", f"could not be read, first: {_first(broken)}"),
         (reasons[Reason.CUT_OFF], "image", captions),
         (reasons[Reason.ANSWER_CUT_OFF], "image", answers),

@@ -17,6 +17,7 @@ from vlmgate.gate.reasons import REASON_WORDS
 from vlmgate.gate.rules import ANSWER_COLUMNS, COLUMNS, HIGHER_IS_WORSE, Gate
 from vlmgate.report.summary import reason_of, routed_worst_first
 from vlmgate.scores import claims
+from vlmgate.scores.answer_probability import probabilities_of
 from vlmgate.scores.diversity import FINDINGS, readings
 from vlmgate.scores.findings import Vocabulary
 from vlmgate.scores.words import NEGATION, content_words, places
@@ -52,6 +53,11 @@ _STATEMENTS: dict[str, tuple[str, bool]] = {
     "noise": ("The noise in the picture is {v} grey levels", False),
     "clipped_dark": ("{v} of the picture is black", True),
     "clipped_bright": ("{v} of the picture is white", True),
+}
+_OF_SCORED = {  # of answers that nobody drew
+    "answer_entropy": "The model is divided between its answers (answer entropy {v})",
+    "abstain_rate": "The model is unsure with a probability of {v}",
+    "unparsable_rate": "The model answers something else with a probability of {v}",
 }
 _ANSWER_REASONS = (Reason.EMPTY_ANSWER, Reason.ANSWER_CUT_OFF, Reason.NO_ANSWER)
 
@@ -118,7 +124,7 @@ def facts_of(item: Item, gate: Gate, provenance: Mapping[str, Any]) -> dict[str,
         "claims": [[plain(words), times] for words, times in claimed],
         "captions": captions,
         "typical": typical,
-        "answers": _said(row.answers, row.answer_finishes, None, None)[1],
+        "answers": _scored(row) or _said(row.answers, row.answer_finishes, None, None)[1],
         "answer": None if row.answer is None else shown(row.answer),
         "scale": _scale(row, gate),
         "about": _about(row),
@@ -191,6 +197,11 @@ def _said(
     ]
 
 
+def _scored(row: Record, least: float = 0.001) -> list[dict[str, Any]]:
+    """Return the answers that nobody drew, the likeliest first; none of drawn ones. share: probability, in [0, 1]."""
+    return [{"share": round(p, 4), "text": [shown(text)]} for text, p in probabilities_of(row) if p >= least]
+
+
 def _scale(row: Record, gate: Gate) -> list[Any] | None:
     """Return [column, value, limit or None, side that is accepted] of the column that decided, or the gate's score."""
     column = row.decided_by or gate.score
@@ -236,6 +247,8 @@ def sentence(record: Record, score: str, *, audit: bool = False, vocabulary: Voc
 
 def _of_reason(record: Record, reason: Reason, column: str) -> str:
     if words := REASON_WORDS[reason].page:
+        if reason is Reason.NO_ANSWER and probabilities_of(record):
+            return "No choice is clearly more probable than every other."
         number = len((record.answers if reason in _ANSWER_REASONS else record.captions) or ())
         error = f": {plain(record.error)}" if record.error else ""
         return words.format(k=number) + error + "."
@@ -244,6 +257,8 @@ def _of_reason(record: Record, reason: Reason, column: str) -> str:
         return f"There is no {column} for this image, and a limit asks for it."
     limit = record.threshold
     statement, share = _STATEMENTS[column]
+    if probabilities_of(record):
+        statement = _OF_SCORED.get(column, statement)
     told, limited = apart(value, limit, share=share)
     number = len((record.answers if column in ANSWER_COLUMNS else record.captions) or ())
     statement = statement.format(k=number, v=told, c=round(value * number) if share else None)

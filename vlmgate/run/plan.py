@@ -14,7 +14,7 @@ from typing import Any
 from vlmgate.captioner.location import model_fingerprint, picture_side
 from vlmgate.config import DEFAULT_PROMPT, FORMER, ModelConfig, SamplingConfig, ScanConfig, fingerprint
 from vlmgate.data import MODEL_KEYS, ModelInfo
-from vlmgate.errors import ModelError, NoImagesError, OutputError, VlmgateError, count, plain
+from vlmgate.errors import ModelError, NoImagesError, OutputError, UsageError, VlmgateError, count, plain
 from vlmgate.gate.early_stop import Foresight, check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
@@ -104,6 +104,7 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
     if config.sampling.choices:
         check_choices(config.sampling.choices)
     gate = gate_of(config)
+    config = with_answers(config, gate, outputs.journal)
     if config.sampling.first_samples is not None:
         check_gate(gate.gate, config.kernel)
     outputs.check()
@@ -160,6 +161,36 @@ def _as_begun(config: ScanConfig, begun: Mapping[str, Any], progress: Progress) 
     for key, value in kept.items():
         progress.message(f"the journal began with --{key.replace('_', '-')} {value}; this run goes on with that.")
     return replace(config, sampling=replace(sampling, **kept)) if kept else config
+
+
+def with_answers(config: ScanConfig, gate: RunGate, journal: Path) -> ScanConfig:
+    """Return the config with its answers exact or drawn; raises `UsageError` where the gate asks for the other.
+
+    Where that is open: as the gate file was calibrated, or as the journal holds them already; else exact, but for model
+    servers, and for gates that compare `answer_share`, which drawn answers have alone.
+    """
+    sampling, asked = config.sampling, config.sampling.question is not None
+    exact = asked and sampling.answers == "exact"
+    if sampling.answers == "auto" and asked and config.model.endpoint is None:
+        calibrated = None if gate.file is None else gate.file.sampling["answers"]
+        exact = (calibrated or _answers_in(journal, restart=config.restart) or "exact") == "exact"
+        exact = exact and not gate.gate.compares("answer_share")
+    if exact and config.model.endpoint is not None:
+        raise UsageError("--answers exact scores choices with a model that runs here; leave it out beside --endpoint.")
+    if exact and gate.file is None and gate.gate.compares("answer_share"):
+        raise UsageError(
+            "answer_share is of drawn answers, and --answers exact draws none; limit answer_probability in its place, "
+            "or leave --answers out."
+        )
+    return replace(config, sampling=replace(sampling, answers="exact" if exact else "drawn"))
+
+
+def _answers_in(journal: Path, *, restart: bool) -> str | None:
+    """Return how the answers of a journal were come by; None where there are none yet."""
+    told = {} if restart else begun_with(journal)
+    if not told or len(journal.read_bytes().splitlines()[:2]) < 2:
+        return None
+    return "exact" if told.get("answers") == "exact" else "drawn"
 
 
 def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collection[str] | None) -> Walk:

@@ -24,6 +24,7 @@ from vlmgate.run.batches import Batch, BatchMaker, ModelWanted
 from vlmgate.run.control import Progress, Signals
 from vlmgate.run.plan import Plan
 from vlmgate.run.writer import Clock, Recorder
+from vlmgate.scores.answer_probability import is_scored
 from vlmgate.scores.novelty import pack
 from vlmgate.scores.reference import features_of
 
@@ -195,10 +196,15 @@ def _sampled(
 
 
 def _is_complete(sampled: Sampled, sampling: SamplingConfig) -> bool:
-    """Say whether there are K captions, or as many as were enough, and K answers just where a question was asked."""
+    """Say whether there are K captions, or as many as were enough, and answers just where a question was asked.
+
+    Drawn answers are as many as captions.
+    """
     most = sampling.num_samples
     samples = len(sampled.captions)
     answers = None if sampled.answers is None else len(sampled.answers)
+    if is_scored(sampled.answers):  # as many as there are ways to answer
+        answers = samples
     views = samples if sampled.views is None else len(sampled.views)
     asked = samples if sampling.question else None
     return (sampling.first_samples or most) <= samples <= most and views == samples and answers == asked

@@ -91,6 +91,10 @@ def check_columns(records: Sequence[Record], gate: Gate) -> None:
             continue
         lacking = (
             (column in ANSWER_COLUMNS and not answers)
+            or (
+                column == "answer_share"
+                and not any(r.answers and "scored" not in (r.answer_finishes or ()) for r in records)
+            )
             or (column == PROBABILITY and not any(map(is_known, records)))
             or (column == "view_contrast" and not views)
             or (column == "doubt" and all(record.novelty is None for record in records))

@@ -1,7 +1,7 @@
 """Turn the K readings of one image into scores; start with `score.Scorer`.
 
     diversity   how much captions differ, under a kernel that compares two of them (words; encoders: a model's)
-    answers     what an answer says, and the shares of K answers
+    answers     what an answer says, and the shares of K answers; answer_probability: how probable it is
     refusals    captions and answers that are no reading
     novelty     how far an image lies from a reference; reference: where that comes from
 

@@ -1,15 +1,18 @@
-"""How probable the answer given is, from the log-probabilities of the answers that were drawn.
+"""How probable the answer given is, from the log-probabilities of the answers that were drawn, or scored.
 
-Call `probabilities` for every choice, `likelier` where several were named equally often. Shares of K answers have K + 1
-values, and most images have the highest one; probabilities order those, too.
+Of drawn answers call `probabilities` for every choice, `likelier` where several were named equally often. Shares of K
+answers have K + 1 values, and most images have the highest one; probabilities order those, too. Of answers that nobody
+drew, but that an engine has scored (`is_scored`), `exact` makes all figures.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from vlmgate.data import Caption, Record
+from vlmgate.data import ENDED, Caption, Record
+from vlmgate.scores.answers import Parsed
 
 
 def probabilities(
@@ -43,6 +46,40 @@ def probabilities(
     return {choice: min(1.0, probability) for choice, probability in found.items()}
 
 
+def is_scored(answers: Sequence[Caption] | None) -> bool:
+    """Say whether these are no draws, but all that may be answered, each text once with its probability."""
+    return bool(answers) and all(answer.finish == "scored" for answer in answers or ())
+
+
+def exact(answers: Sequence[Caption], parsed: Sequence[Parsed]) -> dict[str, Any]:
+    """Return the figures of scored answers; there is no share, and whatever no answer holds cannot be parsed.
+
+    The answer is the choice that is more probable than every other, by more than what cannot be parsed, which may name
+    any; None where none is. As of drawn answers, abstaining may be more probable. `answer_probability` is its own,
+    `abstain_rate` that of abstaining, `unparsable_rate` that of all other texts, each in [0, 1]. `answer_entropy` is
+    over the choices, abstaining, and all other texts as one, nats, [0, ln(choices + 2)].
+    """
+    mass: dict[str | None, float] = {}  # by choice; None = abstains
+    for answer, says in zip(answers, parsed, strict=True):
+        if says.choice is not None or says.abstains:
+            mass[says.choice] = mass.get(says.choice, 0.0) + (_probability(answer) or 0.0)
+    whole = max(1.0, math.fsum(mass.values()))  # rounding may bring it above 1
+    mass = {choice: probability / whole for choice, probability in mass.items()}
+    outside = max(0.0, 1 - math.fsum(mass.values()))
+    ranked = sorted(((p, choice) for choice, p in mass.items() if choice is not None), reverse=True)
+    (probability, given), (second, _) = (*ranked, (0.0, None), (0.0, None))[:2]
+    if probability <= second + outside:
+        given = None
+    figures: dict[str, float | None] = {
+        "answer_share": None,
+        "answer_probability": None if given is None else probability,
+        "answer_entropy": abs(math.fsum(p * math.log(1 / p) for p in (*mass.values(), outside) if p > 0)),
+        "abstain_rate": mass.get(None, 0.0),
+        "unparsable_rate": outside,
+    }
+    return {"answer": given} | {name: None if value is None else round(value, 6) for name, value in figures.items()}
+
+
 def unseen(answers: Iterable[Caption]) -> float:
     """Return the probability of all texts that are not among these answers, [0, 1]; 1 where it is unknown."""
     texts: dict[str, float] = {}
@@ -66,8 +103,17 @@ def is_known(record: Record) -> bool:
     return record.answer_probability is not None or any(n and logprob is not None for n, logprob in told)
 
 
+def probabilities_of(record: Record) -> list[tuple[str, float]]:
+    """Return the texts of a row's scored answers with their probabilities, the likeliest first; none of drawn ones."""
+    if not record.answers or {*(record.answer_finishes or ())} != {"scored"}:
+        return []
+    told = zip(record.answers, record.answer_logprobs or (), record.answer_tokens or (), strict=True)
+    found = [(text, _probability(Caption(text, "scored", mean, tokens or 0)) or 0.0) for text, mean, tokens in told]
+    return sorted(found, key=lambda one: -one[1])
+
+
 def _probability(answer: Caption) -> float | None:
     """Return the probability of one answer's text; None where it is unknown, or where the text did not end."""
-    if answer.mean_logprob is None or answer.num_tokens < 1 or answer.finish != "stop":
+    if answer.mean_logprob is None or answer.num_tokens < 1 or answer.finish not in ENDED:
         return None
     return min(1.0, math.exp(answer.num_tokens * answer.mean_logprob))

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vlmgate.data import Caption, Reason
+from vlmgate.data import ENDED, Caption, Reason
 from vlmgate.errors import ConfigError
 from vlmgate.scores.answer_forms import ANSWER, spoken
 from vlmgate.scores.answer_sentences import (
@@ -147,7 +147,7 @@ def degenerate_answers(answers: Sequence[Caption], choices: Sequence[str] = ()) 
     if any(is_empty(answer.text) for answer in answers):
         return Reason.EMPTY_ANSWER
     whole = all(
-        answer.finish == "stop" or (answer.finish == "length" and parse_cut_off(answer.text, choices) is not None)
+        answer.finish in ENDED or (answer.finish == "length" and parse_cut_off(answer.text, choices) is not None)
         for answer in answers
     )
     return None if whole else Reason.ANSWER_CUT_OFF

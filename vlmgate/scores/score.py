@@ -7,9 +7,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from vlmgate.data import Caption, Reading, Reason, Sampled, Scores
-from vlmgate.scores.answer_probability import likelier, probabilities
+from vlmgate.data import ENDED, Caption, Reading, Reason, Sampled, Scores
+from vlmgate.scores.answer_probability import exact, is_scored, likelier, probabilities
 from vlmgate.scores.answers import Parsed, Tally, degenerate_answers, parse, parse_cut_off, tally
 from vlmgate.scores.diversity import FindingsKernel, Kernel, claim_kernel, contradiction, score_captions
 from vlmgate.scores.findings import Claims, load_vocabulary
@@ -68,6 +69,10 @@ class Scorer:
         if said.answers is None:
             return scores, reason
         parsed = [self._parsed(answer) for answer in said.answers]
+        if is_scored(said.answers):
+            figures: dict[str, Any] = exact(said.answers, parsed)
+            figures |= self._disputed(said, scores, figures["answer"])
+            return replace(scores, **figures), reason or (None if figures["answer"] else Reason.NO_ANSWER)
         counted, found = tally(parsed), probabilities(said.answers, [one.choice for one in parsed], said.views)
         unread = degenerate_answers(said.answers, self.choices)
         reason = reason or unread or (Reason.NO_ANSWER if counted.answer is None else None)
@@ -76,10 +81,15 @@ class Scorer:
         figures = {name: round(getattr(counted, name), 6) for name in rates}
         if answer in found:
             figures["answer_probability"] = round(found[answer], 6)
-        if answer is not None and scores.contradiction is not None:
-            disputed = contradiction(self.claims(said.captions), self.vocabulary.claims_of_answer(answer))
-            figures["contradiction"] = round(disputed, 6)
+        figures |= self._disputed(said, scores, answer)
         return replace(scores, answer=answer, **figures), reason
+
+    def _disputed(self, said: Samples, scores: Scores, answer: str | None) -> dict[str, float]:
+        """Return the column `contradiction` with the captions that dispute the answer."""
+        if answer is None or scores.contradiction is None:
+            return {}
+        disputed = contradiction(self.claims(said.captions), self.vocabulary.claims_of_answer(answer))
+        return {"contradiction": round(disputed, 6)}
 
     def claims(self, captions: Sequence[Caption]) -> list[Claims]:
         """Return what each caption claims of the part's condition."""
@@ -88,6 +98,13 @@ class Scorer:
     def tally(self, answers: Sequence[Caption]) -> Tally:
         """Return what some answers come to."""
         return tally([self._parsed(answer) for answer in answers])
+
+    def answer(self, answers: Sequence[Caption]) -> str | None:
+        """Return the choice that some answers come to; None for a tie, and where none is named."""
+        if is_scored(answers):
+            found: str | None = exact(answers, [self._parsed(answer) for answer in answers])["answer"]
+            return found
+        return self.tally(answers).answer
 
     def probabilities(self, said: Samples) -> dict[str, float]:
         """Return how probable each choice is by the answers drawn, as far as that is known."""
@@ -103,7 +120,7 @@ class Scorer:
         """Return what an answer says; one that overflowed, or was cut off before it named a choice, says nothing."""
         if answer.finish == "length":
             return Parsed(parse_cut_off(answer.text, self.choices))
-        return parse(answer.text, self.choices) if answer.finish == "stop" else Parsed(None)
+        return parse(answer.text, self.choices) if answer.finish in ENDED else Parsed(None)
 
 
 def _most_named(answers: Sequence[Parsed]) -> list[str]:

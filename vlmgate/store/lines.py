@@ -30,6 +30,7 @@ from vlmgate.data import (
     Unreadable,
     key_of,
 )
+from vlmgate.scores.answer_probability import is_scored
 
 _MOST_PAGES = 2**31
 _WHOLE = ""  # the region that is the whole image; there is no other yet
@@ -122,7 +123,8 @@ class LineForm:
             views=tuple(line["views"]) if "views" in line else None,
             quality=Quality(**line["quality"]) if "quality" in line else None,
         )
-        sizes = {len(held) for held in (reading.captions, reading.answers, reading.views) if held is not None}
+        drawn = None if is_scored(reading.answers) else reading.answers
+        sizes = {len(held) for held in (reading.captions, drawn, reading.views) if held is not None}
         if len(sizes) != 1 or (self.counts and not sizes <= {*self.counts}):
             raise ValueError(f"{sizes} samples")
         return _checked(reading), line["seconds"]

@@ -15,7 +15,15 @@ from vlmgate.calibration.compare.compare import Comparison, Contestant, compare
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import data_uri, write_html
 from vlmgate.calibration.readings import Labelled, join
-from vlmgate.calibration.run import MEMORY, Stopped, completed, labelled_folder, read_labelled, seconds_of
+from vlmgate.calibration.run import (
+    MEMORY,
+    Stopped,
+    answering,
+    completed,
+    labelled_folder,
+    read_labelled,
+    seconds_of,
+)
 from vlmgate.captioner import load_captioner
 from vlmgate.config import BUILTIN, CompareConfig, ScanConfig
 from vlmgate.errors import LabelError, OutputError, UsageError
@@ -66,6 +74,7 @@ def run_comparison(
         )
     read = []
     if folder is not None:
+        reading = answering(reading, (config.score or "",))
         wanted = completed(reading, labels, folder, config.mapped(), question)
         for model in config.models:
             out = _readings_of(config.out, model)

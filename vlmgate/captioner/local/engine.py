@@ -19,6 +19,7 @@ from vlmgate.captioner.local.checkpoint import describe, load_checkpoint, out_of
 from vlmgate.captioner.local.features import Features
 from vlmgate.captioner.local.fork import ForkDecoder, Pick
 from vlmgate.captioner.local.runner import Runner, length_varies
+from vlmgate.captioner.local.scored import Scoring
 from vlmgate.captioner.local.shared_prefill import Continuation, Prefill
 from vlmgate.captioner.protocol import Enough
 from vlmgate.captioner.streams import Stream, views_of
@@ -51,6 +52,7 @@ class TransformersCaptioner:
         runner.packs = trials.can_pack(runner)
         self.info = describe(model.model, checkpoint, "packed" if runner.packs else "fork")
         self._tails = trials.shared_tails(runner)
+        self._scoring = Scoring.of(runner)
         runner.times = Times()  # less what the trials took
         self.at_once = trials.fitting(runner, self.info.route, sampling.at_once)  # images; halved if memory runs out
 
@@ -101,6 +103,7 @@ class TransformersCaptioner:
         other = copy.copy(self)
         other._runner = copy.copy(self._runner)
         other._runner.sampling = replace(self._runner.sampling, num_samples=num_samples)
+        other._scoring = Scoring.of(other._runner)
         return other
 
     def look(self, pictures: Sequence[Picture]) -> list[Features | None]:
@@ -139,19 +142,34 @@ class TransformersCaptioner:
         """Return K captions, and K answers where there is a question, of each picture in a batch."""
         runner, sampling = self._runner, self._runner.sampling
         ready = prepared or self._prepared(batch)
-        pick, answering = runner.sampler(batch, "captions"), None
-        if runner.ask is not None:
+        pick = runner.sampler(batch, "captions")
+        answering: ForkDecoder | None = None
+        if self._scoring is not None:
+            answering = _prefill(runner)
+        elif runner.ask is not None:
             answering = runner.decoder(runner.sampler(batch, "answers"), sampling.max_answer_tokens)
         captioning = self._decode(ready.images, pick, answers=answering, inputs=ready.inputs)
-        if runner.ask is not None and answering is not None and not answering.tokens:
+        if runner.ask is not None and answering is not None and captioning.then is None:
             # They could not go on from the captions' prefill.
             runner.generate(ready.question or runner.inputs(runner.ask, ready.images), answering)
         captions = runner.captions(captioning, len(batch))
-        answers = [None] * len(batch) if answering is None else runner.captions(answering, len(batch))
+        answers: Sequence[tuple[Caption, ...] | None] = [None] * len(batch)
+        if isinstance(answering, Prefill):
+            answers = self._scored_or_drawn(answering, batch)
+        elif answering is not None:
+            answers = runner.captions(answering, len(batch))
         features = runner.tap.take(len(ready.images))[:: sampling.views]
         samples = range(sampling.num_samples)
         views = tuple(k * sampling.views // sampling.num_samples for k in samples) if sampling.views > 1 else None
         return [Sampled(*one, views) for one in zip(captions, answers, features, strict=True)]
+
+    def _scored_or_drawn(self, prefill: Prefill, batch: Sequence[Picture]) -> list[tuple[Caption, ...]]:
+        """Return the scored answers of each picture, or K drawn ones where their forms hold too little."""
+        assert self._scoring is not None
+        scored = self._scoring.score(prefill)
+        left = [i for i, answers in enumerate(scored) if answers is None]
+        drawn = self._draw(prefill, batch, left, "answers", slice(0, self._runner.sampling.num_samples))
+        return [drawn[i] if answers is None else answers for i, answers in enumerate(scored)]
 
     def _decode(
         self, images: Sequence[Image.Image], pick: Pick, answers: ForkDecoder | None = None, inputs: Any = None
@@ -180,17 +198,20 @@ class TransformersCaptioner:
             return None
         features = runner.tap.take(len(batch))
         texts: dict[Stream, list[list[Caption]]] = {use: [[] for _ in batch] for use in prefills}
+        scored: list[tuple[Caption, ...] | None] = [None] * len(batch)
+        if self._scoring is not None:
+            scored = self._scoring.score(prefills["answers"])
 
         def sampled(image: int) -> Sampled:
-            answers = tuple(texts["answers"][image]) if "answers" in texts else None
-            return Sampled(tuple(texts["captions"][image]), answers, features[image])
+            drawn = tuple(texts["answers"][image]) if "answers" in texts else None
+            return Sampled(tuple(texts["captions"][image]), scored[image] or drawn, features[image])
 
         left, drawn = list(range(len(batch))), 0
         for look in looks:
             for use, prefill in prefills.items():
-                going = left if prefill.can_drop(runner.checkpoint.model) else list(range(len(batch)))
-                more = self._draw(prefill, batch, going, use, slice(drawn, look))
-                for image in left:
+                wanted = [image for image in left if use == "captions" or scored[image] is None]
+                more = self._draw(prefill, batch, wanted, use, slice(drawn, look))
+                for image in wanted:
                     texts[use][image] += more[image]
             drawn = look
             left = [image for image in left if not enough(batch[image], sampled(image))]
@@ -203,8 +224,7 @@ class TransformersCaptioner:
         runner, tails = self._runner, self._tails
         if tails is not None and not tails.fit(inputs["input_ids"]):
             return None
-        captions, answers = (runner.decoder(_draws_nothing, 1, Prefill, branches=1) for _ in range(2))
-        assert isinstance(captions, Prefill) and isinstance(answers, Prefill)
+        captions, answers = _prefill(runner), _prefill(runner)
         if tails is not None:
             captions.then = Continuation(tails, answers)
         runner.generate(inputs, captions, watch=True)
@@ -213,15 +233,28 @@ class TransformersCaptioner:
     def _draw(
         self, prefill: Prefill, batch: Sequence[Picture], images: Sequence[int], use: Stream, part: slice
     ) -> dict[int, tuple[Caption, ...]]:
-        """Return a part of the samples of some images of a batch."""
-        runner, count = self._runner, part.stop - part.start
+        """Return a part of the samples of some images of a batch, of all where some cannot go on without the others."""
+        runner, count, views = self._runner, part.stop - part.start, self._runner.sampling.views
+        if not images:
+            return {}
+        if not prefill.can_drop(runner.checkpoint.model):
+            images = range(len(batch))
+        rows = [image * views + view for image in images for view in range(views)]  # of the prefill
         # Recorded steps copy the prefill; outside of a recording a GPU forks faster than it packs.
         kind = ForkDecoder if runner.checkpoint.device.type == "cuda" else None
         most = runner.sampling.max_answer_tokens if use == "answers" else runner.sampling.max_new_tokens
-        decoder = runner.decoder(runner.sampler([batch[i] for i in images], use, part), most, kind, branches=count)
-        prefill.draw(runner.checkpoint.model, images, decoder)
+        pick = runner.sampler([batch[i] for i in images], use, part)
+        decoder = runner.decoder(pick, most, kind, branches=count // views)
+        prefill.draw(runner.checkpoint.model, rows, decoder)
         runner.spend(0.0, decoder.seconds)
         return dict(zip(images, runner.captions(decoder, len(images), count), strict=True))
+
+
+def _prefill(runner: Runner) -> Prefill:
+    """Return a decoder that keeps what the prefill of a batch leaves."""
+    decoder = runner.decoder(_draws_nothing, 1, Prefill, branches=1)
+    assert isinstance(decoder, Prefill)
+    return decoder
 
 
 def _draws_nothing(*_: Any) -> Any:

@@ -85,7 +85,8 @@ function answerOf(one) {
   const row = element("li");
   const words = element("span", "words", one.text.join("") || "(empty)");
   words.dir = "auto";
-  row.append(words, element("span", "times", `${one.times}×`));
+  const often = one.share === undefined ? `${one.times}×` : `${(100 * one.share).toFixed(1)}%`;
+  row.append(words, element("span", "times", often));
   return row;
 }
 
