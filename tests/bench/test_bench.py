@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench import _common, _peers, engine, export, scores, views
+from tests.bench import _common, _peers, engine, export, limits, scores, views
 from tests.bench._anomalies import KINDS
 from tests.bench._common import Area, Drawing, Read, Source, area, resampled
 from tests.bench.builtin import auroc
 from vlmgate.data import Caption, Quality, Sampled
 from vlmgate.factory.world import DEGRADATIONS, Defect, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE
-from vlmgate.scores.diversity import WordKernel
+from vlmgate.scores.diversity import WordKernel, load_kernel
 from vlmgate.scores.novelty import pack
 from vlmgate.store.result import read_result
 
@@ -150,7 +150,9 @@ def test_the_tasks_are_the_mixed_set_and_anomalies_against_clean(reads: list[Rea
 def test_scores_that_a_kernel_does_not_change_are_told_apart(reads: list[Read], source: Source) -> None:
     class Alike(WordKernel):
         def __call__(self, texts: object) -> np.ndarray:
-            return np.ones((4, 4)) * 0.6 + np.eye(4) * 0.4
+            kernel = np.ones((4, 4)) * 0.3 + np.eye(4) * 0.7
+            kernel[3, :3] = kernel[:3, 3] = 0.6  # the last is the typical one
+            return kernel
 
     viewed = [made_up(i, read.group, views=(0, 0, 1, 1)) for i, read in enumerate(reads)]
     by_words, alike = (_common.scores_of(viewed, source.sampling, kernel) for kernel in (WordKernel(), Alike()))
@@ -164,7 +166,7 @@ def test_scores_that_a_kernel_does_not_change_are_told_apart(reads: list[Read], 
 def rows_of(reads: list[Read], source: Source) -> tuple[list[scores.Row], list[_common.Task]]:
     over = _common.tasks(reads, 1, 50)
     peer = {"a peer": np.arange(len(reads), dtype=float)}
-    kernels = {"words": WordKernel(), "again": WordKernel()}
+    kernels = {"findings": load_kernel("findings"), "words": WordKernel()}
     return scores.compared(reads, source.sampling, over, kernels, peer, 1), over
 
 
@@ -173,7 +175,9 @@ def test_every_score_stands_in_the_tables_once_for_each_kernel(reads: list[Read]
     ours = [(row.name, row.kernel) for row in rows if row.kind == "ours"]
     of_kernel = [name for name in _common.OF_KERNEL if name != "view_contrast"]
     others = [n for n in HIGHER_IS_WORSE if n not in (*_common.OF_KERNEL, *_common.OF_QUALITY)]
-    assert sorted(ours) == sorted([*itertools.product(of_kernel, ("words", "again")), *((name, "") for name in others)])
+    assert sorted(ours) == sorted(
+        [*itertools.product(of_kernel, ("findings", "words")), *((name, "") for name in others)]
+    )
     text = "\n".join(sheet.markdown() for sheet in scores.sheets(rows, over, "a caption"))
     for row in rows:
         assert f"| {'peer: ' * (row.kind == 'peer')}{row.name} | {row.kernel or '-'} |" in text
@@ -181,6 +185,29 @@ def test_every_score_stands_in_the_tables_once_for_each_kernel(reads: list[Read]
         assert any(row.name.startswith(name) for row in rows if row.kind == "simple")
     assert not any("clipped_bright" in row.name for row in rows)  # no image has a value
     json.dumps(scores.figures(rows, over), allow_nan=False)
+
+
+def test_each_score_stands_against_that_of_before(reads: list[Read], source: Source) -> None:
+    rows, _ = rows_of(reads, source)
+    pairs = {new.label: old.label for new, old in scores.successors(rows)}
+    assert pairs["cocoa, findings"] == "cocoa, words" and pairs["vendi_score, findings"] == "vendi_score, words"
+    assert {pairs[name] for name in ("support, findings", "verdict_share", "contradiction")} == {"vendi_score, words"}
+    assert not any(row.kind != "ours" for pair in scores.successors(rows) for row in pair)
+
+
+def test_limits_are_counted_by_what_they_accept_and_by_what_of_that_is_wrong() -> None:
+    dent, crack = captions(*["A brass washer with a dent."] * 4), captions(*[SURE] * 4)
+    both, none = captions(*[SURE] * 3, OTHERS[1]), captions(*[SURE] * 3, OTHERS[0])
+    reads = [Read("clean", Sampled(said), TRUTH, 0.5) for said in (dent, crack, both, none)]
+    reads += [Read(KINDS[0], Sampled(crack), None, far) for far in (0.5, 1.5)]
+    told = [
+        limits.accepted(reads, "findings", vendi, disputed) for vendi, disputed in ((1.25, 0.0), (2, 0.0), (2, 0.5))
+    ]
+    assert [(one.parts, one.accepted, one.wrong, one.strange) for one in told] == [
+        (4, 2, 1, 1),
+        (4, 3, 1, 1),
+        (4, 4, 1, 1),
+    ]
 
 
 def test_ours_loses_only_outside_the_interval(reads: list[Read], source: Source) -> None:

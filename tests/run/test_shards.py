@@ -113,7 +113,7 @@ GATES: dict[str, dict[str, object]] = {
     "default": {},
     "share": {"review_budget": "30%"},
     "count": {"review_budget": "9", "limits": ("noise <= 60",)},
-    "threshold": {"threshold": 2.0, "limits": ("mean_logprob >= -3",)},
+    "threshold": {"score": "vendi_score", "threshold": 2.0, "limits": ("mean_logprob >= -3",)},
     "other score": {"score": "cocoa", "review_budget": "12"},
 }
 

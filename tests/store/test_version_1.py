@@ -10,6 +10,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -43,7 +44,8 @@ def old(tmp_path: Path) -> ScanConfig:
     told = json.loads(header)  # all else is as today, or the scan below is refused
     told["fingerprint"] |= {"folder": str(folder), "checkpoint.content": model_fingerprint(config.model)["content"]}
     (tmp_path / "r.journal.jsonl").write_bytes(json.dumps(told).encode() + b"\n" + b"".join(lines))
-    return replace(config, sampling=asked)
+    as_then: dict[str, Any] = {"kernel": "words", "score": "vendi_score", "threshold": 1.25}
+    return replace(config, sampling=asked, limits=("answer_share >= 0.75",), **as_then)
 
 
 def fingerprint_of(path: Path) -> dict[str, object]:
@@ -52,8 +54,8 @@ def fingerprint_of(path: Path) -> dict[str, object]:
 
 
 def compared(records: list[Record]) -> list[Record]:
-    nothing = {"caption_tokens": None, "answer_tokens": None, "answer_probability": None}
-    return [replace(record, **nothing) for record in records]
+    new = ("caption_tokens", "answer_tokens", "answer_probability", "support", "verdict_share", "contradiction")
+    return [replace(record, **dict.fromkeys(new)) for record in records]
 
 
 def test_a_journal_of_version_1_goes_on_without_reading_again(old: ScanConfig) -> None:

@@ -44,7 +44,8 @@ def test_the_answer_most_samples_give_is_accepted_where_the_captions_agree(tmp_p
     assert row.answers == ("OK.", "ok", "The part is ok.", "unsure")
     assert (row.answer_share, row.abstain_rate, row.unparsable_rate) == (0.75, 0.25, 0.0)
     assert row.answer_entropy == pytest.approx(0.562335)
-    assert row.answer_finishes == ("stop",) * 4 and row.answer_logprobs == (-0.25,) * 4
+    assert row.answer_finishes == ("stop",) * 4 and row.answer_probability == 0.75, "three texts, each of a quarter"
+    assert row.answer_logprobs == pytest.approx([math.log(0.25) / tokens for tokens in (2, 2, 5, 2)])
 
 
 def test_a_bad_answer_in_agreement_is_accepted_too(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ MOST = 4096  # pixels; a processor that wants more, or says so by mistake, wants
 
 # Measured by `tests.bench.builtin`, by kernel, on images that training never saw; vlmgate/factory/README.md says what
 # they let through. At 2, two captions of eight may find something else, as long as none denies what another asserts;
-# 1.25 would accept half as many, with no fewer of them wrong.
+# 1.25 would accept half as many, and no smaller share of those is wrong.
 OWN_LIMITS: Mapping[str, tuple[str, ...]] = {
     "findings": ("vendi_score <= 2", "novelty <= 1"),
     "words": ("vendi_score <= 2", "novelty <= 1"),
