@@ -406,7 +406,9 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: Mappin
         given = {name: value for name, value in given.items() if name not in SERVERS}
     if given.get("choices"):
         given.setdefault("question", DEFAULT_QUESTION)
-    given = _with_prompt(given)
+    if "prompt" not in given and (given.get("choices") or given.get("terms")):
+        made = build(ScanConfig, given, folder=Path(), out=Path())
+        given["prompt"] = caption_prompt(made.model, made.sampling.choices, made.sampling.terms)
     for option in ("shard", "ray"):
         if option in given and not isinstance(source, Path):
             raise UsageError(f"--{option} takes a folder; split the list instead, or leave it out.")
@@ -421,14 +423,6 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: Mappin
         out=out or default_output(source, Shard.parse(given["shard"]).suffix if "shard" in given else ""),
         files=None if isinstance(source, Path) else tuple(source),
     )
-
-
-def _with_prompt(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with the caption prompt that goes with the choices and terms, where none was given."""
-    if "prompt" in given or not (given.get("choices") or given.get("terms")):
-        return dict(given)
-    made = build(ScanConfig, given, folder=Path(), out=Path())
-    return dict(given) | {"prompt": caption_prompt(made.model, made.sampling.choices, made.sampling.terms)}
 
 
 def check_there(source: Path, other: str) -> None:

@@ -88,9 +88,12 @@ _CONVERSE = {
 _SENTENCE = re.compile(r"(?:[^.;!?\n。！？；]|(?<=\d)\.(?=\d))+")
 
 
+_MEASURE = re.compile(r"[=<>≤≥±+-]+\d|[a-z]+:[^:\s]*>")  # a size, or what is more than what
+
+
 def is_measure(claim: str) -> bool:
     """Say whether a claim is a size or a comparison, and no finding."""
-    return claim[:1] in "=<>≤≥±+-" or ":" in claim
+    return _MEASURE.match(claim) is not None
 
 
 def kind_of(claim: str) -> str:
@@ -270,6 +273,8 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
                 pair = _pair(near, marker, after=not follows)
                 if pair is None and (follows or later is not None):
                     pair = _nouns(marks, offset + found.start(), offset + found.end(), offset + marker.start())
+            if marker is None and any(0 <= begin - found.end() <= 1 for _, begin, _ in near):
+                continue  # "at the lower right"
             named = not language.measures.get("than_needed", False)  # "ein kleiner Kratzer" compares nothing
             if pair is None and near and named and (marker is None or not follows):
                 pair = near[0][0], ""
