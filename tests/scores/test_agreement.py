@@ -1,0 +1,150 @@
+"""What the default split makes of readings as real models word them: agreement is accepted, contradiction never."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from vlmgate.data import Caption, Decision, Reason, Route, Sampled
+from vlmgate.gate.rules import Candidate, decide, make_gate
+from vlmgate.scores.score import Scorer
+
+K = 8
+SCORER = Scorer("")
+LONG = (
+    "The image shows a round machined metal gear wheel with a dark black oxide finish, photographed from above on a "
+    "plain light grey background under even diffuse lighting. The gear has twenty four evenly spaced teeth, a central "
+    "bore with keyway, four lightening holes, and a stamped serial number near the hub. The edges are clean, the "
+    "surface texture is fine and uniform, "
+)
+# Two texts of one image that cannot both be true.
+CONTRADICTIONS = [
+    (
+        f"{LONG}and no scratches or other defects are visible.",
+        f"{LONG}and a long deep crack runs from the bore to the rim.",
+    ),
+    (
+        "图像显示一个黑色氧化处理的金属齿轮，放置在浅灰色背景上，表面光滑均匀，齿形完整，未发现明显裂纹或缺陷。",
+        "图像显示一个黑色氧化处理的金属齿轮，放置在浅灰色背景上，表面光滑均匀，齿形完整，发现明显裂纹或缺陷。",
+    ),
+    (
+        "この画像は黒色の金属製歯車を示しており、表面は均一で、エッジは滑らかですが、右下に傷が見られます。",
+        "この画像は黒色の金属製歯車を示しており、表面は均一で、エッジは滑らかですが、右下に傷は見られません。",
+    ),
+    ("Ein Kratzer ist sichtbar auf dem schwarzen Zahnrad.", "Kein Kratzer ist sichtbar auf dem schwarzen Zahnrad."),
+    ("La pièce présente une fissure.", "La pièce ne présente aucune fissure."),
+    ("Se observa una grieta en el borde.", "No se observa ninguna grieta en el borde."),
+    ("Sul bordo è presente un graffio.", "Sul bordo non è presente alcun graffio."),
+    ("Na krawędzi widać rysę.", "Na krawędzi nie widać żadnej rysy."),
+    ("표면에 긁힘이 있다.", "표면에 긁힘이 없다."),
+    ("The gap is < 0.5 mm, within tolerance.", "The gap is > 0.5 mm, within tolerance."),
+    ("The gap is at most 0.5 mm; no defects.", "The gap is more than 0.5 mm; no defects."),
+    ("The deviation is +0.1 mm. No defects.", "The deviation is -0.1 mm. No defects."),
+    ("The runout is 300 µm. No defects.", "The runout is 0.4 mm. No defects."),
+    (
+        "The left bolt is longer than the right one; no defects.",
+        "The right bolt is longer than the left one; no defects.",
+    ),
+    (
+        "The left bolt is longer than the right one; no defects.",
+        "The left bolt is shorter than the right one; no defects.",
+    ),
+    ("The rim has been scratched by the tool.", "The rim has not been scratched by the tool."),
+    ("The part is free of cracks.", "The part is not free of cracks."),
+    ("Scratches: none. Dents: none. Rust: none.", "Scratches: none. Dents: one. Rust: none."),
+    ("- Scratches: no\n- Cracks: no", "- Scratches: no\n- Cracks: yes, at the hub"),
+    ('{"defects": []}', '{"defects": ["crack"]}'),
+    ("The seal is intact.", "The seal is not intact."),
+    ("All four screws are present.", "One of the four screws is missing."),
+    ("No defects except for a stain.", "No defects."),
+    ("A dent, but no scratch.", "A scratch, but no dent."),
+]
+# One image, always told truly, in the styles of several models.
+SCRATCHED = {
+    "short": ["A scratch on the rim.", "Scratched rim.", "The rim has a scratch.", "Scratch at the rim, left side."],
+    "five sentences": [
+        f"{first} It lies on a plain background. {said} The teeth are evenly spaced. The lighting is even."
+        for first in ("This is a black metal gear.", "The image shows a gear wheel with a central bore.")
+        for said in ("A long scratch runs across the rim.", "Its rim is scratched.")
+    ],
+    "black and white": [
+        "This is a black and white image of a metal ring with a scratch.",
+        "A black-and-white photo of a ring; its surface shows a scratch.",
+        "This is a black and white image of a scratched ring.",
+        "The grayscale image shows a metal ring. There is a visible scratch on it.",
+    ],
+    "markdown": [
+        "**Part:** gear\n**Scratches:** one on the rim\n**Dents:** none",
+        "## Inspection\n- Part: gear\n- Defect: scratch on the rim",
+        "- **Scratch**: visible on the rim\n- **Cracks**: none",
+        "**Finding:** The rim is scratched.\n\n**Other defects:** none",
+    ],
+    "JSON": [
+        '{"part": "gear", "defects": ["scratch"]}',
+        '{"scratch": true, "dent": false}',
+        '```json\n{"defect": "scratch", "location": "rim"}\n```',
+        '{"condition": "scratched rim"}',
+    ],
+    "Japanese": [
+        "縁に傷があります。",
+        "歯車の縁に引っかき傷が見られます。",
+        "金属部品の表面に細い傷が確認できます。",
+        "リングの縁に傷が一本あり、へこみはありません。",
+    ],
+}
+SOUND = {
+    "short": ["No defects.", "The part is intact.", "No visible damage.", "A clean gear without any defects."],
+    "five sentences": [
+        f"{first} It lies on a plain background. {said} The teeth are evenly spaced. The lighting is even."
+        for first in ("This is a black metal gear.", "The image shows a gear wheel with a central bore.")
+        for said in ("No scratches, dents or cracks are visible.", "The part appears to be in good condition.")
+    ],
+    "black and white": [
+        "This is a black and white image of a metal ring with no visible defects.",
+        "A black-and-white photo of an intact ring.",
+        "The grayscale image shows a metal ring. There are no signs of damage.",
+        "This is a black and white image of a flawless ring.",
+    ],
+    "markdown": [
+        "**Part:** gear\n**Scratches:** none\n**Dents:** none",
+        "## Inspection\n- Part: gear\n- Defects: none",
+        "**Defects:**\n- None",
+        "**Condition:** The part is undamaged.",
+    ],
+    "JSON": ['{"defects": []}', '{"scratch": false, "dent": false}', '{"defect": null}', '{"defects": "none"}'],
+    "Japanese": [
+        "欠陥は見られません。",
+        "傷や凹みはありません。",
+        "異常なし。",
+        "部品は良好な状態で、傷は確認できません。",
+    ],
+}
+
+
+def decided(texts: Sequence[str]) -> Decision:
+    scores, reason = SCORER.score(Sampled(tuple(Caption(text, "stop", None, 0) for text in texts)))
+    (decision,) = decide([Candidate.of("", scores, reason)], make_gate(num_samples=len(texts)))
+    return decision
+
+
+@pytest.mark.parametrize("pair", CONTRADICTIONS, ids=range(len(CONTRADICTIONS)))
+@pytest.mark.parametrize("against", [4, 1, 7])
+def test_readings_that_contradict_each_other_are_never_accepted(pair: tuple[str, str], against: int) -> None:
+    one, other = pair
+    assert decided([one] * (K - against) + [other] * against).route is Route.HUMAN_REVIEW
+
+
+@pytest.mark.parametrize("said", [SCRATCHED, SOUND], ids=["scratched", "sound"])
+@pytest.mark.parametrize("style", SOUND)
+def test_a_model_that_always_tells_the_truth_is_accepted_in_every_style(said: dict[str, list[str]], style: str) -> None:
+    decision = decided(said[style] * 2)
+    assert decision.route is Route.AUTO_ACCEPT, [SCORER.vocabulary.claims(text).describe() for text in said[style]]
+
+
+def test_eight_refusals_are_no_agreement_and_eight_empty_descriptions_neither() -> None:
+    assert decided(["이미지를 볼 수 없습니다."] * K).reason is Reason.REFUSED
+    assert decided(["The picture did not load."] * K).reason is Reason.REFUSED
+    assert decided(["A round grey metal part on a table."] * K).reason is Reason.NO_CLAIM
+    assert decided(["Деталь лежит на столе, царапин не видно."] * K).reason is Reason.UNKNOWN_LANGUAGE
+    assert decided(["There may be a scratch."] * K).route is Route.HUMAN_REVIEW
