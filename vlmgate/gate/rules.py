@@ -57,8 +57,7 @@ COLUMNS: dict[str, Column] = {
 HIGHER_IS_WORSE: dict[str, bool] = {
     name: column.higher_is_worse for name, column in COLUMNS.items() if column.higher_is_worse is not None
 }
-# Nobody's measurement, but it means something for any model: up to K = 16, all captions say the same. Of 8 captions
-# one that says something else comes to 1.35 or more.
+# Nobody's measurement, but it means something for any model: all captions say the same; see `unanimous`.
 UNCALIBRATED_VENDI_SCORE = 1.25
 # Nobody's measurement either: three answers in four. Without it one "ok" and seven times "unsure" would be a majority.
 UNCALIBRATED_ANSWER = 0.75
@@ -208,7 +207,19 @@ def make_gate(
     rules = (*rules, *answers)
     if own:
         return _own_gate(own, rules, num_samples)
-    return Gate(threshold=min(UNCALIBRATED_VENDI_SCORE, float(num_samples)), default=True, limits=rules)
+    threshold = unanimous(num_samples) if kernel == "findings" else min(UNCALIBRATED_VENDI_SCORE, float(num_samples))
+    return Gate(threshold=threshold, default=True, limits=rules)
+
+
+def unanimous(num_samples: int) -> float:
+    """Return a Vendi score under `findings` that K captions keep to only where all say the same, 1.25 at most.
+
+    A single caption that says something else is at most half like the others. The eigenvalues of that kernel over K are
+    1/2 ± sqrt(1/4 - 3/4 (K - 1) / K²), so eight captions come to 1.35 or more, sixteen to 1.20.
+    """
+    root = math.sqrt(0.25 - 0.75 * (num_samples - 1) / num_samples**2)
+    entropy = -sum(value * math.log(value) for value in (0.5 + root, 0.5 - root))
+    return min(UNCALIBRATED_VENDI_SCORE, math.floor(1000 * math.exp(entropy) - 1) / 1000)
 
 
 def _own_gate(own: Sequence[str], rules: Sequence[Limit], num_samples: int) -> Gate:

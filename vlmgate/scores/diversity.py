@@ -122,8 +122,9 @@ def claim_kernel(claims: Sequence[Claims]) -> Matrix:
 
     Two captions say the same when they assert the same findings. Sizes of one unit, and comparisons of one kind, count
     where two captions give different ones: one that gives none is no other reading. Else it is half the cosine of the
-    binary vectors of their claims (Ochiai 1957), so below 0.5. "No defect" is a claim, too. A caption that hedges, or
-    claims nothing, is like no other. Positive semi-definite, as the mean of two kernels that are.
+    binary vectors of their claims (Ochiai 1957), so 0.5 at most. "No defect" is a claim, too. A caption that hedges is
+    like no other. One that claims nothing is half like what the others claim on the whole: it neither agrees nor
+    disagrees. Positive semi-definite, as the mean of two kernels that are.
     """
     differ = kinds_that_differ(claims)
     keys = [_said(one, i, differ) for i, one in enumerate(claims)]
@@ -131,8 +132,13 @@ def claim_kernel(claims: Sequence[Claims]) -> Matrix:
     vectors = np.zeros((len(keys), len(index)))  # (K, claims)
     for row, key in zip(vectors, keys, strict=True):
         row[[index[claim] for claim in key]] = 1
-    sizes = vectors.sum(axis=1)  # (K,)
-    overlap = (vectors @ vectors.T) / np.sqrt(np.outer(sizes, sizes))
+    vectors /= np.sqrt(vectors.sum(axis=1, keepdims=True))  # of length 1
+    silent = np.array([not (one.asserted or one.denied or one.hedged) for one in claims])
+    whole = vectors[~silent].sum(axis=0)
+    if silent.any() and whole.any():
+        vectors[silent] = whole / np.linalg.norm(whole)
+    overlap = (vectors @ vectors.T).clip(0, 1)
+    np.fill_diagonal(overlap, 1)
     same = np.array([[float(one == other) for other in keys] for one in keys])
     kernel: Matrix = (overlap + same) / 2
     return kernel
