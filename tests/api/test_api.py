@@ -265,6 +265,17 @@ def test_from_labels_to_a_gate_to_decisions_as_the_scan_makes_them(tmp_path: Pat
         scan("labelled", gate="gate.toml", out="other.parquet", temperature=0.5)
 
 
+def test_terms_are_a_path_its_name_or_the_text_itself(tmp_path: Path, fake: FakeCaptioner) -> None:
+    folder_of(tmp_path / "images", "a.png")
+    fake.say = lambda name: ("it has a flow mark",)
+    path = tmp_path / "terms.toml"
+    path.write_text('[[finding]]\nid = "flow_mark"\nen = ["flow mark"]\n')
+    assert scan("images", out="none.parquet", num_samples=4).rows[0].reason == Reason.NO_CLAIM
+    for i, terms in enumerate((path, "terms.toml", path.read_text())):
+        done = scan("images", out=f"{i}.parquet", num_samples=4, terms=terms)
+        assert [row.file_name for row in done.accepted] == ["a.png"]
+
+
 def test_labels_that_are_too_few_give_no_gate_and_say_what_it_takes(tmp_path: Path, fake: FakeCaptioner) -> None:
     folder_of(tmp_path / "labelled", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(8)))
     for say in (lambda name: AGREE, lambda name: (f"a part with {label_of(name)}",)):  # AGREE disputes most answers

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from vlmgate.captioner.location import own_limits
+from vlmgate.config import SamplingConfig
 from vlmgate.data import Caption, Quality, Reason, Record, Route, Sampled, Scores
 from vlmgate.errors import GateError
 from vlmgate.gate.rules import COLUMNS, HIGHER_IS_WORSE, Candidate, Gate, Limit, decide, make_gate
@@ -628,3 +630,21 @@ def test_an_unknown_novelty_leaves_doubt_unknown(novelty: float | None) -> None:
 def test_what_is_strange_is_doubted_more_than_whatever_is_familiar() -> None:
     assert doubt(1.5, 0.5, 8) == 1.5 and doubt(8.0, 1.0, 8) == 8.0
     assert doubt(1.0, 1.01, 8) == 9.0 and doubt(1.5, 7.0, 8) == 9.5
+
+
+# --- the built-in model -----------------------------------------------------------------------------------------------
+
+
+def test_the_built_in_models_limits_hold_for_the_kernels_and_the_sampling_that_they_were_measured_with() -> None:
+    usual = SamplingConfig()
+    for kernel in ("findings", "words"):
+        gate = make_gate(num_samples=8, kernel=kernel, own=own_limits(usual, kernel))
+        assert gate.describe() == "vendi_score ≤ 2 (the model's own) and novelty ≤ 1 (the model's own)"
+        two = Candidate.of("a", Scores(1.9, 0.9, None, None, 0, contradiction=0.125), None, None, 0.5)
+        assert decide([two], gate)[0].reason is Reason.CONTRADICTED, "a limit on the score allows for no contradiction"
+    assert own_limits(usual, "minilm") == ()
+    for other in ({"num_samples": 4}, {"temperature": 0.5}, {"prompt": "What is it?"}):
+        assert own_limits(replace(usual, **other), "findings") == ()
+    assert own_limits(replace(usual, max_new_tokens=64), "words"), (
+        "the limit of length changes no reading of this model"
+    )

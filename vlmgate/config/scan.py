@@ -140,9 +140,9 @@ def caption_prompt(model: ModelConfig, choices: Sequence[str], terms: str | None
     return f"{DEFAULT_PROMPT} Use these words where they fit: {', '.join(dict.fromkeys(words))}."
 
 
-def _terms(given: str, flag: str) -> str:
+def _terms(given: str | Path, flag: str) -> str:
     """Return the text of a file of terms, or a text that is one; raises `ConfigError`."""
-    if "\n" in given:
+    if isinstance(given, str) and "\n" in given:
         return given
     try:
         text = Path(given).read_text("utf-8")
