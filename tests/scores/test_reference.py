@@ -18,7 +18,7 @@ from vlmgate.errors import GateError, NoImagesError, NoveltyError
 from vlmgate.gate.rules import make_gate
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import rescore
-from vlmgate.scores.diversity import WordKernel
+from vlmgate.scores.diversity import load_kernel
 from vlmgate.scores.novelty import Reference, checkpoint_reference
 from vlmgate.store.result import read_provenance, read_result
 
@@ -71,8 +71,8 @@ def test_doubt_is_the_vendi_score_of_what_is_familiar_and_more_of_what_is_not(
         records,
         provenance,
         make_gate(num_samples=4, score="doubt", threshold=1.5),
-        WordKernel(),
-        kernel_name="words",
+        load_kernel("findings"),
+        kernel_name="findings",
         source=config.out,
     )
     assert again.records == records
