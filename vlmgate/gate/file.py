@@ -223,10 +223,10 @@ def _other_model(now: Mapping[str, str], then: Mapping[str, str]) -> str:
 
 def _is_idle(key: str, sampling: SamplingConfig, gate: GateFile) -> bool:
     """Say whether a setting has no effect on either side."""
-    if key in ("abstain", "max_answer_tokens", "choices", "answers"):
-        return sampling.question is None and gate.sampling["question"] is None
     if key == "answers" and sampling.answers == "auto":
         return True  # a run takes them as the gate has them
+    if key in ("abstain", "max_answer_tokens", "choices", "answers"):
+        return sampling.question is None and gate.sampling["question"] is None
     return key == "view_noise" and sampling.views == 1 and gate.sampling["views"] == 1
 
 
