@@ -10,7 +10,7 @@ import numpy as np
 from vlmgate.calibration.readings import Labelled, columns_there, evidence
 from vlmgate.data import Record
 
-CAPTIONS = ("a scratch on the ring",) * 4
+CAPTIONS = ("a grey part",) * 4  # dispute no answer
 
 
 def labelled(*answers: dict[str, float], label: str = "ok", finish: str = "stop") -> Labelled:
@@ -23,7 +23,9 @@ def labelled(*answers: dict[str, float], label: str = "ok", finish: str = "stop"
         row = replace(row, answer_finishes=(finish,) * len(texts), answer_tokens=(1,) * len(texts))
         records.append(replace(row, answer_logprobs=tuple(math.log(chances[text]) for text in texts)))
     labels = (label,) * len(records)
-    return Labelled("class", tuple(records), labels, ("ok", "dent"), "ok", "", 4, 1, labels, (None,) * len(records))
+    return Labelled(
+        "class", tuple(records), labels, ("ok", "dent"), "ok", "", None, 4, 1, labels, (None,) * len(records)
+    )
 
 
 def test_a_tie_counts_as_wrong_and_is_accepted_by_the_probability_alone() -> None:

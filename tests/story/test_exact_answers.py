@@ -102,8 +102,8 @@ def test_all_figures_come_from_the_probabilities_and_the_share_is_null(tmp_path:
     (held,), provenance = read_result(tmp_path / "r.parquet")
     assert held.answers == tuple(SURE) and held.answer_finishes == ("scored",) * 4 and held.answer_tokens == (2,) * 4
     assert provenance["sampling"]["answers"] == "exact"
-    (limit,) = provenance["gate"]["limits"]
-    assert (limit["column"], limit["value"], limit["default"]) == ("answer_probability", 0.75, True)
+    gate = provenance["gate"]
+    assert (gate["score"], gate["threshold"], gate["default"]) == ("answer_probability", 0.75, True)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_an_answer_is_more_probable_than_any_other_could_be(
 ) -> None:
     row = row_of(tmp_path, chances)
     assert (row.answer, row.route) == (answer, Route.HUMAN_REVIEW)
-    assert row.reason == (Reason.NO_ANSWER if answer is None else Reason.BEYOND_LIMIT)
+    assert row.reason == (Reason.NO_ANSWER if answer is None else Reason.DISAGREED)
     assert (row.answer_probability is None) == (answer is None)
     assert row.decided_by == (None if answer is None else "answer_probability")
 
@@ -131,7 +131,7 @@ def test_an_answer_is_more_probable_than_any_other_could_be(
 def test_an_image_that_had_to_be_drawn_has_its_share_and_the_same_limit(tmp_path: Path) -> None:
     row = row_of(tmp_path, None)
     assert (row.answer, row.answer_share) == ("ok", 1.0) and row.answer_finishes == ("stop",) * 4
-    assert (row.answer_probability, row.route) == (round(math.exp(-0.5), 6), Route.HUMAN_REVIEW)
+    assert (row.answer_probability, row.route) == (1.0, Route.AUTO_ACCEPT)
 
 
 def test_any_mixture_of_forms_makes_figures_in_their_ranges() -> None:
@@ -206,12 +206,12 @@ def test_answers_that_are_certain_need_no_more_samples(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", "low.png", "sure.png")
     sure = Caption(AGREE[0], "stop", -0.001, 9)
     fake = Scores(lambda name: SURE if name == "sure.png" else {"ok": 0.6, "scratch": 0.4}, say=lambda _: (sure,))
-    config = asking(folder, tmp_path / "r.parquet", num_samples=16, threshold=2.0)
+    config = asking(folder, tmp_path / "r.parquet", num_samples=16, score="vendi_score", threshold=2.0)
     config = replace(config, sampling=replace(config.sampling, first_samples=4))
     done = scan(config, SilentProgress(), load=fake.load)
-    assert [row.num_samples for row in done.records] == [4, 4]
+    assert [row.num_samples for row in done.records] == [4, 16], "a later caption may still contradict the sure one"
     assert [row.route for row in done.records] == [Route.HUMAN_REVIEW, Route.AUTO_ACCEPT]
-    assert done.provenance["adaptive"]["tokens"] == 2 * 4 * 9, "answers that nobody drew took no tokens"
+    assert done.provenance["adaptive"]["tokens"] == (4 + 16) * 9, "answers that nobody drew took no tokens"
     again = Scores()
     scan(config, SilentProgress(), load=again.load)
     assert again.history == []
@@ -243,7 +243,9 @@ def test_a_result_is_scored_anew_and_shares_are_not_made_up(result: Path, monkey
     with pytest.raises(UsageError, match="answer_share: this result holds nothing of it"):
         check_columns(only_scored, make_gate(num_samples=4, limits=["answer_share >= 0.5"]))
     monkeypatch.chdir(result.parent)
-    out = CliRunner().invoke(app, ["rescore", "r.parquet", "--threshold", "1.25", "--format", "json"])
+    out = CliRunner().invoke(
+        app, ["rescore", "r.parquet", "--score", "vendi_score", "--threshold", "1.25", "--format", "json"]
+    )
     assert out.exit_code == 0, out.stderr
     told = json.loads(out.stdout)["gate"]["limits"]
     assert [limit["column"] for limit in told] == ["answer_probability"]
@@ -258,9 +260,11 @@ def test_what_is_shown_are_probabilities(result: Path) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "1 image whose answers were drawn" in text
     assert "probability  answer" in text and "0.5500  scratch" in text and "0.4500  unsure" in text
-    gate = make_gate(num_samples=4, threshold=1.25, limits=["abstain_rate <= 0.25"])
+    gate = make_gate(num_samples=4, threshold=1.25, limits=["contradiction <= 0.5", "abstain_rate <= 0.25"])
     done = rescore(records, provenance, gate, WordKernel(), kernel_name="words", source=result)
-    facts = {item.record.file_name: facts_of(item, gate) for item in choose(done.records, gate, accepted=9)}
+    facts = {
+        item.record.file_name: facts_of(item, gate, done.provenance) for item in choose(done.records, gate, accepted=9)
+    }
     assert facts["b.png"]["answers"] == [{"share": 0.55, "text": ["scratch"]}, {"share": 0.45, "text": ["unsure"]}]
     assert facts["b.png"]["why"].startswith("The model is unsure with a probability of 45%; up to 25% is accepted")
     assert facts["c.png"]["answers"][0]["times"] == 3, "drawn ones are counted"
@@ -278,7 +282,7 @@ def test_a_gate_holds_for_exact_answers_or_for_drawn_ones(tmp_path: Path, monkey
             else {"ok": 0.5, "scratch": 0.45, "unsure": 0.04}
         )
 
-    fake = Scores(chances, say=lambda name: DISAGREE if "3" in name else AGREE, answer=lambda n: (Path(n).parent.name,))
+    fake = Scores(chances, say=lambda _: ("a grey part",), answer=lambda n: (Path(n).parent.name,))
     let_it_read(fake, monkeypatch)
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"num_samples": 4, "target_risk": 0.2, "no_page": True}
@@ -333,7 +337,14 @@ def test_shards_join_to_what_one_scan_writes(tmp_path: Path) -> None:
 
 def test_the_built_in_model_scores_its_answers(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", "a.png")
-    config = asking(folder, tmp_path / "r.parquet", num_samples=2, limits=("answer_probability >= 0",), threshold=2.0)
+    config = asking(
+        folder,
+        tmp_path / "r.parquet",
+        num_samples=2,
+        score="vendi_score",
+        limits=("answer_probability >= 0",),
+        threshold=2.0,
+    )
     (row,) = scan(config, SilentProgress()).records
     assert row.answer_finishes and {*row.answer_finishes} == {"scored"} and row.answer_share is None
     assert row.answer_probability is not None and 0 < row.answer_probability < 1 and row.abstain_rate is not None

@@ -254,7 +254,7 @@ CHANGES: dict[str, object] = {
     "choices": ("ok", "dent"),
     "abstain": False,
     "max_answer_tokens": 8,
-    "answers": "exact",
+    "answers": "drawn",  # exact where nobody says
     "views": 2,
     "view_noise": 10.0,
 }
