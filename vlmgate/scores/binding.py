@@ -22,6 +22,9 @@ def bind(marks: Sequence[Mark], language: lang.Language) -> list[Item]:
     return _Binder(marks, language).run()
 
 
+_PREFIXES = frozenset(("un", "non", "so"))  # set off by a hyphen; "so" is of "not-so-intact"
+
+
 class _Binder(Sentence):
     def __init__(self, marks: Sequence[Mark], language: lang.Language) -> None:
         super().__init__(marks, language)
@@ -131,6 +134,8 @@ class _Binder(Sentence):
             self.reached = True
         if mark.kind == lang.DENIAL:
             sign = -sign  # "not unscratched" is scratched
+        if self._kind(i - 1) == lang.WORD and self.marks[i - 1].name in _PREFIXES:
+            sign = NONE  # "un-damaged", "non-cracked"
         if denies and self.excepting:
             sign = NONE  # "only three of four are in place"
         if self.hedging or (self.choosing and sign == NOT):
@@ -304,4 +309,6 @@ class _Binder(Sentence):
             for item in self.items:
                 if item.segment == self.segment and item.sign == NONE:
                     item.sign, item.open = SAID, True
+        asking = self.asking
         self._reset()
+        self.asking = asking  # "inspected for: cracks"
