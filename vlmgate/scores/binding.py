@@ -22,6 +22,7 @@ def bind(marks: Sequence[Mark], language: lang.Language) -> list[Item]:
     return _Binder(marks, language).run()
 
 
+_LISTED = SAYS | {lang.AND, lang.OR, lang.WORD}  # what a list of what was looked for is made of
 _PREFIXES = frozenset(("un", "non", "so"))  # set off by a hyphen; "so" is of "not-so-intact"
 
 
@@ -159,7 +160,7 @@ class _Binder(Sentence):
                     item.sign = NONE
                 self.phrase = len(self.items)
                 return
-        if kind in (lang.BEFORE, lang.NOR) and not ahead and self._reach():
+        if kind in (lang.BEFORE, lang.NOR) and {lang.SEEN}.issuperset(ahead) and self._reach():
             kind = lang.AFTER  # "Scratches: no"
         if kind == lang.EITHER:
             kind = self._side(i, ahead)
@@ -288,11 +289,12 @@ class _Binder(Sentence):
         if self._after(i, (lang.HEDGE,)) and not any(item.segment == self.segment - 1 for item in self.items):
             hedging = True  # "it is possible, that …"
         choosing = self.choosing and self._kind(i + 1) == lang.OR
+        asking = self.asking and _LISTED.issuperset(self._ahead(i))  # "inspected for cracks, dents and rust"
         self._reset()
         if goes_on is not None:
             self.negating = self.reached = True
             self.doubtful = doubtful or not goes_on
-        self.hedging, self.choosing = hedging, choosing
+        self.hedging, self.choosing, self.asking = hedging, choosing, asking
 
     def _end_of_clause(self, i: int) -> None:
         """Settle what a verb has stated before a Japanese comma: "傷があり、影響はありません" denies no scratch."""

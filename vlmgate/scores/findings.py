@@ -84,6 +84,8 @@ class Claims:
         return ", ".join(said + no + denied) or "nothing"
 
 
+_SENTENCE = re.compile(r"[^.!?;,:\n{}|]+")
+_WORD = re.compile(r"[^\W\d_]+")
 NOTHING = Claims(language=None)
 # Choices that name no defect. "No" is none of them: it may answer "is it good?"; nor is "absent", for a part may be.
 _NONE = frozenset(
@@ -151,10 +153,27 @@ class Vocabulary:
         spans = [
             Span(item.claim, NONE if _is_within(item, doubtful) else item.sign, item.start, item.end) for item in items
         ]
-        if _names_another(spans, folded, scanner.language):
+        if _names_another(spans, folded, scanner.language) or self._in_another(folded, code):
             spans.append(Span(UNNAMED, NONE, 0, 0))
         spans += [Span(*one) for one in measures_of(folded, marks, scanner.language)]
         return self._summed(spans, code)
+
+    def _in_another(self, folded: str, code: str) -> bool:
+        """Say whether a sentence in another language of the script names a finding: it has not been read."""
+        heads = languages()
+        if "latin" not in heads.scripts[code]:
+            return False
+        for sentence in _SENTENCE.findall(folded):
+            words = _WORD.findall(sentence)
+            if len(words) < 2 or not heads.common[code].isdisjoint(words):
+                continue
+            others = {one for word in words for one in heads.of_word.get(word, ()) if one in heads.scripts}
+            if any(mark.kind in (lang.FINDING, lang.DEFECT) for one in others for mark in self._marks(one, sentence)):
+                return True
+        return False
+
+    def _marks(self, code: str, sentence: str) -> list[lang.Mark]:
+        return self.scanner(code).scan(sentence) if "latin" in languages().scripts[code] else []
 
     def _summed(self, spans: Sequence[Span], code: str) -> Claims:
         kin = self.kin

@@ -27,6 +27,12 @@ _CELL = re.compile(r"[^|:]+")
 _VALUE = re.compile(
     r"[\"']?\s*(?:[(\[:=]?\s*[-+−](?=\s*(?:[)\],;\n]|$))|\s0(?=\s*(?:[)\],;.\n]|$))|[:=]\s*\d*\.\d+(?=\s*(?:[,;}\])\n]|$)))"
 )
+# A model that doubts its own finding; these are keys of JSON, so English.
+_DOUBTED = re.compile(
+    r"(?<![^\W_])(?:confidence|probability|score|certainty|likelihood)\W{0,3}(?:(?:of|is)\s)?"
+    r"(?:0?\.[0-4]\d*|0|[0-4]?\d\s?%)(?![\d.])|(?<!\d)[0-4]?\d\s?% confiden"
+)
+_RESULTS = frozenset(("status", "result", "value", "verdict", "state", "exists", "answer"))  # of one finding
 _LISTED = 8  # marks of a line that may be an entry of a list
 _SHORT = frozenset((lang.SEEN, lang.VERB, lang.COLON, lang.COMMA, lang.AND, lang.ARTICLE, lang.PREDICATE, lang.END))
 
@@ -38,6 +44,8 @@ def unclear(folded: str, marks: Sequence[Mark]) -> list[Place]:
         places += [line.span() for line in _LINE.finditer(folded) if _TICKS.search(line[0])]
     if "|" in folded or "--" in folded:
         places += _of_tables(folded, marks)
+    if _DOUBTED.search(folded):
+        places.append((0, len(folded)))
     return [*places, *_of_sentences(marks)]
 
 
@@ -86,8 +94,11 @@ def _of_sentences(marks: Sequence[Mark]) -> Iterator[Place]:
         elif not says and kinds[-1] in NEGATORS and lang.COLON not in kinds:
             open_line = True
         cut = max((n for n, kind in enumerate(kinds) if kind == lang.BREAK), default=-1)  # "… but not seen"
-        answer = kinds[cut + 1 :]
-        if NEGATORS.intersection(answer) and _SHORT.issuperset({*answer} - NEGATORS):
+        answer = [mark.kind for mark in part[cut + 1 :] if mark.name not in _RESULTS]
+        short = _SHORT.issuperset({*answer} - NEGATORS)
+        if not says and answer and answer[-1] in NEGATORS and lang.COLON not in answer:
+            short = short or answer.count(lang.WORD) <= 3  # "there were none"
+        if short and NEGATORS.intersection(answer):
             if cut >= 0 and says:
                 yield place
             elif last is not None:
