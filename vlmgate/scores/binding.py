@@ -22,6 +22,10 @@ def bind(marks: Sequence[Mark], language: lang.Language) -> list[Item]:
     return _Binder(marks, language).run()
 
 
+_LISTED = SAYS | {lang.AND, lang.OR, lang.WORD}  # what a list of what was looked for is made of
+_PREFIXES = frozenset(("un", "non", "so"))  # set off by a hyphen; "so" is of "not-so-intact"
+
+
 class _Binder(Sentence):
     def __init__(self, marks: Sequence[Mark], language: lang.Language) -> None:
         super().__init__(marks, language)
@@ -131,6 +135,8 @@ class _Binder(Sentence):
             self.reached = True
         if mark.kind == lang.DENIAL:
             sign = -sign  # "not unscratched" is scratched
+        if self._kind(i - 1) == lang.WORD and self.marks[i - 1].name in _PREFIXES:
+            sign = NONE  # "un-damaged", "non-cracked"
         if denies and self.excepting:
             sign = NONE  # "only three of four are in place"
         if self.hedging or (self.choosing and sign == NOT):
@@ -148,7 +154,13 @@ class _Binder(Sentence):
         first = next((n for n, one in enumerate(ahead) if one in SAYS), 0)
         if ahead[:1] == [lang.END] and any(one in NEGATORS for one in ahead[:first]):
             return  # "neither on the top nor on the rim are there scratches": the second one denies
-        if kind in (lang.BEFORE, lang.NOR) and not ahead and self._reach():
+        if self._after(i, (lang.AND, lang.OR)) and not ahead and self.marks[i - 1].start < self.marks[i].start:
+            if kind == lang.BEFORE or (self._kind(i - 1) == lang.OR and not self.negating):
+                for item in self._reach():  # "a scratch and no" was cut off; "scratch, dent or none" is a choice
+                    item.sign = NONE
+                self.phrase = len(self.items)
+                return
+        if kind in (lang.BEFORE, lang.NOR) and {lang.SEEN}.issuperset(ahead) and self._reach():
             kind = lang.AFTER  # "Scratches: no"
         if kind == lang.EITHER:
             kind = self._side(i, ahead)
@@ -277,11 +289,12 @@ class _Binder(Sentence):
         if self._after(i, (lang.HEDGE,)) and not any(item.segment == self.segment - 1 for item in self.items):
             hedging = True  # "it is possible, that …"
         choosing = self.choosing and self._kind(i + 1) == lang.OR
+        asking = self.asking and _LISTED.issuperset(self._ahead(i))  # "inspected for cracks, dents and rust"
         self._reset()
         if goes_on is not None:
             self.negating = self.reached = True
             self.doubtful = doubtful or not goes_on
-        self.hedging, self.choosing = hedging, choosing
+        self.hedging, self.choosing, self.asking = hedging, choosing, asking
 
     def _end_of_clause(self, i: int) -> None:
         """Settle what a verb has stated before a Japanese comma: "傷があり、影響はありません" denies no scratch."""
@@ -304,4 +317,10 @@ class _Binder(Sentence):
             for item in self.items:
                 if item.segment == self.segment and item.sign == NONE:
                     item.sign, item.open = SAID, True
+        if ":" in mark.name and i == len(self.marks) - 1:  # "Scratches:" has no value
+            for item in self.items:
+                if item.segment == self.segment and item.sign == SAID:
+                    item.sign = NONE
+        asking = self.asking
         self._reset()
+        self.asking = asking  # "inspected for: cracks"

@@ -10,6 +10,7 @@ what a word reaches, the finding is hedged, and a hedged caption never counts as
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +21,10 @@ from vlmgate.errors import ConfigError
 from vlmgate.scores import language as lang
 from vlmgate.scores.binding import bind
 from vlmgate.scores.language import fold, language_of, languages, script_of
+from vlmgate.scores.layout import unclear
 from vlmgate.scores.measures import is_measure, measures_of
 from vlmgate.scores.phrases import Scanner
-from vlmgate.scores.sentence import NONE, NOT, SAID, UNNAMED, sentences
+from vlmgate.scores.sentence import NONE, NOT, SAID, UNNAMED, Item, sentences
 
 ANY = "*"  # among what is denied: every defect that the caption does not assert
 # Findings for which people, and models, use one word or the other.
@@ -82,6 +84,8 @@ class Claims:
         return ", ".join(said + no + denied) or "nothing"
 
 
+_SENTENCE = re.compile(r"[^.!?;,:\n{}|]+")
+_WORD = re.compile(r"[^\W\d_]+")
 NOTHING = Claims(language=None)
 # Choices that name no defect. "No" is none of them: it may answer "is it good?"; nor is "absent", for a part may be.
 _NONE = frozenset(
@@ -145,9 +149,31 @@ class Vocabulary:
         scanner = self.scanner(code)
         marks = scanner.scan(folded)
         items = [item for part in sentences(marks) for item in bind(part, scanner.language)]
-        spans = [Span(item.claim, item.sign, item.start, item.end) for item in items]
+        doubtful = unclear(folded, marks)
+        spans = [
+            Span(item.claim, NONE if _is_within(item, doubtful) else item.sign, item.start, item.end) for item in items
+        ]
+        if _names_another(spans, folded, scanner.language) or self._in_another(folded, code):
+            spans.append(Span(UNNAMED, NONE, 0, 0))
         spans += [Span(*one) for one in measures_of(folded, marks, scanner.language)]
         return self._summed(spans, code)
+
+    def _in_another(self, folded: str, code: str) -> bool:
+        """Say whether a sentence in another language of the script names a finding: it has not been read."""
+        heads = languages()
+        if "latin" not in heads.scripts[code]:
+            return False
+        for sentence in _SENTENCE.findall(folded):
+            words = _WORD.findall(sentence)
+            if len(words) < 2 or not heads.common[code].isdisjoint(words):
+                continue
+            others = {one for word in words for one in heads.of_word.get(word, ()) if one in heads.scripts}
+            if any(mark.kind in (lang.FINDING, lang.DEFECT) for one in others for mark in self._marks(one, sentence)):
+                return True
+        return False
+
+    def _marks(self, code: str, sentence: str) -> list[lang.Mark]:
+        return self.scanner(code).scan(sentence) if "latin" in languages().scripts[code] else []
 
     def _summed(self, spans: Sequence[Span], code: str) -> Claims:
         kin = self.kin
@@ -213,6 +239,28 @@ def _names_finding(vocabulary: Vocabulary, choice: str) -> bool:
         for code in codes
         for mark in vocabulary.scanner(code).scan(folded)
     )
+
+
+def _names_another(spans: Sequence[Span], folded: str, language: lang.Language) -> bool:
+    """Say whether a caption begins with "no other defects": it names one before, in words that nobody knows."""
+    first = min(spans, key=lambda span: span.start, default=None)
+    if first is None or first.claim != UNNAMED or first.sign != NOT:
+        return False
+    before = folded[max(0, first.start - 24) : first.start]
+    return _another(language.code).search(before) is not None
+
+
+@lru_cache(maxsize=32)
+def _another(code: str) -> re.Pattern[str]:
+    one = languages()[code]
+    words = "|".join(re.escape(fold(word).strip()) for word in one.other) or "(?!)"
+    return re.compile(rf"(?<![^\W_])(?:{words})(?:\s+\w+)?\s*$" if one.spaced else rf"(?:{words})\w{{0,4}}$")
+
+
+def _is_within(item: Item, places: Sequence[tuple[int, int]]) -> bool:
+    """Say whether a finding that is asserted stands in one of the places; "intact" and "a defect" are none."""
+    named = item.sign == SAID and item.claim not in (UNNAMED, lang.INTACT)
+    return named and any(start <= item.start < end for start, end in places)
 
 
 def _words_of(phrases: Sequence[str]) -> frozenset[str]:

@@ -70,6 +70,7 @@ class Language:
     denials: Mapping[str, tuple[str, ...]]  # finding → what says that it is not there ("unscratched", "complete")
     refusals: tuple[str, ...]  # no reading, whatever else is said
     unclear: tuple[str, ...]  # no reading where nothing is said of the part's condition
+    other: tuple[str, ...]  # words for "other": "no other defects" is said after one
     measures: Mapping[str, Any]  # comparators, comparatives and sides; see `measures`
     examples: Mapping[str, Any]
 
@@ -122,7 +123,7 @@ def languages() -> Languages:
 def read_language(code: str, data: Mapping[str, Any]) -> Language:
     """Return a language of the content of its file; raises `ValueError` for a key that is unknown."""
     known = {"name", "scripts", "spaced", "common", "concord", "comma_first", "elision", "grammar", "condition"}
-    known |= {"findings", "denials", "refusals", "unclear", "measures", "examples", "variants"}
+    known |= {"findings", "denials", "refusals", "unclear", "measures", "examples", "variants", "other"}
     unknown = [*(data.keys() - known), *(data["grammar"].keys() - {*_KEYS})]
     if unknown:
         raise ValueError(f"languages/{code}.toml: unknown key '{unknown[0]}'")
@@ -141,6 +142,7 @@ def read_language(code: str, data: Mapping[str, Any]) -> Language:
         denials={name: tuple(phrases) for name, phrases in data.get("denials", {}).items()},
         refusals=tuple(data.get("refusals", ())),
         unclear=tuple(data.get("unclear", ())),
+        other=tuple(data.get("other", ())),
         measures=data.get("measures", {}),
         examples=data.get("examples", {}),
     )
@@ -265,6 +267,8 @@ _ASIDE = re.compile(r"\(([a-zà-ɏḁ-ỿ]+)\)")  # "dents (none), rust (yes)"
 _ROW = re.compile(r"(?m)^\s*\|(.*)\|\s*$")
 _HEADING = re.compile(r"(?m)^[ \t]*(?:#+[ \t]*(\S[^\n]*?)|\*\*([^*\n]+)\*\*)[ \t]*:?[ \t]*\n+")
 _LABEL = re.compile(r":[ \t*_]*\n[ \t\n]*(?:[-*•+][ \t]+|\d+[.)][ \t]+)?")  # its value stands on the next line
+_STRUCK = re.compile(r"~~([^~\n]+)~~")  # struck out: it holds no longer, see `layout`
+_TAGGED = re.compile(r"<(\w+)>([^<>\n]*)</\1>")  # "<scratch>no</scratch>"
 _GLUED = re.compile(r"(?<=[가-힣])(?=[없않있])")
 
 
@@ -284,6 +288,8 @@ def fold(text: str) -> str:
     else:
         text = text.replace("`", "'") if "`" in text and "```" not in text else text
     text = lowered(text).replace("\\n", "\n ")
+    text = _STRUCK.sub(r"; ✗ \1; ", text) if "~~" in text else text
+    text = _TAGGED.sub(r"; \1: \2; ", text) if "</" in text else text
     if "\n" in text:
         text = _HEADING.sub(lambda line: f"{line[1] or line[2]}: ", text)
         text = _LABEL.sub(": ", text)
