@@ -1,7 +1,18 @@
 """Turn the K readings of one image into scores; start with `score.Scorer`.
 
-    diversity   how much captions differ, under a kernel that compares two of them (words; encoders: a model's)
-    answers     what an answer says, and the shares of K answers; answer_probability: how probable it is
+What a caption claims, one step after the other:
+
+    language    the language of a text, and the files of `languages/`; to add a language, add a file
+    phrases     a text becomes marks: a finding, a negator, a hedge, a comma
+    sentence    the marks of one sentence, and what stands where; binding: what a negator or hedge reaches
+    measures    sizes and comparisons
+    findings    all of that: `Vocabulary.claims` of a caption; claims: the same in words, for people
+
+What becomes of claims, and of answers:
+
+    diversity   how much captions differ, under a kernel that compares two of them (findings; words; encoders: a model's)
+    answers     what an answer says, and the shares of K answers (answer_forms, _words, _tokens, _clauses, _sentences are
+                its steps); answer_probability: how probable it is
     refusals    captions and answers that are no reading
     novelty     how far an image lies from a reference; reference: where that comes from
 

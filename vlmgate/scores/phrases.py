@@ -104,11 +104,6 @@ class Scanner:
         phrases |= {FINDING: says, DENIAL: denies}
         return cls(language, phrases | {INTACT: {"": language.intact}, DEFECT: {"": language.defect}})
 
-    @classmethod
-    def of_refusals(cls, language: Language) -> Scanner:
-        """Return what finds refusals, of the kinds "refusals" and "unclear"."""
-        return cls(language, {"refusals": {"": language.refusals}, "unclear": {"": language.unclear}})
-
     def _add(self, kind: str, name: str, text: str) -> None:
         needs, _, text = text.rpartition(" > ")
         plain = text if "[" in text else fold(text.replace("*", "\0")).replace("\0", "*").strip()
