@@ -10,9 +10,9 @@ What a caption claims, one step after the other:
 
 What becomes of claims, and of answers:
 
-    diversity   how much captions differ, under a kernel that compares two of them (findings; words; encoders: a model's)
-    answers     what an answer says, and the shares of K answers (answer_forms, _words, _tokens, _clauses, _sentences are
-                its steps); answer_probability: how probable it is
+    diversity   how much captions differ, under a kernel (findings; words; encoders: those that need a model)
+    answers     what an answer says, and the shares of K answers; its steps are answer_forms, answer_words,
+                answer_tokens, answer_clauses and answer_sentences; answer_probability: how probable it is
     refusals    captions and answers that are no reading
     novelty     how far an image lies from a reference; reference: where that comes from
 

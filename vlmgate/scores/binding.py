@@ -154,12 +154,12 @@ class _Binder(Sentence):
         first = next((n for n, one in enumerate(ahead) if one in SAYS), 0)
         if ahead[:1] == [lang.END] and any(one in NEGATORS for one in ahead[:first]):
             return  # "neither on the top nor on the rim are there scratches": the second one denies
-        if self._after(i, (lang.AND, lang.OR)) and not ahead and self.marks[i - 1].start < self.marks[i].start:
-            if kind == lang.BEFORE or (self._kind(i - 1) == lang.OR and not self.negating):
-                for item in self._reach():  # "a scratch and no" was cut off; "scratch, dent or none" is a choice
-                    item.sign = NONE
-                self.phrase = len(self.items)
-                return
+        ends = self._after(i, (lang.AND, lang.OR)) and not ahead and self.marks[i - 1].start < self.marks[i].start
+        if ends and (kind == lang.BEFORE or (self._kind(i - 1) == lang.OR and not self.negating)):
+            for item in self._reach():  # "a scratch and no" was cut off; "scratch, dent or none" is a choice
+                item.sign = NONE
+            self.phrase = len(self.items)
+            return
         if kind in (lang.BEFORE, lang.NOR) and {lang.SEEN}.issuperset(ahead) and self._reach():
             kind = lang.AFTER  # "Scratches: no"
         if kind == lang.EITHER:
