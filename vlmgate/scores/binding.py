@@ -130,6 +130,9 @@ class _Binder(Sentence):
             self.negating = False  # "no dents, intact"
         if mark.kind == lang.INTACT and self.items and self.items[-1].sign == SAID and self._labels(i):
             self.items[-1].sign = NONE  # "scratches: ok" may say either
+        near = i - self._after(i, NEGATORS)
+        if mark.kind == lang.DEFECT and self._after(near, (lang.COLON,)) and self._labels(near):
+            self.items[-1].sign = min(self.items[-1].sign, NONE)  # "cracks: no defect"
         if self.negating:
             sign = NONE if self.doubtful else NOT
             self.reached = True
@@ -162,6 +165,8 @@ class _Binder(Sentence):
                 return
         if kind in (lang.BEFORE, lang.NOR) and {lang.SEEN}.issuperset(ahead) and self._reach():
             kind = lang.AFTER  # "Scratches: no"
+        if kind == lang.AFTER and not self._reach() and lang.VERB in ahead[:first]:
+            kind = lang.BEFORE  # "none is cracked"
         if kind == lang.EITHER:
             kind = self._side(i, ahead)
         if kind == lang.NEAR:  # "it is not seen" denies it, "it is not deep" does not
