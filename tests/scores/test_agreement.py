@@ -61,6 +61,87 @@ CONTRADICTIONS = [
     ("A dent, but no scratch.", "A scratch, but no dent."),
 ]
 # One image, always told truly, in the styles of several models.
+# The same, where the layout or another sentence says whether the finding is there.
+UNCLEAR = [
+    ("Scratches ✓ Dents ✗", "Scratches ✗ Dents ✓"),
+    ("- [x] scratch\n- [ ] dent", "- [ ] scratch\n- [x] dent"),
+    ("(x) crack ( ) dent", "( ) crack (x) dent"),
+    ("Scratch: ❌\nDent: ✅", "Scratch: ✅\nDent: ❌"),
+    ("~~Scratch on rim~~ No defects.", "Scratch on rim. No other defects."),
+    (
+        "| Defect | Found |\n|---|---|\n| Scratch | ✓ |\n| Dent | – |",
+        "| Defect | Found |\n|---|---|\n| Scratch | – |\n| Dent | ✓ |",
+    ),
+    ("| Scratch | Dent |\n|---|---|\n| 1 | 0 |", "| Scratch | Dent |\n|---|---|\n| 0 | 1 |"),
+    ("Scratch | Dent | Crack\nno | no | yes", "Scratch | Dent | Crack\nyes | no | no"),
+    ("scratch(-), dent(+)", "scratch(+), dent(-)"),
+    ("Crack 0/8, dent 1/8", "Crack 1/8, dent 0/8"),
+    ("Scratches 0, dents 2", "Scratches 2, dents 0"),
+    ("0x crack, 2x dent", "2x crack, 0x dent"),
+    ('{"scratch": 0.02, "crack": 0.97}', '{"scratch": 0.97, "crack": 0.02}'),
+    ('{"defects": [{"type": "scratch", "present": false}]}', '{"defects": [{"type": "scratch", "present": true}]}'),
+    ('{"defect": "crack", "present": 0}', '{"defect": "crack", "present": 1}'),
+    ('{"class": "crack", "status": "absent"}', '{"class": "crack", "status": "present"}'),
+    ("<defect>scratch</defect><present>no</present>", "<defect>scratch</defect><present>yes</present>"),
+    ("Defects not found:\n- scratch\n- dent", "Defects found:\n- scratch\n- dent"),
+    ("Nicht gefunden:\n- Kratzer\n- Risse", "Gefunden:\n- Kratzer\n- Risse"),
+    ("Non observés :\n- rayures\n- fissures", "Observés :\n- rayures\n- fissures"),
+    ("No observados:\n- rasguños\n- grietas", "Observados:\n- rasguños\n- grietas"),
+    ("未见:\n1. 划痕\n2. 裂纹", "可见:\n1. 划痕\n2. 裂纹"),
+    ("## Defects\nNone of the following:\n- crack\n- rust", "## Defects\nAll of the following:\n- crack\n- rust"),
+    ("No\nscratches\nvisible", "Scratches\nvisible"),
+    ("Scratches were looked for but not seen.", "Scratches were looked for and seen."),
+    ("Scratches, dents and cracks were checked. All negative.", "Scratches, dents and cracks were found."),
+    ("Auf Kratzer wurde geprüft; es fanden sich keine.", "Auf Kratzer wurde geprüft; es fanden sich einige."),
+    ("None is cracked.", "No. 3 is cracked."),
+    ("The surface is cratered, with no other defects.", "The surface is smooth, with no defects."),
+    ("Die Oberfläche ist ruppig, keine weiteren Mängel.", "Die Oberfläche ist glatt, keine Mängel."),
+    ("No defects were found on the part. Am Rand ist ein Riss.", "No defects were found on the part."),
+    ("Das Teil ist in Ordnung. There is a crack at the rim.", "Das Teil ist in Ordnung."),
+    ("The part is un-damaged.", "The part is damaged."),
+    ("The part isnt cracked", "The part is cracked"),
+    ("Unlike the reference, which is cracked, this part is intact.", "Like the reference, this part is cracked."),
+    ("参考件有裂纹,零件没有。", "零件有裂纹,参考件没有。"),
+    ("It used to be rusty but is now clean.", "It used to be clean but is now rusty."),
+    ("A crack would be visible here.", "A crack is visible here."),
+    ("The crack has vanished.", "The crack has grown."),
+    ("The scratch is a light reflection.", "The scratch is real."),
+    ("La fissure n'est plus visible.", "La fissure est toujours visible."),
+    ("Statt eines Kratzers ist ein Riss zu sehen.", "Statt eines Risses ist ein Kratzer zu sehen."),
+    ("Crack test: negative", "Crack test: positive"),
+    ("ひび検査:陰性", "ひび検査:陽性"),
+]
+NO_READING = [
+    "Scratches:",
+    "Scratch, dent, crack, rust, stain or none?",
+    "The gear has a scratch and no",
+    "Inspected for: scratches, cracks and dents.",
+    "To inspect the part, look for scratches, dents and cracks.",
+    "Make sure there are no scratches.",
+    "Common defects include scratches, dents, and rust.",
+    "Suppose the part is cracked.",
+    '{"defect": "scratch", "confidence": 0.05}',
+    "No defects can be seen because the image is black.",
+    "No defects visible; the image is completely white.",
+    "No obvious defects, but the image is too dark to be sure.",
+    "There is no part in the image, so there are no defects.",
+    "No part, no defects.",
+    "Ich kann keine Kratzer erkennen, weil das Bild zu dunkel ist.",
+    "L'image est noire, aucun défaut visible.",
+    "La imagen está negra, no se ven defectos.",
+    "图中没有零件,没有缺陷。",
+    "请确保没有划痕。",
+    "傷がないことを確認してください。",
+]
+# What of these may be said in passing is still a reading.
+IN_PASSING = [
+    "- **Scratches:** none\n- **Dents:** none\n- ✅ in good condition",
+    "The rim is scratched, but the hub is not.",
+    "The part has a scratch. The image is black and white.",
+    "**Defects:**\n- Scratch on the rim\n\n**Other defects:**\n- None",
+    "Inspected for dents, cracks and rust. The rim is scratched.",
+    "Am Rand ist ein Kratzer, keine weiteren Mängel.",
+]
 SCRATCHED = {
     "short": ["A scratch on the rim.", "Scratched rim.", "The rim has a scratch.", "Scratch at the rim, left side."],
     "five sentences": [
@@ -133,6 +214,23 @@ def decided(texts: Sequence[str]) -> Decision:
 def test_readings_that_contradict_each_other_are_never_accepted(pair: tuple[str, str], against: int) -> None:
     one, other = pair
     assert decided([one] * (K - against) + [other] * against).route is Route.HUMAN_REVIEW
+
+
+@pytest.mark.parametrize("pair", UNCLEAR, ids=range(len(UNCLEAR)))
+def test_what_the_layout_leaves_unclear_is_no_agreement(pair: tuple[str, str]) -> None:
+    one, other = pair
+    for several in ([one] * 4 + [other] * 4, [one] * 7 + [other], [other] * 7 + [one]):
+        assert decided(several).route is Route.HUMAN_REVIEW
+
+
+@pytest.mark.parametrize("text", NO_READING)
+def test_a_question_a_task_or_a_dark_image_is_no_reading(text: str) -> None:
+    assert decided([text] * K).route is Route.HUMAN_REVIEW, SCORER.vocabulary.claims(text).describe()
+
+
+@pytest.mark.parametrize("text", IN_PASSING)
+def test_what_is_said_in_passing_does_not_spoil_a_reading(text: str) -> None:
+    assert decided([text] * K).route is Route.AUTO_ACCEPT, SCORER.vocabulary.claims(text).describe()
 
 
 @pytest.mark.parametrize("said", [SCRATCHED, SOUND], ids=["scratched", "sound"])

@@ -130,6 +130,9 @@ class _Binder(Sentence):
             self.negating = False  # "no dents, intact"
         if mark.kind == lang.INTACT and self.items and self.items[-1].sign == SAID and self._labels(i):
             self.items[-1].sign = NONE  # "scratches: ok" may say either
+        near = i - self._after(i, tuple(NEGATORS))
+        if mark.kind == lang.DEFECT and self._after(near, (lang.COLON,)) and self._labels(near):
+            self.items[-1].sign = min(self.items[-1].sign, NONE)  # "cracks: no defect"
         if self.negating:
             sign = NONE if self.doubtful else NOT
             self.reached = True
@@ -154,14 +157,16 @@ class _Binder(Sentence):
         first = next((n for n, one in enumerate(ahead) if one in SAYS), 0)
         if ahead[:1] == [lang.END] and any(one in NEGATORS for one in ahead[:first]):
             return  # "neither on the top nor on the rim are there scratches": the second one denies
-        ends = self._after(i, (lang.AND, lang.OR)) and not ahead and self.marks[i - 1].start < self.marks[i].start
-        if ends and (kind == lang.BEFORE or (self._kind(i - 1) == lang.OR and not self.negating)):
-            for item in self._reach():  # "a scratch and no" was cut off; "scratch, dent or none" is a choice
+        chosen = self._after(i, (lang.OR,)) and not self.negating  # "scratch, dent or none" is a choice
+        if not ahead and (chosen or (kind == lang.BEFORE and self._after(i, (lang.AND, lang.OR)))):
+            for item in self._reach():  # "a scratch and no" was cut off
                 item.sign = NONE
             self.phrase = len(self.items)
             return
         if kind in (lang.BEFORE, lang.NOR) and {lang.SEEN}.issuperset(ahead) and self._reach():
             kind = lang.AFTER  # "Scratches: no"
+        if kind == lang.AFTER and not self._reach() and lang.VERB in ahead[:first]:
+            kind = lang.BEFORE  # "none is cracked"
         if kind == lang.EITHER:
             kind = self._side(i, ahead)
         if kind == lang.NEAR:  # "it is not seen" denies it, "it is not deep" does not

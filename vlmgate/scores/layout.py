@@ -15,38 +15,46 @@ from vlmgate.scores.sentence import NEGATORS, SAYS
 
 Place = tuple[int, int]  # start and end in the folded text
 
-# A tick says "passed" or "found", a cross "failed" or "not found". "[ ]" is a box at the beginning of a line alone.
+# A tick says "passed" or "found", a cross "failed" or "not found"; "[ ]" is a box, "0/8" none of eight.
 _TICKS = re.compile(
     "[✓✔☑✅✗✘✕✖❌❎☒☐⬜\U0001f44d\U0001f44e\U0001f7e2\U0001f534]|[○◯〇△×](?=\\s*(?:[\\n|,、;]|$))"
-    "|(?m:^)[ \\t]*(?:[-+•]|\\d+[.)])?[ \\t]*\\[[ x]\\]"
+    "|\\[[ x]\\]|\\( ?\\)|\\(x\\)|(?<![\\d.,/])0/\\d"
 )
 _LINE = re.compile(r"[^\n;]+")
 _RULE = re.compile(r"[ \t]*[|:]*[ \t]*-{2,}[-|: \t]*$")  # the line below the titles of a table
 _CELL = re.compile(r"[^|:]+")
 # "scratch(-)", "scratch: +", "scratch 0", and a probability: "scratch: 0.02"
 _VALUE = re.compile(
-    r"[\"']?\s*(?:[(\[:=]?\s*[-+−](?=\s*(?:[)\],;\n]|$))|\s0(?=\s*(?:[)\],;.\n]|$))|[:=]\s*\d*\.\d+(?=\s*(?:[,;}\])\n]|$)))"
+    r"[\"']?\s*(?:[(\[:=]?\s*[-+−](?=\s*(?:[)\],;\n]|$))|(?:\s\w+|\s?[(,x])?\s?\b0(?=\s*(?:[)\],;.\n]|$))"
+    r"|[:=]\s*\d*\.\d+(?=\s*(?:[,;}\])\n]|$)))|\s+x0\b"
 )
+_NO_TIMES = re.compile(r"(?<!\w)0\s?x\s+$")  # "0x scratch"
 # A model that doubts its own finding; these are keys of JSON, so English.
 _DOUBTED = re.compile(
     r"(?<![^\W_])(?:confidence|probability|score|certainty|likelihood)\W{0,3}(?:(?:of|is)\s)?"
     r"(?:0?\.[0-4]\d*|0|[0-4]?\d\s?%)(?![\d.])|(?<!\d)[0-4]?\d\s?% confiden"
 )
 _RESULTS = frozenset(("status", "result", "value", "verdict", "state", "exists", "answer"))  # of one finding
+_BOXED = frozenset("[(/")
 _LISTED = 8  # marks of a line that may be an entry of a list
 _SHORT = frozenset((lang.SEEN, lang.VERB, lang.COLON, lang.COMMA, lang.AND, lang.ARTICLE, lang.PREDICATE, lang.END))
 
 
 def unclear(folded: str, marks: Sequence[Mark]) -> list[Place]:
     """Return the places in which the findings asserted are hedged."""
-    places = [(mark.start, mark.end) for mark in marks if mark.kind == lang.FINDING and _VALUE.match(folded, mark.end)]
-    if not folded.isascii() or "[" in folded:
+    places = [(mark.start, mark.end) for mark in marks if mark.kind == lang.FINDING and _no_value(folded, mark)]
+    if not folded.isascii() or _BOXED.intersection(folded):
         places += [line.span() for line in _LINE.finditer(folded) if _TICKS.search(line[0])]
     if "|" in folded or "--" in folded:
         places += _of_tables(folded, marks)
     if _DOUBTED.search(folded):
         places.append((0, len(folded)))
     return [*places, *_of_sentences(marks)]
+
+
+def _no_value(folded: str, mark: Mark) -> bool:
+    """Say whether a value stands next to a finding that may deny it."""
+    return bool(_VALUE.match(folded, mark.end) or _NO_TIMES.search(folded, max(0, mark.start - 6), mark.start))
 
 
 def _of_tables(folded: str, marks: Sequence[Mark]) -> Iterator[Place]:
@@ -94,7 +102,11 @@ def _of_sentences(marks: Sequence[Mark]) -> Iterator[Place]:
         elif not says and kinds[-1] in NEGATORS and lang.COLON not in kinds:
             open_line = True
         cut = max((n for n, kind in enumerate(kinds) if kind == lang.BREAK), default=-1)  # "… but not seen"
-        answer = [mark.kind for mark in part[cut + 1 :] if mark.name not in _RESULTS]
+        answer = [
+            lang.AFTER if mark.name == "0" and n and part[cut + n].kind == lang.COLON else mark.kind  # "present: 0"
+            for n, mark in enumerate(part[cut + 1 :])
+            if mark.name not in _RESULTS
+        ]
         short = _SHORT.issuperset({*answer} - NEGATORS)
         if not says and answer and answer[-1] in NEGATORS and lang.COLON not in answer:
             short = short or answer.count(lang.WORD) <= 3  # "there were none"
