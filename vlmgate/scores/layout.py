@@ -25,7 +25,7 @@ _RULE = re.compile(r"[ \t]*[|:]*[ \t]*-{2,}[-|: \t]*$")  # the line below the ti
 _CELL = re.compile(r"[^|:]+")
 # "scratch(-)", "scratch: +", "scratch 0", and a probability: "scratch: 0.02"
 _VALUE = re.compile(
-    r"[\"']?\s*(?:[(\[:=]?\s*[-+−](?=\s*(?:[)\],;\n]|$))|(?:\s\w+|\s?[(,x])?\s?\b0(?=\s*(?:[)\],;.\n]|$))"
+    r"[\"']?\s*(?:[(\[:=]?\s*[-+−](?=\s*(?:[)\],;\n]|$))|(?:\s\w+|\s?[(,x])?\s?\b0(?![.,]\d)(?=\s*(?:[)\],;.\n]|$))"
     r"|[:=]\s*\d*\.\d+(?=\s*(?:[,;}\])\n]|$)))|\s+x0\b"
 )
 _NO_TIMES = re.compile(r"(?<!\w)0\s?x\s+$")  # "0x scratch"
