@@ -135,6 +135,8 @@ NO_READING = [
 ]
 # What of these may be said in passing is still a reading.
 IN_PASSING = [
+    "Inspection result: OK, nothing to report.",
+    "La macchia misura 0,5 mm o più.",
     "- **Scratches:** none\n- **Dents:** none\n- ✅ in good condition",
     "The rim is scratched, but the hub is not.",
     "The part has a scratch. The image is black and white.",

@@ -163,9 +163,12 @@ class Vocabulary:
         heads = languages()
         if "latin" not in heads.scripts[code]:
             return False
+        common = heads.common[code]
         for sentence in _SENTENCE.findall(folded):
+            if not common.isdisjoint(sentence.split()):
+                continue  # most sentences
             words = _WORD.findall(sentence)
-            if len(words) < 2 or not heads.common[code].isdisjoint(words):
+            if len(words) < 2:
                 continue
             others = {one for word in words for one in heads.of_word.get(word, ()) if one in heads.scripts}
             if any(mark.kind in (lang.FINDING, lang.DEFECT) for one in others for mark in self._marks(one, sentence)):

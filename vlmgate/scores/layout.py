@@ -25,7 +25,7 @@ _RULE = re.compile(r"[ \t]*[|:]*[ \t]*-{2,}[-|: \t]*$")  # the line below the ti
 _CELL = re.compile(r"[^|:]+")
 # "scratch(-)", "scratch: +", "scratch 0", and a probability: "scratch: 0.02"
 _VALUE = re.compile(
-    r"[\"']?\s*(?:[(\[:=]?\s*[-+−](?=\s*(?:[)\],;\n]|$))|(?:\s\w+|\s?[(,x])?\s?\b0(?=\s*(?:[)\],;.\n]|$))"
+    r"[\"']?\s*(?:[(\[:=]?\s*[-+−](?=\s*(?:[)\],;\n]|$))|(?:\s\w+|\s?[(,x])?\s?\b0(?![.,]\d)(?=\s*(?:[)\],;.\n]|$))"
     r"|[:=]\s*\d*\.\d+(?=\s*(?:[,;}\])\n]|$)))|\s+x0\b"
 )
 _NO_TIMES = re.compile(r"(?<!\w)0\s?x\s+$")  # "0x scratch"
@@ -34,6 +34,7 @@ _DOUBTED = re.compile(
     r"(?<![^\W_])(?:confidence|probability|score|certainty|likelihood)\W{0,3}(?:(?:of|is)\s)?"
     r"(?:0?\.[0-4]\d*|0|[0-4]?\d\s?%)(?![\d.])|(?<!\d)[0-4]?\d\s?% confiden"
 )
+_DIGIT = re.compile(r"\d")
 _RESULTS = frozenset(("status", "result", "value", "verdict", "state", "exists", "answer"))  # of one finding
 _BOXED = frozenset("[(/")
 _LISTED = 8  # marks of a line that may be an entry of a list
@@ -47,9 +48,11 @@ def unclear(folded: str, marks: Sequence[Mark]) -> list[Place]:
         places += [line.span() for line in _LINE.finditer(folded) if _TICKS.search(line[0])]
     if "|" in folded or "--" in folded:
         places += _of_tables(folded, marks)
-    if _DOUBTED.search(folded):
+    if _DIGIT.search(folded) and _DOUBTED.search(folded):
         places.append((0, len(folded)))
-    return [*places, *_of_sentences(marks)]
+    if any(mark.kind in NEGATORS or mark.name == "0" for mark in marks):
+        places += _of_sentences(marks)
+    return places
 
 
 def _no_value(folded: str, mark: Mark) -> bool:
