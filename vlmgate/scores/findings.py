@@ -168,7 +168,7 @@ class Vocabulary:
             if not common.isdisjoint(sentence.split()):
                 continue  # most sentences
             words = _WORD.findall(sentence)
-            if len(words) < 2:
+            if len(words) < 2 or not common.isdisjoint(words):
                 continue
             others = {one for word in words for one in heads.of_word.get(word, ()) if one in heads.scripts}
             if any(mark.kind in (lang.FINDING, lang.DEFECT) for one in others for mark in self._marks(one, sentence)):
