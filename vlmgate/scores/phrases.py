@@ -60,6 +60,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+KEPT = 100_000  # words looked up that are kept for the next time; a night may bring any number
 _PUNCTUATION = {**dict.fromkeys(",、，", COMMA), **dict.fromkeys(":：?？–—-", COLON)}
 _CUTS = frozenset(".!;…\n{}|()。！；")
 
@@ -139,7 +140,7 @@ class Scanner:
         found = self._pairs.get((token, following))
         if found is None:
             found = [phrase for phrase in self._beginning(token) if phrase.goes_on(following)]
-            if len(self._pairs) < 100_000:  # a bound for a hostile night
+            if len(self._pairs) < KEPT:
                 self._pairs[token, following] = found
         return found
 
@@ -148,7 +149,7 @@ class Scanner:
         if found is None:
             loose = [phrase for pattern, phrase in self._loose if pattern.fullmatch(token)]
             found = sorted([*self._exact.get(token, ()), *loose], key=_Phrase.order)
-            if len(self._heads) < 100_000:
+            if len(self._heads) < KEPT:
                 self._heads[token] = found
         return found
 
@@ -158,7 +159,7 @@ class Scanner:
         if barred is None:
             alone = next((one.kind for one in self._beginning(token) if len(one.words) == 1), WORD)
             barred = _cut(token) is not None or alone in _BARRED
-            if len(self._bars) < 100_000:
+            if len(self._bars) < KEPT:
                 self._bars[token] = barred
         return barred
 
@@ -175,9 +176,7 @@ class Scanner:
             if candidates is None:
                 candidates = self._candidates(token, words[i + 1])
             if not candidates:  # most words are no phrase
-                cut = _CUT_OF.get(token, "")
-                if cut == "":
-                    cut = _CUT_OF[token] = _cut(token) if len(_CUT_OF) < 100_000 else None
+                cut = _cut(token)
                 if cut is None:
                     marks.append(Mark(WORD, token, start, end))
                     if self._ends:
@@ -423,9 +422,7 @@ def _pattern(word: str) -> re.Pattern[str]:
     return re.compile(re.escape(word).replace(r"\*", r"\w*"))
 
 
-_CUT_OF: dict[str, str | None] = {}  # token → what it cuts; filled as tokens come
-
-
+@lru_cache(maxsize=KEPT)
 def _cut(token: str) -> str | None:
     """Return what a token cuts; None for words."""
     first = token.strip()[:1]
