@@ -142,7 +142,7 @@ def choice_lines(found: Study) -> list[str]:
     def figures(values: Mapping[str, float | None]) -> str:
         return f"AUROC {decimal(values.get('auroc'))}, AURC {decimal(values.get('aurc'))}"
 
-    best = f"Best, cross-validated: {found.best.name}; on held-out folds {figures(found.best.held_out)}."
+    best = f"Best within the limits, cross-validated: {found.best.name}; on held-out folds {figures(found.best.held_out)}."
     mine = f"* The gate goes by {found.chosen.name}"
     if found.config.score is not None:
         return [best, f"{mine}, as asked (--score)."]
