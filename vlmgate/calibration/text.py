@@ -142,15 +142,16 @@ def choice_lines(found: Study) -> list[str]:
     def figures(values: Mapping[str, float | None]) -> str:
         return f"AUROC {decimal(values.get('auroc'))}, AURC {decimal(values.get('aurc'))}"
 
-    best = f"Best within the limits, cross-validated: {found.best.name}; on held-out folds {figures(found.best.held_out)}."
+    best = found.best
+    words = f"Best within the limits, cross-validated: {best.name}; on held-out folds {figures(best.held_out)}."
     mine = f"* The gate goes by {found.chosen.name}"
     if found.config.score is not None:
-        return [best, f"{mine}, as asked (--score)."]
+        return [words, f"{mine}, as asked (--score)."]
     if found.config.rule == "cost":
-        return [best, f"{mine}."]
+        return [words, f"{mine}."]
     design = int(found.design.sum())
     return [
-        best,
+        words,
         f"{mine}, chosen on {design:,} images alone, so that the other {len(found.design) - design:,} can say what it "
         f"is worth: {figures({name: estimate.value for name, estimate in found.held_out.items()})}.",
     ]
