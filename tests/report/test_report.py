@@ -84,7 +84,7 @@ def test_the_table_keeps_its_figures_at_any_width(result: ScanResult, width: int
     (accepted,) = [line for line in lines if line.startswith("auto-accepted")]
     assert accepted.split() == ["auto-accepted", "9", "81.8%", "1.00"]
     (routed,) = [line for line in lines if line.startswith("routed to human")]
-    assert routed.split() == ["routed", "to", "human", "2", "18.2%", "4.00"]
+    assert routed.split() == ["routed", "to", "human", "2", "18.2%", "3.75"]
     assert any(line.split() == ["unreadable", "1", "9.1%", "–"] for line in lines)
     assert "\x1b" not in out.getvalue()
 

@@ -256,3 +256,28 @@ def test_when_the_tables_of_words_are_full_no_reading_changes(monkeypatch: pytes
     scorer = Scorer("", terms='extends = "default"\n[[finding]]\nid = "gizmo"\nen = ["gizmo"]\n')  # tables of its own
     for text in (text for pair in CONTRADICTIONS for text in pair):
         assert scorer.vocabulary.claims(text).describe() == SCORER.vocabulary.claims(text).describe()
+
+
+@pytest.mark.parametrize(
+    ("text", "claims"),
+    [
+        ("No <b>scratches</b> or dents.", "no dent, no scratch"),
+        ("<b>No</b> <b class='x'>scratches</b>", "no scratch"),
+        ("There is no <ref>scratch</ref><box>(12,34),(3,4)</box>.", "no scratch"),
+        ("<p>No scratch.</p><p>Crack at the rim</p>", "crack, no scratch"),
+        ("<ul><li>No scratch</li><li>Dent</li></ul>", "dent, no scratch"),
+        ("<report><crack>no</crack><scratch>yes</scratch></report>", "scratch, no crack"),
+        ("<tr><td>scratch</td><td>no</td></tr>", "perhaps scratch"),
+        ("No <del>crack</del>", "perhaps crack"),
+        ("A <defect> on the part.", "nothing"),
+        ("No scratch, a crack<br/>no dent", "crack, no dent, no scratch"),
+    ],
+)
+def test_tags_are_no_words(text: str, claims: str) -> None:
+    assert SCORER.vocabulary.claims(text).describe() == claims
+
+
+def test_the_reading_is_a_caption_that_claims_something() -> None:
+    texts = ["A grey gear.", "Perhaps a dent.", "Perhaps there is a dent.", "Perhaps a dent."]
+    scores, _ = SCORER.score(Sampled(tuple(Caption(text, "stop", None, 0) for text in texts)))
+    assert scores.medoid == 1

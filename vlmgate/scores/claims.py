@@ -19,7 +19,7 @@ from vlmgate.scores import language as lang
 from vlmgate.scores.binding import bind
 from vlmgate.scores.diversity import against_answer, kinds_that_differ, most_disputed, readings
 from vlmgate.scores.findings import ANY, NO_DEFECT, Claims, Vocabulary, load_vocabulary
-from vlmgate.scores.language import LONGEST, Mark, fold, lowered
+from vlmgate.scores.language import LONGEST, TAG, Mark, fold, lowered
 from vlmgate.scores.measures import is_measure, kind_of
 from vlmgate.scores.sentence import NONE, NOT, SAID, UNNAMED, Item, sentences
 
@@ -283,6 +283,7 @@ def _letters(text: str) -> tuple[list[str], list[Range]]:
     letters: list[str] = []
     origins: list[Range] = []
     head, before = text[:LONGEST].translate(_APOSTROPHES), ""
+    head = TAG.sub(lambda tag: " " * len(tag[0]), head)
     i = 0
     while i < len(head):
         end = i + 1

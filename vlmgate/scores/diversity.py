@@ -133,7 +133,7 @@ def claim_kernel(claims: Sequence[Claims]) -> Matrix:
     for row, key in zip(vectors, keys, strict=True):
         row[[index[claim] for claim in key]] = 1
     vectors /= np.sqrt(vectors.sum(axis=1, keepdims=True))  # of length 1
-    silent = np.array([not (one.asserted or one.denied or one.hedged) for one in claims])
+    silent = np.array([_is_silent(one) for one in claims])
     whole = vectors[~silent].sum(axis=0)
     if silent.any() and whole.any():
         vectors[silent] = whole / np.linalg.norm(whole)
@@ -168,6 +168,10 @@ def kinds_that_differ(claims: Sequence[Claims]) -> frozenset[str]:
     return frozenset(
         kind for kind, sets in given.items() if any(not (a <= b or b <= a) for a in sets for b in sets if a is not b)
     )
+
+
+def _is_silent(claims: Claims) -> bool:
+    return not (claims.asserted or claims.denied or claims.hedged)
 
 
 def _said(claims: Claims, i: int, differ: frozenset[str]) -> frozenset[str]:
@@ -230,9 +234,15 @@ def mean_dissimilarity(kernel: Matrix) -> float | None:
     return None if k < 2 else min(1.0, max(0.0, 1 - (whole - k) / (k * (k - 1))))
 
 
-def medoid(kernel: Matrix) -> int:
-    """Return the index of the caption most similar to all others; the first of equals."""
-    return int(np.argmax(np.round(kernel.sum(axis=1), 9)))
+def medoid(kernel: Matrix, claims: Sequence[Claims] | None = None) -> int:
+    """Return the index of the caption most similar to all others; the first of equals.
+
+    A caption that claims nothing is it only where none does.
+    """
+    sums = np.round(kernel.sum(axis=1), 9)
+    if claims is not None and not all(map(_is_silent, claims)):
+        sums[[_is_silent(one) for one in claims]] = -np.inf
+    return int(np.argmax(sums))
 
 
 def semantic_entropy(kernel: Matrix, same: float = SAME_READING) -> float:
@@ -371,7 +381,7 @@ def score_captions(
     """Return the scores of one image's K captions, rounded to 6 decimals; without a kernel, under `words`."""
     if kernel is None:
         kernel = word_kernel([caption.text for caption in captions])
-    vendi, typical = vendi_score(kernel), medoid(kernel)
+    vendi, typical = vendi_score(kernel), medoid(kernel, claims)
     return Scores(
         vendi_score=_rounded(vendi),
         agreement=_rounded(agreement(vendi, len(captions))),

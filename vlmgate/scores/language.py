@@ -268,7 +268,11 @@ _ROW = re.compile(r"(?m)^\s*\|(.*)\|\s*$")
 _HEADING = re.compile(r"(?m)^[ \t]*(?:#+[ \t]*(\S[^\n]*?)|\*\*([^*\n]+)\*\*)[ \t]*:?[ \t]*\n+")
 _LABEL = re.compile(r":[ \t*_]*\n[ \t\n]*(?:[-*•+][ \t]+|\d+[.)][ \t]+)?")  # its value stands on the next line
 _STRUCK = re.compile(r"~~([^~\n]+)~~")  # struck out: it holds no longer, see `layout`
-_TAGGED = re.compile(r"<(\w+)>([^<>\n]*)</\1>")  # "<scratch>no</scratch>"
+_INLINE = r"(?:b|strong|i|em|u|small|span|code|mark|font|sub|sup|a|ref|phrase|p|li|h\d|td|th|div)"
+_TAGGED = re.compile(rf"(?m)(?:^|(?<=>))[ \t]*<(?!{_INLINE}>)(\w+)>([^<>\n]*)</\1>")  # "<scratch>no</scratch>"
+_DELETED = re.compile(r"</?(?:s|del|strike)>")
+TAG = re.compile(r"</?([a-z]\w*)(?:\s+[\w-]+\s*=[^<>]*)?\s?/?>", re.IGNORECASE)  # of XML or HTML; no word
+_BLOCKS = frozenset(("p", "br", "li", "ul", "ol", "div", "tr", "table", *(f"h{n}" for n in range(1, 7))))
 _GLUED = re.compile(r"(?<=[가-힣])(?=[없않있])")
 
 
@@ -276,6 +280,17 @@ def lowered(text: str) -> str:
     """Return text in lower case: Turkish capitals lose their dot or gain one; a Korean "none" is a word of its own."""
     plain = text.lower()
     return plain if plain.isascii() else _GLUED.sub(" ", plain.replace("i\u0307", "i").replace("ı", "i"))
+
+
+def _untagged(text: str) -> str:
+    """Return text without tags: those of a list of values become its keys, of HTML paragraphs ends of a line."""
+    text = _TAGGED.sub(r"; \1: \2; ", _DELETED.sub("~~", text))
+
+    def stands_for(tag: re.Match[str]) -> str:
+        mark = "\n" if tag[1] in _BLOCKS else "|" if tag[1] in ("td", "th") else " "
+        return mark.ljust(len(tag[0]))
+
+    return TAG.sub(stands_for, text)
 
 
 @lru_cache(maxsize=1024)  # a caption is looked at for what it claims, and whether it is a refusal
@@ -288,8 +303,8 @@ def fold(text: str) -> str:
     else:
         text = text.replace("`", "'") if "`" in text and "```" not in text else text
     text = lowered(text).replace("\\n", "\n ")
+    text = _untagged(text) if "<" in text and ">" in text else text
     text = _STRUCK.sub(r"; ✗ \1; ", text) if "~~" in text else text
-    text = _TAGGED.sub(r"; \1: \2; ", text) if "</" in text else text
     if "\n" in text:
         text = _HEADING.sub(lambda line: f"{line[1] or line[2]}: ", text)
         text = _LABEL.sub(": ", text)
