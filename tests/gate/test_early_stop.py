@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,21 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, let_it_read
+from tests.support.fakes import (
+    AGREE,
+    DISAGREE,
+    FakeCaptioner,
+    InRounds,
+    SilentProgress,
+    config_for,
+    folder_of,
+    let_it_read,
+)
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.readings import join
 from vlmgate.cli import app
 from vlmgate.config import SamplingConfig, ScanConfig, WatchConfig
-from vlmgate.data import Caption, Picture, Quality, Reason, Route, Sampled
+from vlmgate.data import Caption, Quality, Reason, Route, Sampled
 from vlmgate.errors import ConfigError, GateError, LabelError, UsageError
 from vlmgate.gate.early_stop import (
     Foresight,
@@ -40,27 +49,6 @@ VOCABULARY = load_vocabulary()
 SAMPLING = SamplingConfig(num_samples=K)
 HALF = (*DISAGREE[:2], *AGREE, *AGREE)
 SURE = Caption(AGREE[0], "stop", -0.001, 9)  # that says next to nothing else
-
-
-class InRounds(FakeCaptioner):
-    """A fake that stops where it is told that it may."""
-
-    def read_in_rounds(
-        self,
-        pictures: Sequence[Picture],
-        looks: Sequence[int],
-        enough: Callable[[Picture, Sampled], bool],
-        prepared: Any = None,
-    ) -> list[Sampled]:
-        found = []
-        for picture, whole in zip(pictures, self.read(pictures), strict=True):
-            for look in looks:
-                answers = None if whole.answers is None else whole.answers[:look]
-                drawn = replace(whole, captions=whole.captions[:look], answers=answers)
-                if enough(picture, drawn):
-                    break
-            found.append(drawn)
-        return found
 
 
 def adaptive(folder: Path, out: Path, first: int = 4, **changes: Any) -> ScanConfig:

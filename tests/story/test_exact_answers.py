@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -15,11 +15,19 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import vlmgate
-from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, let_it_read
+from tests.support.fakes import (
+    AGREE,
+    DISAGREE,
+    InRounds,
+    SilentProgress,
+    config_for,
+    folder_of,
+    let_it_read,
+)
 from vlmgate.calibration.run import answering
 from vlmgate.cli import app
 from vlmgate.config import EndpointConfig, ModelConfig, ScanConfig, Shard
-from vlmgate.data import Caption, Picture, Reason, Record, Route, Sampled
+from vlmgate.data import Caption, Reason, Record, Route, Sampled
 from vlmgate.errors import GateError, ResumeError, UsageError
 from vlmgate.gate.early_stop import Foresight
 from vlmgate.gate.file import read_gate
@@ -43,7 +51,7 @@ def scored(chances: Chances) -> tuple[Caption, ...]:
     return tuple(Caption(text, "scored", round(math.log(p) / 2, 9), 2) for text, p in chances.items())
 
 
-class Scores(FakeCaptioner):
+class Scores(InRounds):
     """A fake that scores the answers of an image where it is asked to and `chances` has them; else it draws them."""
 
     chances: Callable[[str], Chances | None]
@@ -58,22 +66,6 @@ class Scores(FakeCaptioner):
         if self.sampling.answers != "exact" or chances is None or drawn.answers is None:
             return drawn
         return replace(drawn, answers=scored(chances))
-
-    def read_in_rounds(
-        self,
-        pictures: Sequence[Picture],
-        looks: Sequence[int],
-        enough: Callable[[Picture, Sampled], bool],
-        prepared: Any = None,
-    ) -> list[Sampled]:
-        found = []
-        for picture, whole in zip(pictures, self.read(pictures), strict=True):
-            for look in looks:
-                some = replace(whole, captions=whole.captions[:look])
-                if enough(picture, some):
-                    break
-            found.append(some)
-        return found
 
 
 def asking(folder: Path, out: Path, answers: str = "exact", **changes: Any) -> ScanConfig:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,29 @@ class FakeCaptioner:
 
     def _cycled(self, said: Sequence[str | Caption]) -> tuple[Caption, ...]:
         return tuple(_as_caption(said[i % len(said)]) for i in range(self.sampling.num_samples))
+
+
+class InRounds(FakeCaptioner):
+    """A fake that stops where it is told that it may."""
+
+    def read_in_rounds(
+        self,
+        pictures: Sequence[Picture],
+        looks: Sequence[int],
+        enough: Callable[[Picture, Sampled], bool],
+        prepared: Any = None,
+    ) -> list[Sampled]:
+        found = []
+        for picture, whole in zip(pictures, self.read(pictures), strict=True):
+            for look in looks:
+                answers = whole.answers
+                if answers is not None and answers[0].finish != "scored":  # one a sample
+                    answers = answers[:look]
+                drawn = replace(whole, captions=whole.captions[:look], answers=answers)
+                if enough(picture, drawn):
+                    break
+            found.append(drawn)
+        return found
 
 
 def _as_probable(answers: Sequence[str | Caption]) -> list[str | Caption]:

@@ -206,7 +206,7 @@ def promise_lines(found: Study) -> list[str]:
     if risk and config.defect_rate is not None and found.labelled.good is not None:
         lines.append(
             f"These labels hold {found.labelled.bad.mean():.1%} defective parts, the line "
-            f"{percent(config.defect_rate)}: the promise is for the former mix. --target escapes does not hang on it."
+            f"{percent(config.defect_rate)}: the promise is for the former mix. --target escapes does not depend on it."
         )
     if made.per_answer:
         lines.append("Limits differ by answer (--per-answer): each group was tested at half the chance of being wrong.")

@@ -126,7 +126,7 @@ class Gate:
         return Limit(self.score, _safe_side(self.score), self.threshold, self.default, self.by_model, instead=instead)
 
     def compares(self, column: str) -> bool:
-        """Say whether a decision may hang on a column."""
+        """Say whether a decision may depend on a column."""
         return column in (self.score, *(limit.column for limit in self.limits))
 
     @classmethod

@@ -19,7 +19,7 @@ from vlmgate.scores import language as lang
 from vlmgate.scores.binding import bind
 from vlmgate.scores.diversity import against_answer, kinds_that_differ, most_disputed, readings
 from vlmgate.scores.findings import ANY, NO_DEFECT, Claims, Vocabulary, load_vocabulary
-from vlmgate.scores.language import LONGEST, TAG, Mark, fold, lowered
+from vlmgate.scores.language import APOSTROPHES, LONGEST, TAG, Mark, fold, lowered
 from vlmgate.scores.measures import is_measure, kind_of
 from vlmgate.scores.sentence import NONE, NOT, SAID, UNNAMED, Item, sentences
 
@@ -252,7 +252,6 @@ def _joined(text: str, ranges: Iterable[Range]) -> list[Range]:
 # --- from the folded text back to the text ----------------------------------------------------------------------------
 
 _SIGNS = frozenset("<>≤≥=+±%°")
-_APOSTROPHES = str.maketrans("’‘ʼ´`＇", "''''''")  # "´" would come apart into a blank and an accent
 
 
 def _traced(text: str, folded: str, spans: Iterable[Range]) -> list[Range]:
@@ -282,7 +281,7 @@ def _letters(text: str) -> tuple[list[str], list[Range]]:
     """
     letters: list[str] = []
     origins: list[Range] = []
-    head, before = text[:LONGEST].translate(_APOSTROPHES), ""
+    head, before = text[:LONGEST].translate(APOSTROPHES), ""
     head = TAG.sub(lambda tag: " " * len(tag[0]), head)
     i = 0
     while i < len(head):

@@ -171,7 +171,7 @@ def kinds_that_differ(claims: Sequence[Claims]) -> frozenset[str]:
 
 
 def _is_silent(claims: Claims) -> bool:
-    return not (claims.asserted or claims.denied or claims.hedged)
+    return not (claims.states or claims.hedged)
 
 
 def _said(claims: Claims, i: int, differ: frozenset[str]) -> frozenset[str]:

@@ -54,9 +54,14 @@ class Claims:
     neutral: frozenset[str] = frozenset()  # of the asserted: those that are no defect
 
     @property
+    def states(self) -> bool:
+        """Say whether it asserts or denies anything."""
+        return bool(self.asserted or self.denied)
+
+    @property
     def certain(self) -> bool:
-        """Say whether it claims anything, and hedges nothing."""
-        return bool(self.asserted or self.denied) and not self.hedged
+        """Say whether it asserts or denies anything, and hedges nothing."""
+        return self.states and not self.hedged
 
     @property
     def defects(self) -> frozenset[str]:

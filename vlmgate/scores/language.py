@@ -259,7 +259,7 @@ def _characters_known(text: str, code: str) -> int:
 
 # --- marks ------------------------------------------------------------------------------------------------------------
 
-_APOSTROPHES = str.maketrans("’‘ʼ´`＇", "''''''")
+APOSTROPHES = str.maketrans("’‘ʼ´`＇", "''''''")  # "´" would come apart into a blank and an accent
 # Marks of Markdown and JSON are no words. A line of a table or list is a sentence; "a: 1, b: 2" is two.
 _MARKUP = str.maketrans(dict.fromkeys('*_#`~"“”„«»「」『』', " "))
 _PAIRS = re.compile(r"[,、](?=\s*\"?[^\W\d][^,、:\n]{0,40}\"?\s*:)")
@@ -298,7 +298,7 @@ def fold(text: str) -> str:
     """Return text without differences of case, width, apostrophe and markup; most texts keep their length."""
     text = text[:LONGEST]
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
+        text = unicodedata.normalize("NFKC", text.translate(APOSTROPHES))
         text = "".join(c for c in text if unicodedata.category(c) != "Cf") if not text.isprintable() else text
     else:
         text = text.replace("`", "'") if "`" in text and "```" not in text else text

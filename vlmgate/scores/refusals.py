@@ -231,12 +231,11 @@ def is_refusal(text: str) -> bool:
     script = script_of(folded)
     every = languages().of_script(script)
     short = len(folded.split()) <= _SHORT and len(folded) <= 10 * _SHORT  # may be taken for a neighbour's language
-    claimed = bool(claims.asserted or claims.denied)
-    several = not claims.language or (short and not claimed)
+    several = not claims.language or (short and not claims.states)
     codes = every if several else [code for code in every if code in (claims.language, "en")]
     if script not in (None, "latin"):
         codes.append("en")  # a model may decline in English whatever it was asked in
-    claimed = claimed or len(folded) > REMARK
+    claimed = claims.states or len(folded) > REMARK
     for code in codes:
         plain = folded.replace("'", " ") if languages()[code].elision else folded.translate(languages()[code].variants)
         if _phrases(code, "refusals").found(plain) or (not claimed and _phrases(code, "unclear").found(plain)):

@@ -63,7 +63,7 @@ class Scorer:
             except Exception as error:  # one image's captions must not take the result of all the others away
                 log.warning("captions could not be compared: %r", said.captions[0].text, exc_info=error)
                 reason = Reason.NO_SCORE
-            if by_findings and said.answers is None and not any(one.asserted or one.denied for one in claims):
+            if by_findings and said.answers is None and not any(one.states for one in claims):
                 unknown = all(one.language is None for one in claims)
                 reason = reason or (Reason.UNKNOWN_LANGUAGE if unknown else Reason.NO_CLAIM)
         if said.answers is None:

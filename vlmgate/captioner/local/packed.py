@@ -92,7 +92,7 @@ class Sequences(Branches):
             if name in _PER_TOKEN and isinstance(value, torch.Tensor):
                 value = value[..., -1:].expand(*value.shape[:-1], tokens.shape[1])
             elif isinstance(value, torch.Tensor) and name not in _ALSO_KNOWN:
-                raise UnsuitableError(f"{name} may hang on the number of tokens")
+                raise UnsuitableError(f"{name} may depend on the number of tokens")
             wide[name] = value
         wide.pop("cache_position", None)
         if "logits_to_keep" in wide:
