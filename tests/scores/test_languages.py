@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vlmgate.scores.diversity import most_disputed, readings
 from vlmgate.scores.findings import Claims, load_vocabulary
 from vlmgate.scores.language import languages
 from vlmgate.scores.measures import is_measure
@@ -14,11 +15,12 @@ CLAIMS = VOCABULARY.claims
 
 
 def same(one: Claims, other: Claims) -> bool:
-    return one.certain and other.certain and one.asserted == other.asserted
+    first, second = readings([one, other])
+    return first is not None and first == second
 
 
 def contradict(one: Claims, other: Claims) -> bool:
-    return any(map(other.denies, one.asserted)) or any(map(one.denies, other.asserted))
+    return most_disputed([one, other]) is not None
 
 
 @pytest.mark.parametrize("code", languages())

@@ -27,6 +27,7 @@ NO_CLAIM = "nothing of the condition"
 NO_LANGUAGE = "language not known"
 MOST_GROUPS = 8  # of one image that are named
 _SIZE = re.compile(r"([=<>≤≥±+-])(\d[\d.e+-]*)(\S*)")
+_CONTRAST = re.compile(r"~([^:]+):([^>]+)(?:>(.*))?")
 _COMPARISON = re.compile(r"(\w+):(\w*)>(\w*)")
 
 Range = tuple[int, int]  # start and end in a text, the end excluded
@@ -50,9 +51,18 @@ def in_words(claim: str) -> str:
         sign, value, unit = size.groups()
         value = sign + value if sign in "+-±" else value
         return " ".join(part for part in (sign.strip("=+-±"), value, unit) if part)
+    if contrast := _CONTRAST.fullmatch(claim):
+        return _contrast_in_words(*contrast.groups())
     if pair := _COMPARISON.fullmatch(claim):
         return f"{pair[1]}: {pair[2] or 'others'} > {pair[3] or 'others'}"
     return claim.replace("_", " ")  # a choice may have any name
+
+
+def _contrast_in_words(kind: str, value: str, other: str | None) -> str:
+    if other is not None:
+        return f"of {value}, not of {other}"
+    kind, _, thing = kind.replace("_", " ").partition(" ")
+    return f"{value} {thing}…" if thing and thing[-1].isalpha() else value
 
 
 def groups(captions: Sequence[str], vocabulary: Vocabulary) -> list[tuple[str, int]]:

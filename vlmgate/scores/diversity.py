@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vlmgate.data import Caption, Scores
 from vlmgate.errors import ConfigError, KernelError
 from vlmgate.scores.findings import NO_DEFECT, Claims, Vocabulary, load_vocabulary
-from vlmgate.scores.measures import is_measure, kind_of
+from vlmgate.scores.measures import PART, is_contrast, is_measure, kind_of
 from vlmgate.scores.words import content_words
 
 Matrix = NDArray[np.float64]
@@ -156,13 +156,14 @@ def readings(claims: Sequence[Claims]) -> list[frozenset[str] | None]:
 def kinds_that_differ(claims: Sequence[Claims]) -> frozenset[str]:
     """Return the kinds of sizes and comparisons of which two captions give different ones, neither a part of the other.
 
-    A kind is a unit, or what is compared: "mm", "longer".
+    A kind is a unit, what is compared, or what there are opposites of: "mm", "longer", "~opening".
     """
     given: dict[str, set[frozenset[str]]] = {}
     for one in claims:
         kinds: dict[str, set[str]] = {}
         for claim in _measures(one):
-            kinds.setdefault(kind_of(claim), set()).add(claim)
+            if kind_of(claim) != f"~{PART}":  # parts have many names
+                kinds.setdefault(kind_of(claim), set()).add(claim)
         for kind, several in kinds.items():
             given.setdefault(kind, set()).add(frozenset(several))
     return frozenset(
@@ -293,9 +294,10 @@ def support(claims: Sequence[Claims], typical: int) -> float | None:
     one = claims[typical]
     if not one.certain:
         return 0.0 if one.hedged else None
-    if not one.asserted:
+    backed = [claim for claim in one.asserted if not is_contrast(claim)]
+    if not backed:
         return sum(other.certain and not other.defects for other in claims) / len(claims)
-    return min(sum(claim in other.asserted for other in claims) for claim in one.asserted) / len(claims)
+    return min(sum(claim in other.asserted for other in claims) for claim in backed) / len(claims)
 
 
 def verdict_share(claims: Sequence[Claims]) -> float | None:

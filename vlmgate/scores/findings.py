@@ -15,14 +15,16 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from types import MappingProxyType
 
 from vlmgate.errors import ConfigError
 from vlmgate.scores import language as lang
 from vlmgate.scores.binding import bind
+from vlmgate.scores.contrasts import contrasts_of
 from vlmgate.scores.language import fold, language_of, languages, script_of
 from vlmgate.scores.layout import unclear
-from vlmgate.scores.measures import is_measure, measures_of
+from vlmgate.scores.measures import is_contrast, is_measure, measures_of
 from vlmgate.scores.phrases import Scanner
 from vlmgate.scores.sentence import NONE, NOT, SAID, UNNAMED, Item, sentences
 
@@ -56,7 +58,7 @@ class Claims:
     @property
     def states(self) -> bool:
         """Say whether it asserts or denies anything."""
-        return bool(self.asserted or self.denied)
+        return any(not is_contrast(claim) for claim in (*self.asserted, *self.denied))
 
     @property
     def certain(self) -> bool:
@@ -83,7 +85,8 @@ class Claims:
 
     def describe(self) -> str:
         """Return the claims in a few words: "scratch, no dent"."""
-        said = sorted(self.asserted) + [f"perhaps {claim}" for claim in sorted(self.hedged)]
+        said = sorted(claim for claim in self.asserted if not is_contrast(claim))
+        said += [f"perhaps {claim}" for claim in sorted(self.hedged)]
         no = [NO_DEFECT] if ANY in self.denied and not self.defects else []
         denied = [f"no {claim}" for claim in sorted(self.denied - {ANY}) if not is_measure(claim)]
         return ", ".join(said + no + denied) or "nothing"
@@ -158,9 +161,10 @@ class Vocabulary:
         spans = [
             Span(item.claim, NONE if _is_within(item, doubtful) else item.sign, item.start, item.end) for item in items
         ]
-        if _names_another(spans, folded, scanner.language) or self._in_another(folded, code):
+        if _doubts_all(marks) or _names_another(spans, folded, scanner.language) or self._in_another(folded, code):
             spans.append(Span(UNNAMED, NONE, 0, 0))
         spans += [Span(*one) for one in measures_of(folded, marks, scanner.language)]
+        spans += [Span(*one) for one in contrasts_of(folded, marks, items, scanner.language)]
         return self._summed(spans, code)
 
     def _in_another(self, folded: str, code: str) -> bool:
@@ -247,6 +251,15 @@ def _names_finding(vocabulary: Vocabulary, choice: str) -> bool:
         for code in codes
         for mark in vocabulary.scanner(code).scan(folded)
     )
+
+
+def _doubts_all(marks: Sequence[lang.Mark]) -> bool:
+    """Say whether a sentence is nothing but a hedge: "Scratched (low confidence)."."""
+    parts = groupby(marks, key=lambda mark: mark.kind == lang.STOP)
+    return any({mark.kind for mark in part} <= _HEDGES for stop, part in parts if not stop)
+
+
+_HEDGES = frozenset((lang.HEDGE, lang.HEDGE_AFTER))
 
 
 def _names_another(spans: Sequence[Span], folded: str, language: lang.Language) -> bool:

@@ -72,6 +72,7 @@ class Language:
     unclear: tuple[str, ...]  # no reading where nothing is said of the part's condition
     other: tuple[str, ...]  # words for "other": "no other defects" is said after one
     measures: Mapping[str, Any]  # comparators, comparatives and sides; see `measures`
+    contrasts: Mapping[str, Any]  # words that exclude each other; see `contrasts`
     examples: Mapping[str, Any]
 
 
@@ -123,7 +124,8 @@ def languages() -> Languages:
 def read_language(code: str, data: Mapping[str, Any]) -> Language:
     """Return a language of the content of its file; raises `ValueError` for a key that is unknown."""
     known = {"name", "scripts", "spaced", "common", "concord", "comma_first", "elision", "grammar", "condition"}
-    known |= {"findings", "denials", "refusals", "unclear", "measures", "examples", "variants", "other"}
+    known |= {"findings", "denials", "refusals", "unclear", "measures", "contrasts", "examples", "variants"}
+    known |= {"other"}
     unknown = [*(data.keys() - known), *(data["grammar"].keys() - {*_KEYS})]
     if unknown:
         raise ValueError(f"languages/{code}.toml: unknown key '{unknown[0]}'")
@@ -144,6 +146,7 @@ def read_language(code: str, data: Mapping[str, Any]) -> Language:
         unclear=tuple(data.get("unclear", ())),
         other=tuple(data.get("other", ())),
         measures=data.get("measures", {}),
+        contrasts=data.get("contrasts", {}),
         examples=data.get("examples", {}),
     )
 

@@ -88,16 +88,24 @@ _CONVERSE = {
 _SENTENCE = re.compile(r"(?:[^.;!?\n。！？；]|(?<=\d)\.(?=\d))+")
 
 
-_MEASURE = re.compile(r"[=<>≤≥±+-]+\d|[a-z]+:[^:\s]*>")  # a size, or what is more than what
+_MEASURE = re.compile(r"[=<>≤≥±+-]+\d|[a-z]+:[^:\s]*>|~")  # a size, what is more than what, or a contrast
+PART = "part"  # the kind of contrasts that tell which part has a defect
 
 
 def is_measure(claim: str) -> bool:
-    """Say whether a claim is a size or a comparison, and no finding."""
+    """Say whether a claim is a size, a comparison or a contrast, and no finding."""
     return _MEASURE.match(claim) is not None
 
 
+def is_contrast(claim: str) -> bool:
+    """Say whether a claim is a contrast: it tells captions apart, and alone says nothing of a part's condition."""
+    return claim.startswith("~")
+
+
 def kind_of(claim: str) -> str:
-    """Return the kind of a size or comparison: its unit, or what is compared."""
+    """Return the kind of a size, comparison or contrast: its unit, what is compared, or what it is the state of."""
+    if is_contrast(claim):
+        return claim.rpartition(":")[0]
     if ":" in claim:
         return claim.partition(":")[0]
     return ";" if ";" in claim else claim.lstrip("=<>≤≥±+-").lstrip("0123456789.e+-")
@@ -275,6 +283,12 @@ def _comparisons(folded: str, marks: Sequence[Mark], language: Language) -> Iter
                     pair = _nouns(marks, offset + found.start(), offset + found.end(), offset + marker.start())
             if marker is None and any(0 <= begin - found.end() <= 1 for _, begin, _ in near):
                 continue  # "at the lower right"
+            if (
+                marker is None
+                and language.spaced
+                and any(mark.kind in _NOUNS and 0 <= mark.start - offset - found.end() <= 1 for mark in marks)
+            ):
+                continue  # "a smaller hole at the right" compares nothing
             named = not language.measures.get("than_needed", False)  # "ein kleiner Kratzer" compares nothing
             if pair is None and near and named and (marker is None or not follows):
                 pair = near[0][0], ""
