@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def answer(name: str) -> tuple[str, ...]:
 
 
 def features(name: str) -> tuple[float, ...]:
-    rng = np.random.default_rng(number_of(name) + 1000 * len(name))
+    rng = np.random.default_rng(zlib.crc32(re.sub(r"_frame\d+", "", name).encode()))  # frames of a part are alike
     return tuple(rng.normal(5.0 if "alien" in name else 0.0, 1.0, 6))
 
 
@@ -416,3 +417,61 @@ def test_two_gates_of_one_name_keep_their_features(calibrated: Path, tmp_path: P
     folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(5)))
     for gate in ("gate.toml", "gate.old.toml"):
         run("scan", tmp_path / "tonight", "--gate", gate, "-o", f"{gate[:-5]}_t.parquet")
+
+
+# --- one part is one trial --------------------------------------------------------------------------------------------
+
+
+def frames(folder: Path, parts: int, each: int) -> Path:
+    """Make frames of parts, of which `features` are alike."""
+    names = [f"{CLASSES[i % 3]}/{CLASSES[i % 3]}_{i:03d}_frame{k}.png" for i in range(parts) for k in range(each)]
+    return folder_of(folder, *names)
+
+
+def test_frames_of_a_part_count_once_however_they_are_named(tmp_path: Path) -> None:
+    """By their looks, by a pattern and by a column: one part is one trial, and the gate says how many there were."""
+    folder = frames(tmp_path / "burst", 60, 3)
+    told, _ = run("calibrate", folder, "-o", "looks.toml", "--target-risk", "20%")
+    assert "180 images look like 60 parts" in told and "parts have an accepted image that is wrong" in told
+    pattern = r"(?P<part>[^/]+)_frame"
+    told, _ = run("calibrate", folder, "-o", "pattern.toml", "--target-risk", "20%", "--group-pattern", pattern)
+    assert "180 images show 60 parts" in told
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.png"))]
+    rows = ["file_name,label,unit", *(f"{n},{n.split('/')[0]},{n.split('_frame')[0]}" for n in names)]
+    (tmp_path / "l.csv").write_text("\n".join(rows), encoding="utf-8")
+    arguments = ("--labels", "l.csv", "-o", "column.toml", "--target-risk", "20%", "--group", "unit")
+    run("calibrate", "looks.parquet", *arguments)
+    gates = [read_gate(tmp_path / f"{name}.toml") for name in ("looks", "pattern", "column")]
+    assert {gate.data["parts"] for gate in gates} == {60}
+    assert len({(gate.promise["of"], gate.gate.threshold) for gate in gates}) == 1
+    assert gates[0].promise["of"] <= 60
+
+
+def test_ten_frames_a_part_make_no_promise_out_of_nothing(tmp_path: Path) -> None:
+    once, often = frames(tmp_path / "once", 30, 1), frames(tmp_path / "often", 30, 10)
+    told, _ = run("calibrate", once, "-o", "once.toml", code=2)
+    assert "No promise" in told
+    told, _ = run("calibrate", often, "-o", "often.toml", "--format", "json", code=2)
+    tree = json.loads(told)
+    assert not tree["promise"]["holds"] and tree["parts"] == 30 and tree["images"] == 300
+    assert any("300 images look like 30 parts" in text for text in tree["warnings"])
+    told, _ = run("calibrate", often, "-o", "apart.toml", "--group-pattern", "(?P<part>.+)")
+    assert "Promise" in told and "they look like 30 parts, fewer than the groups say" in told
+
+
+def test_a_file_that_says_no_part_ends_the_run_before_anything_is_read(
+    tmp_path: Path, labelled: Path, fake: FakeCaptioner
+) -> None:
+    _, error = run("calibrate", labelled, "-q", "--group-pattern", r"(?P<part>none)_", code=2)
+    assert "--group-pattern says nothing of 120 labelled images" in error and error.count("\n") == 1
+    _, error = run("calibrate", labelled, "-q", "--group", "unit", code=2)
+    assert "no table has the column 'unit'" in error
+    _, error = run("calibrate", labelled, "-q", "--group", "unit", "--group-pattern", "(?P<part>.)", code=2)
+    assert "exclude each other" in error
+    assert fake.history == []
+
+
+def test_without_features_the_check_for_near_copies_is_said_not_to_be_made(labelled: Path, fake: FakeCaptioner) -> None:
+    fake.features = lambda name: None
+    told, _ = run("calibrate", labelled)
+    assert "whether some images are near copies was not checked" in told

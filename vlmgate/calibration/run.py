@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 import statistics
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from vlmgate.calibration.choose import SUBSETS, Promise
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import write_page
+from vlmgate.calibration.parts import check_all, part_in
 from vlmgate.calibration.readings import folded, join
 from vlmgate.calibration.study import Study, study
 from vlmgate.captioner import Captioner, load_captioner
@@ -113,9 +115,10 @@ def calibrate(
             raise UsageError(
                 f"{path}: that run was not finished, and half of a folder stands for nothing; finish it first."
             )
-        labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column)
+        labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column, config.group)
     else:
-        labels = read_labels(config.labels or path, config.label_column)
+        labels = read_labels(config.labels or path, config.label_column, config.group)
+        check_names(config.pattern, labels)
         reading = answering(reading, (config.score or "", *config.limits))
         wanted = completed(reading, labels, path, label_map, question)
         done = read_labelled(wanted, labels, progress, load)
@@ -123,7 +126,7 @@ def calibrate(
             return Stopped(done)
         path = done.outputs.parquet
     records, provenance = read_result(path)
-    labelled = join(records, provenance, labels, label_map=label_map, good=config.good)
+    labelled = join(records, provenance, labels, label_map=label_map, good=config.good, pattern=config.pattern)
     progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
     found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs)
     seconds = seconds_of(provenance)
@@ -145,6 +148,12 @@ def _check(config: CalibrateConfig, reading: ScanConfig) -> None:
     for name in config.kernels:
         check_kernel(name)
     check_choices(reading.sampling.choices)
+
+
+def check_names(pattern: re.Pattern[str] | None, labels: Labels) -> None:
+    """Raise `LabelError` before anything is read where a labelled image's name does not say which part it shows."""
+    if pattern is not None:
+        check_all(((name, part_in(name, pattern)) for name, _ in labels.by_name), "--group-pattern")
 
 
 def seconds_of(provenance: Mapping[str, Any]) -> dict[int, float]:
@@ -309,6 +318,8 @@ def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[s
     }
     if server := model.get("server"):
         data["endpoint"] = server["url"]
+    if held.grouped:
+        data["parts"] = int(held.stands.sum())  # one part is one trial
     if held.good is not None and held.known.all():
         data["share_defective"] = float(held.bad.mean())
     return data

@@ -22,6 +22,7 @@ from vlmgate.calibration.choose import (
 )
 from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies, line_weights
 from vlmgate.calibration.figures import Agreement, Estimate, Mask, Vector, agreement, measure
+from vlmgate.calibration.parts import Numbers
 from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, columns_there, evidence, in_own_units
 from vlmgate.config import CalibrateConfig
 from vlmgate.errors import LabelError, count
@@ -82,7 +83,9 @@ class Study:
     def held_out(self) -> Mapping[str, Estimate]:
         """Return the figures of the gate's score on the images that certify."""
         rest = ~self.design
-        return measure(self.final.gated(self.score)[rest], self.final.wrong[rest]) if rest.any() else {}
+        if not rest.any():
+            return {}
+        return measure(self.final.gated(self.score)[rest], self.final.wrong[rest], self.labelled.part_of[rest])
 
     @cached_property
     def accepted(self) -> Mask:
@@ -107,14 +110,16 @@ class Study:
     def drift(self) -> dict[str, Kept]:
         """Return how the columns that show drift are distributed; novelty on images that made no reference."""
         found: dict[str, Kept | None] = {}
+        stands = self.labelled.stands  # one image a part: a distribution is no surer for near copies
         for column in COLUMNS:
             if column == "novelty":
-                found[column] = None if self.novelty is None else Kept.of(self.novelty[~self.design])
+                found[column] = None if self.novelty is None else Kept.of(self.novelty[~self.design & stands])
             elif column in self.final.scores:
                 sign = 1.0 if HIGHER_IS_WORSE[column] else -1.0
-                found[column] = Kept.of(sign * self.final.scores[column])
+                found[column] = Kept.of(sign * self.final.scores[column][stands])
             else:
-                found[column] = Kept.of([getattr(record, column) for record in self.labelled.records])
+                rows = [r for r, one in zip(self.labelled.records, stands, strict=True) if one]
+                found[column] = Kept.of([getattr(record, column) for record in rows])
         return {column: kept for column, kept in found.items() if kept is not None}
 
 
@@ -151,11 +156,12 @@ def study(
     first, *_ = whole.values()
     _check(labelled, first, config)
     graded = everything if config.rule == "cost" else design
-    best = choose_score([*whole.values()], everything)
-    chosen = choose_score([*whole.values()], graded, config.score)
+    parts = labelled.part_of
+    best = choose_score([*whole.values()], everything, parts=parts)
+    chosen = choose_score([*whole.values()], graded, config.score, parts)
     several = [scored(k, chosen.kernel) for k in _counts_to_try(labelled, config) if k != most]
     several.append(whole[chosen.kernel])
-    proposed = config.gate_samples or compare_counts(several, chosen.score, graded).proposed
+    proposed = config.gate_samples or compare_counts(several, chosen.score, graded, parts).proposed
     final = next(one for one in several if one.num_samples == proposed)
     for text in config.limits:
         parse_limit(text, proposed)  # a scan with so many samples must be able to read it
@@ -176,10 +182,10 @@ def study(
         config=config,
         labelled=labelled,
         design=design,
-        quality=_quality([*whole.values()]),
+        quality=_quality([*whole.values()], parts),
         best=best,
         chosen=chosen,
-        counts=compare_counts(several, chosen.score, everything),
+        counts=compare_counts(several, chosen.score, everything, parts),
         final=final,
         promise=made,
         bills=None if costs is None else _bills(labelled, final, chosen.score, made, config, costs),
@@ -250,11 +256,12 @@ def _features(labelled: Labelled, design: Mask) -> tuple[Reference | None, Vecto
         return None, None
     length = max(set(lengths), key=lengths.count)
     there = np.array([one is not None and len(one) == length for one in packed])
-    if (there & design).sum() < max(FEWEST, _FEWEST_FEATURES):
+    fitted = there & design & labelled.stands  # one image a part, or each would be its neighbour's near copy
+    if fitted.sum() < max(FEWEST, _FEWEST_FEATURES):
         return None, None
     table = unpack([one for one, known in zip(packed, there, strict=True) if known and one])
     made_of = (str(r.sha256)[:16] for r, d, t in zip(labelled.records, design, there, strict=True) if d and t)
-    reference = Reference.fit(table[design[there]], note=" ".join(made_of))
+    reference = Reference.fit(table[fitted[there]], note=" ".join(made_of))
     return reference, np.round(reference.novelty_of(packed), 6)
 
 
@@ -273,15 +280,16 @@ def _limits(labelled: Labelled, config: CalibrateConfig, known: bool) -> tuple[t
     return tuple(limits), notes
 
 
-def _quality(whole: Sequence[Evidence]) -> tuple[ScoreFigures, ...]:
+def _quality(whole: Sequence[Evidence], parts: Numbers) -> tuple[ScoreFigures, ...]:
+    """Return the figures of every score, and of chance; what is beyond a limit is never accepted, as under the gate."""
     rows = []
     for i, one in enumerate(whole):
         for column in columns_there(one):
             if i == 0 or column in OF_KERNEL:
                 kernel = one.kernel if column in OF_KERNEL else None
-                rows.append(ScoreFigures(column, kernel, measure(one.scores[column], one.wrong)))
-    chance = np.random.default_rng(0).random(len(whole[0].wrong))
-    return (*rows, ScoreFigures("random", None, measure(chance, whole[0].wrong)))
+                rows.append(ScoreFigures(column, kernel, measure(one.gated(column), one.wrong, parts)))
+    chance = np.where(whole[0].usable, np.random.default_rng(0).random(len(whole[0].wrong)), np.inf)
+    return (*rows, ScoreFigures("random", None, measure(chance, whole[0].wrong, parts)))
 
 
 def _bills(
@@ -291,7 +299,8 @@ def _bills(
     outcomes = outcomes_of(labelled, final, known)
     guaranteed = made.accepts(final, score)[known] if made is not None and made.holds else None
     weights = line_weights(outcomes.bad, config.defect_rate)
-    return compare_policies(final.gated(score)[known], outcomes, costs, guaranteed, weights)
+    parts = labelled.part_of[known]
+    return compare_policies(final.gated(score)[known], outcomes, costs, guaranteed, weights, parts)
 
 
 def outcomes_of(labelled: Labelled, one: Evidence, part: Mask) -> Outcomes:

@@ -195,9 +195,11 @@ def promise_lines(found: Study) -> list[str]:
     )
     if not made.holds:
         no = f"No promise: these labels cannot support that {rate}, with {percent(config.confidence)} confidence."
-        return [no, _what_it_takes(made, len(found.labelled.records))]
+        return [no, _what_it_takes(made, found)]
     assert made.bound is not None
     counted = f"accepted images {word}" if risk else "defective parts passed as good"
+    if found.labelled.grouped and risk:
+        counted = f"accepted parts have an accepted image that is {word}"
     lines = [
         f"Promise: {rate}, with {percent(config.confidence)} confidence. On images that had no part in choosing it: "
         f"{made.errors:,} of {made.count:,} {counted}, upper bound {made.bound:.2%}.",
@@ -210,26 +212,33 @@ def promise_lines(found: Study) -> list[str]:
         )
     if made.per_answer:
         lines.append("Limits differ by answer (--per-answer): each group was tested at half the chance of being wrong.")
+    elif config.per_answer and found.labelled.grouped:
+        lines.append("Parts with several images, which may have several answers, share one limit: no --per-answer.")
     elif config.per_answer:
         lines.append("One limit for every answer accepts as much, so --per-answer was not used.")
     if made.overkill is not None and found.labelled.kind != "ambiguity":
         lines.append(f"Overkill: {made.overkill[0]:,} of {made.overkill[1]:,} good parts are accepted as defective.")
+    each = "with as many images of each part" if found.labelled.grouped else "one a part"
     lines.append(
-        "It holds for images drawn like these (one a part), read by the same model with the same prompt, and for no "
+        f"It holds for images drawn like these ({each}), read by the same model with the same prompt, and for no "
         "others; and once: whoever tries other options on the same labels until one holds has no promise."
     )
     return lines
 
 
-def _what_it_takes(made: Promise, images: int) -> str:
+def _what_it_takes(made: Promise, found: Study) -> str:
+    """Say how many labels a promise would take, which is always more than there are, or why none would do."""
     if made.needed is None:
         return (
-            "No number of labels would: even the safest readings are wrong too often. Ask for a higher --target-risk, "
-            "or use a better model."
+            "No number of labels would: the readings are wrong about as often as is allowed, or more. Ask for a higher "
+            "--target-risk, or use a better model."
         )
+    what, there = ("labelled images", len(found.labelled.records))
+    if found.labelled.grouped:
+        what, there = "labelled parts", int(found.labelled.stands.sum())
     return (
-        f"It takes about {made.needed:,} labelled images like these, of {images:,} now, going by the errors seen; a "
-        "third of them chooses, two thirds certify."
+        f"It takes about {made.needed:,} {what} like these, of {there:,} now, going by the errors seen; a third of "
+        "them chooses, two thirds certify."
     )
 
 
@@ -314,13 +323,17 @@ def study_json(
 ) -> str:
     """Return all that was found as one JSON object with a `schema_version`."""
     gate, made, bills = found.gate(), found.promise, found.bills
-    promised = "holds per_answer target_kind target confidence errors count bound coverage overkill needed".split()
+    promised = (
+        "holds per_answer target_kind target confidence errors count bound coverage overkill escapes needed".split()
+    )
     tree: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "exit_code": exit_code,
+        "warnings": list(found.notes),
         "labels": {"source": str(labels.source), "form": labels.form, "kind": labels.kind}
         | {"counts": dict(Counter(found.labelled.labels)), "ignored": list(labels.ignored), "notes": list(found.notes)},
         "images": len(found.labelled.records),
+        "parts": int(found.labelled.stands.sum()),
         "chosen_on": int(found.design.sum()),
         "design_share": DESIGN_SHARE,
         "quality": [
