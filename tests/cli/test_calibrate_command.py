@@ -13,10 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 import vlmgate.calibration.run
+import vlmgate.calibration.tries
 from tests.support.fakes import FakeCaptioner, folder_of, let_it_read, picture_file
+from vlmgate.calibration.guarantee import upper_bound
 from vlmgate.cli import app
 from vlmgate.gate.file import read_gate
-from vlmgate.store.result import read_provenance, read_result
+from vlmgate.store.result import TRIES_FILE, read_provenance, read_result
 
 runner = CliRunner()
 CLASSES = ("none", "dent", "crack")
@@ -72,12 +74,13 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def labelled(once: Path, tmp_path: Path) -> Path:
     """Return labelled images that nothing has read yet."""
-    return Path(shutil.copytree(once / "labelled", tmp_path / "labelled"))
+    return Path(shutil.copytree(once / "labelled", tmp_path / "labelled", ignore=lambda *_: [TRIES_FILE]))
 
 
 @pytest.fixture
 def calibrated(once: Path, tmp_path: Path) -> Path:
     """Return labelled images, not to be changed, with a copy of their gate, readings and journal at hand."""
+    (once / "labelled" / TRIES_FILE).unlink(missing_ok=True)  # each test is the first to try
     for path in once.iterdir():
         if path.is_file():
             shutil.copy2(path, tmp_path)
@@ -151,7 +154,7 @@ def test_json_holds_everything_and_no_nan(calibrated: Path) -> None:
 def test_what_the_labels_cannot_support_ends_with_2_and_a_number(labelled: Path, tmp_path: Path) -> None:
     told, said = run("calibrate", labelled, "--target-risk", "1%", code=2)
     assert "No promise" in told
-    needed = int(re.search(r"takes about ([\d,]+) labelled images", said).group(1).replace(",", ""))  # type: ignore[union-attr]
+    needed = int(re.search(r"takes about ([\d,]+) new labelled images", said).group(1).replace(",", ""))  # type: ignore[union-attr]
     assert needed > 299
     assert not (tmp_path / "gate.toml").exists() and (tmp_path / "gate.parquet").exists()
 
@@ -455,6 +458,7 @@ def test_ten_frames_a_part_make_no_promise_out_of_nothing(tmp_path: Path) -> Non
     tree = json.loads(told)
     assert not tree["promise"]["holds"] and tree["parts"] == 30 and tree["images"] == 300
     assert any("300 images look like 30 parts" in text for text in tree["warnings"])
+    (often / TRIES_FILE).unlink()
     told, _ = run("calibrate", often, "-o", "apart.toml", "--group-pattern", "(?P<part>.+)")
     assert "Promise" in told and "they look like 30 parts, fewer than the groups say" in told
 
@@ -475,3 +479,112 @@ def test_without_features_the_check_for_near_copies_is_said_not_to_be_made(label
     fake.features = lambda name: None
     told, _ = run("calibrate", labelled)
     assert "whether some images are near copies was not checked" in told
+
+
+# --- tries on the same labels -----------------------------------------------------------------------------------------
+
+
+def test_other_options_on_the_same_labels_promise_nothing(calibrated: Path, tmp_path: Path) -> None:
+    run("calibrate", calibrated)
+    assert read_gate(tmp_path / "gate.toml").promise
+    told, _ = run("calibrate", calibrated, "-o", "second.toml", "--score", "vendi_score", page=True)
+    page = (tmp_path / "second_calibration" / "index.html").read_text(encoding="utf-8")
+    for text in (told, page):
+        assert "No promise: this is try 2 on these labels, and no more was declared at the first" in text
+        assert "Promise: " not in text
+    gate = read_gate(tmp_path / "second.toml")
+    assert gate.promise == {} and gate.gate.score == "vendi_score"
+    assert "It promises nothing" in (tmp_path / "second.toml").read_text(encoding="utf-8").splitlines()[1]
+    told, _ = run("calibrate", "gate.parquet", "-o", "third.toml", "--target-risk", "20%", "--format", "json")
+    tree = json.loads(told)
+    assert not tree["promise"]["holds"] and tree["tries"] == {"number": 3, "declared": 1}
+
+
+def test_the_identical_command_is_no_new_try(calibrated: Path, tmp_path: Path) -> None:
+    """Nor is another output, a page, costs, or the result in the place of the folder; nor the first after a second."""
+    run("calibrate", calibrated)
+    record = calibrated / TRIES_FILE
+    assert len(record.read_bytes().splitlines()) == 1
+    for i, arguments in enumerate(([calibrated], [calibrated, "--cost-escape", 50], ["gate.parquet"])):
+        run("calibrate", *arguments, "-o", f"again{i}.toml")
+        assert read_gate(tmp_path / f"again{i}.toml").promise
+    run("calibrate", calibrated, "--confidence", "90%", "-o", "second.toml")
+    run("calibrate", calibrated, "-o", "first.toml")
+    run("calibrate", calibrated, "--confidence", "90%", "-o", "second.toml")
+    assert read_gate(tmp_path / "first.toml").promise and not read_gate(tmp_path / "second.toml").promise
+    assert len(record.read_bytes().splitlines()) == 2
+
+
+def test_the_least_cost_and_what_is_refused_are_no_tries(calibrated: Path, tmp_path: Path) -> None:
+    run("calibrate", calibrated, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2)
+    run("calibrate", calibrated, "--score", "view_contrast", code=2)
+    run("calibrate", calibrated)
+    assert read_gate(tmp_path / "gate.toml").promise
+
+
+def test_declared_tries_share_the_chance_of_being_wrong(calibrated: Path, tmp_path: Path) -> None:
+    bounds = {}
+    for name, arguments in {
+        "a": ("--tries", 2, "--target-risk", "20%"),
+        "b": ("--target-risk", "20%", "--score", "vendi_score"),  # what was declared at the first holds
+        "c": ("--target-risk", "20%", "--score", "cocoa", "--tries", 5),
+    }.items():
+        told, _ = run("calibrate", calibrated, "-o", f"{name}.toml", *arguments)
+        bounds[name] = told, read_gate(tmp_path / f"{name}.toml").promise
+    assert "Try 1 of 2 that were declared" in bounds["a"][0] and "upper bound at 97.5%" in bounds["a"][0]
+    assert bounds["b"][1]["try"] == 2 and bounds["b"][1]["tries"] == 2 and bounds["b"][1]["confidence"] == 0.95
+    promise = bounds["a"][1]
+    assert promise["upper_bound"] == pytest.approx(upper_bound(promise["errors"], promise["of"], 0.975))
+    assert bounds["c"][1] == {} and "try 3 on these labels, and 2 were declared" in bounds["c"][0]
+    assert "--tries 5 comes too late" in bounds["c"][0]
+
+
+def test_images_that_no_try_has_seen_certify_again(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled, "--score", "vendi_score")
+    folder_of(labelled, *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS, PER_CLASS + 20)))
+    told, _ = run("calibrate", labelled, "-o", "more.toml")
+    assert "180 images were in a try before, so they choose; the 60 that are new certify" in told
+    promise = read_gate(tmp_path / "more.toml").promise
+    assert promise["tested_on"] == 60 and promise["chosen_on"] == 180
+    told, _ = run("calibrate", labelled, "-o", "less.toml", "--confidence", "90%")
+    assert "No promise: this is try 3 on these labels" in told
+
+
+def test_a_copy_of_the_labels_takes_its_tries_along_and_a_subset_is_no_new_set(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    other = Path(shutil.copytree(labelled, tmp_path / "moved"))
+    (other / "none" / "none_001.png").unlink()
+    (other / "dent" / "dent_001.png").rename(other / "dent" / "renamed.png")
+    told, _ = run("calibrate", other, "-o", "moved.toml")
+    assert "No promise: this is try 2 on these labels" in told
+    assert TRIES_FILE not in told and TRIES_FILE not in json.dumps(read_provenance(tmp_path / "moved.parquet"))
+
+
+@pytest.mark.parametrize("damage", [b'{"identity": "x", "images"', b"\xff\x00", b'{"images": []}'])
+def test_a_damaged_record_promises_nothing(calibrated: Path, tmp_path: Path, damage: bytes) -> None:
+    run("calibrate", calibrated)
+    record = calibrated / TRIES_FILE
+    record.write_bytes(damage)
+    told, _ = run("calibrate", calibrated, "-o", "second.toml")
+    assert "No promise: this is try 2" in told and read_gate(tmp_path / "second.toml").promise == {}
+    assert len(record.read_bytes().splitlines()) == 2
+
+
+def test_where_the_labels_cannot_be_written_tries_are_remembered_beside_the_output(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = vlmgate.calibration.tries._append
+
+    def refuses(path: Path, text: str) -> None:
+        if path.parent == calibrated:
+            raise PermissionError(13, "Permission denied")
+        append(path, text)
+
+    monkeypatch.setattr(vlmgate.calibration.tries, "_append", refuses)
+    told, _ = run("calibrate", calibrated)
+    assert f"{TRIES_FILE} cannot be written (Permission denied), so this try on the labels is remembered in" in told
+    told, _ = run("calibrate", calibrated, "--score", "vendi_score", "-o", "second.toml")
+    assert "No promise: this is try 2" in told
+    monkeypatch.setattr(vlmgate.calibration.tries, "_append", lambda path, text: refuses(calibrated / "x", text))
+    _, error = run("calibrate", calibrated, "--score", "cocoa", "-o", "third.toml", code=2)
+    assert "cannot remember this try" in error and not (tmp_path / "third.toml").exists()

@@ -84,6 +84,7 @@ class CalibrateOptions(ReadingOptions, total=False):
     target: Literal["risk", "escapes"]
     target_risk: str | float  # "1%" or 0.01
     confidence: str | float
+    tries: int
     per_answer: bool
     rule: Literal["guarantee", "cost"]
     cost_escape: float | None

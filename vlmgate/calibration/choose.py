@@ -183,7 +183,7 @@ class Promise:
     coverage: float = 0.0  # share of the certifying images that is accepted, [0, 1]
     overkill: tuple[int, int] | None = None  # good parts accepted as defective, of all good ones that certify
     escapes: tuple[int, int] | None = None  # defective parts accepted as good, of all defective ones that certify
-    needed: int | None = None  # labelled parts that it would take, where nothing is promised; null if none would do
+    needed: int | None = None  # new labelled parts that it would take, where nothing is promised; null if none would do
 
     @property
     def holds(self) -> bool:
@@ -342,20 +342,12 @@ class _Trial:
         return [Step(float(t), int(e), int(n)) for t, e, n in zip(grid, errors, counts, strict=True)]
 
     def needed(self) -> int | None:
-        """Return about how many labelled parts a promise would take, more than there are; null where none would do.
+        """Return about how many new labelled parts a promise would take; null where none would do.
 
-        It goes by the threshold that was tested and failed, so the number never lies below what is there. Where it is
-        far above what an errorless gate takes, the readings are wrong about as often as the target allows, and no
-        number means anything.
+        Those that are there have been looked at, so they may choose and the new ones certify. It goes by the threshold
+        that was tested and failed. Where it would be far more than an errorless gate takes, the readings are wrong
+        about as often as the target allows, and no number means anything.
         """
-        certifying, total = 1 - DESIGN_SHARE, int(self._stands.sum())
-        if self.kind == "escapes":
-            share = float((self.labelled.bad & self._stands).sum() / total)
-            if share == 0:
-                return None
-            least = math.ceil(images_needed(self.target, self.confidence) / share / certifying)
-            if least > total:
-                return least
         everything, rest = np.ones(len(self._values), bool), ~self.design
         scale = float((rest & self._stands).sum() / max(1, (self.design & self._stands).sum()))
         grid, _, begin = self._sequence(everything, scale, self.confidence)
@@ -363,11 +355,11 @@ class _Trial:
         known = int((rest & self._stands).sum())
         if not tested or not tested[0].count:  # nothing to choose by, or nothing that certifies: go by all there is
             levels = np.unique(self._values[np.isfinite(self._values)])
-            tested, known = self._steps(everything, everything, levels[-1:]), total
+            tested, known = self._steps(everything, everything, levels[-1:]), int(self._stands.sum())
         for step in tested:
             wanted = _images_at(step.errors / step.count, self.target, self.confidence) if step.count else None
             if wanted is not None:
-                return max(math.ceil(wanted / (step.count / known) / certifying), total + 1)
+                return math.ceil(wanted / (step.count / known))
         return None
 
 

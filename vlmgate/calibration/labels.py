@@ -15,6 +15,7 @@ from vlmgate.export.sheet import TABLES, Cells, read_rows
 from vlmgate.export.text_formats import undefused
 from vlmgate.images import find_images
 from vlmgate.run.shards import names_of
+from vlmgate.store.result import TRIES_FILE
 
 Kind = Literal["class", "verdict", "ambiguity"]
 
@@ -147,8 +148,8 @@ def _of_folders(source: Path, ignored: Sequence[str]) -> Labels:
         )
     if loose:
         aside.append(f"{len(loose):,} images in no class folder, first: {loose[0]}")
-    if walk.ignored:
-        aside.append(f"{len(walk.ignored):,} files that are no images, first: {walk.ignored[0]}")
+    if ignored := [name for name in walk.ignored if PurePosixPath(name).name != TRIES_FILE]:
+        aside.append(f"{len(ignored):,} files that are no images, first: {ignored[0]}")
     return Labels("ambiguity" if kind == "ambiguity" else "class", form, source, root, by_name, ignored=tuple(aside))
 
 

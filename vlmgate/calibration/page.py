@@ -74,7 +74,7 @@ def _content(
         "gate_name": None if gate is None else gate.name,
         "rule": None if split is None else split.describe(),
         "promise": text.promise_lines(found),
-        "holds": found.promise is not None and found.promise.holds,
+        "holds": found.promised,
         "model": (provenance["model"] or {}).get("model", ""),
         "prompt": provenance["sampling"]["prompt"],
         "question": provenance["sampling"].get("question"),

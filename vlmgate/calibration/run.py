@@ -18,13 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmgate.calibration.choose import SUBSETS, Promise
+from vlmgate.calibration.choose import SUBSETS
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import write_page
 from vlmgate.calibration.parts import check_all, part_in
 from vlmgate.calibration.readings import folded, join
 from vlmgate.calibration.study import Study, study
+from vlmgate.calibration.tries import look_back, remember
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.machine import begin_peak, end_peak
 from vlmgate.config import (
@@ -82,7 +83,7 @@ class Calibrated:
         needed = self.found.promise.needed
         if needed is None:
             return "the readings are wrong too often for this --target-risk, whatever the number of labels."
-        return f"the promise takes about {needed:,} labelled images; label more, or ask for a higher --target-risk."
+        return f"the promise takes about {needed:,} new labelled images; add them, and the same command goes on."
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,10 @@ def calibrate(
     records, provenance = read_result(path)
     labelled = join(records, provenance, labels, label_map=label_map, good=config.good, pattern=config.pattern)
     progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
-    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs)
+    tried = look_back(labelled, labels, provenance, config) if config.rule == "guarantee" else None
+    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs, tried)
+    if tried is not None and (elsewhere := remember(tried, labels, config)) is not None:
+        found = replace(found, notes=(*found.notes, elsewhere))
     seconds = seconds_of(provenance)
     gate = _write(found, config, labels, provenance)
     page = None
@@ -294,7 +298,7 @@ def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Ma
         features_sha256=digest,
         measures_novelty=features is not None,
     )
-    write_gate(config.out, file, [_about(found.promise)])
+    write_gate(config.out, file, [_about(found)])
     return config.out
 
 
@@ -328,12 +332,14 @@ def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[s
 def _promise(found: Study) -> dict[str, Any]:
     """Return what the gate file says of its promise; nothing where there is none."""
     made = found.promise
-    if made is None or not made.holds:
+    if made is None or not found.promised:
         return {}
+    shared = {} if found.tried is None else {"try": found.tried.number, "tries": found.tried.declared}
     return {
         "target": made.target_kind,
         "target_risk": made.target,
-        "confidence": made.confidence,
+        "confidence": found.config.confidence,  # of all declared tries together
+        **(shared if shared.get("tries", 1) > 1 else {}),
         "chosen_on": int(found.design.sum()),
         "tested_on": int((~found.design).sum()),
         "errors": made.errors,
@@ -343,9 +349,13 @@ def _promise(found: Study) -> dict[str, Any]:
     }
 
 
-def _about(made: Promise | None) -> str:
+def _about(found: Study) -> str:
     """Return the comment at the head of a gate file."""
+    made = found.promise
     if made is None:
         return "The gate of least expected cost. It promises nothing of its risk."
+    if not found.promised:
+        return "A later try on labels that were tried before. It promises nothing of its risk."
     of = "accepted readings are wrong" if made.target_kind == "risk" else "defective parts pass as good"
-    return f"With {made.confidence:.6g} confidence at most {made.target:.6g} of {of}, on images drawn like those below."
+    confidence = f"{found.config.confidence:.6g}"
+    return f"With {confidence} confidence at most {made.target:.6g} of {of}, on images drawn like those below."

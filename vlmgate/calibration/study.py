@@ -24,6 +24,7 @@ from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies, l
 from vlmgate.calibration.figures import Agreement, Estimate, Mask, Vector, agreement, measure
 from vlmgate.calibration.parts import Numbers
 from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, columns_there, evidence, in_own_units
+from vlmgate.calibration.tries import Tried
 from vlmgate.config import CalibrateConfig
 from vlmgate.errors import LabelError, count
 from vlmgate.gate.drift import COLUMNS, Kept
@@ -68,6 +69,12 @@ class Study:
     novelty: Vector | None  # (N,) distance from it
     limits: tuple[Limit, ...]  # besides the calibrated one
     notes: tuple[str, ...]
+    tried: Tried | None = None  # what earlier tries on the same labels leave of a promise; null without any promise
+
+    @property
+    def promised(self) -> bool:
+        """Say whether something is promised: the labels support it, and were not tried before."""
+        return self.promise is not None and self.promise.holds and (self.tried is None or self.tried.holds)
 
     @property
     def score(self) -> str:
@@ -138,10 +145,21 @@ def _gate_of(made: Promise, score: str, limits: Sequence[Limit]) -> Gate:
 
 
 def study(
-    labelled: Labelled, kernels: Mapping[str, Kernel], config: CalibrateConfig, costs: Costs | None = None
+    labelled: Labelled,
+    kernels: Mapping[str, Kernel],
+    config: CalibrateConfig,
+    costs: Costs | None = None,
+    tried: Tried | None = None,
 ) -> Study:
-    """Find out all of it; raises `LabelError` where the labels cannot support what is asked, whatever is done."""
-    design = design_part(labelled)
+    """Find out all of it; raises `LabelError` where the labels cannot support what is asked, whatever is done.
+
+    `tried` says what earlier tries on these labels leave: which images may certify, and at which confidence.
+    """
+    design, confidence = design_part(labelled), config.confidence
+    if tried is not None and tried.holds:
+        confidence = tried.confidence(confidence)
+        if not tried.usable.all():  # what is new certifies, all of it
+            design = ~tried.usable | (design & tried.touched)
     everything = np.ones(len(design), bool)
     reference, novelty = _features(labelled, design)
     limits, notes = _limits(labelled, config, novelty is not None)
@@ -174,7 +192,7 @@ def study(
             design,
             kind=config.target,
             target=config.target_risk,
-            confidence=config.confidence,
+            confidence=confidence,
             per_answer=config.per_answer,
         )
     agreed, repeats = _agreement(labelled, final)
@@ -195,7 +213,8 @@ def study(
         reference=reference,
         novelty=novelty,
         limits=limits,
-        notes=(*labelled.notes, *notes, *_warnings(labelled, first)),
+        notes=(*labelled.notes, *(tried.notes if tried else ()), *notes, *_warnings(labelled, first)),
+        tried=tried,
     )
 
 

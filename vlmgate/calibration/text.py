@@ -186,7 +186,7 @@ def count_lines(found: Study) -> list[str]:
 
 def promise_lines(found: Study) -> list[str]:
     """Return what is promised, or why nothing is and what it would take."""
-    made, config, word = found.promise, found.config, found.labelled.word
+    made, config, word, tried = found.promise, found.config, found.labelled.word, found.tried
     if made is None:
         return ["The gate written is that of least expected cost (--rule cost). It promises nothing of its risk."]
     risk = config.target == "risk"
@@ -196,15 +196,28 @@ def promise_lines(found: Study) -> list[str]:
     if not made.holds:
         no = f"No promise: these labels cannot support that {rate}, with {percent(config.confidence)} confidence."
         return [no, _what_it_takes(made, found)]
-    assert made.bound is not None
     counted = f"accepted images {word}" if risk else "defective parts passed as good"
     if found.labelled.grouped and risk:
         counted = f"accepted parts have an accepted image that is {word}"
+    if not found.promised:
+        assert tried is not None
+        return [
+            f"No promise: this is try {tried.number} on these labels, and {tries_declared(tried.declared)} at the "
+            "first. The gate promises nothing of its risk. On images that had no part in choosing it, but in earlier "
+            f"tries: {made.errors:,} of {made.count:,} {counted}.",
+            f"Coverage: {made.coverage:.1%} of them are accepted.",
+            "A promise takes images that no try has seen: add some to the labels, and they certify. --tries, declared "
+            "at the first try on new labels, allows for several.",
+        ]
+    assert made.bound is not None
+    at = f" at {percent(round(made.confidence, 6))}" if tried is not None and tried.declared > 1 else ""
     lines = [
         f"Promise: {rate}, with {percent(config.confidence)} confidence. On images that had no part in choosing it: "
-        f"{made.errors:,} of {made.count:,} {counted}, upper bound {made.bound:.2%}.",
+        f"{made.errors:,} of {made.count:,} {counted}, upper bound{at} {made.bound:.2%}.",
         f"Coverage: {made.coverage:.1%} of them are accepted.",
     ]
+    if tried is not None and tried.declared > 1:
+        lines.append(f"Try {tried.number} of {tried.declared} that were declared (--tries); they share the confidence.")
     if risk and config.defect_rate is not None and found.labelled.good is not None:
         lines.append(
             f"These labels hold {found.labelled.bad.mean():.1%} defective parts, the line "
@@ -221,24 +234,28 @@ def promise_lines(found: Study) -> list[str]:
     each = "with as many images of each part" if found.labelled.grouped else "one a part"
     lines.append(
         f"It holds for images drawn like these ({each}), read by the same model with the same prompt, and for no "
-        "others; and once: whoever tries other options on the same labels until one holds has no promise."
+        "others. Tries with other options on these labels are remembered, and promise nothing"
+        + ("." if tried is None or tried.declared == 1 else " beyond those declared.")
     )
     return lines
 
 
+def tries_declared(number: int) -> str:
+    """Return how many tries were declared, as part of a sentence."""
+    return "no more was declared" if number == 1 else f"{number:,} were declared"
+
+
 def _what_it_takes(made: Promise, found: Study) -> str:
-    """Say how many labels a promise would take, which is always more than there are, or why none would do."""
+    """Say how many new labels a promise would take, or why none would do."""
     if made.needed is None:
         return (
-            "No number of labels would: the readings are wrong about as often as is allowed, or more. Ask for a higher "
-            "--target-risk, or use a better model."
+            "No number of labels would: the readings are wrong about as often as is allowed, or more. It takes a "
+            "better model, or new labels and a higher --target-risk."
         )
-    what, there = ("labelled images", len(found.labelled.records))
-    if found.labelled.grouped:
-        what, there = "labelled parts", int(found.labelled.stands.sum())
+    what = "parts" if found.labelled.grouped else "images"
     return (
-        f"It takes about {made.needed:,} {what} like these, of {there:,} now, going by the errors seen; a third of "
-        "them chooses, two thirds certify."
+        f"It takes about {made.needed:,} new labelled {what} like these, going by the errors seen. Add them to the "
+        "labels: what was tried chooses then, and what is new certifies."
     )
 
 
@@ -344,7 +361,8 @@ def study_json(
         "chosen": {"score": found.score, "kernel": found.final.kernel, "num_samples": found.proposed},
         "held_out": {name: asdict(estimate) for name, estimate in found.held_out.items()},
         "samples": [asdict(row) | {"seconds_per_image": seconds.get(row.num_samples)} for row in found.counts.rows],
-        "promise": made and {key: getattr(made, key) for key in promised},
+        "promise": made and ({key: getattr(made, key) for key in promised} | {"holds": found.promised}),
+        "tries": found.tried and {"number": found.tried.number, "declared": found.tried.declared},
         "costs": bills
         and {
             "given": found.costs and asdict(found.costs),

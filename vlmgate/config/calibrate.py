@@ -147,6 +147,13 @@ class CalibrateConfig(LabelledConfig):
     target: Literal["risk", "escapes"] = _promise(
         "risk", "risk: of accepted readings, wrong. escapes: of defective parts, passed."
     )
+    tries: int = _promise(
+        1,
+        "How many tries with other options will share the chance of being wrong; declared at the first.",
+        rare=True,
+        ge=1,
+        le=100,
+    )
     per_answer: bool = _promise(False, "Let the good answer have its own limit, where it gains.", rare=True)
     rule: Literal["guarantee", "cost"] = _promise(
         "guarantee", "Which gate is written: the guaranteed one, or that of least cost."
