@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import vlmgate.calibration.run
 import vlmgate.calibration.tries
 from tests.support.fakes import FakeCaptioner, folder_of, let_it_read, picture_file
-from vlmgate.calibration.guarantee import upper_bound
+from vlmgate.calibration.choose import _images_at
+from vlmgate.calibration.guarantee import interval, upper_bound
 from vlmgate.cli import app
 from vlmgate.gate.file import read_gate
 from vlmgate.store.result import TRIES_FILE, read_provenance, read_result
@@ -588,3 +589,116 @@ def test_where_the_labels_cannot_be_written_tries_are_remembered_beside_the_outp
     monkeypatch.setattr(vlmgate.calibration.tries, "_append", lambda path, text: refuses(calibrated / "x", text))
     _, error = run("calibrate", calibrated, "--score", "cocoa", "-o", "third.toml", code=2)
     assert "cannot remember this try" in error and not (tmp_path / "third.toml").exists()
+
+
+# --- what is said is true, and of use ---------------------------------------------------------------------------------
+
+
+def test_a_model_that_answers_good_to_all_is_told_as_useless_first(tmp_path: Path, fake: FakeCaptioner) -> None:
+    """120 images, 60 of them bad: 119 are answered 'good'. With few defects even the promise holds."""
+    fake.say = lambda name: ("a grey part",)
+    fake.answer = lambda name: ("bad",) if name.endswith("bad_001.png") else ("good",)
+    folder_of(tmp_path / "half", *(f"{c}/{c}_{i:03d}.png" for c in ("good", "bad") for i in range(60)))
+    told, error = run("calibrate", tmp_path / "half", code=2, page=True)
+    first = "This model sees nothing of what the labels say: it answers 'good' to 119 of 120 images, 59 defective parts"
+    page = (tmp_path / "gate_calibration" / "index.html").read_text(encoding="utf-8")
+    assert told.startswith(first) and page.index("sees nothing of what the labels say") < page.index("No promise")
+    assert "sees nothing" in error and "higher" not in error
+    fake.answer = lambda name: ("good",)
+    folder_of(tmp_path / "few", *(f"{c}/{c}_{i:03d}.png" for c, n in (("good", 200), ("bad", 6)) for i in range(n)))
+    told, _ = run("calibrate", tmp_path / "few", "-o", "few.toml", "--format", "json")
+    assert json.loads(told)["warnings"][0].startswith("This model sees nothing")
+
+
+def test_the_built_in_model_is_disowned(calibrated: Path, tmp_path: Path) -> None:
+    told, error = run("calibrate", calibrated, page=True)
+    page = (tmp_path / "gate_calibration" / "index.html").read_text(encoding="utf-8")
+    for text in (told, page, run("calibrate", calibrated, "--format", "json")[0]):
+        assert "knows rendered sample parts only" in text
+    assert "knows rendered sample parts only" not in error  # once is enough
+
+
+def test_overkill_and_escapes_are_said_always_with_what_is_accepted(calibrated: Path, tmp_path: Path) -> None:
+    cost = ("--rule", "cost", "--cost-escape", 50, "--cost-review", 2)
+    for arguments, where in (((), "had no part in"), (cost, "it was chosen on"), (("--score", "cocoa"), "had no part")):
+        told, _ = run("calibrate", calibrated, *arguments)
+        assert re.search(r"Overkill: \d+ of \d+ good parts .* Escapes: \d+ of \d+ defective parts pass as good", told)
+        assert f"what the gate accepts with the labels, on images that {where}" in told
+        assert re.search(r"miss rate +\d", told) and "(exact 95% intervals)" in told
+    told, _ = run("calibrate", calibrated, "--format", "json")
+    tree = json.loads(told)
+    part, whole = tree["accepted"]["figures"]["effectiveness"]
+    assert whole == tree["promise"]["count"] and whole - part == tree["promise"]["errors"]
+    assert tree["accepted"]["escapes"] == tree["promise"]["escapes"]
+    assert interval(0, 36) == pytest.approx((0.0, 1 - 0.025 ** (1 / 36)))
+
+
+def test_the_best_score_is_that_of_the_table(calibrated: Path) -> None:
+    told, _ = run("calibrate", calibrated, "--format", "json")
+    tree = json.loads(told)
+    rows = {row["score"]: row["aurc"]["value"] for row in tree["quality"] if row["score"] != "random"}
+    assert rows[tree["best"]["score"]] == pytest.approx(min(rows.values()))
+    most = tree["samples"][-1]
+    assert rows[tree["chosen"]["score"]] == pytest.approx(most["aurc"])
+
+
+def test_why_fewer_samples_are_not_compared(calibrated: Path, tmp_path: Path) -> None:
+    folder_of(tmp_path / "two", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS)))
+    told, _ = run("calibrate", tmp_path / "two", "--num-samples", 2, "-o", "two.toml")
+    assert "one alone cannot disagree" in told and "several views" not in told
+
+
+def test_why_there_is_no_limit_on_novelty(tmp_path: Path, fake: FakeCaptioner) -> None:
+    folder_of(tmp_path / "few", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(25)))
+    told, _ = run("calibrate", tmp_path / "few", "--target-risk", "30%")
+    there = int(re.search(r"features of 30 images that choose, and there are (\d+)", told).group(1))  # type: ignore[union-attr]
+    assert 10 < there < 30
+    fake.features = lambda name: None
+    told, _ = run("calibrate", tmp_path / "few", "--target-risk", "30%", "--restart", "-o", "none.toml")
+    assert "no limit on novelty: the readings hold no vision features" in told
+
+
+def test_one_right_reading_gives_no_auroc(tmp_path: Path, fake: FakeCaptioner) -> None:
+    fake.say = lambda name: ("a grey part",)
+    fake.answer = lambda name: ("none",) if "000" in name else (CLASSES[(CLASSES.index(name.split("/")[0]) + 1) % 3],)
+    folder_of(tmp_path / "bad", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(1, 30)), "none/none_000.png")
+    told, _ = run("calibrate", tmp_path / "bad", "--format", "json", code=2)
+    assert {row["auroc"]["value"] for row in json.loads(told)["quality"]} == {None}
+
+
+def test_a_number_of_labels_is_named_only_where_it_means_something(labelled: Path) -> None:
+    """Never fewer than nothing new, and none where the readings are wrong about as often as is allowed."""
+    told, error = run("calibrate", labelled, "--target-risk", "1%", code=2)
+    assert "new labelled images like these" in told and "higher --target-risk" not in error
+    found = _images_at(0.019, 0.02, 0.95), _images_at(0.0, 0.02, 0.95), _images_at(0.03, 0.02, 0.95)
+    assert found == (None, 149, None)
+
+
+# --- a gate finds its model -------------------------------------------------------------------------------------------
+
+
+def test_a_gate_finds_its_model_from_another_folder(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was when it was calibrated, or by the same path beside the gate; else --model is named."""
+    model = tmp_path / "plant" / "models" / "a"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path / "plant")
+    run("calibrate", labelled, "--model", "models/a")
+    gate = tmp_path / "plant" / "gate.toml"
+    picture_file(tmp_path / "tonight" / "none_001.png")
+    monkeypatch.chdir(tmp_path)
+    run("scan", "tonight", "--gate", gate, "-o", "one.parquet")
+    moved = Path(shutil.move(tmp_path / "plant", tmp_path / "moved")) / "gate.toml"
+    run("scan", "tonight", "--gate", moved, "-o", "two.parquet")
+    shutil.move(tmp_path / "moved" / "models" / "a", tmp_path / "b")
+    _, error = run("scan", "tonight", "--gate", moved, "-o", "three.parquet", "-q", code=2)
+    assert "models/a is neither here nor beside the gate" in error and "--model FOLDER" in error
+    run("scan", "tonight", "--gate", moved, "--model", "b", "-o", "three.parquet")
+    (tmp_path / "moved" / "models" / "a").mkdir()
+    shutil.copy(tmp_path / "b" / "config.json", tmp_path / "moved" / "models" / "a")
+    (tmp_path / "moved" / "models" / "a" / "model.safetensors").write_bytes(b"other weights")
+    _, error = run("scan", "tonight", "--gate", moved, "-o", "four.parquet", "-q", code=2)
+    assert "another model or other weights" in error

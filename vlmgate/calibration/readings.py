@@ -340,6 +340,11 @@ class Evidence:
     barred: Mapping[str, int]  # why others are not usable, with numbers
     tied: Mask | None = None  # (N,) besides, for `answer_probability` alone: two choices were named equally often
 
+    @property
+    def within(self) -> Mask:
+        """Return (N,): what some gate might accept."""
+        return self.usable if self.tied is None else self.usable | self.tied
+
     def gated(self, column: str) -> Vector:
         """Return (N,): the scores of a column, infinite for what a gate would never accept."""
         usable = self.usable

@@ -29,6 +29,7 @@ from vlmgate.calibration.tries import look_back, remember
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.machine import begin_peak, end_peak
 from vlmgate.config import (
+    BUILTIN,
     DEFAULT_PROMPT,
     DEFAULT_QUESTION,
     CalibrateConfig,
@@ -78,6 +79,8 @@ class Calibrated:
     @property
     def why_none(self) -> str:
         """Say why there is no gate, in one sentence."""
+        if self.found.blindness is not None:
+            return "the model sees nothing of what the labels say."
         if self.found.promise is None:
             return "reviewing everything is cheapest."
         needed = self.found.promise.needed
@@ -131,6 +134,7 @@ def calibrate(
     progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
     tried = look_back(labelled, labels, provenance, config) if config.rule == "guarantee" else None
     found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs, tried)
+    found = replace(found, builtin=(provenance["model"] or {}).get("model") == BUILTIN)
     if tried is not None and (elsewhere := remember(tried, labels, config)) is not None:
         found = replace(found, notes=(*found.notes, elsewhere))
     seconds = seconds_of(provenance)
@@ -322,6 +326,8 @@ def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[s
     }
     if server := model.get("server"):
         data["endpoint"] = server["url"]
+    elif (folder := Path(model.get("model", "")).expanduser()).is_dir() and model.get("model") != BUILTIN:
+        data["model_folder"] = folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode()
     if held.grouped:
         data["parts"] = int(held.stands.sum())  # one part is one trial
     if held.good is not None and held.known.all():
