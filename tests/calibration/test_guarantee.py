@@ -200,7 +200,7 @@ def test_what_the_labels_cannot_support_is_refused_with_a_number() -> None:
     one = evidence_of({"vendi_score": rng.random(200)}, np.zeros(200, bool))
     made = promise(labelled, one, "vendi_score", design_part(labelled), kind="risk", target=0.01, confidence=0.95)
     assert not made.holds and made.bound is None
-    assert made.needed is not None and 299 <= made.needed * 2 / 3 <= 320
+    assert made.needed is not None and 299 <= made.needed <= 320  # new ones, which all certify
 
 
 def test_where_the_surest_are_wrong_no_number_of_labels_is_named() -> None:

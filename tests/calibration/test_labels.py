@@ -238,7 +238,7 @@ def test_images_tell_whether_a_backslash_parts_folders(tmp_path: Path) -> None:
         r"s\a.png": "x",  # an image is called so, and s/a.png is another one
         "s/b.png": "y",
     }
-    assert labelled.notes == ("1 images of the result without a label",)
+    assert labelled.notes[0] == "1 images of the result without a label"
 
 
 def test_a_reading_is_found_under_either_name(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 import vlmgate.calibration.run
+import vlmgate.calibration.tries
 from tests.support.fakes import FakeCaptioner, folder_of, let_it_read, picture_file
+from vlmgate.calibration.choose import _images_at
+from vlmgate.calibration.guarantee import interval, upper_bound
 from vlmgate.cli import app
 from vlmgate.gate.file import read_gate
-from vlmgate.store.result import read_provenance, read_result
+from vlmgate.store.result import TRIES_FILE, read_provenance, read_result
 
 runner = CliRunner()
 CLASSES = ("none", "dent", "crack")
@@ -44,7 +48,7 @@ def answer(name: str) -> tuple[str, ...]:
 
 
 def features(name: str) -> tuple[float, ...]:
-    rng = np.random.default_rng(number_of(name) + 1000 * len(name))
+    rng = np.random.default_rng(zlib.crc32(re.sub(r"_frame\d+", "", name).encode()))  # frames of a part are alike
     return tuple(rng.normal(5.0 if "alien" in name else 0.0, 1.0, 6))
 
 
@@ -71,12 +75,13 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def labelled(once: Path, tmp_path: Path) -> Path:
     """Return labelled images that nothing has read yet."""
-    return Path(shutil.copytree(once / "labelled", tmp_path / "labelled"))
+    return Path(shutil.copytree(once / "labelled", tmp_path / "labelled", ignore=lambda *_: [TRIES_FILE]))
 
 
 @pytest.fixture
 def calibrated(once: Path, tmp_path: Path) -> Path:
     """Return labelled images, not to be changed, with a copy of their gate, readings and journal at hand."""
+    (once / "labelled" / TRIES_FILE).unlink(missing_ok=True)  # each test is the first to try
     for path in once.iterdir():
         if path.is_file():
             shutil.copy2(path, tmp_path)
@@ -150,7 +155,7 @@ def test_json_holds_everything_and_no_nan(calibrated: Path) -> None:
 def test_what_the_labels_cannot_support_ends_with_2_and_a_number(labelled: Path, tmp_path: Path) -> None:
     told, said = run("calibrate", labelled, "--target-risk", "1%", code=2)
     assert "No promise" in told
-    needed = int(re.search(r"takes about ([\d,]+) labelled images", said).group(1).replace(",", ""))  # type: ignore[union-attr]
+    needed = int(re.search(r"takes about ([\d,]+) new labelled images", said).group(1).replace(",", ""))  # type: ignore[union-attr]
     assert needed > 299
     assert not (tmp_path / "gate.toml").exists() and (tmp_path / "gate.parquet").exists()
 
@@ -416,3 +421,284 @@ def test_two_gates_of_one_name_keep_their_features(calibrated: Path, tmp_path: P
     folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(5)))
     for gate in ("gate.toml", "gate.old.toml"):
         run("scan", tmp_path / "tonight", "--gate", gate, "-o", f"{gate[:-5]}_t.parquet")
+
+
+# --- one part is one trial --------------------------------------------------------------------------------------------
+
+
+def frames(folder: Path, parts: int, each: int) -> Path:
+    """Make frames of parts, of which `features` are alike."""
+    names = [f"{CLASSES[i % 3]}/{CLASSES[i % 3]}_{i:03d}_frame{k}.png" for i in range(parts) for k in range(each)]
+    return folder_of(folder, *names)
+
+
+def test_frames_of_a_part_count_once_however_they_are_named(tmp_path: Path) -> None:
+    """By their looks, by a pattern and by a column: one part is one trial, and the gate says how many there were."""
+    folder = frames(tmp_path / "burst", 60, 3)
+    told, _ = run("calibrate", folder, "-o", "looks.toml", "--target-risk", "20%")
+    assert "180 images look like 60 parts" in told and "parts have an accepted image that is wrong" in told
+    pattern = r"(?P<part>[^/]+)_frame"
+    told, _ = run("calibrate", folder, "-o", "pattern.toml", "--target-risk", "20%", "--group-pattern", pattern)
+    assert "180 images show 60 parts" in told
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.png"))]
+    rows = ["file_name,label,unit", *(f"{n},{n.split('/')[0]},{n.split('_frame')[0]}" for n in names)]
+    (tmp_path / "l.csv").write_text("\n".join(rows), encoding="utf-8")
+    arguments = ("--labels", "l.csv", "-o", "column.toml", "--target-risk", "20%", "--group", "unit")
+    run("calibrate", "looks.parquet", *arguments)
+    gates = [read_gate(tmp_path / f"{name}.toml") for name in ("looks", "pattern", "column")]
+    assert {gate.data["parts"] for gate in gates} == {60}
+    assert len({(gate.promise["of"], gate.gate.threshold) for gate in gates}) == 1
+    assert gates[0].promise["of"] <= 60
+
+
+def test_ten_frames_a_part_make_no_promise_out_of_nothing(tmp_path: Path) -> None:
+    once, often = frames(tmp_path / "once", 30, 1), frames(tmp_path / "often", 30, 10)
+    told, _ = run("calibrate", once, "-o", "once.toml", code=2)
+    assert "No promise" in told
+    told, _ = run("calibrate", often, "-o", "often.toml", "--format", "json", code=2)
+    tree = json.loads(told)
+    assert not tree["promise"]["holds"] and tree["parts"] == 30 and tree["images"] == 300
+    assert any("300 images look like 30 parts" in text for text in tree["warnings"])
+    (often / TRIES_FILE).unlink()
+    told, _ = run("calibrate", often, "-o", "apart.toml", "--group-pattern", "(?P<part>.+)")
+    assert "Promise" in told and "they look like 30 parts, fewer than the groups say" in told
+
+
+def test_a_file_that_says_no_part_ends_the_run_before_anything_is_read(
+    tmp_path: Path, labelled: Path, fake: FakeCaptioner
+) -> None:
+    _, error = run("calibrate", labelled, "-q", "--group-pattern", r"(?P<part>none)_", code=2)
+    assert "--group-pattern says nothing of 120 labelled images" in error and error.count("\n") == 1
+    _, error = run("calibrate", labelled, "-q", "--group", "unit", code=2)
+    assert "no table has the column 'unit'" in error
+    _, error = run("calibrate", labelled, "-q", "--group", "unit", "--group-pattern", "(?P<part>.)", code=2)
+    assert "exclude each other" in error
+    assert fake.history == []
+
+
+def test_without_features_the_check_for_near_copies_is_said_not_to_be_made(labelled: Path, fake: FakeCaptioner) -> None:
+    fake.features = lambda name: None
+    told, _ = run("calibrate", labelled)
+    assert "whether some images are near copies was not checked" in told
+
+
+# --- tries on the same labels -----------------------------------------------------------------------------------------
+
+
+def test_other_options_on_the_same_labels_promise_nothing(calibrated: Path, tmp_path: Path) -> None:
+    run("calibrate", calibrated)
+    assert read_gate(tmp_path / "gate.toml").promise
+    told, _ = run("calibrate", calibrated, "-o", "second.toml", "--score", "vendi_score", page=True)
+    page = (tmp_path / "second_calibration" / "index.html").read_text(encoding="utf-8")
+    for text in (told, page):
+        assert "No promise: this is try 2 on these labels, and no more was declared at the first" in text
+        assert "Promise: " not in text
+    gate = read_gate(tmp_path / "second.toml")
+    assert gate.promise == {} and gate.gate.score == "vendi_score"
+    assert "It promises nothing" in (tmp_path / "second.toml").read_text(encoding="utf-8").splitlines()[1]
+    told, _ = run("calibrate", "gate.parquet", "-o", "third.toml", "--target-risk", "20%", "--format", "json")
+    tree = json.loads(told)
+    assert not tree["promise"]["holds"] and tree["tries"] == {"number": 3, "declared": 1}
+
+
+def test_the_identical_command_is_no_new_try(calibrated: Path, tmp_path: Path) -> None:
+    """Nor is another output, a page, costs, or the result in the place of the folder; nor the first after a second."""
+    run("calibrate", calibrated)
+    record = calibrated / TRIES_FILE
+    assert len(record.read_bytes().splitlines()) == 1
+    for i, arguments in enumerate(([calibrated], [calibrated, "--cost-escape", 50], ["gate.parquet"])):
+        run("calibrate", *arguments, "-o", f"again{i}.toml")
+        assert read_gate(tmp_path / f"again{i}.toml").promise
+    run("calibrate", calibrated, "--confidence", "90%", "-o", "second.toml")
+    run("calibrate", calibrated, "-o", "first.toml")
+    run("calibrate", calibrated, "--confidence", "90%", "-o", "second.toml")
+    assert read_gate(tmp_path / "first.toml").promise and not read_gate(tmp_path / "second.toml").promise
+    assert len(record.read_bytes().splitlines()) == 2
+
+
+def test_the_least_cost_and_what_is_refused_are_no_tries(calibrated: Path, tmp_path: Path) -> None:
+    run("calibrate", calibrated, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2)
+    run("calibrate", calibrated, "--score", "view_contrast", code=2)
+    run("calibrate", calibrated)
+    assert read_gate(tmp_path / "gate.toml").promise
+
+
+def test_declared_tries_share_the_chance_of_being_wrong(calibrated: Path, tmp_path: Path) -> None:
+    bounds = {}
+    for name, arguments in {
+        "a": ("--tries", 2, "--target-risk", "20%"),
+        "b": ("--target-risk", "20%", "--score", "vendi_score"),  # what was declared at the first holds
+        "c": ("--target-risk", "20%", "--score", "cocoa", "--tries", 5),
+    }.items():
+        told, _ = run("calibrate", calibrated, "-o", f"{name}.toml", *arguments)
+        bounds[name] = told, read_gate(tmp_path / f"{name}.toml").promise
+    assert "Try 1 of 2 that were declared" in bounds["a"][0] and "upper bound at 97.5%" in bounds["a"][0]
+    assert bounds["b"][1]["try"] == 2 and bounds["b"][1]["tries"] == 2 and bounds["b"][1]["confidence"] == 0.95
+    promise = bounds["a"][1]
+    assert promise["upper_bound"] == pytest.approx(upper_bound(promise["errors"], promise["of"], 0.975))
+    assert bounds["c"][1] == {} and "try 3 on these labels, and 2 were declared" in bounds["c"][0]
+    assert "--tries 5 comes too late" in bounds["c"][0]
+
+
+def test_images_that_no_try_has_seen_certify_again(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled, "--score", "vendi_score")
+    folder_of(labelled, *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS, PER_CLASS + 20)))
+    told, _ = run("calibrate", labelled, "-o", "more.toml")
+    assert "180 images were in a try before, so they choose; the 60 that are new certify" in told
+    promise = read_gate(tmp_path / "more.toml").promise
+    assert promise["tested_on"] == 60 and promise["chosen_on"] == 180
+    told, _ = run("calibrate", labelled, "-o", "less.toml", "--confidence", "90%")
+    assert "No promise: this is try 3 on these labels" in told
+
+
+def test_a_copy_of_the_labels_takes_its_tries_along_and_a_subset_is_no_new_set(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled)
+    other = Path(shutil.copytree(labelled, tmp_path / "moved"))
+    (other / "none" / "none_001.png").unlink()
+    (other / "dent" / "dent_001.png").rename(other / "dent" / "renamed.png")
+    told, _ = run("calibrate", other, "-o", "moved.toml")
+    assert "No promise: this is try 2 on these labels" in told
+    assert TRIES_FILE not in told and TRIES_FILE not in json.dumps(read_provenance(tmp_path / "moved.parquet"))
+
+
+@pytest.mark.parametrize("damage", [b'{"identity": "x", "images"', b"\xff\x00", b'{"images": []}'])
+def test_a_damaged_record_promises_nothing(calibrated: Path, tmp_path: Path, damage: bytes) -> None:
+    run("calibrate", calibrated)
+    record = calibrated / TRIES_FILE
+    record.write_bytes(damage)
+    told, _ = run("calibrate", calibrated, "-o", "second.toml")
+    assert "No promise: this is try 2" in told and read_gate(tmp_path / "second.toml").promise == {}
+    assert len(record.read_bytes().splitlines()) == 2
+
+
+def test_where_the_labels_cannot_be_written_tries_are_remembered_beside_the_output(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = vlmgate.calibration.tries._append
+
+    def refuses(path: Path, text: str) -> None:
+        if path.parent == calibrated:
+            raise PermissionError(13, "Permission denied")
+        append(path, text)
+
+    monkeypatch.setattr(vlmgate.calibration.tries, "_append", refuses)
+    told, _ = run("calibrate", calibrated)
+    assert f"{TRIES_FILE} cannot be written (Permission denied), so this try on the labels is remembered in" in told
+    told, _ = run("calibrate", calibrated, "--score", "vendi_score", "-o", "second.toml")
+    assert "No promise: this is try 2" in told
+    monkeypatch.setattr(vlmgate.calibration.tries, "_append", lambda path, text: refuses(calibrated / "x", text))
+    _, error = run("calibrate", calibrated, "--score", "cocoa", "-o", "third.toml", code=2)
+    assert "cannot remember this try" in error and not (tmp_path / "third.toml").exists()
+
+
+# --- what is said is true, and of use ---------------------------------------------------------------------------------
+
+
+def test_a_model_that_answers_good_to_all_is_told_as_useless_first(tmp_path: Path, fake: FakeCaptioner) -> None:
+    """120 images, 60 of them bad: 119 are answered 'good'. With few defects even the promise holds."""
+    fake.say = lambda name: ("a grey part",)
+    fake.answer = lambda name: ("bad",) if name.endswith("bad_001.png") else ("good",)
+    folder_of(tmp_path / "half", *(f"{c}/{c}_{i:03d}.png" for c in ("good", "bad") for i in range(60)))
+    told, error = run("calibrate", tmp_path / "half", code=2, page=True)
+    first = "This model sees nothing of what the labels say: it answers 'good' to 119 of 120 images, 59 defective parts"
+    page = (tmp_path / "gate_calibration" / "index.html").read_text(encoding="utf-8")
+    assert told.startswith(first) and page.index("sees nothing of what the labels say") < page.index("No promise")
+    assert "sees nothing" in error and "higher" not in error
+    fake.answer = lambda name: ("good",)
+    folder_of(tmp_path / "few", *(f"{c}/{c}_{i:03d}.png" for c, n in (("good", 200), ("bad", 6)) for i in range(n)))
+    told, _ = run("calibrate", tmp_path / "few", "-o", "few.toml", "--format", "json")
+    assert json.loads(told)["warnings"][0].startswith("This model sees nothing")
+
+
+def test_the_built_in_model_is_disowned(calibrated: Path, tmp_path: Path) -> None:
+    told, error = run("calibrate", calibrated, page=True)
+    page = (tmp_path / "gate_calibration" / "index.html").read_text(encoding="utf-8")
+    for text in (told, page, run("calibrate", calibrated, "--format", "json")[0]):
+        assert "knows rendered sample parts only" in text
+    assert "knows rendered sample parts only" not in error  # once is enough
+
+
+def test_overkill_and_escapes_are_said_always_with_what_is_accepted(calibrated: Path, tmp_path: Path) -> None:
+    cost = ("--rule", "cost", "--cost-escape", 50, "--cost-review", 2)
+    for arguments, where in (((), "had no part in"), (cost, "it was chosen on"), (("--score", "cocoa"), "had no part")):
+        told, _ = run("calibrate", calibrated, *arguments)
+        assert re.search(r"Overkill: \d+ of \d+ good parts .* Escapes: \d+ of \d+ defective parts pass as good", told)
+        assert f"what the gate accepts with the labels, on images that {where}" in told
+        assert re.search(r"miss rate +\d", told) and "(exact 95% intervals)" in told
+    told, _ = run("calibrate", calibrated, "--format", "json")
+    tree = json.loads(told)
+    part, whole = tree["accepted"]["figures"]["effectiveness"]
+    assert whole == tree["promise"]["count"] and whole - part == tree["promise"]["errors"]
+    assert tree["accepted"]["escapes"] == tree["promise"]["escapes"]
+    assert interval(0, 36) == pytest.approx((0.0, 1 - 0.025 ** (1 / 36)))
+
+
+def test_the_best_score_is_that_of_the_table(calibrated: Path) -> None:
+    told, _ = run("calibrate", calibrated, "--format", "json")
+    tree = json.loads(told)
+    rows = {row["score"]: row["aurc"]["value"] for row in tree["quality"] if row["score"] != "random"}
+    assert rows[tree["best"]["score"]] == pytest.approx(min(rows.values()))
+    most = tree["samples"][-1]
+    assert rows[tree["chosen"]["score"]] == pytest.approx(most["aurc"])
+
+
+def test_why_fewer_samples_are_not_compared(calibrated: Path, tmp_path: Path) -> None:
+    folder_of(tmp_path / "two", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS)))
+    told, _ = run("calibrate", tmp_path / "two", "--num-samples", 2, "-o", "two.toml")
+    assert "one alone cannot disagree" in told and "several views" not in told
+
+
+def test_why_there_is_no_limit_on_novelty(tmp_path: Path, fake: FakeCaptioner) -> None:
+    folder_of(tmp_path / "few", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(25)))
+    told, _ = run("calibrate", tmp_path / "few", "--target-risk", "30%")
+    there = int(re.search(r"features of 30 images that choose, and there are (\d+)", told).group(1))  # type: ignore[union-attr]
+    assert 10 < there < 30
+    fake.features = lambda name: None
+    told, _ = run("calibrate", tmp_path / "few", "--target-risk", "30%", "--restart", "-o", "none.toml")
+    assert "no limit on novelty: the readings hold no vision features" in told
+
+
+def test_one_right_reading_gives_no_auroc(tmp_path: Path, fake: FakeCaptioner) -> None:
+    fake.say = lambda name: ("a grey part",)
+    fake.answer = lambda name: ("none",) if "000" in name else (CLASSES[(CLASSES.index(name.split("/")[0]) + 1) % 3],)
+    folder_of(tmp_path / "bad", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(1, 30)), "none/none_000.png")
+    told, _ = run("calibrate", tmp_path / "bad", "--format", "json", code=2)
+    assert {row["auroc"]["value"] for row in json.loads(told)["quality"]} == {None}
+
+
+def test_a_number_of_labels_is_named_only_where_it_means_something(labelled: Path) -> None:
+    """Never fewer than nothing new, and none where the readings are wrong about as often as is allowed."""
+    told, error = run("calibrate", labelled, "--target-risk", "1%", code=2)
+    assert "new labelled images like these" in told and "higher --target-risk" not in error
+    found = _images_at(0.019, 0.02, 0.95), _images_at(0.0, 0.02, 0.95), _images_at(0.03, 0.02, 0.95)
+    assert found == (None, 149, None)
+
+
+# --- a gate finds its model -------------------------------------------------------------------------------------------
+
+
+def test_a_gate_finds_its_model_from_another_folder(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was when it was calibrated, or by the same path beside the gate; else --model is named."""
+    model = tmp_path / "plant" / "models" / "a"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path / "plant")
+    run("calibrate", labelled, "--model", "models/a")
+    gate = tmp_path / "plant" / "gate.toml"
+    picture_file(tmp_path / "tonight" / "none_001.png")
+    monkeypatch.chdir(tmp_path)
+    run("scan", "tonight", "--gate", gate, "-o", "one.parquet")
+    moved = Path(shutil.move(tmp_path / "plant", tmp_path / "moved")) / "gate.toml"
+    run("scan", "tonight", "--gate", moved, "-o", "two.parquet")
+    shutil.move(tmp_path / "moved" / "models" / "a", tmp_path / "b")
+    _, error = run("scan", "tonight", "--gate", moved, "-o", "three.parquet", "-q", code=2)
+    assert "models/a is neither here nor beside the gate" in error and "--model FOLDER" in error
+    run("scan", "tonight", "--gate", moved, "--model", "b", "-o", "three.parquet")
+    (tmp_path / "moved" / "models" / "a").mkdir()
+    shutil.copy(tmp_path / "b" / "config.json", tmp_path / "moved" / "models" / "a")
+    (tmp_path / "moved" / "models" / "a" / "model.safetensors").write_bytes(b"other weights")
+    _, error = run("scan", "tonight", "--gate", moved, "-o", "four.parquet", "-q", code=2)
+    assert "another model or other weights" in error

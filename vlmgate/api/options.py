@@ -78,10 +78,13 @@ class CalibrateOptions(ReadingOptions, total=False):
     labels: Path | str | None
     label_column: str | None
     label_map: Texts | None
+    group: str | None
+    group_pattern: str | None
     good: str | None
     target: Literal["risk", "escapes"]
     target_risk: str | float  # "1%" or 0.01
     confidence: str | float
+    tries: int
     per_answer: bool
     rule: Literal["guarantee", "cost"]
     cost_escape: float | None

@@ -2,9 +2,17 @@
 
 Call `choose_score`, `compare_counts` and `promise`, in this order.
 
-Whatever is chosen by looking at labels may not be graded by the same labels. So a third of the images, picked by their
-hashes, is there to choose on (the design part): score, samples, the threshold to begin with, one limit or one for each
-kind of answer. The other two thirds certify what was chosen, by fixed-sequence testing.
+Whatever is chosen by looking at labels may not be graded by the same labels. So a third of the parts, picked by the
+hashes of their images, is there to choose on (the design part): score, samples, the threshold to begin with, one limit
+or one for each kind of answer. The other two thirds certify what was chosen, by fixed-sequence testing. A part is
+chosen on or certifies with all of its images.
+
+One part is one trial. It counts as accepted where the image that stands for it (drawn by hash) is accepted, and as an
+error, and then as accepted too, where any accepted image of it is wrong. This bounds two rates at once. Let x and y be
+the chances that a part's drawn image is accepted and wrong, and that it is accepted; d the chance that another image of
+the part is an accepted error while the drawn one is routed. At least x + d of the parts are errors among y + d trials,
+and (x + d) / (y + d) is at least x / y: the risk of an image. The trials are never more than the parts of which some
+image is accepted, so the share of those with an accepted error is bounded as well.
 """
 
 from __future__ import annotations
@@ -12,9 +20,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from vlmgate.calibration.figures import FIGURES, Ladder, Mask, Vector, resampled
 from vlmgate.calibration.guarantee import Certified, Step, certify, images_needed, upper_bound
@@ -24,15 +34,21 @@ DESIGN_SHARE = 1 / 3
 FOLDS = 5
 SUBSETS = (2, 3, 4, 6, 8, 12, 16)
 _RESAMPLES = 400
-_ENOUGH = 10_000_000  # images; nobody labels more
-_FEW = 20  # accepted images; fewer show no rate
+_FAR = 10  # times what an errorless gate takes; a number beyond says only that the rate is too near to the target
 
 Target = Literal["risk", "escapes"]
 
 
 def design_part(labelled: Labelled) -> Mask:
-    """Return (N,): the images to choose on; which they are follows from their bytes alone."""
-    return np.array([drawn(record, "design") < DESIGN_SHARE for record in labelled.records])
+    """Return (N,): the images to choose on, all of a part or none; which they are follows from their bytes alone."""
+    own = np.array([drawn(record, "design") < DESIGN_SHARE for record in labelled.records])
+    if not labelled.grouped:
+        return own
+    part, stands = labelled.part_of, labelled.stands
+    chosen = np.zeros(int(part.max()) + 1, bool)
+    chosen[part[stands]] = own[stands]
+    found: Mask = chosen[part]
+    return found
 
 
 # --- which score ------------------------------------------------------------------------------------------------------
@@ -53,14 +69,17 @@ class Choice:
         return named(self.kernel, self.score)
 
 
-def choose_score(candidates: Sequence[Evidence], of: Mask, only: str | None = None) -> Choice:
+def choose_score(
+    candidates: Sequence[Evidence], of: Mask, only: str | None = None, parts: ArrayLike | None = None
+) -> Choice:
     """Return the best score under any kernel on some images, cross-validated; with `only`, the best kernel for that.
 
     In each fold the score that is best on the others is measured on the fold; the figures are the means. Among equals
-    the first wins, in the order of `SCORES`.
+    the first wins, in the order of `SCORES`. Readings with equal numbers in `parts` (N,) are in one fold.
     """
     pairs = [(one, c) for one in candidates for c in columns_there(one) if only is None or c == only]
-    fold = np.random.default_rng(0).permutation(len(of)) % FOLDS
+    part = np.arange(len(of)) if parts is None else np.unique(np.asarray(parts), return_inverse=True)[1]
+    fold = (np.random.default_rng(0).permutation(int(part.max()) + 1) % FOLDS)[part]
     figures: dict[str, list[float]] = {name: [] for name in FIGURES}
     chosen = []
     for i in range(FOLDS):
@@ -113,17 +132,18 @@ class SampleCounts:
     proposed: int
 
 
-def compare_counts(several: Sequence[Evidence], score: str, of: Mask) -> SampleCounts:
+def compare_counts(several: Sequence[Evidence], score: str, of: Mask, parts: ArrayLike | None = None) -> SampleCounts:
     """Return AURC for each K and the smallest K that is at most one standard error behind the best.
 
     The rule is that of Breiman et al. ("Classification and Regression Trees", 1984), with the error of the paired
-    difference: every K is measured on the same images.
+    difference: every K is measured on the same images. Readings with equal numbers in `parts` (N,) are drawn together.
     """
+    own = None if parts is None else np.asarray(parts)[of]
     vectors = [(one.gated(score)[of], one.wrong[of]) for one in several]
     areas = [float(Ladder.of(*pair).aurc()[0]) for pair in vectors]
     best = int(np.argmin(np.round(areas, 9)))
     draws: list[list[Vector]] = [[] for _ in several]
-    for weights in resampled(int(of.sum()), 0, _RESAMPLES):
+    for weights in resampled(int(of.sum()), 0, _RESAMPLES, own):
         for i, pair in enumerate(vectors):
             draws[i].append(Ladder.of(*pair, weights).aurc())
     spread = [np.concatenate(some) for some in draws]
@@ -157,12 +177,13 @@ class Promise:
     target: float
     confidence: float
     groups: tuple[GroupResult, ...]
-    errors: int = 0  # on the images that certify, within all limits
-    count: int = 0  # accepted images, or truly defective ones for escapes
+    errors: int = 0  # parts that certify, with an accepted image that is wrong
+    count: int = 0  # accepted parts, or truly defective ones for escapes
     bound: float | None = None  # upper bound of the rate; null where nothing is promised
     coverage: float = 0.0  # share of the certifying images that is accepted, [0, 1]
     overkill: tuple[int, int] | None = None  # good parts accepted as defective, of all good ones that certify
-    needed: int | None = None  # labelled images that it would take, where nothing is promised; null if none would do
+    escapes: tuple[int, int] | None = None  # defective parts accepted as good, of all defective ones that certify
+    needed: int | None = None  # new labelled parts that it would take, where nothing is promised; null if none would do
 
     @property
     def holds(self) -> bool:
@@ -199,11 +220,12 @@ def promise(
 
     "risk": of accepted readings, at most `target` are wrong. "escapes": of truly defective parts, at most `target` pass
     as good. With `per_answer` the good answer may have its own limit; both groups are tested at half the chance of
-    being wrong, and that is kept only where it accepts more on the design part.
+    being wrong, and that is kept only where it accepts more on the design part. Parts with several images, which may
+    have several answers, share one limit.
     """
     trial = _Trial(labelled, one, score, design, kind, target, confidence)
     groups: list[Answers] = [None]
-    if per_answer and labelled.good is not None:
+    if per_answer and labelled.good is not None and not labelled.grouped:
         by_answer: list[Answers] = [(labelled.good,), tuple(c for c in labelled.choices if c != labelled.good)]
         if trial.test(by_answer, foresee=True).coverage > trial.test(groups, foresee=True).coverage:
             groups = by_answer
@@ -218,7 +240,7 @@ def _inside(one: Evidence, answers: Answers) -> Mask:
     return np.isin(np.array([answer or "" for answer in one.answers]), answers)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Trial:
     """What is promised, of which score, and the images to choose and to certify on."""
 
@@ -233,15 +255,12 @@ class _Trial:
     def test(self, groups: Sequence[Answers], *, foresee: bool = False) -> Promise:
         """Test each group's thresholds; with `foresee`, on the design part's own counts scaled to the rest's size."""
         design, rest = self.design, ~self.design
-        values = self.one.gated(self.score)
-        scale = float(rest.sum() / max(1, design.sum()))
+        scale = float((rest & self._stands).sum() / max(1, (design & self._stands).sum()))
         confidence = 1 - (1 - self.confidence) / len(groups)
         results = []
         for answers in groups:
             inside = _inside(self.one, answers)
-            grid = np.unique(values[design & inside & np.isfinite(values)])
-            seen = self._steps(design, inside, grid)
-            begin = _start(seen, scale, confidence) if self.kind == "risk" else 0
+            grid, seen, begin = self._sequence(inside, scale, confidence)
             if foresee:
                 tried = [Step(s.threshold, round(s.errors * scale), round(s.count * scale)) for s in seen]
             else:
@@ -249,56 +268,99 @@ class _Trial:
             results.append(GroupResult(answers, certify(tried[begin:], self.target, confidence)))
         return self._count(design if foresee else rest, tuple(results))
 
+    def _sequence(self, inside: Mask, scale: float, confidence: float) -> tuple[Vector, list[Step], int]:
+        """Return the thresholds in order, what the design part counts up to each, and where testing begins."""
+        grid = np.unique(self._values[self.design & inside & np.isfinite(self._values)])
+        seen = self._steps(self.design, inside, grid)
+        return grid, seen, _start(seen, scale, confidence) if self.kind == "risk" else 0
+
     def _count(self, counted: Mask, results: tuple[GroupResult, ...]) -> Promise:
         """Return what was counted within all limits; how many labels it would take is not known here."""
         bare = Promise(self.kind, self.target, self.confidence, results)
         accepted = bare.accepts(self.one, self.score) & counted
+        failed = self._any(self._errors & accepted)
         base = accepted if self.kind == "risk" else self.labelled.bad & counted
-        good = self.labelled.known & ~self.labelled.bad & counted
-        rejected = accepted & good & ~self.one.says(self.labelled.good)
+        stands = self._stands & counted
+        good = self.labelled.known & ~self.labelled.bad & stands
+        bad = self.labelled.known & self.labelled.bad & stands
+        passed = self.one.says(self.labelled.good)
         bounds = [result.certified.bound for result in results if result.certified.bound is not None]
+        named = self.labelled.good is not None
         return replace(
             bare,
-            errors=int((self._errors & accepted).sum()),
-            count=int(base.sum()),
+            errors=int(failed.sum()),
+            count=int((self._any(base & stands) | failed).sum()),
             # The whole is no worse than the worst of its groups; all escapes are in the good answer's.
             bound=max(bounds) if bounds and accepted.any() else None,
             coverage=float(accepted.sum() / max(1, counted.sum())),
-            overkill=(int(rejected.sum()), int(good.sum())) if self.labelled.good is not None and good.any() else None,
+            overkill=(int((accepted & good & ~passed).sum()), int(good.sum())) if named and good.any() else None,
+            escapes=(int((accepted & bad & passed).sum()), int(bad.sum())) if named and bad.any() else None,
         )
 
-    @property
+    @cached_property
+    def _values(self) -> Vector:
+        """Return (N,): the score, infinite for what a gate would never accept."""
+        return self.one.gated(self.score)
+
+    @cached_property
+    def _stands(self) -> Mask:
+        return self.labelled.stands
+
+    @cached_property
+    def _part(self) -> NDArray[np.int64]:
+        return self.labelled.part_of
+
+    @cached_property
     def _errors(self) -> Mask:
         """Return (N,): what a promise of this kind counts, if it is accepted."""
         return self.one.wrong if self.kind == "risk" else self.labelled.bad & self.one.says(self.labelled.good)
 
-    def _steps(self, part: Mask, inside: Mask, grid: Vector) -> list[Step]:
-        """Return what is counted up to each threshold: of the accepted readings, or of all bad parts for escapes."""
-        values = self.one.gated(self.score)
-        counts = np.searchsorted(np.sort(values[part & inside]), grid, side="right")
-        errors = np.searchsorted(np.sort(values[part & inside & self._errors]), grid, side="right")
+    def _any(self, images: Mask) -> Mask:
+        """Return (P,): the parts of which one of these images is."""
+        found = np.zeros(int(self._part.max()) + 1, bool)
+        found[self._part[images]] = True
+        return found
+
+    def _least(self, images: Mask, values: Vector) -> Vector:
+        """Return (P,): the least of the values of each part's images; infinite where it has none of these images."""
+        found = np.full(int(self._part.max()) + 1, np.inf)
+        np.minimum.at(found, self._part[images], values[images])
+        return found
+
+    def _steps(self, images: Mask, inside: Mask, grid: Vector) -> list[Step]:
+        """Return what is counted up to each threshold, in parts; see the head of this file.
+
+        Counts are of accepted parts, or of all bad parts for escapes.
+        """
+        failing = self._least(images & inside & self._errors, self._values)
         if self.kind == "escapes":
-            counts = np.full(len(grid), (self.labelled.bad & part).sum())
+            begun = self._least(images & self._stands & self.labelled.bad, np.full(len(self._values), -np.inf))
+        else:
+            begun = self._least(images & self._stands & inside, self._values)
+        counts = np.searchsorted(np.sort(np.minimum(begun, failing)), grid, side="right")
+        errors = np.searchsorted(np.sort(failing), grid, side="right")
         return [Step(float(t), int(e), int(n)) for t, e, n in zip(grid, errors, counts, strict=True)]
 
     def needed(self) -> int | None:
-        """Return about how many labelled images a promise would take, going by all that are there; null if none do."""
-        certifying = 1 - DESIGN_SHARE
-        if self.kind == "escapes":
-            share = float(self.labelled.bad.mean())
-            return None if share == 0 else math.ceil(images_needed(self.target, self.confidence) / share / certifying)
-        values = self.one.gated(self.score)
-        total, known = len(values), values[np.isfinite(values)]
-        levels = np.unique(np.quantile(known, np.linspace(0, 1, 21), method="inverted_cdf")) if len(known) else known
-        everything = np.ones(total, bool)
-        least = min(_FEW, len(known))  # where little is accepted at all, all of it is the best guess
-        labels = [
-            wanted / (step.count / total) / certifying
-            for step in self._steps(everything, everything, levels)
-            if step.count >= least
-            and (wanted := _images_at(step.errors / step.count, self.target, self.confidence)) is not None
-        ]
-        return math.ceil(min(labels)) if labels else None
+        """Return about how many new labelled parts a promise would take; null where none would do.
+
+        Those that are there have been looked at, so they may choose and the new ones certify. It goes by the threshold
+        that was tested and failed. Where it would be far more than an errorless gate takes, the readings are wrong
+        about as often as the target allows, and no number means anything.
+        """
+        everything, rest = np.ones(len(self._values), bool), ~self.design
+        scale = float((rest & self._stands).sum() / max(1, (self.design & self._stands).sum()))
+        grid, _, begin = self._sequence(everything, scale, self.confidence)
+        tested = self._steps(rest, everything, grid[begin : begin + 1])
+        known = int((rest & self._stands).sum())
+        if not tested or not tested[0].count:  # nothing to choose by, or nothing that certifies: go by all there is
+            levels = np.unique(self._values[np.isfinite(self._values)])
+            tested, known = self._steps(everything, everything, levels[-1:]), int(self._stands.sum())
+        for step in tested:
+            wanted = _images_at(step.errors / step.count, self.target, self.confidence) if step.count else None
+            if wanted is not None:
+                return math.ceil(wanted / (step.count / known))
+        return None
 
 
 def _start(seen: Sequence[Step], scale: float, confidence: float) -> int:
@@ -313,11 +375,12 @@ def _start(seen: Sequence[Step], scale: float, confidence: float) -> int:
 
 
 def _images_at(rate: float, target: float, confidence: float) -> int | None:
-    """Return how many accepted images certify `target` where a share `rate` of them is wrong."""
-    low, high = 0, images_needed(target, confidence)
+    """Return how many accepted parts certify `target` where a share `rate` of them is wrong; null for too many."""
+    least = images_needed(target, confidence)
+    low, high = 0, least
     while upper_bound(round(rate * high), high, confidence) > target:
         low, high = high, 2 * high
-        if rate >= target or high > _ENOUGH:
+        if rate >= target or high > 2 * _FAR * least:
             return None
     while high - low > 1 + high // 1000:
         middle = (low + high) // 2
@@ -325,4 +388,4 @@ def _images_at(rate: float, target: float, confidence: float) -> int | None:
             low = middle
         else:
             high = middle
-    return high
+    return high if high <= _FAR * least else None

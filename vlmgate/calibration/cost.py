@@ -130,23 +130,30 @@ class Bills:
 
 
 def compare_policies(
-    score: Vector, outcomes: Outcomes, costs: Costs, guaranteed: Mask | None, weights: Vector | None = None
+    score: Vector,
+    outcomes: Outcomes,
+    costs: Costs,
+    guaranteed: Mask | None,
+    weights: Vector | None = None,
+    parts: ArrayLike | None = None,
 ) -> Bills:
     """Return what each way to work costs per 1,000 images.
 
     `score` (N,) is higher where a reading is less to be trusted, infinite where it never is; `guaranteed` (N,) is what
     the gate with a promise accepts. `weights` (N,) say how often each image stands for one of the line. The cheapest
-    gate is chosen on four fifths of the images and graded on the fifth that had no part in it, in turn.
+    gate is chosen on four fifths of the images and graded on the fifth that had no part in it, in turn. Images with
+    equal numbers in `parts` (N,) are in one fold, and are drawn together for the intervals.
     """
     count = len(score)
     share = np.ones(count) / count if weights is None else weights / weights.sum()
-    fold = np.random.default_rng(0).permutation(count) % FOLDS
+    part = np.arange(count) if parts is None else np.unique(np.asarray(parts), return_inverse=True)[1]
+    fold = (np.random.default_rng(0).permutation(int(part.max()) + 1) % FOLDS)[part]
     frugal = np.zeros(count, bool)
     for i in range(FOLDS):
         held = fold == i
         if held.any() and not held.all():
-            part = Outcomes(outcomes.bad[~held], outcomes.rejects[~held])
-            frugal[held] = score[held] <= _cheapest(score[~held], part, costs, share[~held])
+            others = Outcomes(outcomes.bad[~held], outcomes.rejects[~held])
+            frugal[held] = score[held] <= _cheapest(score[~held], others, costs, share[~held])
     threshold = _cheapest(score, outcomes, costs, share)
     like = frugal if guaranteed is None else guaranteed
     rows = {"review all": np.zeros(count), "review none": np.ones(count)}
@@ -154,7 +161,7 @@ def compare_policies(
     if guaranteed is not None:
         rows["guaranteed gate"] = guaranteed.astype(float)
     rows["cheapest gate, cross-val."] = frugal.astype(float)
-    draws = [drawn * share for drawn in resampled(count, 0, RESAMPLES)]
+    draws = [drawn * share for drawn in resampled(count, 0, RESAMPLES, part)]
     policies = tuple(_policy(name, accepted, outcomes, costs, share, draws) for name, accepted in rows.items())
     accepted = score <= threshold
     return Bills(

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 RESAMPLES = 1_000
+FEWEST_OF_A_KIND = 5  # wrong readings, or right ones, for an AUROC to be worth printing
 _CHUNK = 2_000_000  # weights held at once while resampling
 
 
@@ -138,24 +139,38 @@ class Estimate:
     high: float | None
 
 
-def measure(score: ArrayLike, wrong: ArrayLike) -> dict[str, Estimate]:
-    """Return every figure of `FIGURES` with its 95 % percentile interval over resampled readings."""
+def measure(score: ArrayLike, wrong: ArrayLike, parts: ArrayLike | None = None) -> dict[str, Estimate]:
+    """Return every figure of `FIGURES` with its 95 % percentile interval over resampled readings.
+
+    `parts` (N,) are numbers that readings of one part share; parts are resampled whole then. Where fewer than
+    `FEWEST_OF_A_KIND` readings are wrong, or right, AUROC would be chance and is null.
+    """
     values, errors = np.asarray(score, float), np.asarray(wrong, float)
     whole = Ladder.of(values, errors)
     drawn: dict[str, list[Vector]] = {name: [] for name in FIGURES}
-    for weights in resampled(len(values), 0, RESAMPLES):
+    for weights in resampled(len(values), 0, RESAMPLES, parts):
         ladder = Ladder.of(values, errors, weights)
         for name, figure in FIGURES.items():
             drawn[name].append(figure(ladder))
-    return {name: estimate(figure(whole)[0], np.concatenate(drawn[name])) for name, figure in FIGURES.items()}
+    found = {name: estimate(figure(whole)[0], np.concatenate(drawn[name])) for name, figure in FIGURES.items()}
+    wrongs = int(errors.sum())
+    if min(wrongs, len(errors) - wrongs) < FEWEST_OF_A_KIND:
+        found["auroc"] = Estimate(None, None, None)
+    return found
 
 
-def resampled(count: int, seed: int, resamples: int) -> list[Vector]:
-    """Return how often each of `count` readings is drawn, in chunks of (R, count); equal for an equal seed."""
+def resampled(count: int, seed: int, resamples: int, parts: ArrayLike | None = None) -> list[Vector]:
+    """Return how often each of `count` readings is drawn, in chunks of (R, count); equal for an equal seed.
+
+    Readings of one part (equal numbers in `parts` (count,)) are drawn together, for they are no trials apart.
+    """
+    of = np.arange(count) if parts is None else np.unique(np.asarray(parts), return_inverse=True)[1]
+    number = int(of.max()) + 1
     rng = np.random.default_rng(seed)
     step = max(1, min(resamples, _CHUNK // count))
+    chances = np.full(number, 1 / number)
     return [
-        rng.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - done)).astype(float)
+        rng.multinomial(number, chances, size=min(step, resamples - done)).astype(float)[:, of]
         for done in range(0, resamples, step)
     ]
 

@@ -35,6 +35,12 @@ def lower_bound(errors: int, count: int, confidence: float) -> float:
     return 0.0 if errors == 0 else float(betaincinv(errors, count - errors + 1, 1 - confidence))
 
 
+def interval(part: int, whole: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the exact two-sided interval of a share, in [0, 1]; all of it after no count at all."""
+    each = 1 - (1 - confidence) / 2
+    return (lower_bound(part, whole, each), upper_bound(part, whole, each)) if whole else (0.0, 1.0)
+
+
 def images_needed(target: float, confidence: float, errors: int = 0) -> int:
     """Return how many accepted images with that many errors it takes to certify `target`, a rate in (0, 1).
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from vlmgate.calibration.parts import check_all, groups_in, within
 from vlmgate.data import VERDICTS, Key
 from vlmgate.errors import LabelError
 from vlmgate.export.sheet import TABLES, Cells, read_rows
 from vlmgate.export.text_formats import undefused
 from vlmgate.images import find_images
 from vlmgate.run.shards import names_of
+from vlmgate.store.result import TRIES_FILE
 
 Kind = Literal["class", "verdict", "ambiguity"]
 
@@ -36,6 +38,8 @@ class Labels:
     readings: Mapping[Key, str] = field(default_factory=dict)  # by name, what a person says it should have read
     ignored: tuple[str, ...] = ()  # what was left out, in words
     written: Mapping[Key, Key] = field(default_factory=dict)  # a name with \\, as a row has it → its key in by_name
+    parts: Mapping[Key, str] = field(default_factory=dict)  # by name, the part that an image shows; empty = not told
+    parts_by_content: Mapping[Key, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return max(len(self.by_name), len(self.by_content))
@@ -50,20 +54,56 @@ class Labels:
         A \\ parts folders on Windows; elsewhere it may be a character of a name, which only the images can tell.
         """
         literal = {key: row for row, key in self.written.items() if row[0] in names}
-        by_name = {literal.get(key, key): label for key, label in self.by_name.items()}
-        return replace(self, by_name=by_name, written={})
+        by_name, parts = ({literal.get(k, k): v for k, v in said.items()} for said in (self.by_name, self.parts))
+        return replace(self, by_name=by_name, parts=parts, written={})
 
 
-def read_labels(source: Path, column: str | None = None) -> Labels:
+def read_labels(source: Path, column: str | None = None, group: str | None = None) -> Labels:
     """Read a labelled folder or a table; raises `LabelError` where nothing is recognised.
+
+    `group` is the column that says which part an image shows, in the table of labels or in the folder's metadata;
+    every labelled image must have one.
 
     A folder is one of, in this order: with tables `metadata.csv`, `.jsonl` or `.parquet` that have `file_name` and a
     label column; in the layout of MVTec AD (`test/good`, `test/<defect>`); with `clear/` and `ambiguous/`; with splits
     (`train/`, `val/`, `test/`) that have a sub-folder for each class; with a sub-folder for each class.
     """
+    labels = _labels_in(source, column)
+    return labels if group is None else _with_parts(labels, group)
+
+
+def _with_parts(labels: Labels, group: str) -> Labels:
+    """Add the part of every image; raises `LabelError` where one has none."""
+    tables = [labels.source] if labels.source.is_file() else _tables(labels.source)
+    by_name: dict[Key, str] = {}
+    by_content: dict[Key, str] = {}
+    headers: list[str] = []
+    for path in tables:
+        headers += _header(path)
+        names, contents = groups_in(path, group)
+        by_name |= names if labels.folder is None else within(names, path.parent, labels.folder)
+        by_content |= contents
+    if group not in headers:
+        there = _shown(", ".join(dict.fromkeys(headers)), 200) or "no metadata.csv"
+        raise LabelError(
+            f"{labels.source}: no table has the column '{group}' (--group); there is {there}. --group-pattern takes "
+            "parts from file names."
+        )
+    check_all(((key[0], by_name.get(key)) for key in labels.by_name), f"the column '{group}'")
+    if not labels.by_name:
+        check_all(((key[0], by_content.get(key)) for key in labels.by_content), f"the column '{group}'")
+    return replace(labels, parts=by_name, parts_by_content=by_content)
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Return the metadata tables of a folder and of its splits."""
+    tables = [path for name in _METADATA for path in sorted([folder / name, *folder.glob(f"*/{name}")])]
+    return [path for path in tables if path.is_file()]
+
+
+def _labels_in(source: Path, column: str | None) -> Labels:
     if source.is_dir():
-        tables = [path for name in _METADATA for path in sorted([source / name, *source.glob(f"*/{name}")])]
-        found = [path for path in tables if path.is_file()]
+        found = _tables(source)
         labelled = [path for path in found if _label_column(_header(path), column) is not None]
         if labelled:
             return _of_metadata(source, labelled, column)
@@ -108,8 +148,8 @@ def _of_folders(source: Path, ignored: Sequence[str]) -> Labels:
         )
     if loose:
         aside.append(f"{len(loose):,} images in no class folder, first: {loose[0]}")
-    if walk.ignored:
-        aside.append(f"{len(walk.ignored):,} files that are no images, first: {walk.ignored[0]}")
+    if ignored := [name for name in walk.ignored if PurePosixPath(name).name != TRIES_FILE]:
+        aside.append(f"{len(ignored):,} files that are no images, first: {ignored[0]}")
     return Labels("ambiguity" if kind == "ambiguity" else "class", form, source, root, by_name, ignored=tuple(aside))
 
 

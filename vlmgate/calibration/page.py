@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmgate.calibration import charts, text
+from vlmgate.calibration import charts, statements, text
 from vlmgate.calibration.cost import bill, line_weights
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.study import Study, outcomes_of
@@ -73,20 +73,22 @@ def _content(
         "title": f"{len(found.labelled.records):,} labelled images",
         "gate_name": None if gate is None else gate.name,
         "rule": None if split is None else split.describe(),
-        "promise": text.promise_lines(found),
-        "holds": found.promise is not None and found.promise.holds,
+        "first": text.first_lines(found),
+        "promise": [*statements.promise_lines(found), *statements.passed_lines(found)[:1]],
+        "passed": statements.passed_lines(found)[1:],
+        "holds": found.promised,
         "model": (provenance["model"] or {}).get("model", ""),
         "prompt": provenance["sampling"]["prompt"],
         "question": provenance["sampling"].get("question"),
         "labels": [f"{labels.source}: {labels.form}.", *text.label_lines(found, labels)],
         "quality_titles": text.SCORE_TITLES,
-        "quality_note": text.SCORE_NOTE,
+        "quality_note": text.score_note(found),
         "quality": text.score_rows(found),
         "choice": text.choice_lines(found),
         "counts": text.count_rows(found, seconds),
         "counts_why": text.count_lines(found),
         "costs": _costs(found),
-        "agreement": None if found.agreement is None else text.agreement_lines(found.agreement, found.repeats),
+        "agreement": None if found.agreement is None else statements.agreement_lines(found.agreement, found.repeats),
         "confusion": _confusion(found),
         "mistakes": _mistakes(found, provenance),
         "certified": None if found.promise is None else int((~found.design).sum()),

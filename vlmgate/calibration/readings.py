@@ -16,6 +16,7 @@ import numpy as np
 
 from vlmgate.calibration.figures import Mask, Vector
 from vlmgate.calibration.labels import Kind, Labels
+from vlmgate.calibration.parts import Numbers, check_all, part_in, parts_of
 from vlmgate.data import Decision, Key, Reason, Record, Route, Sampled, columns_of
 from vlmgate.errors import LabelError
 from vlmgate.gate.reasons import UNREAD, no_probability
@@ -55,6 +56,30 @@ class Labelled:
     truths: tuple[str | None, ...]  # N; the class of the part, as far as the labels tell
     novelties: tuple[float | None, ...]  # N; from what the checkpoint carries, for a scan would measure from that
     notes: tuple[str, ...] = ()  # what was left out, in words
+    parts: tuple[int, ...] = ()  # N; which images show the same part, in numbers from 0; empty = each shows another
+
+    @property
+    def part_of(self) -> Numbers:
+        """Return (N,): the number of the part that each image shows, from 0. One part is one trial."""
+        return np.array(self.parts if self.parts else range(len(self.records)), np.int64)
+
+    @property
+    def grouped(self) -> bool:
+        """Say whether some part has several images."""
+        return len(set(self.parts)) < len(self.parts)
+
+    @property
+    def stands(self) -> Mask:
+        """Return (N,): the one image that stands for its part, drawn by the hashes of their bytes alone."""
+        if not self.grouped:
+            return np.ones(len(self.records), bool)
+        first: dict[int, int] = {}
+        order = sorted(range(len(self.records)), key=lambda i: drawn(self.records[i], "part"))
+        for i in order:
+            first.setdefault(self.parts[i], i)
+        found = np.zeros(len(self.records), bool)
+        found[list(first.values())] = True
+        return found
 
     @property
     def word(self) -> str:
@@ -79,8 +104,13 @@ def join(
     *,
     label_map: Mapping[str, str] | None = None,
     good: str | None = None,
+    pattern: re.Pattern[str] | None = None,
 ) -> Labelled:
-    """Return the labelled readings; raises `LabelError` where there are none, or of one kind only."""
+    """Return the labelled readings; raises `LabelError` where there are none, or of one kind only.
+
+    Which images show one part is said by the labels, or by the group `part` of a `pattern` that is looked for in file
+    names; where neither says it, near copies count as one part.
+    """
     sampling = provenance["sampling"]
     if sampling.get("first_samples") is not None:
         raise LabelError(
@@ -88,7 +118,7 @@ def join(
             "number of all; scan with --num-samples, or calibrate the labelled folder itself."
         )
     choices = tuple(sampling.get("choices") or ())
-    found, notes = _matched(records, provenance, labels)
+    found, named, notes = _matched(records, provenance, labels, pattern)
     if labels.kind == "class":
         if not choices:
             raise LabelError(
@@ -104,6 +134,10 @@ def join(
         notes.append(unknown)
     good = good_class(choices, good)
     _check([label for _, label in found], labels)
+    packed = [record.vision_features for record, _ in found]
+    names = [named[str(record.sha256), record.page] for record, _ in found] if named else []
+    parts, said = parts_of(packed, names)
+    notes += said
     carried = (provenance.get("reference") or {}).get("folder") == "checkpoint"
     return Labelled(
         kind=labels.kind,
@@ -118,6 +152,7 @@ def join(
         truths=tuple(_truth(record, label, labels, choices, good) for record, label in found),
         novelties=tuple(record.novelty if carried else None for record, _ in found),
         notes=tuple(notes),
+        parts=parts,
     )
 
 
@@ -138,10 +173,14 @@ def folded(label: str) -> str:
 
 
 def _matched(
-    records: Sequence[Record], provenance: Mapping[str, Any], labels: Labels
-) -> tuple[list[tuple[Record, str]], list[str]]:
-    """Return rows with their labels, each content once, and what was left out in words."""
-    by_name = _names_in_result(labels.for_images({record.file_name for record in records}), provenance)
+    records: Sequence[Record], provenance: Mapping[str, Any], labels: Labels, pattern: re.Pattern[str] | None
+) -> tuple[list[tuple[Record, str]], dict[Key, set[str]], list[str]]:
+    """Return rows with their labels, each content once, the parts that each content shows, and what was left out."""
+    own = labels.for_images({record.file_name for record in records})
+    by_name = _names_in_result(own, own.by_name, provenance)
+    parts = _names_in_result(own, own.parts, provenance)
+    named: dict[Key, set[str]] = {}
+    told: list[tuple[str, str | None]] = []
     found: dict[Key, tuple[Record, set[str]]] = {}
     unread = matched = 0
     for record in records:
@@ -154,6 +193,10 @@ def _matched(
             unread += 1
         else:
             found.setdefault((record.sha256, record.page), (record, set()))[1].add(label)
+            part = parts.get((record.file_name, record.page))
+            part = part or labels.parts_by_content.get((record.sha256, record.page))
+            told.append((record.file_name, part_in(record.file_name, pattern) if pattern else part))
+            named.setdefault((record.sha256, record.page), set()).add(told[-1][1] or "")
     if not matched:
         first = next(iter(by_name or labels.by_content), ("", 1))[0]
         first_row = records[0].file_name if records else "no image"
@@ -175,20 +218,23 @@ def _matched(
         notes.append(f"{copies:,} exact copies; counted twice they would promise too much")
     if torn:
         notes.append(f"{torn:,} images whose copies have different labels")
-    return kept, notes
+    grouping = pattern is not None or bool(labels.parts or labels.parts_by_content)
+    if grouping:
+        check_all(told, "--group-pattern" if pattern else "--group")
+    return kept, named if grouping else {}, notes
 
 
-def _names_in_result(labels: Labels, provenance: Mapping[str, Any]) -> dict[Key, str]:
-    """Return the labels by the result's own file names, where one of the two folders lies in the other."""
+def _names_in_result(labels: Labels, said: Mapping[Key, str], provenance: Mapping[str, Any]) -> dict[Key, str]:
+    """Return what labels say of names by the result's own, where one of the two folders lies in the other."""
     scanned = Path(provenance["folder"])
     if labels.folder is None or not scanned.is_absolute():
-        return dict(labels.by_name)
+        return dict(said)
     folder, longer, shorter = labels.folder.resolve(), "", ""
     if folder.is_relative_to(scanned):
         longer = f"{folder.relative_to(scanned).as_posix()}/".removeprefix("./")
     elif scanned.is_relative_to(folder):
         shorter = f"{scanned.relative_to(folder).as_posix()}/"
-    return {(longer + name.removeprefix(shorter), page): label for (name, page), label in labels.by_name.items()}
+    return {(longer + name.removeprefix(shorter), page): label for (name, page), label in said.items()}
 
 
 def _mapped(
@@ -293,6 +339,11 @@ class Evidence:
     usable: Mask  # (N,) captions and answers are readings, and every limit holds
     barred: Mapping[str, int]  # why others are not usable, with numbers
     tied: Mask | None = None  # (N,) besides, for `answer_probability` alone: two choices were named equally often
+
+    @property
+    def within(self) -> Mask:
+        """Return (N,): what some gate might accept."""
+        return self.usable if self.tied is None else self.usable | self.tied
 
     def gated(self, column: str) -> Vector:
         """Return (N,): the scores of a column, infinite for what a gate would never accept."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 import statistics
 import time
 from collections import Counter
@@ -17,15 +18,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vlmgate.calibration.choose import SUBSETS, Promise
+from vlmgate.calibration.choose import SUBSETS
 from vlmgate.calibration.cost import Costs
 from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import write_page
+from vlmgate.calibration.parts import check_all, part_in
 from vlmgate.calibration.readings import folded, join
 from vlmgate.calibration.study import Study, study
+from vlmgate.calibration.tries import look_back, remember
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.machine import begin_peak, end_peak
 from vlmgate.config import (
+    BUILTIN,
     DEFAULT_PROMPT,
     DEFAULT_QUESTION,
     CalibrateConfig,
@@ -75,12 +79,14 @@ class Calibrated:
     @property
     def why_none(self) -> str:
         """Say why there is no gate, in one sentence."""
+        if self.found.blindness is not None:
+            return "the model sees nothing of what the labels say."
         if self.found.promise is None:
             return "reviewing everything is cheapest."
         needed = self.found.promise.needed
         if needed is None:
             return "the readings are wrong too often for this --target-risk, whatever the number of labels."
-        return f"the promise takes about {needed:,} labelled images; label more, or ask for a higher --target-risk."
+        return f"the promise takes about {needed:,} new labelled images; add them, and the same command goes on."
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +119,10 @@ def calibrate(
             raise UsageError(
                 f"{path}: that run was not finished, and half of a folder stands for nothing; finish it first."
             )
-        labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column)
+        labels = read_labels(config.labels or labelled_folder(path, provenance), config.label_column, config.group)
     else:
-        labels = read_labels(config.labels or path, config.label_column)
+        labels = read_labels(config.labels or path, config.label_column, config.group)
+        check_names(config.pattern, labels)
         reading = answering(reading, (config.score or "", *config.limits))
         wanted = completed(reading, labels, path, label_map, question)
         done = read_labelled(wanted, labels, progress, load)
@@ -123,9 +130,13 @@ def calibrate(
             return Stopped(done)
         path = done.outputs.parquet
     records, provenance = read_result(path)
-    labelled = join(records, provenance, labels, label_map=label_map, good=config.good)
+    labelled = join(records, provenance, labels, label_map=label_map, good=config.good, pattern=config.pattern)
     progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
-    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs)
+    tried = look_back(labelled, labels, provenance, config) if config.rule == "guarantee" else None
+    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs, tried)
+    found = replace(found, builtin=(provenance["model"] or {}).get("model") == BUILTIN)
+    if tried is not None and (elsewhere := remember(tried, labels, config)) is not None:
+        found = replace(found, notes=(*found.notes, elsewhere))
     seconds = seconds_of(provenance)
     gate = _write(found, config, labels, provenance)
     page = None
@@ -145,6 +156,12 @@ def _check(config: CalibrateConfig, reading: ScanConfig) -> None:
     for name in config.kernels:
         check_kernel(name)
     check_choices(reading.sampling.choices)
+
+
+def check_names(pattern: re.Pattern[str] | None, labels: Labels) -> None:
+    """Raise `LabelError` before anything is read where a labelled image's name does not say which part it shows."""
+    if pattern is not None:
+        check_all(((name, part_in(name, pattern)) for name, _ in labels.by_name), "--group-pattern")
 
 
 def seconds_of(provenance: Mapping[str, Any]) -> dict[int, float]:
@@ -285,7 +302,7 @@ def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Ma
         features_sha256=digest,
         measures_novelty=features is not None,
     )
-    write_gate(config.out, file, [_about(found.promise)])
+    write_gate(config.out, file, [_about(found)])
     return config.out
 
 
@@ -309,6 +326,10 @@ def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[s
     }
     if server := model.get("server"):
         data["endpoint"] = server["url"]
+    elif (folder := Path(model.get("model", "")).expanduser()).is_dir() and model.get("model") != BUILTIN:
+        data["model_folder"] = folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode()
+    if held.grouped:
+        data["parts"] = int(held.stands.sum())  # one part is one trial
     if held.good is not None and held.known.all():
         data["share_defective"] = float(held.bad.mean())
     return data
@@ -317,12 +338,14 @@ def _data(found: Study, labels: Labels, provenance: Mapping[str, Any]) -> dict[s
 def _promise(found: Study) -> dict[str, Any]:
     """Return what the gate file says of its promise; nothing where there is none."""
     made = found.promise
-    if made is None or not made.holds:
+    if made is None or not found.promised:
         return {}
+    shared = {} if found.tried is None else {"try": found.tried.number, "tries": found.tried.declared}
     return {
         "target": made.target_kind,
         "target_risk": made.target,
-        "confidence": made.confidence,
+        "confidence": found.config.confidence,  # of all declared tries together
+        **(shared if shared.get("tries", 1) > 1 else {}),
         "chosen_on": int(found.design.sum()),
         "tested_on": int((~found.design).sum()),
         "errors": made.errors,
@@ -332,9 +355,13 @@ def _promise(found: Study) -> dict[str, Any]:
     }
 
 
-def _about(made: Promise | None) -> str:
+def _about(found: Study) -> str:
     """Return the comment at the head of a gate file."""
+    made = found.promise
     if made is None:
         return "The gate of least expected cost. It promises nothing of its risk."
+    if not found.promised:
+        return "A later try on labels that were tried before. It promises nothing of its risk."
     of = "accepted readings are wrong" if made.target_kind == "risk" else "defective parts pass as good"
-    return f"With {made.confidence:.6g} confidence at most {made.target:.6g} of {of}, on images drawn like those below."
+    confidence = f"{found.config.confidence:.6g}"
+    return f"With {confidence} confidence at most {made.target:.6g} of {of}, on images drawn like those below."

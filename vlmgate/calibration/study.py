@@ -21,8 +21,10 @@ from vlmgate.calibration.choose import (
     promise,
 )
 from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies, line_weights
-from vlmgate.calibration.figures import Agreement, Estimate, Mask, Vector, agreement, measure
+from vlmgate.calibration.figures import Agreement, Estimate, Mask, Vector, agreement, kappa, measure
+from vlmgate.calibration.parts import Numbers
 from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, columns_there, evidence, in_own_units
+from vlmgate.calibration.tries import Tried
 from vlmgate.config import CalibrateConfig
 from vlmgate.errors import LabelError, count
 from vlmgate.gate.drift import COLUMNS, Kept
@@ -34,16 +36,38 @@ from vlmgate.scores.novelty import FEWEST, Reference, unpack
 from vlmgate.scores.score import Scorer
 
 _FEW_READINGS = 20  # wrong ones, or right ones; with fewer every figure is shaky
+_ENOUGH_TO_SEE = 20  # images; of fewer, chance agrees or disagrees
+_SLIGHT = 0.2  # kappa; what lies below is called slight (Landis & Koch, Biometrics 33, 1977)
 _FEWEST_FEATURES = 30  # images of the design part; a reference of fewer would call half of the rest strange
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreFigures:
-    """How well one score tells wrong readings from right ones, on all labelled images."""
+    """How well one score tells wrong readings from right ones, on all labelled images, within the limits."""
 
     score: str
     kernel: str | None  # null where the score depends on none
     figures: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Blindness:
+    """Answers that have next to nothing to do with the labels."""
+
+    answer: str  # the most frequent one
+    times: int
+    images: int
+    bad: int  # defective parts among those with that answer
+    kappa: float  # agreement beyond chance, at most 1
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What the gate accepts, one image a part, against the labels."""
+
+    figures: Agreement  # of what is accepted
+    overkill: tuple[int, int] | None  # good parts accepted as defective, of all good ones; null without a good class
+    escapes: tuple[int, int] | None  # defective parts accepted as good, of all defective ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +91,14 @@ class Study:
     novelty: Vector | None  # (N,) distance from it
     limits: tuple[Limit, ...]  # besides the calibrated one
     notes: tuple[str, ...]
+    within: int  # images within the limits, which `quality` is of
+    builtin: bool = False  # the built-in model read them, which knows rendered sample parts only
+    tried: Tried | None = None  # what earlier tries on the same labels leave of a promise; null without any promise
+
+    @property
+    def promised(self) -> bool:
+        """Say whether something is promised: the labels support it, and were not tried before."""
+        return self.promise is not None and self.promise.holds and (self.tried is None or self.tried.holds)
 
     @property
     def score(self) -> str:
@@ -82,7 +114,9 @@ class Study:
     def held_out(self) -> Mapping[str, Estimate]:
         """Return the figures of the gate's score on the images that certify."""
         rest = ~self.design
-        return measure(self.final.gated(self.score)[rest], self.final.wrong[rest]) if rest.any() else {}
+        if not rest.any():
+            return {}
+        return measure(self.final.gated(self.score)[rest], self.final.wrong[rest], self.labelled.part_of[rest])
 
     @cached_property
     def accepted(self) -> Mask:
@@ -92,6 +126,43 @@ class Study:
         least = -math.inf if self.bills is None or self.bills.cheapest is None else self.bills.cheapest
         found: Mask = self.final.gated(self.score) <= least
         return found
+
+    @cached_property
+    def passed(self) -> Passed | None:
+        """Return what the gate accepts against the labels; null without a gate, or where labels tell no class."""
+        held = self.labelled
+        part = held.stands & held.known & (~self.design if self.promise is not None else True)
+        if held.kind == "ambiguity" or self.gate() is None or not part.any():
+            return None
+        accepted = part & self.accepted
+        rows = np.flatnonzero(accepted)
+        truths, answers = [held.truths[i] or "" for i in rows], [self.final.answers[i] for i in rows]
+        figures = agreement(truths, answers, held.good or "")
+        if held.good is None:
+            return Passed(figures, None, None)
+        says, bad = self.final.says(held.good), held.bad
+        return Passed(
+            figures,
+            (int((accepted & ~bad & ~says).sum()), int((part & ~bad).sum())),
+            (int((accepted & bad & says).sum()), int((part & bad).sum())),
+        )
+
+    @cached_property
+    def blindness(self) -> Blindness | None:
+        """Return that the answers have next to nothing to do with the labels, neither by class nor by good and bad."""
+        held = self.labelled
+        if held.kind != "class" or len(held.records) < _ENOUGH_TO_SEE:
+            return None
+        answers = [answer or "no answer" for answer in self.final.answers]
+        pairs = [(list(held.labels), answers)]
+        if held.good is not None:
+            pairs.append(([str(t == held.good) for t in held.labels], [str(a == held.good) for a in answers]))
+        agreed = max(kappa(*pair) or 0.0 for pair in pairs)
+        if agreed >= _SLIGHT:
+            return None
+        answer, times = Counter(answers).most_common(1)[0]
+        bad = sum(bool(b) and a == answer for b, a in zip(held.bad, answers, strict=True)) if held.good else 0
+        return Blindness(answer, times, len(answers), bad, agreed)
 
     def gate(self) -> Gate | None:
         """Return the gate; None where nothing may be accepted."""
@@ -107,14 +178,16 @@ class Study:
     def drift(self) -> dict[str, Kept]:
         """Return how the columns that show drift are distributed; novelty on images that made no reference."""
         found: dict[str, Kept | None] = {}
+        stands = self.labelled.stands  # one image a part: a distribution is no surer for near copies
         for column in COLUMNS:
             if column == "novelty":
-                found[column] = None if self.novelty is None else Kept.of(self.novelty[~self.design])
+                found[column] = None if self.novelty is None else Kept.of(self.novelty[~self.design & stands])
             elif column in self.final.scores:
                 sign = 1.0 if HIGHER_IS_WORSE[column] else -1.0
-                found[column] = Kept.of(sign * self.final.scores[column])
+                found[column] = Kept.of(sign * self.final.scores[column][stands])
             else:
-                found[column] = Kept.of([getattr(record, column) for record in self.labelled.records])
+                rows = [r for r, one in zip(self.labelled.records, stands, strict=True) if one]
+                found[column] = Kept.of([getattr(record, column) for record in rows])
         return {column: kept for column, kept in found.items() if kept is not None}
 
 
@@ -133,13 +206,24 @@ def _gate_of(made: Promise, score: str, limits: Sequence[Limit]) -> Gate:
 
 
 def study(
-    labelled: Labelled, kernels: Mapping[str, Kernel], config: CalibrateConfig, costs: Costs | None = None
+    labelled: Labelled,
+    kernels: Mapping[str, Kernel],
+    config: CalibrateConfig,
+    costs: Costs | None = None,
+    tried: Tried | None = None,
 ) -> Study:
-    """Find out all of it; raises `LabelError` where the labels cannot support what is asked, whatever is done."""
-    design = design_part(labelled)
+    """Find out all of it; raises `LabelError` where the labels cannot support what is asked, whatever is done.
+
+    `tried` says what earlier tries on these labels leave: which images may certify, and at which confidence.
+    """
+    design, confidence = design_part(labelled), config.confidence
+    if tried is not None and tried.holds:
+        confidence = tried.confidence(confidence)
+        if not tried.usable.all():  # what is new certifies, all of it
+            design = ~tried.usable | (design & tried.touched)
     everything = np.ones(len(design), bool)
     reference, novelty = _features(labelled, design)
-    limits, notes = _limits(labelled, config, novelty is not None)
+    limits, notes = _limits(labelled, design, config, novelty is not None)
     # scan --gate measures from that reference, too
     own = None if novelty is None else [float(v) if math.isfinite(v) else None for v in novelty]
 
@@ -151,11 +235,12 @@ def study(
     first, *_ = whole.values()
     _check(labelled, first, config)
     graded = everything if config.rule == "cost" else design
-    best = choose_score([*whole.values()], everything)
-    chosen = choose_score([*whole.values()], graded, config.score)
+    parts = labelled.part_of
+    best = choose_score([*whole.values()], everything, parts=parts)
+    chosen = choose_score([*whole.values()], graded, config.score, parts)
     several = [scored(k, chosen.kernel) for k in _counts_to_try(labelled, config) if k != most]
     several.append(whole[chosen.kernel])
-    proposed = config.gate_samples or compare_counts(several, chosen.score, graded).proposed
+    proposed = config.gate_samples or compare_counts(several, chosen.score, graded, parts).proposed
     final = next(one for one in several if one.num_samples == proposed)
     for text in config.limits:
         parse_limit(text, proposed)  # a scan with so many samples must be able to read it
@@ -168,7 +253,7 @@ def study(
             design,
             kind=config.target,
             target=config.target_risk,
-            confidence=config.confidence,
+            confidence=confidence,
             per_answer=config.per_answer,
         )
     agreed, repeats = _agreement(labelled, final)
@@ -176,10 +261,11 @@ def study(
         config=config,
         labelled=labelled,
         design=design,
-        quality=_quality([*whole.values()]),
+        quality=_quality([*whole.values()], parts),
+        within=int(first.within.sum()),
         best=best,
         chosen=chosen,
-        counts=compare_counts(several, chosen.score, everything),
+        counts=compare_counts(several, chosen.score, everything, parts),
         final=final,
         promise=made,
         bills=None if costs is None else _bills(labelled, final, chosen.score, made, config, costs),
@@ -189,7 +275,8 @@ def study(
         reference=reference,
         novelty=novelty,
         limits=limits,
-        notes=(*labelled.notes, *notes, *_warnings(labelled, first)),
+        notes=(*labelled.notes, *(tried.notes if tried else ()), *notes, *_warnings(labelled, first)),
+        tried=tried,
     )
 
 
@@ -250,15 +337,29 @@ def _features(labelled: Labelled, design: Mask) -> tuple[Reference | None, Vecto
         return None, None
     length = max(set(lengths), key=lengths.count)
     there = np.array([one is not None and len(one) == length for one in packed])
-    if (there & design).sum() < max(FEWEST, _FEWEST_FEATURES):
+    fitted = there & design & labelled.stands  # one image a part, or each would be its neighbour's near copy
+    if fitted.sum() < max(FEWEST, _FEWEST_FEATURES):
         return None, None
     table = unpack([one for one, known in zip(packed, there, strict=True) if known and one])
     made_of = (str(r.sha256)[:16] for r, d, t in zip(labelled.records, design, there, strict=True) if d and t)
-    reference = Reference.fit(table[design[there]], note=" ".join(made_of))
+    reference = Reference.fit(table[fitted[there]], note=" ".join(made_of))
     return reference, np.round(reference.novelty_of(packed), 6)
 
 
-def _limits(labelled: Labelled, config: CalibrateConfig, known: bool) -> tuple[tuple[Limit, ...], list[str]]:
+def _why_no_reference(labelled: Labelled, design: Mask) -> str:
+    there = np.array([record.vision_features is not None for record in labelled.records])
+    if not there.any():
+        return "the readings hold no vision features"
+    what = "parts" if labelled.grouped else "images"
+    return (
+        f"it takes vision features of {_FEWEST_FEATURES} {what} that choose, and there are "
+        f"{int((there & design & labelled.stands).sum()):,}; label more"
+    )
+
+
+def _limits(
+    labelled: Labelled, design: Mask, config: CalibrateConfig, known: bool
+) -> tuple[tuple[Limit, ...], list[str]]:
     limits = [parse_limit(text, labelled.num_samples) for text in config.limits]
     notes = []
     if any(limit.column == "novelty" for limit in limits):
@@ -267,21 +368,24 @@ def _limits(labelled: Labelled, config: CalibrateConfig, known: bool) -> tuple[t
         if known:
             limits.append(Limit("novelty", "<=", config.novelty_limit))
         else:
-            notes.append(
-                f"no limit on novelty: it takes vision features of {3 * _FEWEST_FEATURES} labelled images or more"
-            )
+            notes.append(f"no limit on novelty: {_why_no_reference(labelled, design)}")
     return tuple(limits), notes
 
 
-def _quality(whole: Sequence[Evidence]) -> tuple[ScoreFigures, ...]:
+def _quality(whole: Sequence[Evidence], parts: Numbers) -> tuple[ScoreFigures, ...]:
+    """Return the figures of every score, and of chance; what is beyond a limit comes last, as under a gate.
+
+    So they order the scores as `choose_score` does, and their AURC is that of `compare_counts`.
+    """
     rows = []
     for i, one in enumerate(whole):
         for column in columns_there(one):
             if i == 0 or column in OF_KERNEL:
-                kernel = one.kernel if column in OF_KERNEL else None
-                rows.append(ScoreFigures(column, kernel, measure(one.scores[column], one.wrong)))
-    chance = np.random.default_rng(0).random(len(whole[0].wrong))
-    return (*rows, ScoreFigures("random", None, measure(chance, whole[0].wrong)))
+                name = one.kernel if column in OF_KERNEL else None
+                rows.append(ScoreFigures(column, name, measure(one.gated(column), one.wrong, parts)))
+    first = whole[0]
+    chance = np.where(first.within, np.random.default_rng(0).random(len(first.wrong)), np.inf)
+    return (*rows, ScoreFigures("random", None, measure(chance, first.wrong, parts)))
 
 
 def _bills(
@@ -291,7 +395,8 @@ def _bills(
     outcomes = outcomes_of(labelled, final, known)
     guaranteed = made.accepts(final, score)[known] if made is not None and made.holds else None
     weights = line_weights(outcomes.bad, config.defect_rate)
-    return compare_policies(final.gated(score)[known], outcomes, costs, guaranteed, weights)
+    parts = labelled.part_of[known]
+    return compare_policies(final.gated(score)[known], outcomes, costs, guaranteed, weights, parts)
 
 
 def outcomes_of(labelled: Labelled, one: Evidence, part: Mask) -> Outcomes:

@@ -15,24 +15,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmgate.calibration.choose import DESIGN_SHARE, Promise
+from vlmgate.calibration.choose import DESIGN_SHARE
 from vlmgate.calibration.cost import FEW_ERRORS, Bills, Costs
-from vlmgate.calibration.figures import CUSTOMARY, FIGURES, Agreement, Estimate
+from vlmgate.calibration.figures import FIGURES
 from vlmgate.calibration.labels import Labels
+from vlmgate.calibration.numbers import decimal, percent, share, with_interval
+from vlmgate.calibration.statements import agreement_lines, passed_lines, promise_lines, useless
 from vlmgate.calibration.study import Study
 from vlmgate.config import ScanConfig
 from vlmgate.data import ModelInfo
 from vlmgate.errors import count, plain
 from vlmgate.gate.rules import Gate
-from vlmgate.report.terminal import TerminalProgress, short_model
+from vlmgate.report.terminal import BUILTIN_NOTICE, TerminalProgress, short_model
 
 SCHEMA_VERSION = 1
 SCORE_TITLES = ("score", "kernel", "AUROC", "AURC", "AUGRC", "risk@80%", "cov@5%")
 COUNT_TITLES = ("samples", "AURC", "behind the best", "s an image", "")
 COST_TITLES = ("", "cost", "95% interval", "looked at", "escapes", "overkill")
-SCORE_NOTE = (
-    "Of all labelled images, with 95% intervals of resampled images. risk@80%: wrong among the surest 80%; cov@5%: the "
-    "most that could be accepted with 5% wrong, in hindsight. Higher AUROC and cov@5%, lower others are better."
+_SCORE_NOTE = (
+    "Of all labelled images with {most} samples, with 95% intervals of resampled parts. Limits hold, for random too: "
+    "{beyond:,} images beyond one come last. risk@80%: wrong among the surest 80%; cov@5%: the most that could be "
+    "accepted with 5% wrong, in hindsight. Higher AUROC and cov@5%, lower others are better."
 )
 
 MarkedRow = tuple[list[str], bool]  # cells, and whether the gate goes by them
@@ -86,12 +89,12 @@ def print_study(
 ) -> None:
     """Print all that was found; `seconds` are per image by number of samples, as far as they were measured."""
     say = Speaker(console)
-    say(f"Labels: {labels.source}, {labels.form}.", *label_lines(found, labels), "")
+    say(*first_lines(found), f"Labels: {labels.source}, {labels.form}.", *label_lines(found, labels), "")
     # All seven intervals would not fit into 80 columns.
     say.table(SCORE_TITLES, score_rows(found, intervals=1), left=(0, 1), wrap=(1,), gap=1)
-    say(SCORE_NOTE, *choice_lines(found), "")
+    say(score_note(found), *choice_lines(found), "")
     say.table(COUNT_TITLES, count_rows(found, seconds), left=(4,), wrap=range(5))
-    say(*count_lines(found), "", *promise_lines(found))
+    say(*count_lines(found), "", *promise_lines(found), *passed_lines(found))
     if found.bills is not None and found.costs is not None:
         say("", costs_line(found.costs, found.config.defect_rate))
         say.table(COST_TITLES, [(cells, False) for cells in cost_rows(found.bills)], wrap=range(1, 6))
@@ -105,6 +108,11 @@ def print_study(
 
 
 # --- lines and cells --------------------------------------------------------------------------------------------------
+
+
+def first_lines(found: Study) -> list[str]:
+    """Return what must be said before all else: that the model sees nothing, and that the built-in one is a sample."""
+    return [text for text in (useless(found), BUILTIN_NOTICE if found.builtin else None) if text is not None]
 
 
 def label_lines(found: Study, labels: Labels) -> list[str]:
@@ -136,6 +144,12 @@ def score_rows(found: Study, intervals: int = len(FIGURES)) -> list[MarkedRow]:
     return rows
 
 
+def score_note(found: Study) -> str:
+    """Return what the figures of the scores are of."""
+    held = found.labelled
+    return _SCORE_NOTE.format(most=held.num_samples, beyond=len(held.records) - found.within)
+
+
 def choice_lines(found: Study) -> list[str]:
     """Return which score is best, which the gate goes by, and what that is worth on images it was not chosen on."""
 
@@ -143,7 +157,7 @@ def choice_lines(found: Study) -> list[str]:
         return f"AUROC {decimal(values.get('auroc'))}, AURC {decimal(values.get('aurc'))}"
 
     best = found.best
-    words = f"Best within the limits, cross-validated: {best.name}; on held-out folds {figures(best.held_out)}."
+    words = f"Best by AURC: {best.name}; on held-out folds {figures(best.held_out)}."
     mine = f"* The gate goes by {found.chosen.name}"
     if found.config.score is not None:
         return [words, f"{mine}, as asked (--score)."]
@@ -172,7 +186,11 @@ def count_rows(found: Study, seconds: Mapping[int, float]) -> list[MarkedRow]:
 def count_lines(found: Study) -> list[str]:
     """Say why the gate draws as many samples as it does."""
     if len(found.counts.rows) == 1:
-        return ["The samples come from several views, so fewer of them cannot be told apart."]
+        if found.labelled.views > 1:
+            return ["The samples come from several views, so fewer of them cannot be told apart."]
+        if found.labelled.kind == "verdict" and not found.labelled.choices:
+            return ["A verdict is on all samples of an image, so nobody has judged what fewer of them say."]
+        return [f"{count(found.proposed, 'sample')} an image were drawn; one alone cannot disagree."]
     text = (
         f"On all images {found.counts.proposed} samples are the fewest that are at most one standard error behind "
         f"{found.counts.best}."
@@ -182,55 +200,6 @@ def count_lines(found: Study) -> list[str]:
     if found.proposed != found.counts.proposed:
         text += f" The gate draws {found.proposed}, which the same rule gives on the images that it was chosen on."
     return [text]
-
-
-def promise_lines(found: Study) -> list[str]:
-    """Return what is promised, or why nothing is and what it would take."""
-    made, config, word = found.promise, found.config, found.labelled.word
-    if made is None:
-        return ["The gate written is that of least expected cost (--rule cost). It promises nothing of its risk."]
-    risk = config.target == "risk"
-    rate = f"at most {percent(config.target_risk)} of " + (
-        f"accepted readings are {word}" if risk else "defective parts pass as good"
-    )
-    if not made.holds:
-        no = f"No promise: these labels cannot support that {rate}, with {percent(config.confidence)} confidence."
-        return [no, _what_it_takes(made, len(found.labelled.records))]
-    assert made.bound is not None
-    counted = f"accepted images {word}" if risk else "defective parts passed as good"
-    lines = [
-        f"Promise: {rate}, with {percent(config.confidence)} confidence. On images that had no part in choosing it: "
-        f"{made.errors:,} of {made.count:,} {counted}, upper bound {made.bound:.2%}.",
-        f"Coverage: {made.coverage:.1%} of them are accepted.",
-    ]
-    if risk and config.defect_rate is not None and found.labelled.good is not None:
-        lines.append(
-            f"These labels hold {found.labelled.bad.mean():.1%} defective parts, the line "
-            f"{percent(config.defect_rate)}: the promise is for the former mix. --target escapes does not depend on it."
-        )
-    if made.per_answer:
-        lines.append("Limits differ by answer (--per-answer): each group was tested at half the chance of being wrong.")
-    elif config.per_answer:
-        lines.append("One limit for every answer accepts as much, so --per-answer was not used.")
-    if made.overkill is not None and found.labelled.kind != "ambiguity":
-        lines.append(f"Overkill: {made.overkill[0]:,} of {made.overkill[1]:,} good parts are accepted as defective.")
-    lines.append(
-        "It holds for images drawn like these (one a part), read by the same model with the same prompt, and for no "
-        "others; and once: whoever tries other options on the same labels until one holds has no promise."
-    )
-    return lines
-
-
-def _what_it_takes(made: Promise, images: int) -> str:
-    if made.needed is None:
-        return (
-            "No number of labels would: even the safest readings are wrong too often. Ask for a higher --target-risk, "
-            "or use a better model."
-        )
-    return (
-        f"It takes about {made.needed:,} labelled images like these, of {images:,} now, going by the errors seen; a "
-        "third of them chooses, two thirds certify."
-    )
 
 
 def costs_line(costs: Costs, defect_rate: float | None) -> str:
@@ -265,47 +234,6 @@ def cost_lines(bills: Bills) -> list[str]:
     return lines
 
 
-def agreement_lines(found: Agreement, repeats: tuple[int, int]) -> list[str]:
-    """Return the figures of agreement with the limits that are customary."""
-    figures = {"effectiveness": found.effectiveness, "miss rate": found.misses, "false-alarm rate": found.false_alarms}
-    lines = ["Agreement of all readings with the labels (in brackets the limits that are customary in AIAG's manual):"]
-    for name, (part, whole) in figures.items():
-        sign, limit = CUSTOMARY[name]
-        lines.append(f"  {name:<17}{share(part, whole):>7}  {part:,} of {whole:,}  [{sign} {limit:.0%}]")
-    part, whole = found.repeatability
-    return [
-        *lines,
-        f"  {'kappa':<17}{decimal(found.kappa):>7}",
-        f"  {'repeatability':<17}{share(part, whole):>7}  {part:,} of {whole:,} images are read alike by {repeats[0]} "
-        f"readings of {repeats[1]} samples",
-    ]
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def percent(value: float) -> str:
-    """Return a share in per cent with as many digits as it has, such as "0.1%"."""
-    return f"{100 * value:.6g}%"
-
-
-def decimal(value: float | None) -> str:
-    """Return a figure with three decimals, a dash for none."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def with_interval(figure: Estimate) -> str:
-    """Return a figure with the ends of its interval."""
-    if figure.value is None or figure.low is None or figure.high is None:
-        return decimal(figure.value)
-    return f"{figure.value:.3f} ({figure.low:.2f}–{figure.high:.2f})"
-
-
-def share(part: int, whole: int) -> str:
-    """Return a share in per cent, a dash where there is nothing."""
-    return f"{part / whole:.1%}" if whole else "–"
-
-
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
@@ -314,13 +242,17 @@ def study_json(
 ) -> str:
     """Return all that was found as one JSON object with a `schema_version`."""
     gate, made, bills = found.gate(), found.promise, found.bills
-    promised = "holds per_answer target_kind target confidence errors count bound coverage overkill needed".split()
+    promised = (
+        "holds per_answer target_kind target confidence errors count bound coverage overkill escapes needed".split()
+    )
     tree: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "exit_code": exit_code,
+        "warnings": [*first_lines(found), *found.notes],
         "labels": {"source": str(labels.source), "form": labels.form, "kind": labels.kind}
         | {"counts": dict(Counter(found.labelled.labels)), "ignored": list(labels.ignored), "notes": list(found.notes)},
         "images": len(found.labelled.records),
+        "parts": int(found.labelled.stands.sum()),
         "chosen_on": int(found.design.sum()),
         "design_share": DESIGN_SHARE,
         "quality": [
@@ -331,7 +263,8 @@ def study_json(
         "chosen": {"score": found.score, "kernel": found.final.kernel, "num_samples": found.proposed},
         "held_out": {name: asdict(estimate) for name, estimate in found.held_out.items()},
         "samples": [asdict(row) | {"seconds_per_image": seconds.get(row.num_samples)} for row in found.counts.rows],
-        "promise": made and {key: getattr(made, key) for key in promised},
+        "promise": made and ({key: getattr(made, key) for key in promised} | {"holds": found.promised}),
+        "tries": found.tried and {"number": found.tried.number, "declared": found.tried.declared},
         "costs": bills
         and {
             "given": found.costs and asdict(found.costs),
@@ -342,6 +275,7 @@ def study_json(
             "break_even_of": bills.gate,
         },
         "agreement": found.agreement and asdict(found.agreement),
+        "accepted": found.passed and asdict(found.passed),
         "gate": gate and asdict(gate),
         "written": dict(written),
     }

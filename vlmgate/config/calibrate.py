@@ -6,6 +6,7 @@ Call `calibrate_configs` or `compare_configs` for what a run needs to know, from
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
@@ -74,6 +75,18 @@ class LabelledConfig:
     label_map: tuple[str, ...] = _labels(
         (), "'NAME=CHOICE': another name for a label; 'NAME=' drops it. Repeatable.", rare=True
     )
+    group: str | None = _labels(
+        None,
+        "Column of metadata.csv that says which images show one part.",
+        usual="near copies count as one part",
+        excludes={"group_pattern": "; give one of them."},
+    )
+    group_pattern: str | None = _labels(
+        None,
+        "Regular expression with a group named part, looked for in file names: '(?P<part>.+)_frame'.",
+        usual="near copies count as one part",
+        rare=True,
+    )
     good: str | None = _labels(None, "Class that passes a part.", usual="the one called good, ok, none, …")
     score: str | None = _promise(None, "Column that the gate goes by.", usual="the best")
     target_risk: float = _share(0.1, "What is promised at most: 1% or 0.01.", typed="10%")
@@ -86,6 +99,19 @@ class LabelledConfig:
     def __post_init__(self) -> None:
         check(self)
         self.mapped()
+        _ = self.pattern
+
+    @property
+    def pattern(self) -> re.Pattern[str] | None:
+        """Return `group_pattern`, ready for use; raises `ConfigError` for what is none, or names no `part`."""
+        if self.group_pattern is None:
+            return None
+        try:
+            found = re.compile(self.group_pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ConfigError(f"--group-pattern '{self.group_pattern}' is no regular expression: {error}.") from error
+        require("part" in found.groupindex, "group-pattern", self.group_pattern, "a pattern with (?P<part>…)")
+        return found
 
     def mapped(self) -> dict[str, str]:
         """Return the label map; raises `ConfigError` for what is no pair."""
@@ -120,6 +146,13 @@ class CalibrateConfig(LabelledConfig):
     )
     target: Literal["risk", "escapes"] = _promise(
         "risk", "risk: of accepted readings, wrong. escapes: of defective parts, passed."
+    )
+    tries: int = _promise(
+        1,
+        "How many tries with other options will share the chance of being wrong; declared at the first.",
+        rare=True,
+        ge=1,
+        le=100,
     )
     per_answer: bool = _promise(False, "Let the good answer have its own limit, where it gains.", rare=True)
     rule: Literal["guarantee", "cost"] = _promise(

@@ -23,6 +23,7 @@ from vlmgate.gate.drift import COLUMNS, FEWEST, QUANTILES, Kept
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate, Limit, never, parse_limit
 
 VERSION = 1
+FOLDER = "folder"  # kind of a checkpoint that is identified by its content
 _NEVER = "never"
 # What a calibrated score depends on; the batch size and the seed are the user's own.
 SAMPLING = (
@@ -50,13 +51,26 @@ class GateFile:
     features_sha256: str | None = None
     measures_novelty: bool = False  # novelty is measured from that reference, not from the checkpoint's own
     edited: bool = False  # since it was calibrated, so that it promises nothing
+    folder: Path | None = None  # that the file lies in; null for one that lies nowhere yet
+
+    @property
+    def model_here(self) -> str:
+        """Return the model as it is found from here: as it was named, or by that path beside the gate.
+
+        A model that was somewhere else when it was calibrated is not found by its path as it was typed. Whether it is
+        the same is asked of its content, not of its path; see `differences`.
+        """
+        if self.checkpoint.get("model") != FOLDER or self.folder is None or Path(self.model).expanduser().is_dir():
+            return self.model
+        places = [self.folder / self.model, Path(str(self.data.get("model_folder", "")) or self.model)]
+        return next((str(place) for place in places if place.is_dir()), self.model)
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the options that a scan must have for the gate to hold, by their names on the command line."""
         said = {key: value for key, value in self.sampling.items() if key not in ("choices", "abstain")}
         said |= {"choices": ",".join(self.sampling["choices"]) or None, "no_abstain": not self.sampling["abstain"]}
-        said |= {"model": self.model, "revision": self.revision, "pages": self.pages}
+        said |= {"model": self.model_here, "revision": self.revision, "pages": self.pages}
         said |= {"max_side": self.checkpoint.get("max_side")}  # this and the next of a model server alone
         said |= {"structured_answers": True if "structured_answers" in self.checkpoint else None}
         said |= {"score": self.gate.score, "kernel": self.kernel}
@@ -132,6 +146,7 @@ def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
         features=name,
         features_sha256=features.get("sha256"),
         measures_novelty=bool(features.get("measures_novelty", False)),
+        folder=path.parent,
     )
     same = promise.get("of_gate") == _fingerprint(read)
     return read if not promise or same else replace(read, promise={}, edited=True)

@@ -18,7 +18,7 @@ from vlmgate.config import BUILTIN, SERVER, ScanConfig
 from vlmgate.data import Content, Reading, Reason, Record, content_of
 from vlmgate.errors import GateError
 from vlmgate.gate.drift import Values, shifts
-from vlmgate.gate.file import GateFile, differences, feature_file, read_gate
+from vlmgate.gate.file import FOLDER, GateFile, differences, feature_file, read_gate
 from vlmgate.gate.rules import ANSWER_COLUMNS, Gate, make_gate
 from vlmgate.scores.novelty import Reference, checkpoint_reference
 
@@ -103,6 +103,11 @@ def _check_place(file: GateFile, config: ScanConfig) -> None:
         where = file.data.get("endpoint", "a model server")
         raise GateError(
             f"{config.gate}: was calibrated on {file.model} at {where}; name a server of that model: --endpoint URL."
+        )
+    if file.checkpoint.get("model") == FOLDER and not Path(config.model.model).expanduser().is_dir():
+        raise GateError(
+            f"{config.gate}: its model {config.model.model} is neither here nor beside the gate, nor where it was when "
+            "it was calibrated; name its folder: --model FOLDER."
         )
     if not served and not here:
         raise GateError(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"vlmgate"
+TRIES_FILE = ".vlmgate_tries.jsonl"  # beside labels, what was tried on them
 _FEATURES = "vision_features"
 _ROWS = 2048  # of a row group: so many are in memory at once
 
@@ -178,8 +179,11 @@ class Outputs:
         return self.parquet, self.journal, self.log, self.reference, self.lock
 
     def names(self) -> frozenset[str]:
-        """Return the names of these files, which a scan of their own folder must not call ignored inputs."""
-        return frozenset(path.name for path in self.all)
+        """Return the names of these files, which a scan of their own folder must not call ignored inputs.
+
+        So it is with the record of what was tried on the labels in it.
+        """
+        return frozenset((*(path.name for path in self.all), TRIES_FILE))
 
     def check(self) -> None:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""

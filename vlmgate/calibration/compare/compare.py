@@ -16,6 +16,7 @@ import numpy as np
 from vlmgate.calibration.choose import SUBSETS, design_part, promise
 from vlmgate.calibration.cost import Costs, bill, line_weights
 from vlmgate.calibration.figures import RESAMPLES, Estimate, Ladder, Mask, Vector, estimate, resampled
+from vlmgate.calibration.parts import Numbers
 from vlmgate.calibration.readings import Evidence, Labelled, columns_there, evidence
 from vlmgate.calibration.study import outcomes_of
 from vlmgate.errors import LabelError
@@ -142,7 +143,7 @@ def compare(
         if price is not None:
             least = _least_cost(one.labelled, side, column, graded, price, defect_rate)
             figures[-1]["cost"] = _Figure(least, int(graded.sum()))
-    drawn = _resampled(figures)
+    drawn = _resampled(figures, contestants[0].labelled.part_of, graded)
     whole = [
         {name: float(figure.of(np.ones((1, figure.images)))[0]) for name, figure in one.items()} for one in figures
     ]
@@ -191,10 +192,10 @@ def _in_common(contestants: Sequence[Contestant]) -> tuple[list[Contestant], lis
         if len(keys) > len(common)
     ]
     notes += [f"{one.name}: {text}" for one in contestants for text in one.labelled.notes]
-    return [
-        replace(one, labelled=_only(one.labelled, [keys[key] for key in common]))
-        for one, keys in zip(contestants, held, strict=True)
-    ], notes
+    kept = [_only(one.labelled, [keys[key] for key in common]) for one, keys in zip(contestants, held, strict=True)]
+    # One set of parts for all, that of the first model that tells any: each model sees near copies in its own way.
+    parts = next((one.parts for one in kept if one.parts), ())
+    return [replace(one, labelled=replace(k, parts=parts)) for one, k in zip(contestants, kept, strict=True)], notes
 
 
 def _only(labelled: Labelled, kept: Sequence[int]) -> Labelled:
@@ -204,6 +205,7 @@ def _only(labelled: Labelled, kept: Sequence[int]) -> Labelled:
         labels=tuple(labelled.labels[i] for i in kept),
         truths=tuple(labelled.truths[i] for i in kept),
         novelties=tuple(labelled.novelties[i] for i in kept),
+        parts=tuple(labelled.parts[i] for i in kept) if labelled.parts else (),
     )
 
 
@@ -273,11 +275,11 @@ def _least_cost(
     return least
 
 
-def _resampled(figures: Sequence[Mapping[str, _Figure]]) -> list[dict[str, Vector]]:
-    """Return every figure of every model in each of R resamples, the same ones for all models."""
+def _resampled(figures: Sequence[Mapping[str, _Figure]], parts: Numbers, graded: Mask) -> list[dict[str, Vector]]:
+    """Return every figure of every model in each of R resamples of whole parts, the same ones for all models."""
     drawn: list[dict[str, list[Vector]]] = [{name: [] for name in one} for one in figures]
     for count in {figure.images for figure in figures[0].values()}:
-        for weights in resampled(count, 0, RESAMPLES):
+        for weights in resampled(count, 0, RESAMPLES, parts if count == len(parts) else parts[graded]):
             for found, one in zip(drawn, figures, strict=True):
                 for name, figure in one.items():
                     if figure.images == count:

@@ -19,6 +19,7 @@ from vlmgate.calibration.run import (
     MEMORY,
     Stopped,
     answering,
+    check_names,
     completed,
     labelled_folder,
     read_labelled,
@@ -66,7 +67,7 @@ def run_comparison(
     if config.page and config.out.exists() and not _is_page(config.out):
         raise OutputError(f"{config.out}: exists and is no comparison of vlmgate; give another -o.")
     check_choices(reading.sampling.choices)
-    labels = read_labels(config.labels or folder or _folder_of(results[0]), config.label_column)
+    labels = read_labels(config.labels or folder or _folder_of(results[0]), config.label_column, config.group)
     if labels.kind != "class":
         raise LabelError(
             f"{labels.source}: holds {labels.kind} labels, which tell of one model's readings or of the picture; "
@@ -74,6 +75,7 @@ def run_comparison(
         )
     read = []
     if folder is not None:
+        check_names(config.pattern, labels)
         reading = answering(reading, (config.score or "",))
         wanted = completed(reading, labels, folder, config.mapped(), question)
         for model in config.models:
@@ -132,7 +134,7 @@ def _readings_of(out: Path, model: str) -> Path:
 
 
 def _contestants(paths: Sequence[Path], labels: Labels, config: CompareConfig) -> list[Contestant]:
-    results = [read_result(path, features=False) for path in paths]
+    results = [read_result(path) for path in paths]
     for path, (_, provenance) in zip(paths, results, strict=True):
         if not provenance.get("complete", True):
             raise UsageError(f"{path}: that run was not finished; finish it first, the same command goes on.")
@@ -141,7 +143,18 @@ def _contestants(paths: Sequence[Path], labels: Labels, config: CompareConfig) -
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     return [
-        _contestant(name, join(records, provenance, labels, label_map=config.mapped(), good=config.good), provenance)
+        _contestant(
+            name,
+            join(
+                records,
+                provenance,
+                labels,
+                label_map=config.mapped(),
+                good=config.good,
+                pattern=config.pattern,
+            ),
+            provenance,
+        )
         for name, (records, provenance) in zip(names, results, strict=True)
     ]
 

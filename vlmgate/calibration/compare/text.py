@@ -15,7 +15,8 @@ from rich.console import Console
 
 from vlmgate.calibration.compare.compare import Comparison, Difference, Standing, letter
 from vlmgate.calibration.labels import Labels
-from vlmgate.calibration.text import Speaker, percent
+from vlmgate.calibration.numbers import percent
+from vlmgate.calibration.text import Speaker
 
 SCHEMA_VERSION = 1
 _PERCENT, _DECIMAL, _NUMBER = ".1%", ".3f", ",.0f"

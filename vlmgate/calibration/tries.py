@@ -1,0 +1,173 @@
+"""Tries on the same labels: whoever tries until one holds has no promise, so every try is remembered beside the labels.
+
+Call `look_back` before anything is tested and `remember` once it was. The record is `TRIES_FILE` in the folder of the
+labels, or beside the output where that folder cannot be written: one line of JSON for each try, which names the images
+by their digests. Copies of a folder take their record along.
+
+The chance of being wrong is shared: of N tries that were declared at the first, each is tested at 1/N of it, so that
+all of them hold together with the confidence asked for (Bonferroni). That is exact where the options of all N are
+settled before the first result is seen. What no try has seen may certify again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmgate.calibration.figures import Mask
+from vlmgate.calibration.guarantee import images_needed
+from vlmgate.calibration.labels import Labels
+from vlmgate.calibration.readings import Labelled
+from vlmgate.config import CalibrateConfig
+from vlmgate.errors import OutputError
+from vlmgate.gate.file import sampling_of
+from vlmgate.store.result import TRIES_FILE
+
+_DIGITS = 16  # of each digest; enough to tell images apart
+_ANY = "*"  # in the place of images: a line that cannot be read may have been about any
+_OPTIONS = (
+    *("target", "target_risk", "confidence", "per_answer", "score", "kernels", "gate_samples", "limits"),
+    "novelty_limit",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tried:
+    """What earlier tries leave of a promise."""
+
+    identity: str  # equal for the identical command on the same labels and readings
+    images: tuple[str, ...]  # N digests
+    number: int  # of this try, from 1
+    declared: int  # tries that share the chance of being wrong
+    touched: Mask  # (N,) in a try before
+    usable: Mask  # (N,) may certify; the others have been looked at too often, and choose
+    holds: bool  # enough may certify for a promise to be possible
+    again: bool  # the identical command ran before, which is no new try
+    notes: tuple[str, ...] = ()
+
+    def confidence(self, asked: float) -> float:
+        """Return the confidence that this try is tested at."""
+        return 1 - (1 - asked) / self.declared
+
+
+def look_back(labelled: Labelled, labels: Labels, provenance: Mapping[str, Any], config: CalibrateConfig) -> Tried:
+    """Return which try this is, going by the record beside the labels and the one beside the output."""
+    images = tuple(f"{str(r.sha256)[:_DIGITS]}:{r.page}" for r in labelled.records)
+    identity = _identity(labelled, images, provenance, config)
+    earlier = [one for place in dict.fromkeys(_places(labels, config)) for one in _read(place)]
+    same = [i for i, one in enumerate(earlier) if one["identity"] == identity]
+    before = earlier[: same[0]] if same else earlier
+    before = list({one["identity"]: one for one in reversed(before)}.values())[::-1]  # each once, where it came first
+    times, declared = np.zeros(len(images), int), np.zeros(len(images), int)
+    for one in before:
+        seen = set(one["images"])
+        touched = np.array([_ANY in seen or image in seen for image in images])
+        declared[touched & (times == 0)] = one["declared"]
+        times += touched
+    usable = (times == 0) | (times < declared)
+    # Who looks at what was looked at shares what was declared then; where nothing of it may certify, that is told.
+    begun = declared[(usable if usable.any() else ~usable) & (times > 0)]
+    shared = int(begun.max()) if len(begun) else int(earlier[same[0]]["declared"]) if same else config.tries
+    notes = []
+    if config.tries not in (1, shared):
+        notes.append(f"--tries {config.tries} comes too late: it is declared at the first try on the same labels")
+    spoilt = np.unique(labelled.part_of[~usable])  # a part certifies whole, or not at all
+    usable = ~np.isin(labelled.part_of, spoilt)
+    fresh = int((usable & labelled.stands).sum())
+    enough = images_needed(config.target_risk, 1 - (1 - config.confidence) / shared)
+    holds = bool(usable.all()) or fresh >= enough
+    if holds and not usable.all():
+        notes.append(
+            f"{int((~usable).sum()):,} images were in a try before, so they choose; the {int(usable.sum()):,} that are "
+            "new certify"
+        )
+    return Tried(identity, images, int(times.max()) + 1, shared, times > 0, usable, holds, bool(same), tuple(notes))
+
+
+def remember(tried: Tried, labels: Labels, config: CalibrateConfig) -> str | None:
+    """Add a try to the record, unless it is there; return what is to be said where it does not lie beside the labels.
+
+    Raises `OutputError` where it can be written nowhere.
+    """
+    if tried.again:
+        return None
+    options = {name: getattr(config, name) for name in _OPTIONS}
+    line = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "identity": tried.identity,
+        "declared": tried.declared,
+        "options": options,
+        "images": tried.images,
+    }
+    text = json.dumps(line, default=str)
+    home, other = _places(labels, config)
+    try:
+        _append(home, text)
+        return None
+    except OSError as error:
+        why = error.strerror
+    try:
+        _append(other, text)
+    except OSError as error:
+        raise OutputError(
+            f"{other}: cannot remember this try on the labels ({error.strerror}); a promise needs that, so make room."
+        ) from error
+    return f"{home} cannot be written ({why}), so this try on the labels is remembered in {other}"
+
+
+def _places(labels: Labels, config: CalibrateConfig) -> tuple[Path, Path]:
+    """Return where tries are remembered: beside the labels, or else beside the output."""
+    home = labels.source if labels.source.is_dir() else labels.source.parent
+    return home / TRIES_FILE, config.out.parent / TRIES_FILE
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a+b") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else f"\n{text}"  # after a line that was cut off
+        file.write(f"{text}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the tries of a record, the first one first; a damaged line is a try on who knows what."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error.strerror}), and it says what was tried before.") from error
+    return [_parsed(line, f"damaged {path.name} {i}") for i, line in enumerate(lines) if line.strip()]
+
+
+def _parsed(line: bytes, otherwise: str) -> dict[str, Any]:
+    try:
+        read = json.loads(line)
+        images = [str(image) for image in read["images"]]
+        return {"identity": str(read["identity"]), "declared": max(1, int(read["declared"])), "images": images}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"identity": otherwise, "declared": 1, "images": [_ANY]}
+
+
+def _identity(labelled: Labelled, images: Sequence[str], provenance: Mapping[str, Any], config: CalibrateConfig) -> str:
+    """Return a hash of all that decides what is tested: images, labels, parts, readings and options."""
+    least: dict[int, str] = {}
+    for part, image in zip(labelled.part_of.tolist(), images, strict=True):
+        least[part] = min(image, least.get(part, image))
+    parts = [least[part] for part in labelled.part_of.tolist()]
+    model = {k: v for k, v in provenance["fingerprint"].items() if k.startswith("checkpoint.")}
+    sampling = sampling_of(provenance["sampling"]) | {"seed": provenance["sampling"].get("seed")}
+    about = [sorted(zip(images, labelled.labels, parts, strict=True)), labelled.good, model, sampling]
+    about.append({name: getattr(config, name) for name in _OPTIONS})
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
