@@ -164,6 +164,8 @@ class ModelInfo:
     route: str  # how K captions are made, e.g. "fork"
     versions: dict[str, str]  # library → version
     server: dict[str, str] | None = None  # where a model server is and what it can and cannot do; None = runs here
+    vision: str | None = None  # what came of the trial whether it sees pictures, in words; None = there was none
+    warnings: tuple[str, ...] = ()  # what people have to know of it before they believe it, a line each
 
 
 @dataclass(frozen=True, slots=True)

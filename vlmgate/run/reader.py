@@ -309,7 +309,7 @@ class Models:
             self.recorder.drain()
             self.plan.meet_model(info)
         self.show(info)
-        if warning := (info.server or {}).get("warning"):
+        for warning in info.warnings:
             self.progress.message(warning)
         self.introduced = True
 

@@ -18,7 +18,15 @@ from vlmgate.captioner.server.client import RefusedError, Server, UnansweredErro
 from vlmgate.captioner.server.messages import captions_of, data_url, describe_pictures
 from vlmgate.captioner.server.probe import FEW_RETRIES, TRIAL_TOKENS, Probe
 from vlmgate.captioner.server.structured import allowed_of, more_tokens, options_of
-from vlmgate.captioner.streams import Stream, seeds, trial_picture, views_of
+from vlmgate.captioner.streams import (
+    COLOUR_QUESTION,
+    COLOURS,
+    Stream,
+    colour_picture,
+    seeds,
+    trial_picture,
+    views_of,
+)
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, ModelInfo, Picture, Sampled
 from vlmgate.errors import EndpointError, ModelError
@@ -40,7 +48,9 @@ class EndpointCaptioner:
         self._max_side = model.endpoint.max_side
         self._trial = self._asked(data_url(trial_picture().rgb, self._max_side), sampling.prompt)
         most = sampling.num_samples // sampling.views
-        self._can = self._server.run(Probe(self._server, self._trial, sampling, most).run())
+        colours = {c: self._asked(data_url(colour_picture(c), self._max_side), COLOUR_QUESTION) for c in COLOURS}
+        probe = Probe(self._server, self._trial, sampling, most, colours, trust_vision=model.trust_vision)
+        self._can = self._server.run(probe.run())
         self._info = self._describe(most)
         logger.info("the server can: %s", self._can)
 
@@ -221,6 +231,8 @@ class EndpointCaptioner:
             route="n samples a request" if self._can.n else "a request a sample",
             versions=self._server.versions,
             server={"url": self._url, "images": describe_pictures(self._max_side)} | self._can.in_words(samples),
+            vision=f"asked whether a picture is red or green: {self._can.sight.in_words()}",
+            warnings=self._can.warnings(),
         )
 
 
