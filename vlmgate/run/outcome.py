@@ -74,8 +74,9 @@ def _one_caption(records: Sequence[Record]) -> list[str]:
     (most, images), *_ = Counter(alike).most_common(1)
     if 2 * images <= len(read):
         return []
+    text = shorten(read[alike.index(most)], 120)
     return [
-        f"One caption is that of {images:,} of {len(read):,} images: {shorten(read[alike.index(most)], 120)!r}. Where they are not all "
+        f"One caption is that of {images:,} of {len(read):,} images: {text!r}. Where they are not all "
         "alike, the model may not see them: `vlmgate doctor` with the same model tries that."
     ]
 

@@ -61,8 +61,8 @@ def sight(runner: Runner) -> float | None:
     """Return how far the first logits for a red and for a green picture lie apart, as a share of their spread, ≥ 0.
 
     0 = the pictures do not reach the model; within `TOLERANCE` the difference may be rounding. None = not finite, or
-    the trial failed. It is tried with the prompt of the run and, where that shows no difference, with a question about the
-    colour. Measured on nine architectures with random or trained weights: 0.12 to 1.4; with a projector of zeros, or
+    the trial failed. It is tried with the prompt of the run and, where that shows no difference, with a question about
+    the colour. Measured on nine architectures with random or trained weights: 0.12 to 1.4; with a projector of zeros, or
     the same picture twice, at most 4e-7.
     """
     found: float | None = None
