@@ -208,12 +208,16 @@ Key = tuple[str, int]  # (file_name, page)
 Content = tuple[str, int, str]  # (sha256, page, region): what a reading belongs to; region "" = the whole image
 
 
+MOST_DEATHS = 2  # of a model server, with one image; then that image is not asked again
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An image that opened but that the model could not read, alone in a batch."""
 
     image: ImageFile
     error: str
+    deaths: int = 0  # how often a model server died while it had this image, in this run and those before
 
 
 @dataclass(frozen=True, slots=True)

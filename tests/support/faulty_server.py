@@ -103,7 +103,7 @@ class FaultyServer:
         return [asked for asked in self.asked if not asked.is_trial]
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[FaultyServer]:
+    def running(self, port: int = 0) -> Iterator[FaultyServer]:
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -139,7 +139,7 @@ class FaultyServer:
 
             def handle_error(self, *_: object) -> None: ...
 
-        with Quiet(("127.0.0.1", 0), Handler) as self._server:
+        with Quiet(("127.0.0.1", port), Handler) as self._server:
             thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
             thread.start()
             try:

@@ -62,8 +62,8 @@ def sight(runner: Runner) -> float | None:
 
     0 = the pictures do not reach the model; within `TOLERANCE` the difference may be rounding. None = not finite, or
     the trial failed. It is tried with the prompt of the run and, where that shows no difference, with a question about
-    the colour. Measured on nine architectures with random or trained weights: 0.12 to 1.4; with a projector of zeros, or
-    the same picture twice, at most 4e-7.
+    the colour. Measured on nine architectures with random or trained weights: 0.12 to 1.4; with a projector of zeros,
+    or the same picture twice, at most 4e-7.
     """
     found: float | None = None
     with _or_else("it was not tried whether the model sees pictures"):
