@@ -5,6 +5,7 @@ Call `scan_config` for the config of a scan from options by name, `fingerprint` 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tomllib
@@ -23,6 +24,7 @@ DEFAULT_QUESTION = "Which of these does the part show?"
 ABSTENTION = "unsure"  # the word that the prompt offers
 DEFAULT_PROMPT = "Describe the part in this inspection image and any defect in one short sentence."
 USUAL_BATCH = 8  # images
+MOST_NAME = 255 - len(".journal.old.999.jsonl")  # bytes of a result's name, less .parquet
 # Defaults of before. A journal or gate that began with them goes on with them.
 FORMER = {"max_new_tokens": 64}
 # Raised when the way from a file to RGB, or from RGB to a caption, changes: old readings are not mixed with new ones.
@@ -357,4 +359,8 @@ def default_output(source: Path | Sequence[Path], suffix: str = "") -> Path:
     if not isinstance(source, Path):
         return Path("listed.parquet")
     name = source.resolve().stem if source.is_file() else source.resolve().name
+    whole = os.fsencode(name)
+    if len(whole) + len(suffix) > MOST_NAME:  # the files beside a result have longer names
+        mark = f"~{hashlib.sha256(whole).hexdigest()[:8]}"  # two long names that begin alike keep two results
+        name = whole[: MOST_NAME - len(suffix) - len(mark)].decode("utf-8", "ignore") + mark
     return Path(f"{name or 'root'}{suffix}.parquet")
