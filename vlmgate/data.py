@@ -164,6 +164,8 @@ class ModelInfo:
     route: str  # how K captions are made, e.g. "fork"
     versions: dict[str, str]  # library → version
     server: dict[str, str] | None = None  # where a model server is and what it can and cannot do; None = runs here
+    vision: str | None = None  # what came of the trial whether it sees pictures, in words; None = there was none
+    warnings: tuple[str, ...] = ()  # what people have to know of it before they believe it, a line each
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +208,16 @@ Key = tuple[str, int]  # (file_name, page)
 Content = tuple[str, int, str]  # (sha256, page, region): what a reading belongs to; region "" = the whole image
 
 
+MOST_DEATHS = 2  # of a model server, with one image; then that image is not asked again
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An image that opened but that the model could not read, alone in a batch."""
 
     image: ImageFile
     error: str
+    deaths: int = 0  # how often a model server died while it had this image, in this run and those before
 
 
 @dataclass(frozen=True, slots=True)

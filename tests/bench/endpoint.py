@@ -61,7 +61,8 @@ def main() -> None:
         again = _scanned(keep / "again.parquet", ModelConfig(), replace(sampling, seed=2))
         folder = Path(weights_folder())
         with model_server(folder, keep / "server.log") as url:
-            server = ModelConfig(model=str(folder), endpoint=EndpointConfig(url))
+            # The built-in model knows one prompt, and no word for a colour.
+            server = ModelConfig(model=str(folder), trust_vision=True, endpoint=EndpointConfig(url))
             there = _scanned(keep / "there.parquet", server, sampling)
     rows = []
     for count in (k for k in COUNTS if k <= options.samples):

@@ -65,6 +65,36 @@ class TestFolders:
         (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
         assert "pickled ones are refused" in str(failure(copy))
 
+    @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+    def test_an_adapter_is_not_left_out_in_silence(self, copy: Path, name: str) -> None:
+        (copy / name).write_bytes(b"{}")
+        message = str(failure(copy))
+        assert f"holds an adapter ({name})" in message and "merge_and_unload" in message
+        with pytest.raises(ModelError, match="holds an adapter"):  # before anything is loaded, or hashed
+            model_fingerprint(ModelConfig(str(copy)))
+
+    def test_nor_one_without_its_base(self, tmp_path: Path) -> None:
+        (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+        assert "holds an adapter" in str(failure(tmp_path))
+
+    def test_nor_one_among_the_weights(self, copy: Path) -> None:
+        file = copy / "model.safetensors"
+        weights = load_file(file)
+        lora = {"model.language_model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 48)}
+        save_file(weights | lora, file, {"format": "pt"})
+        assert "holds 1 weights of an adapter" in str(failure(copy))
+
+    def test_nor_one_on_the_hub(self, llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        commit = "0123456789abcdef" * 2 + "01234567"
+        store = tmp_path / "models--owner--x"
+        shutil.copytree(llava, store / "snapshots" / commit)
+        (store / "snapshots" / commit / "adapter_config.json").write_text("{}")
+        (store / "refs").mkdir()
+        (store / "refs" / "main").write_text(commit)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert "owner/x holds an adapter" in str(failure("owner/x"))
+
     def test_a_revision_of_a_folder(self, copy: Path) -> None:
         assert "no revisions" in str(failure(copy, revision="main"))
 

@@ -101,6 +101,44 @@ def test_the_table_tells_defaults_and_choices() -> None:
     assert table.index("**What to read**") < table.index("**Which go to a person**") < table.index("**Output**")
 
 
+@pytest.mark.parametrize("value", ["1", "0.1.0", "no"])
+@pytest.mark.parametrize("name", ["VERSION", "HELP", "SHOW_COMPLETION", "INSTALL_COMPLETION"])
+def test_a_variable_of_the_plant_changes_no_command(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(f"VLMGATE_{name}", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["scan", "nowhere"])
+    assert done.exit_code == 2 and "nowhere: no such folder" in done.stderr and not done.stdout
+    assert "vlmgate" in CliRunner().invoke(app, ["--version"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("SCAN_MODLE", "did you mean VLMGATE_SCAN_MODEL?"),
+        ("SCAN_NUM_SAMPLE", "did you mean VLMGATE_SCAN_NUM_SAMPLES?"),
+        ("SCNA_MODEL", "did you mean VLMGATE_SCAN_MODEL?"),
+        ("SCAN_ZZZZ", "`vlmgate help options scan` lists what there is."),
+        ("SCAN_HELP", "`vlmgate help options scan` lists what there is."),
+        ("SCAN", "`vlmgate help options scan` lists what there is."),
+    ],
+)
+def test_a_misspelt_variable_is_told_as_a_misspelt_key_is(
+    name: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"VLMGATE_{name}", "x")
+    done = CliRunner().invoke(app, ["scan", "nowhere"])
+    assert done.exit_code == 2 and told in done.stderr
+    assert f"VLMGATE_{name}: no option" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["CALIBRATE_RULE", "SCANNER_IP", "HOME", "API_KEY", "INFO_FORMAT", "SCAN_MODLE="])
+def test_variables_of_others_are_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"VLMGATE_{name.rstrip('=')}", "" if name.endswith("=") else "x")
+    assert "no option is set" not in CliRunner().invoke(app, ["scan", "nowhere"]).stderr
+
+
 def test_a_gate_that_the_toml_names_brings_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--config is read before --gate, so that a gate from a file counts as one from the command line."""
     monkeypatch.chdir(tmp_path)

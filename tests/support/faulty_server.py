@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmgate.captioner.streams import trial_picture
+from vlmgate.captioner.streams import COLOUR_QUESTION, trial_picture
 
 AGREE = "a steel washer without visible defects"
 TRIAL = trial_picture().rgb.size
@@ -70,15 +70,22 @@ def completion(*choices: dict[str, Any]) -> dict[str, Any]:
     return {"object": "chat.completion", "choices": list(choices), "usage": {"completion_tokens": 7}}
 
 
+def colour_of(picture: Image.Image) -> str:
+    """Return what a model that sees says of a picture's colour."""
+    red, green, _ = np.asarray(picture.convert("RGB")).reshape(-1, 3).mean(0)
+    return f"The picture is {'red' if red > green else 'green'}."
+
+
 Behaviour = Callable[[Asked], "Reply | dict[str, Any] | None"]  # None = as a good server would
 
 
 class FaultyServer:
-    """Answers on loopback. `behave` is asked first; `say` makes the texts of good answers."""
+    """Answers on loopback. `behave` is asked first; `say` makes the texts of good answers, `see` names a colour."""
 
     def __init__(self) -> None:
         self.behave: Behaviour = lambda asked: None
         self.say: Callable[[Asked, int], str] = lambda asked, sample: AGREE
+        self.see: Callable[[Asked], str] = lambda asked: colour_of(asked.picture)
         self.takes_n = self.takes_logprobs = True
         self.asked: list[Asked] = []
         self.at_once = self.most_at_once = 0
@@ -96,7 +103,7 @@ class FaultyServer:
         return [asked for asked in self.asked if not asked.is_trial]
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[FaultyServer]:
+    def running(self, port: int = 0) -> Iterator[FaultyServer]:
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -132,7 +139,7 @@ class FaultyServer:
 
             def handle_error(self, *_: object) -> None: ...
 
-        with Quiet(("127.0.0.1", 0), Handler) as self._server:
+        with Quiet(("127.0.0.1", port), Handler) as self._server:
             thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
             thread.start()
             try:
@@ -172,7 +179,9 @@ class FaultyServer:
 
     def _choice(self, asked: Asked, index: int) -> dict[str, Any]:
         body = asked.body
-        if body["temperature"] == 2.0:  # as who draws wildly
+        if asked.prompt == COLOUR_QUESTION:
+            one = choice(self.see(asked), "stop", index)
+        elif body["temperature"] == 2.0:  # as who draws wildly
             rng = np.random.default_rng([body.get("seed", len(self.asked)), index])
             one = choice(" ".join(str(n) for n in rng.integers(0, 1000, 8)), "length", index)
         else:

@@ -22,6 +22,7 @@ class ReadingOptions(TypedDict, total=False):
     device: str
     dtype: str
     trust_remote_code: bool
+    trust_vision: bool
     endpoint: str | None  # URL of a model server; what follows is for one alone
     max_side: int
     concurrency: int

@@ -7,11 +7,30 @@ from __future__ import annotations
 
 import os
 
-from vlmgate.captioner.protocol import Captioner, DrawsInRounds, Enough, KnowsItsBatch, Prepares, ReadsEach, Timed
+from vlmgate.captioner.protocol import (
+    Captioner,
+    DrawsInRounds,
+    Enough,
+    KnowsItsBatch,
+    Prepares,
+    ReadsEach,
+    ServerDiedError,
+    Timed,
+)
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.errors import ModelError, VlmgateError, shorten
 
-__all__ = ["Captioner", "DrawsInRounds", "Enough", "KnowsItsBatch", "Prepares", "ReadsEach", "Timed", "load_captioner"]
+__all__ = [
+    "Captioner",
+    "DrawsInRounds",
+    "Enough",
+    "KnowsItsBatch",
+    "Prepares",
+    "ReadsEach",
+    "ServerDiedError",
+    "Timed",
+    "load_captioner",
+]
 
 
 def load_captioner(model: ModelConfig, sampling: SamplingConfig) -> Captioner:

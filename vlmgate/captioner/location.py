@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ PIPELINE = "1"  # raised when the way from a picture to a server's text changes
 WHOLE = 32 * 1024**2  # bytes; up to here a file is hashed in full
 CHUNKS = 512  # evenly spaced samples of a larger file: a changed output layer alone is still hit many times
 CHUNK_BYTES = 4096
+ADAPTER = frozenset({"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})  # files of peft
 SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".py", ".safetensors"})
 
 # What a processor of one fixed size says of itself. With any other key it may cut tiles, and wants its pictures whole.
@@ -78,6 +79,7 @@ def _find(model: ModelConfig) -> Local | Hub:
         return Local(folder, builtin=True)
     name, folder = model.model, Path(model.model).expanduser()
     if folder.is_dir():
+        refuse_adapter(str(folder), [path.name for path in folder.glob("adapter_*")])
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} holds no config.json. Name the folder of a model saved with save_pretrained.")
         if not any(folder.glob("*.safetensors")):
@@ -91,6 +93,20 @@ def _find(model: ModelConfig) -> Local | Hub:
     if name.startswith((".", "/", "~")) or "\\" in name or name.endswith("/") or name.count("/") > 1:
         raise ModelError(f"There is no folder {name}. Give the path of a model folder, or a hub id (owner/name).")
     return Hub(name, model.revision)
+
+
+def refuse_adapter(where: str, names: Collection[str]) -> None:
+    """Raise `ModelError` where files of these names hold a LoRA adapter that is not merged into the weights.
+
+    Whether it is loaded would depend on an installed package, and from which base on what the adapter says of that.
+    Left out, another model would read than the one that was named.
+    """
+    found = sorted(set(names) & ADAPTER)
+    if found:
+        raise ModelError(
+            f"{where} holds an adapter ({found[0]}), and vlmgate loads none. Merge it into the model (in peft: "
+            "merge_and_unload, then save_pretrained) and name that folder, or take the adapter's files out of this one."
+        )
 
 
 def _refuse_code_from_elsewhere(folder: Path) -> None:

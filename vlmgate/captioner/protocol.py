@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from vlmgate.data import ModelInfo, Picture, Sampled, Times
+from vlmgate.data import MOST_DEATHS, ModelInfo, Picture, Sampled, Times
+from vlmgate.errors import ModelError
 
 
 class Captioner(Protocol):
@@ -54,8 +55,25 @@ class Prepares(Captioner, Protocol):
 class ReadsEach(Captioner, Protocol):
     """A captioner that is done with one picture after the other, such as a model server; an engine need not be one."""
 
-    def read_each(self, pictures: Sequence[Picture]) -> Generator[tuple[Picture, Sampled | Exception]]:
-        """Yield each picture as soon as it is done, with what `read` returns of it, or why it cannot be read."""
+    def read_each(
+        self, pictures: Sequence[Picture], deaths: Sequence[int] = ()
+    ) -> Generator[tuple[Picture, Sampled | Exception]]:
+        """Yield each picture as soon as it is done, with what `read` returns of it, or why it cannot be read.
+
+        `deaths` says of each picture how often a server died while it had it; without it, never. Those that it died of
+        are asked alone, and not at all from `MOST_DEATHS` on; then the error is a `ServerDiedError`.
+        """
+
+
+class ServerDiedError(ModelError):
+    """A model server died while it had an image, `deaths` times by now."""
+
+    def __init__(self, deaths: int) -> None:
+        what = "died while it had this image, which is asked alone by the next run"
+        if deaths >= MOST_DEATHS:
+            what = f"died {deaths} times while it had this image, so it is not asked again until the file changes"
+        super().__init__(f"the server {what}.")
+        self.deaths = deaths
 
 
 Enough = Callable[[Picture, Sampled], bool]  # says of what was drawn of a picture so far whether it will do

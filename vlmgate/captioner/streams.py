@@ -1,4 +1,4 @@
-"""What follows from an image's seed: random numbers and noised views; and a test picture, which needs none.
+"""What follows from an image's seed: random numbers and noised views; and test pictures, which need none.
 
 Start with `uniforms` (with which samples are drawn) and `views_of` (noised copies of a picture). PCG64, SeedSequence
 and `random_raw` are frozen by numpy's compatibility policy; `Generator` is not, so the rest is spelled out here. There
@@ -21,6 +21,11 @@ CELLS = 512
 STRIP = 256  # rows of pixels that are added up at once: a line-scan image has hundreds of megapixels
 
 Stream = Literal["captions", "answers", "views"]
+
+Colour = Literal["red", "green"]
+COLOURS: tuple[Colour, ...] = ("red", "green")
+COLOUR_QUESTION = "Is the picture red or green?"
+_COLOURS: dict[Colour, tuple[int, int, int]] = {"red": (220, 30, 30), "green": (30, 180, 40)}
 
 # The words that follow the page in a stream's key. Captions have none: their streams were there first. The lengths
 # differ from use to use, so that no child of one use is another use's stream.
@@ -82,6 +87,14 @@ def trial_picture() -> Picture:
     grey = np.where((x - 160) ** 2 + (y - 128) ** 2 < 80**2, 60, 120 + x // 4).astype(np.uint8)
     image = ImageFile("test image", Path(), "0" * 64, 1, 1, 320, 256, "RGB", None, 0, 0, 0)
     return Picture(image, Image.fromarray(np.repeat(grey[..., None], 3, axis=2)))
+
+
+def colour_picture(colour: Colour) -> Image.Image:
+    """Return a picture of one colour, as large as the trial picture.
+
+    The two differ in brightness as well, so that a model that sees in grey gets two different pictures.
+    """
+    return Image.new("RGB", trial_picture().rgb.size, _COLOURS[colour])
 
 
 def views_of(picture: Picture, count: int, noise: float, seed: int) -> list[Image.Image]:

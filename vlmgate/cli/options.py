@@ -6,6 +6,7 @@ Call `command` to register a function as a command, `option_table` for all its o
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vlmgate.config.options import REQUIRED, Opt, Panel, check_together, load_toml, resolved
+from vlmgate.config.options import PREFIX, REQUIRED, Opt, Panel, check_environment, check_together, load_toml, resolved
 from vlmgate.report.terminal import errors_in_one_line, in_plain_letters, reader_may_leave
 from vlmgate.version import __version__
 
@@ -35,20 +36,37 @@ MaxRouted = Annotated[str | None, Opt("Exit with 4 when more than this goes to p
 _commands: dict[str, dict[str, Opt]] = {}  # the options of each
 
 
+def _not_from_environment(parameters: list[Any], name: str) -> list[Any]:
+    """Return parameters of which that name, or with "*" none, is set by an environment variable.
+
+    A plant may keep its own `VLMGATE_VERSION`; it must not end every command with exit code 0 and nothing read.
+    """
+    for parameter in parameters:
+        if name in ("*", parameter.name):
+            parameter.allow_from_autoenv = False
+    return parameters
+
+
 class _InOrder(TyperGroup):
     """The commands in `ORDER`, whichever module was imported first."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(self.commands, key=ORDER.index)
 
+    def get_params(self, ctx: Any) -> Any:
+        return _not_from_environment(super().get_params(ctx), "*")
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         for parameter in self.get_params(ctx):
-            parameter.show_envvar = False  # type: ignore[attr-defined]
+            parameter.show_envvar = False
         super().format_options(ctx, formatter)
 
 
 class _Command(TyperCommand):
     """A command whose help lists the everyday options, panel by panel."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _not_from_environment(super().get_params(ctx), "help")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{panel: [] for panel in Panel}}
@@ -73,7 +91,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VLMGATE"},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX.rstrip("_")},
 )
 
 
@@ -155,6 +173,7 @@ def command(
 
         def run(**values: Any) -> None:
             with errors_in_one_line():
+                check_environment(name, ORDER, known, os.environ)
                 check_together(known, values)
                 for each, opt in own.items():
                     if values[each] is not None:
@@ -168,7 +187,7 @@ def command(
         signature = [*(p.replace(kind=keyword) for p in arguments), *map(_parameter, known.values())]
         run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
         run.__doc__ = function.__doc__
-        example = f"VLMGATE_{name}_{next(iter(own))}=…".upper()
+        example = f"{PREFIX}{name}_{next(iter(own))}=…".upper()
         file = " or in --config" if toml else ""
         epilog = f"All options: vlmgate help options. Each can also be set in the environment ({example}){file}."
         return app.command(name, cls=_Command, short_help=short_help, epilog=epilog)(run)

@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from vlmgate.errors import ConfigError, UsageError
 
 T = TypeVar("T")
+PREFIX = "VLMGATE_"  # of environment variables
 REQUIRED = inspect.Parameter.empty  # in the place of a default
 
 
@@ -218,6 +219,28 @@ def unknown(name: str, known: Iterable[str]) -> str:
     """Return what is said of a name that does not exist: "did you mean 'num_samples'?", or all that do."""
     near = difflib.get_close_matches(name, known := sorted(known), n=1)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}."
+
+
+def check_environment(
+    command: str, commands: Iterable[str], options: Mapping[str, Opt], environment: Mapping[str, str]
+) -> None:
+    """Raise `ConfigError` for a variable that is meant for a command, by its name, and that no option reads.
+
+    Such are `VLMGATE_SCAN_MODLE`, and `VLMGATE_SCNA_MODEL` where `scan` runs. Variables of other commands, and others
+    that begin with `VLMGATE_`, are somebody else's; one that is empty is as good as not set.
+    """
+    names = {f"{PREFIX}{command}_{name}".upper() for name in options}
+    for variable in sorted(name for name, value in environment.items() if name.startswith(PREFIX) and value):
+        if variable in names:
+            continue
+        meant, _, rest = variable.removeprefix(PREFIX).partition("_")
+        near = difflib.get_close_matches(meant.lower(), [command], n=1, cutoff=0.7)
+        if meant.lower() == command or (meant.lower() not in commands and near and rest.lower() in options):
+            option = difflib.get_close_matches(rest.lower(), sorted(options), n=1)
+            what = f"`vlmgate help options {command}` lists what there is."
+            if option:
+                what = f"did you mean {PREFIX}{command.upper()}_{option[0].upper()}?"
+            raise ConfigError(f"{variable}: no option is set by this variable; {what}")
 
 
 def load_toml(path: Path, options: Mapping[str, Opt]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _summary_notes(
     held_back: Mapping[str, Any] | None,
 ) -> list[str]:
     accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
-    notes = []
+    notes = list(provenance.get("warnings") or ())
     if accepted:
         vocabulary = vocabulary_of(provenance["sampling"]) if provenance["kernel"] == FINDINGS else None
         often = [pair for pair in accepted_readings(accepted, vocabulary) if pair[1] > 1]
@@ -397,6 +397,7 @@ def summary_json(
             "gate": provenance["gate"],
             "promise": provenance.get("promise"),
             "drift": provenance.get("drift"),
+            "warnings": provenance.get("warnings") or [],
             "model": provenance["model"],
             "time": provenance.get("time"),
             "adaptive": provenance.get("adaptive"),

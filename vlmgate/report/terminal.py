@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from vlmgate.config import BUILTIN, ScanConfig
-from vlmgate.errors import VlmgateError, one_line, plain
+from vlmgate.errors import VlmgateError, one_line, plain, shorten
 from vlmgate.version import __version__
 
 if TYPE_CHECKING:
@@ -195,6 +196,11 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except VlmgateError as error:
         fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = shorten(os.path.basename(os.fsdecode(error.filename or "")), 60)  # noqa: PTH119 - it may be bytes
+        fail(f"{name}: the name is longer than this disk allows; give shorter names, such as another -o.", 2)
 
 
 @contextlib.contextmanager
@@ -205,6 +211,8 @@ def crashes_to(log: Path) -> Iterator[None]:
     except (VlmgateError, typer.Exit):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise  # it is the user's, see `errors_in_one_line`
         fail(f"internal error ({one_line(error)}). The traceback is in {log}; the same command resumes.", 1)
 
 

@@ -25,6 +25,7 @@ from vlmgate.gate.early_stop import joined
 from vlmgate.gate.rules import Candidate, Gate, decide_rows
 from vlmgate.gate.run_gate import RunGate, drift_of, from_file
 from vlmgate.images import find_images
+from vlmgate.run.outcome import warnings_of
 from vlmgate.run.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store.result import read_provenance, read_result
 from vlmgate.version import __version__
@@ -322,6 +323,7 @@ def _provenance(
         "gone": sum(run["gone"] for run in runs),
         "gone_first": gone[:5],
         "model": model["model"],
+        "warnings": warnings_of(records, model["model"]),
         "reference": model["reference"],
         "adaptive": joined([run["adaptive"] for run in runs if run.get("adaptive")]),
         "drift": drift_of(tonight, records),

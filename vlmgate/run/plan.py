@@ -238,10 +238,20 @@ class PlainFormatter(logging.Formatter):
         return "\n".join(plain(line) for line in super().format(record).split("\n"))
 
 
+class _LogFile(logging.FileHandler):
+    """A log that may fill a disk: what it has no room for is lost, and nobody's terminal is."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging looks for
+        """Keep silent; logging itself would print the stack, for every line that it cannot write."""
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Send everything that is logged, by us and by the libraries, to a file for the duration of a run."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    try:
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); give another -o.") from error
     handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     ours = logging.getLogger("vlmgate")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, MutableSet, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, MutableSet, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 
-from vlmgate.captioner import Captioner, DrawsInRounds, KnowsItsBatch, Prepares, ReadsEach
+from vlmgate.captioner import Captioner, DrawsInRounds, KnowsItsBatch, Prepares, ReadsEach, ServerDiedError
 from vlmgate.captioner.streams import trial_picture
 from vlmgate.config import ImageConfig, ModelConfig, SamplingConfig
-from vlmgate.data import Caption, Content, Failure, ModelInfo, Picture, Reading, Sampled, Source
+from vlmgate.data import Caption, Content, Failure, ModelInfo, Picture, Reading, Sampled, Source, content_of
 from vlmgate.errors import EndpointError, ModelError, one_line
 from vlmgate.gate.early_stop import looks
 from vlmgate.run.batches import Batch, BatchMaker, ModelWanted
@@ -62,6 +62,7 @@ class Reader:
         self._good: Picture | None = None  # one that the model has read
         self._failures, self._last_failure = 0, ""
         self.batch_size = sampling.at_once  # images
+        self.deaths: Mapping[Content, int] = {}  # how often a model server died while it had these
 
     def read(self, sources: Iterable[Source], seen: MutableSet[Content]) -> Generator[Batch]:
         """Yield batches until nothing of the files is still to come; `seen` are contents that need no reading.
@@ -94,7 +95,8 @@ class Reader:
         captioner = self._loaded() if batch.pictures else None
         if isinstance(captioner, ReadsEach):
             begun = time.perf_counter()
-            for picture, outcome in captioner.read_each(batch.pictures):
+            deaths = [self.deaths.get(content_of(picture.file), 0) for picture in batch.pictures]
+            for picture, outcome in captioner.read_each(batch.pictures, deaths):
                 entry = self._entry(picture, outcome)
                 self._count(picture, entry)
                 yield Batch(entries=(entry,), images=1, seconds=time.perf_counter() - begun, waited=batch.waited)
@@ -116,7 +118,8 @@ class Reader:
             return _reading(picture, outcome)
         error = outcome if isinstance(outcome, Exception) else ModelError(_INCOMPLETE)
         log.warning("%s failed", picture.file.file_name, exc_info=error)
-        return Failure(picture.file, one_line(error))
+        died = error.deaths if isinstance(error, ServerDiedError) else 0
+        return Failure(picture.file, one_line(error), died)
 
     def _count(self, picture: Picture, entry: Reading | Failure) -> None:
         """Count how many failed since one could be read."""
@@ -272,6 +275,8 @@ class Models:
 
     def read(self, sources: Sequence[Source]) -> Generator[Batch]:
         """Yield batches of files that are read in this process, until nothing of them is still to come."""
+        failures = self.journal.failures()
+        self.reader.deaths = {content: failure.deaths for content, failure in failures.items() if failure.deaths}
         return self.reader.read(sources, self.journal.seen())
 
     def look(self, sources: Sequence[Source]) -> tuple[list[bytes], Batch]:
@@ -309,7 +314,7 @@ class Models:
             self.recorder.drain()
             self.plan.meet_model(info)
         self.show(info)
-        if warning := (info.server or {}).get("warning"):
+        for warning in info.warnings:
             self.progress.message(warning)
         self.introduced = True
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlmgate.data import Found, Read, Source, Unreadable, content_of
+from vlmgate.data import MOST_DEATHS, Content, Found, Source, Unreadable, content_of
 from vlmgate.images import Walk, chosen, is_of_the_disk, turned_of
 from vlmgate.run.plan import Plan
 from vlmgate.run.watch import Watch
@@ -28,6 +28,7 @@ class Earlier:
         self.plan, self.journal, self.tell = plan, plan.journal, tell
         self._looked_back = False  # see `look_back`
         self._compared = False  # the files with what was read of them
+        self._given_up: Collection[Content] = ()  # what a model server died of too often
 
     def pending(self, sources: Sequence[Source], missing: Sequence[str]) -> Sequence[Source]:
         """Return the files that have to be opened, and forget what the journal says of those that were replaced.
@@ -36,6 +37,8 @@ class Earlier:
         read, by us or by the model, is tried again. Opening a file whose bytes were read before costs no model.
         `missing` were read before and are not there now. Raises `OutputError` where there is no room for the readings.
         """
+        failures = self.journal.failures()
+        self._given_up = {content for content, one in failures.items() if one.deaths >= MOST_DEATHS}
         pending = chosen(sources, self._is_wanted)
         self._compared = True
         if self.journal.dropped:
@@ -50,9 +53,18 @@ class Earlier:
     def _is_wanted(self, source: Source) -> bool:
         entries = self.journal.entries_of(source.file_name)
         if _is_unchanged(source, entries):
-            return not _is_done(entries, self.journal, self.plan.config.images.pages == "all")
+            return not self._is_done(entries)
         self.journal.forget(source.file_name)
         return True
+
+    def _is_done(self, entries: Sequence[Found]) -> bool:
+        """Say whether all pages of a file have a reading, or killed a model server as often as they may."""
+        images = [entry.image for entry in entries if not isinstance(entry, Unreadable)]
+        held = [content_of(image) for image in images]
+        if not images or any(one not in self.journal.readings and one not in self._given_up for one in held):
+            return False
+        all_pages = self.plan.config.images.pages == "all"
+        return len(entries) == len(images) == (images[0].num_pages if all_pages else 1)
 
     def look_back(self, reference: Reference | None) -> None:
         """Forget, once a run, readings that were enough for another gate and are not for this one."""
@@ -157,10 +169,3 @@ def _is_unchanged(source: Source, entries: Sequence[Found]) -> bool:
     now = source.stamp()
     images = [entry.image for entry in entries if not isinstance(entry, Unreadable)]
     return now is not None and all(image.stamp == now for image in images)
-
-
-def _is_done(entries: Sequence[Found], journal: Journal, all_pages: bool) -> bool:
-    images = [entry.image for entry in entries if isinstance(entry, Read)]
-    if not images or any(content_of(image) not in journal.readings for image in images):
-        return False
-    return len(entries) == len(images) == (images[0].num_pages if all_pages else 1)

@@ -111,8 +111,10 @@ class LineForm:
         if kind == "unreadable":
             return _checked(Unreadable(line["file_name"], line["reason"], line["page"])), None
         image = ImageFile(**(line["image"] | {"path": Path(line["image"]["path"])}))
+        if kind == "duplicate":
+            return _checked(Duplicate(image)), None
         if kind != "reading":
-            return _checked(Duplicate(image) if kind == "duplicate" else Failure(image, line["error"])), None
+            return _checked(Failure(image, line["error"], line.get("deaths", 0))), None
         if line["region"] != _WHOLE:
             raise ValueError(f"region {line['region']}")
         reading = Reading(

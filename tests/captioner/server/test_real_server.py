@@ -46,7 +46,8 @@ def test_a_folder_is_read_and_resumed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    server = ["--endpoint", real_server, "--model", str(weights_folder()), "-k", str(K)]
+    # The built-in model knows one prompt, and no word for a colour.
+    server = ["--endpoint", real_server, "--model", str(weights_folder()), "-k", str(K), "--trust-vision"]
     command = [
         "scan",
         str(images),
@@ -68,6 +69,13 @@ def test_a_folder_is_read_and_resumed(
     assert again.exit_code == 0 and "so no model was loaded" in again.stderr
 
 
+def test_a_model_that_knows_no_colours_needs_a_word_of_trust(real_server: str) -> None:
+    command = ["doctor", "--endpoint", real_server, "--model", str(weights_folder())]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1 and "does not seem to show its model the pictures" in refused.stderr
+    assert CliRunner().invoke(app, [*command, "--trust-vision"]).exit_code == 0
+
+
 def test_a_name_that_the_server_does_not_know(real_server: str) -> None:
     done = CliRunner().invoke(app, ["doctor", "--endpoint", real_server, "--model", "another"])
     assert done.exit_code == 1 and "pinned to" in done.stderr
@@ -78,7 +86,8 @@ def test_images_come_into_the_order_that_the_local_engine_puts_them_into(real_se
     sources = find_images(LABELLED).sources[::8]
     pictures = [p for source in sources for p in open_pages(source, ImageConfig()) if isinstance(p, Picture)]
     # One after the other, for this server's seeds are one for all requests under way: so the figure is always the same.
-    served = ModelConfig(model=str(weights_folder()), endpoint=EndpointConfig(real_server, concurrency=1))
+    where = EndpointConfig(real_server, concurrency=1)
+    served = ModelConfig(model=str(weights_folder()), trust_vision=True, endpoint=where)
     here, there = (load_captioner(model, sampling).read(pictures) for model in (ModelConfig(), served))
     scores = [_scores(here), _scores(there)]
     assert len(scores[0]) == 26

@@ -22,7 +22,7 @@ from vlmgate.captioner import load_captioner
 from vlmgate.captioner.server import client as server
 from vlmgate.captioner.server import engine as endpoint
 from vlmgate.captioner.server.engine import EndpointCaptioner
-from vlmgate.captioner.streams import seeds, trial_picture
+from vlmgate.captioner.streams import COLOUR_QUESTION, seeds, trial_picture
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import ImageFile, Picture, Reason, Route
 from vlmgate.errors import EndpointError, ModelError, ResumeError
@@ -106,7 +106,7 @@ class TestAsking:
         trials = len(faulty.asked)
         pictures = [picture("a"), picture("b")]
         sampled = reader.read(pictures)
-        assert trials <= 7
+        assert trials <= 8
         assert [len(one.captions) for one in sampled] == [K, K]
         assert {(c.text, c.finish, c.mean_logprob, c.num_tokens) for one in sampled for c in one.captions} == {
             (AGREE, "stop", -1.0, 2)
@@ -164,7 +164,8 @@ class TestAsking:
     def test_who_only_thinks_within_the_trial_is_not_taken_for_one(self, faulty: FaultyServer, tmp_path: Path) -> None:
         def thinking(asked: Asked) -> dict[str, Any] | None:
             empty = choice(None, "length")
-            return completion(*[empty] * asked.body.get("n", 1)) if asked.is_trial else None
+            thinks = asked.is_trial and asked.prompt != COLOUR_QUESTION
+            return completion(*[empty] * asked.body.get("n", 1)) if thinks else None
 
         faulty.behave = thinking
         reader = captioner(faulty)
@@ -174,6 +175,8 @@ class TestAsking:
         progress = SilentProgress()
         scan(config(faulty, folder, tmp_path / "out.parquet"), progress)
         assert any("could not be tested whether this server samples" in message for message in progress.messages)
+        _, provenance = read_result(tmp_path / "out.parquet")
+        assert any("could not be tested whether this server samples" in line for line in provenance["warnings"])
 
     def test_who_refuses_the_heat_or_needs_more_words_is_tested_otherwise(self, faulty: FaultyServer) -> None:
         def cool(asked: Asked) -> Reply | None:

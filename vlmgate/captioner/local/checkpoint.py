@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from vlmgate.captioner.location import Hub, Local, locate
+from vlmgate.captioner.location import Hub, Local, locate, refuse_adapter
 from vlmgate.config import ModelConfig
 from vlmgate.data import ModelInfo
 from vlmgate.errors import ModelError, shorten
@@ -128,6 +128,9 @@ def _load(config: ModelConfig, place: Local | Hub, device: torch.device) -> Chec
     revision = None if isinstance(place, Local) else _commit(place)
     if revision is not None:
         options["revision"] = revision
+    if isinstance(place, Hub):
+        name = "adapter_config.json"
+        refuse_adapter(config.model, [name] if _file(source, name, options, offline=True) else [])
     model_config = AutoConfig.from_pretrained(source, **options)
     processor = load_processor(source, model_config, options)
     if getattr(processor, "image_processor", None) is None:
@@ -165,14 +168,17 @@ def _refuse_random_weights(config: ModelConfig, report: Mapping[str, Any]) -> No
             f"{config.model} lacks {len(missing)} of its model's weights, first: {missing[0]}. "
             "The checkpoint is incomplete or of another architecture."
         )
+    adapter = sorted(str(key) for key in report.get("unexpected_keys", ()) if "lora_" in str(key).casefold())
+    if adapter:
+        raise ModelError(
+            f"{config.model} holds {len(adapter)} weights of an adapter, which are left out, first: {adapter[0]}. "
+            "Merge it into the model (in peft: merge_and_unload, then save_pretrained)."
+        )
 
 
 def _generation_file(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Read generation_config.json as plain data; empty if there is none or it is no JSON object."""
-    from transformers.utils.hub import cached_file
-
-    known = {key: value for key, value in options.items() if key != "trust_remote_code"}
-    path = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False, **known)
+    path = _file(source, "generation_config.json", options)
     if path is None:
         return {}
     try:
@@ -181,6 +187,19 @@ def _generation_file(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
         logger.warning("%s is no JSON and was ignored", path)
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _file(source: str, name: str, options: Mapping[str, Any], *, offline: bool = False) -> str | None:
+    """Return the path of a file of a checkpoint, fetched where it is a hub model's; None if there is none.
+
+    With `offline`, a file that is not on this machine counts as none where the hub cannot be reached.
+    """
+    from transformers.utils.hub import cached_file
+
+    known: dict[str, Any] = {key: value for key, value in options.items() if key != "trust_remote_code"}
+    known |= {"_raise_exceptions_for_connection_errors": False} if offline else {}
+    found: str | None = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **known)
+    return found
 
 
 def end_ids(tokenizer: Any, generation: Mapping[str, Any], config: Any) -> frozenset[int]:

@@ -25,6 +25,7 @@ from vlmgate.captioner.protocol import Enough
 from vlmgate.captioner.streams import Stream, views_of
 from vlmgate.config import ModelConfig, SamplingConfig
 from vlmgate.data import Caption, Picture, Sampled, Times
+from vlmgate.errors import ModelError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,8 +50,10 @@ class TransformersCaptioner:
         with quiet():
             self._length_varies = length_varies(runner.encode)
         trials.lay_out_weights(runner)
+        vision, warnings = _sight(runner, model)
         runner.packs = trials.can_pack(runner)
-        self.info = describe(model.model, checkpoint, "packed" if runner.packs else "fork")
+        info = describe(model.model, checkpoint, "packed" if runner.packs else "fork")
+        self.info = replace(info, vision=vision, warnings=warnings)
         self._tails = trials.shared_tails(runner)
         self._scoring = Scoring.of(runner)
         runner.times = Times()  # less what the trials took
@@ -248,6 +251,26 @@ class TransformersCaptioner:
         prefill.draw(runner.checkpoint.model, rows, decoder)
         runner.spend(0.0, decoder.seconds)
         return dict(zip(images, runner.captions(decoder, len(images), count), strict=True))
+
+
+def _sight(runner: Runner, model: ModelConfig) -> tuple[str, tuple[str, ...]]:
+    """Return what came of the trial whether the model sees pictures, and what has to be known of that.
+
+    Raises `ModelError` for one that does not, unless the user insists.
+    """
+    apart = trials.sight(runner)
+    if apart is None:
+        vision = "it could not be tried whether a red and a green picture make a difference"
+        return vision, (f"{model.model} may not see the pictures: {vision}.",)
+    vision = f"between a red and a green picture the logits differ by {apart:.2g} of their spread"
+    if apart > trials.TOLERANCE[runner.checkpoint.dtype]:
+        return vision, ()
+    if model.trust_vision:
+        return vision, (f"{model.model} may not see the pictures: {vision}. --trust-vision was given.",)
+    raise ModelError(
+        f"{model.model} does not seem to see the pictures: {vision}. Its vision part or its projector may be missing "
+        "or untrained; --trust-vision goes on all the same."
+    )
 
 
 def _prefill(runner: Runner) -> Prefill:

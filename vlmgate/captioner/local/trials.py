@@ -1,13 +1,14 @@
 """What is tried once on a loaded checkpoint: which faster ways are right for it, and how many images fit.
 
-Call `lay_out_weights`, `can_pack`, `shared_tails` and `fitting`, in this order. A few steps are computed both ways and
-their logits compared. Both ways give the same captions, so a trial decides about time and memory only; one that fails,
-in whatever way, leaves the slower way.
+Call `lay_out_weights`, `sight`, `can_pack`, `shared_tails` and `fitting`, in this order. A few steps are computed both
+ways and their logits compared. Both ways give the same captions, so a trial decides about time and memory only; one
+that fails, in whatever way, leaves the slower way. `sight` is another matter: it says whether pictures reach the model.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from vlmgate.captioner.local.packed import check_structure
 from vlmgate.captioner.local.recorded import RecordedDecoder, Recordings
 from vlmgate.captioner.local.runner import Runner, trial_images
 from vlmgate.captioner.local.shared_prefill import Continuation, Tails, find_tails
+from vlmgate.captioner.streams import COLOUR_QUESTION, COLOURS, colour_picture
 from vlmgate.errors import shorten
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,32 @@ def lay_out_weights(runner: Runner) -> None:
             return
         logger.warning("linear layers keep their layout: the captions would come out differently")
     undo_prepack(checkpoint.model)
+
+
+def sight(runner: Runner) -> float | None:
+    """Return how far the first logits for a red and for a green picture lie apart, as a share of their spread, ≥ 0.
+
+    0 = the pictures do not reach the model; within `TOLERANCE` the difference may be rounding. None = not finite, or
+    the trial failed. It is tried with the prompt of the run and, where that shows no difference, with a question about
+    the colour. Measured on nine architectures with random or trained weights: 0.12 to 1.4; with a projector of zeros,
+    or the same picture twice, at most 4e-7.
+    """
+    found: float | None = None
+    with _or_else("it was not tried whether the model sees pictures"):
+        pictures = [colour_picture(colour) for colour in COLOURS]
+        for encode in (runner.encode, runner.encoder(COLOUR_QUESTION)):
+            teacher = _teacher(runner)
+            runner.generate(runner.inputs(encode, pictures), runner.decoder(teacher, 1, ForkDecoder, branches=1))
+            (logits,) = teacher.seen  # (2, V)
+            kept = (logits != -torch.inf).all(0)  # some models mask tokens that are never said
+            red, green = logits[:, kept]
+            apart = float((red - green).square().mean().sqrt() / green.std())
+            if not math.isfinite(apart):
+                break
+            found = max(apart, found or 0.0)
+            if found > TOLERANCE[runner.checkpoint.dtype]:
+                break
+    return found
 
 
 def can_pack(runner: Runner) -> bool:

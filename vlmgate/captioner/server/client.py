@@ -14,10 +14,11 @@ import ipaddress
 import logging
 import os
 import random
+import re
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from vlmgate.errors import ConfigError, EndpointError, shorten
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Alive = Callable[[], Awaitable[bool]]  # says whether the server answers another request
 
 MOST_BYTES = 32 * 1024**2  # of one answer
 LONGEST_DETAIL = 300  # characters of a server's own words
@@ -35,6 +37,12 @@ MOST_PATIENCE = 600.0  # seconds that a server may ask us to wait
 TIMEOUT_COUNTS = 3  # tries: who does not answer within minutes is not asked as often as who answers "busy"
 NONSENSE_COUNTS = 3
 _PASSES = frozenset({408, 409, 425, 429})  # and everything from 500 up
+_BUSY = frozenset({503, 529})  # the server, or a proxy, is up and has too much to do
+_OF_A_PROXY = frozenset({502, 504})  # the server behind it did not answer
+_RESET = re.compile(r"connection (?:termination|reset)|remote reset|reset by peer|prematurely", re.IGNORECASE)
+# Errors of the HTTP library before a server has a request whole, by their names: it cannot have died of that one.
+_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
+_BROKE_OFF = frozenset({"ReadError", "WriteError", "CloseError", "RemoteProtocolError"})
 _OPENAI_KNOWS = "model messages temperature top_p seed n logprobs max_tokens max_completion_tokens".split()
 OWN_KEY, USUAL_KEY = "VLMGATE_API_KEY", "OPENAI_API_KEY"  # environment variables
 SHORTEST_KEY = 8  # characters; a shorter "key" such as EMPTY is a word that a caption may hold, and no secret
@@ -52,12 +60,20 @@ class UnansweredError(Exception):
     """However often it was asked, the server gave no answer that can be read."""
 
 
+class DiedError(Exception):
+    """The server broke off in the middle of this request, and does not answer another one either."""
+
+
 class _PassingError(Exception):
     """What may go away by itself."""
 
-    def __init__(self, text: str, counts: int = 1, wait: float | None = None) -> None:
+    def __init__(
+        self, text: str, counts: int = 1, wait: float | None = None, *, broke: bool = False, final: bool = False
+    ) -> None:
         super().__init__(text)
         self.counts, self.wait = counts, wait  # tries; seconds
+        self.broke = broke  # the server had the request, and may have died of it
+        self.final = final  # the server's own answer; whoever hears it twice need not ask again
 
 
 class Server:
@@ -90,14 +106,18 @@ class Server:
         """Do some asking meanwhile; to cancel what is returned ends it."""
         return self._loop.start(work)
 
-    async def complete(self, options: Mapping[str, Any], *, retries: int | None = None) -> dict[str, Any]:
+    async def complete(
+        self, options: Mapping[str, Any], *, retries: int | None = None, alive: Alive | None = None
+    ) -> dict[str, Any]:
         """Return a chat completion as plain data, its `choices` a list; nothing else in it has been checked.
 
-        Raises `RefusedError` at once, and `UnansweredError` after as many tries as were agreed.
+        Raises `RefusedError` at once, and `UnansweredError` after as many tries as were agreed. `alive` says whether
+        the server answers another request. With it, a request that the server breaks on raises `DiedError` where it
+        then does not answer, and `UnansweredError` after two equal answers where it does.
         """
         request = request_of(options)
         left = self.config.retries if retries is None else retries
-        tried = 0
+        tried, before = 0, ""
         while True:
             try:
                 async with self._slots:
@@ -105,6 +125,12 @@ class Server:
             except _PassingError as passing:
                 trouble = passing
             tried += trouble.counts
+            if alive is not None and trouble.broke:
+                if not await alive():
+                    raise DiedError(str(trouble))
+                if trouble.final and str(trouble) == before:
+                    raise UnansweredError(f"{trouble} (twice, while it answers other requests)")
+            before = str(trouble)
             if tried > left or (trouble.wait or 0) > MOST_PATIENCE:
                 raise UnansweredError(str(trouble))
             pause = self._pause(tried, trouble.wait)
@@ -149,8 +175,10 @@ class Server:
             return _PassingError(f"no answer within {self.config.timeout:g} s", TIMEOUT_COUNTS)
         if isinstance(error, self._openai.APIConnectionError):
             cause = error.__cause__ or error
-            return _PassingError(f"no connection ({self._line(str(cause)) or type(cause).__name__})")
-        return _PassingError(self._line(f"{type(error).__name__}: {error}"), NONSENSE_COUNTS)
+            what = f"no connection ({self._line(str(cause)) or type(cause).__name__})"
+            return _PassingError(what, broke=_was_sent(cause))
+        what = self._line(f"{type(error).__name__}: {error}")
+        return _PassingError(what, NONSENSE_COUNTS, broke=_was_sent(error))
 
     def _status(self, error: Any) -> Exception:
         status, headers = int(error.status_code), error.response.headers
@@ -164,7 +192,11 @@ class Server:
             detail = f"{detail}; lower --max-side"
         if status not in _PASSES and status < 500:
             return RefusedError(status, detail)
-        return _PassingError(f"HTTP {status}: {detail}", wait=_retry_after(headers.get("retry-after")))
+        wait = _retry_after(headers.get("retry-after"))
+        reset = bool(_RESET.search(detail))  # what a proxy says where the server behind it went away
+        broke = wait is None and status >= 500 and (status not in _BUSY or reset)
+        final = broke and status not in (*_BUSY, *_OF_A_PROXY)
+        return _PassingError(f"HTTP {status}: {detail}", wait=wait, broke=broke, final=final)
 
     def _line(self, text: str) -> str:
         return shorten(without(self._key, text), LONGEST_DETAIL)
@@ -220,6 +252,12 @@ def _bounded_stream() -> Any:
             await self._inner.aclose()
 
     return Bounded
+
+
+def _was_sent(error: BaseException) -> bool:
+    """Say whether a connection broke while the server had the request, so that it may have died of it."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & _BROKE_OFF) and not names & _NOT_SENT
 
 
 def _own_words(body: object) -> str:

@@ -1,7 +1,8 @@
 """Caption with a model behind an OpenAI-compatible chat server.
 
 Start with `EndpointCaptioner`. A reading is K texts or none: what a server leaves out is asked for again, and where it
-cannot be had the picture fails and goes to a person.
+cannot be had the picture fails and goes to a person. Where a server dies, any of the pictures that it had may be to
+blame: once it is back each of them is asked alone, and one that it dies of again goes to a person.
 """
 
 from __future__ import annotations
@@ -10,20 +11,31 @@ import asyncio
 import copy
 import logging
 import queue
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vlmgate.captioner.server.client import RefusedError, Server, UnansweredError
+from vlmgate.captioner.protocol import ServerDiedError
+from vlmgate.captioner.server.client import DiedError, RefusedError, Server, UnansweredError
 from vlmgate.captioner.server.messages import captions_of, data_url, describe_pictures
 from vlmgate.captioner.server.probe import FEW_RETRIES, TRIAL_TOKENS, Probe
 from vlmgate.captioner.server.structured import allowed_of, more_tokens, options_of
-from vlmgate.captioner.streams import Stream, seeds, trial_picture, views_of
+from vlmgate.captioner.streams import (
+    COLOUR_QUESTION,
+    COLOURS,
+    Stream,
+    colour_picture,
+    seeds,
+    trial_picture,
+    views_of,
+)
 from vlmgate.config import ModelConfig, SamplingConfig
-from vlmgate.data import Caption, ModelInfo, Picture, Sampled
+from vlmgate.data import MOST_DEATHS, Caption, ModelInfo, Picture, Sampled
 from vlmgate.errors import EndpointError, ModelError
 
 logger = logging.getLogger(__name__)
+
+Done = Callable[[tuple[Picture, Sampled | Exception]], None]  # takes what came of a picture
 
 EMPTY_ANSWERS = 3  # that a request for one sample may get
 _OF_THE_IMAGE = frozenset({400, 413, 415, 422})  # refusals that another image may escape
@@ -40,7 +52,9 @@ class EndpointCaptioner:
         self._max_side = model.endpoint.max_side
         self._trial = self._asked(data_url(trial_picture().rgb, self._max_side), sampling.prompt)
         most = sampling.num_samples // sampling.views
-        self._can = self._server.run(Probe(self._server, self._trial, sampling, most).run())
+        colours = {c: self._asked(data_url(colour_picture(c), self._max_side), COLOUR_QUESTION) for c in COLOURS}
+        probe = Probe(self._server, self._trial, sampling, most, colours, trust_vision=model.trust_vision)
+        self._can = self._server.run(probe.run())
         self._info = self._describe(most)
         logger.info("the server can: %s", self._can)
 
@@ -62,14 +76,17 @@ class EndpointCaptioner:
             found[id(picture)] = outcome
         return [found[id(picture)] for picture in pictures]
 
-    def read_each(self, pictures: Sequence[Picture]) -> Generator[tuple[Picture, Sampled | Exception]]:
+    def read_each(
+        self, pictures: Sequence[Picture], deaths: Sequence[int] = ()
+    ) -> Generator[tuple[Picture, Sampled | Exception]]:
         """Yield each picture as soon as it is done, with what was sampled of it.
 
         Those that cannot be read come last, each with its error, after a test image where the server was in doubt.
-        Raises `EndpointError` where that is not read either.
+        Raises `EndpointError` where that is not read either. `deaths` says how often a server died while it had each
+        picture.
         """
-        done: queue.SimpleQueue[tuple[Picture, Sampled] | None] = queue.SimpleQueue()
-        asking = self._server.start(self._read_all(pictures, done.put))
+        done: queue.SimpleQueue[tuple[Picture, Sampled | Exception] | None] = queue.SimpleQueue()
+        asking = self._server.start(self._read_all(pictures, deaths or [0] * len(pictures), done.put))
         asking.add_done_callback(lambda _: done.put(None))
         try:
             while (one := done.get()) is not None:
@@ -96,19 +113,24 @@ class EndpointCaptioner:
     # --- pictures ---
 
     async def _read_all(
-        self, pictures: Sequence[Picture], done: Callable[[tuple[Picture, Sampled]], None]
+        self, pictures: Sequence[Picture], deaths: Sequence[int], done: Done
     ) -> list[tuple[Picture, Exception]]:
         """Hand every reading to `done`; return the other pictures with their errors, after a check of the server."""
+        fresh = [picture for picture, died in zip(pictures, deaths, strict=True) if not died]
+        suspects = [(picture, died) for picture, died in zip(pictures, deaths, strict=True) if died]
         at_once = asyncio.Semaphore(self._server.config.concurrency)  # no more pictures in memory than under way
 
         async def read(picture: Picture) -> None:
             done((picture, await self._read_one(picture, at_once)))
 
-        outcomes = await asyncio.gather(*map(read, pictures), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(read, fresh), return_exceptions=True)
         failed: list[tuple[Picture, Exception]] = []
         doubtful: Exception | None = None
-        for picture, outcome in zip(pictures, outcomes, strict=True):
-            if isinstance(outcome, RefusedError | UnansweredError):
+        for picture, outcome in zip(fresh, outcomes, strict=True):
+            if isinstance(outcome, DiedError):
+                logger.warning("the server died while it had %s: %s", picture.file.file_name, outcome)
+                suspects.append((picture, 1))
+            elif isinstance(outcome, RefusedError | UnansweredError):
                 logger.warning("%s was not read: %s", picture.file.file_name, outcome)
                 failed.append((picture, ModelError(f"the server gave no reading: {outcome}")))
                 of_the_image = isinstance(outcome, RefusedError) and outcome.status in _OF_THE_IMAGE
@@ -117,21 +139,70 @@ class EndpointCaptioner:
                 failed.append((picture, outcome))
             elif outcome is not None:  # cancelled
                 raise outcome
+        failed += await self._ask_alone(suspects, read, done)
         if doubtful is not None:
             await self._check_server(doubtful)
         return failed
 
-    async def _check_server(self, doubtful: Exception) -> None:
-        """Raise `EndpointError` where a test image is not read either, for then no image is to blame."""
-        request = {**self._trial, **self._options(TRIAL_TOKENS), **self._seeded(0)}
+    async def _ask_alone(
+        self, suspects: Sequence[tuple[Picture, int]], read: Callable[[Picture], Awaitable[None]], done: Done
+    ) -> list[tuple[Picture, Exception]]:
+        """Ask one picture after the other that a server may have died of, with its deaths; return those that fail.
+
+        Where the server does not come back, all that are left are handed to `done`, so that the next run knows them,
+        and `EndpointError` is raised.
+        """
+        failed: list[tuple[Picture, Exception]] = []
+        for number, (picture, deaths) in enumerate(suspects):
+            died = deaths
+            if died < MOST_DEATHS:
+                try:
+                    await self._check_server(None)
+                except EndpointError:
+                    for other, before in suspects[number:]:
+                        done((other, ServerDiedError(before)))
+                    raise
+                try:
+                    await read(picture)
+                    continue
+                except DiedError:
+                    died += 1
+                except (RefusedError, UnansweredError) as error:  # it died of another one
+                    failed.append((picture, ModelError(f"the server gave no reading: {error}")))
+                    continue
+            logger.warning("%s goes to a person: the server died %d times of it", picture.file.file_name, died)
+            failed.append((picture, ServerDiedError(died)))
+        return failed
+
+    async def _reads_trial(self) -> bool:
+        """Say whether the server answers a request for the test image, now."""
         try:
-            await self._server.complete(request, retries=FEW_RETRIES)
+            await self._server.complete(self._trial_request, retries=0)
+        except RefusedError:  # it is there
+            return True
+        except UnansweredError:
+            return False
+        return True
+
+    @property
+    def _trial_request(self) -> dict[str, Any]:
+        return {**self._trial, **self._options(TRIAL_TOKENS), **self._seeded(0)}
+
+    async def _check_server(self, doubtful: Exception | None) -> None:
+        """Raise `EndpointError` where a test image is not read either, for then no image is to blame.
+
+        Without a doubt about the images, the server is known to be away, and is waited for as long as for any answer.
+        """
+        retries = None if doubtful is None else FEW_RETRIES
+        try:
+            await self._server.complete(self._trial_request, retries=retries)
         except (RefusedError, UnansweredError) as error:
             raise EndpointError(
                 f"{self._url}: the server is gone or refuses everything: {error}. What was read is safe; the same "
                 "command resumes once it is back, at this or another URL."
             ) from None
-        logger.warning("the server reads a test image, so the images are to blame (%s)", doubtful)
+        if doubtful is not None:
+            logger.warning("the server reads a test image, so the images are to blame (%s)", doubtful)
 
     async def _read_one(self, picture: Picture, at_once: asyncio.Semaphore) -> Sampled:
         sampling = self._sampling
@@ -182,7 +253,7 @@ class EndpointCaptioner:
         """Return one text for each seed; what one request for all leaves out is asked for one by one."""
         found: list[Caption] = []
         if self._can.n and len(numbers) > 1:
-            reply = await self._server.complete({**options, **self._seeded(numbers[0]), "n": len(numbers)})
+            reply = await self._complete({**options, **self._seeded(numbers[0]), "n": len(numbers)})
             found = captions_of(reply, len(numbers))
             if len(found) < len(numbers):
                 logger.warning("%d of %d samples came; the others are asked for singly", len(found), len(numbers))
@@ -191,12 +262,16 @@ class EndpointCaptioner:
 
     async def _sample(self, options: dict[str, Any], number: int) -> Caption:
         for _ in range(EMPTY_ANSWERS):
-            found = captions_of(await self._server.complete({**options, **self._seeded(number)}), 1)
+            found = captions_of(await self._complete({**options, **self._seeded(number)}), 1)
             if found:
                 return found[0]
         raise UnansweredError("it answers without a text, so that the samples stay incomplete")
 
     # --- requests ---
+
+    async def _complete(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a request about a picture, of which the server may die."""
+        return await self._server.complete(options, alive=self._reads_trial)
 
     def _asked(self, url: str, prompt: str) -> dict[str, Any]:
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
@@ -221,6 +296,8 @@ class EndpointCaptioner:
             route="n samples a request" if self._can.n else "a request a sample",
             versions=self._server.versions,
             server={"url": self._url, "images": describe_pictures(self._max_side)} | self._can.in_words(samples),
+            vision=f"asked whether a picture is red or green: {self._can.sight.in_words()}",
+            warnings=self._can.warnings(),
         )
 
 

@@ -5,8 +5,10 @@ A server may refuse an option, or ignore it. Above all K samples must be K draws
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +17,9 @@ from vlmgate.captioner.server.client import RefusedError, Server, UnansweredErro
 from vlmgate.captioner.server.messages import captions_of, thoughts_of
 from vlmgate.captioner.server.structured import NONSENSE, WAYS, more_tokens, obeys
 from vlmgate.captioner.server.structured import options_of as structured_options
+from vlmgate.captioner.streams import COLOURS, Colour
 from vlmgate.config import SamplingConfig
-from vlmgate.errors import EndpointError
+from vlmgate.errors import EndpointError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +29,35 @@ TRIAL_TOKENS = 16  # that a test may cost
 HOT = 2.0  # temperature at which two draws of so many tokens are equal where nothing is drawn, and else hardly ever
 FEW_RETRIES = 2  # a wrong URL should be reported within seconds
 SEEDS = (11, 12, 13, 14)
+DRAWS, RIGHT = len(SEEDS), 3  # answers about the colour of one picture, and how many of them must be right
+_COLOUR = re.compile(r"\b(red|green)(?:d?ish)?\b")
 UNTESTED = (
     "It could not be tested whether this server samples. If it does not, all readings of an image agree, and all "
     "images are accepted."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a server said when it was asked whether a picture is red or green."""
+
+    right: Mapping[Colour, int]  # right answers about each picture, 0 to `DRAWS`
+    said: str  # an answer that was wrong, or why there was none; "" = all were right
+
+    @property
+    def proven(self) -> bool:
+        """Say whether the pictures reach the model.
+
+        One that never sees them and always gives the same answer fails; one that guesses passes once in ten times.
+        """
+        return min(self.right.values()) >= RIGHT
+
+    def in_words(self) -> str:
+        """Return it for people and the provenance."""
+        figures = " and ".join(
+            f"{right} of {DRAWS} answers about a {colour} one" for colour, right in self.right.items()
+        )
+        return f"{figures} were right" + ("" if self.proven else f"; it said {self.said!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +71,7 @@ class ServerFeatures:
     repeats: bool | None  # the same seed gives the same text; None = no seed is taken
     logprobs: bool  # log-probabilities come with the text
     drawn: bool  # samples were seen to differ; False = the test was not conclusive
+    sight: Sight
     structured: str = ""  # how the server keeps to the choices, of `structured.WAYS`; "" = it may answer as it likes
 
     def in_words(self, samples: int) -> dict[str, str]:
@@ -57,7 +86,12 @@ class ServerFeatures:
             "other_sampling": _EXTRA_IN_WORDS[frozenset(self.extra)],
             "lacks": "random numbers of each image's own, vision features (novelty)",
             **({"structured_answers": f"nothing but the choices, by {self.structured}"} if self.structured else {}),
-        } | ({} if self.drawn else {"warning": UNTESTED})
+        }
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what people have to know before they believe this server, a line each."""
+        blind = f"This server may not show its model the pictures: {self.sight.in_words()}. --trust-vision was given."
+        return (*(() if self.drawn else (UNTESTED,)), *(() if self.sight.proven else (blind,)))
 
 
 def extras(top_k: int) -> list[Options]:
@@ -80,9 +114,24 @@ _EXTRA_IN_WORDS = {
 class Probe:
     """The questions to a server, in the order in which `run` asks them."""
 
-    def __init__(self, server: Server, base: Options, sampling: SamplingConfig, most: int) -> None:
-        """`base` holds model and messages; `most` is the number of samples of one picture, at least 1."""
+    def __init__(
+        self,
+        server: Server,
+        base: Options,
+        sampling: SamplingConfig,
+        most: int,
+        colours: Mapping[Colour, Options],
+        *,
+        trust_vision: bool = False,
+    ) -> None:
+        """Ask nothing yet.
+
+        `base` holds model and messages; `most` is the number of samples of one picture, at least 1. `colours` are like
+        `base`, with the question about the colour of a picture. With `trust_vision` a server that does not answer that
+        is used all the same.
+        """
         self.server, self.base, self.sampling, self.most = server, base, sampling, most
+        self.colours, self.trust_vision = colours, trust_vision
         self.plain: Options = {"temperature": sampling.temperature, "top_p": sampling.top_p}
         self.url = server.config.url
 
@@ -102,8 +151,9 @@ class Probe:
                 logger.warning("%s: n samples were not seen to differ; each gets its own request", self.url)
         repeats = None if not seed else shape is not None and await self._repeats(shape)
         drawn = shape is not None or several
+        sight = await self._sight(tokens, extra, seed=seed, several=several)
         structured = await self._structured(tokens, extra) if self.server.config.structured_answers else ""
-        return ServerFeatures(tokens, extra, several, seed, repeats, logprobs, drawn, structured)
+        return ServerFeatures(tokens, extra, several, seed, repeats, logprobs, drawn, sight, structured)
 
     async def _options_taken(self) -> tuple[str, Options, Options, dict[str, Any]]:
         """Return the option that limits tokens, what is beyond OpenAI's, which others are taken, and an answer."""
@@ -192,6 +242,43 @@ class Probe:
         texts = thoughts_of(reply or {"choices": []})
         return len(texts) >= self.most and len(set(texts)) > 1
 
+    async def _sight(self, tokens: str, extra: Options, *, seed: bool, several: bool) -> Sight:
+        """Return what the server says of a red and of a green picture; raises `EndpointError` where that is wrong.
+
+        A model that thinks aloud, or talks, gets as many tokens as a caption has, once a few were not enough.
+        """
+        for most in sorted({TRIAL_TOKENS, max(TRIAL_TOKENS, self.sampling.max_new_tokens)}):
+            # Above temperature 1 a model that sees may talk nonsense.
+            heat = {"temperature": min(self.sampling.temperature, 1.0)}
+            shape: Options = {**heat, tokens: most, **extra}
+            works = [self._colours_named(colour, shape, seed=seed, several=several) for colour in COLOURS]
+            found = dict(zip(COLOURS, await asyncio.gather(*works), strict=True))
+            wrong = [said for colour, texts in found.items() for said in texts if names_of(said) != {colour}]
+            right = {colour: sum(names_of(said) == {colour} for said in texts) for colour, texts in found.items()}
+            sight = Sight(right, next((shorten(said, 80) for said in wrong if said.strip()), ""))
+            if sight.proven:
+                return sight
+        if self.trust_vision:
+            logger.warning("%s: the pictures may not reach the model (%s)", self.url, sight.in_words())
+            return sight
+        raise EndpointError(
+            f"{self.url}: the server does not seem to show its model the pictures. Asked whether a picture is red or "
+            f"green: {sight.in_words()}. See whether this model takes pictures; --trust-vision goes on all the same."
+        )
+
+    async def _colours_named(self, colour: Colour, shape: Options, *, seed: bool, several: bool) -> list[str]:
+        """Return the answers about a picture of one colour, fewer than `DRAWS` where the server gives fewer."""
+
+        async def asked(more: Options, number: int, wanted: int) -> list[str]:
+            seeded = {"seed": number} if seed else {}
+            reply = await self._answer({**self.colours[colour], **shape, **more, **seeded})
+            return [one.text for one in captions_of(reply, wanted)] if reply is not None else []
+
+        if several and len(together := await asked({"n": DRAWS}, SEEDS[0], DRAWS)) == DRAWS:
+            return together
+        singly = await asyncio.gather(*(asked({}, number, 1) for number in SEEDS))
+        return [text for texts in singly for text in texts]
+
     async def _structured(self, tokens: str, extra: Options) -> str:
         """Return how the server keeps to choices; raises `EndpointError` where it does not in any way.
 
@@ -217,6 +304,15 @@ class Probe:
     async def _text(self, options: Options) -> str:
         """Return all that the first choice says, reasoning included; empty where there is none."""
         return next(iter(thoughts_of(await self._answer(options) or {"choices": []})), "")
+
+
+def names_of(answer: str) -> set[str]:
+    """Return which of the two colours an answer names.
+
+    >>> names_of("The picture is Red."), sorted(names_of("red or green"))
+    ({'red'}, ['green', 'red'])
+    """
+    return set(_COLOUR.findall(answer.casefold()))
 
 
 def _hot(tokens: str, temperature: float = HOT, most: int = TRIAL_TOKENS) -> Options:

@@ -1,0 +1,226 @@
+"""One image that a server dies of, or breaks on, costs the others nothing: not tonight, and not the next night."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.captioner.server.test_server import K, captioner, config, model, picture, run
+from tests.support.fakes import folder_of, picture_file
+from tests.support.faulty_server import Asked, FaultyServer, Reply, refusal
+from tests.support.mortal_server import DEADLY, HAUNTED, restarted
+from vlmgate.captioner import ServerDiedError
+from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
+from vlmgate.data import Picture, Reason, Route
+from vlmgate.errors import EndpointError
+from vlmgate.run.outcome import ScanResult
+
+BAD = (77, 33)
+
+
+def reasons(result: ScanResult) -> dict[str, str]:
+    return {record.file_name: str(record.reason) for record in result.records}
+
+
+def deadly(name: str) -> Picture:
+    one = picture(name, BAD)
+    return one
+
+
+class Mortal:
+    """Makes the server of the tests go away whenever it gets a picture of `BAD` size, for so many requests."""
+
+    def __init__(self, faulty: FaultyServer, away: int) -> None:
+        self.faulty, self.away, self.left, self.deaths = faulty, away, 0, 0
+        self.lock, self.asked_of = threading.Lock(), list[Asked]()
+        faulty.behave = self
+
+    def __call__(self, asked: Asked) -> Reply | None:
+        with self.lock:
+            if self.left:
+                self.left -= 1
+                return Reply(b"bad gateway", 502)
+            self.asked_of.append(asked)
+            if asked.picture.size == BAD:
+                self.left, self.deaths = self.away, self.deaths + 1
+                return Reply(b"bad gateway", 502)
+        return None
+
+
+class TestDeath:
+    def test_a_real_process_that_dies_costs_one_image(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The case of a server that is started again by its supervisor; pauses are the real ones."""
+        pytest.importorskip("openai")
+        folder = folder_of(tmp_path / "in", *(f"{i}.png" for i in range(5)))
+        picture_file(folder / "2_deadly.png", size=DEADLY)
+        for i in range(3):
+            picture_file(folder / f"2_haunted{i}.png", size=HAUNTED)
+        with restarted(2.0) as (url, deaths):
+            where = ModelConfig("m", endpoint=EndpointConfig(url, timeout=20))
+            sampling = SamplingConfig(num_samples=K, batch_size=4)
+            result = run(ScanConfig(folder, tmp_path / "out.parquet", model=where, sampling=sampling))
+            assert result.error is None and len(deaths) == 2
+            assert [name for name, why in reasons(result).items() if why != "agreed"] == ["2_deadly.png"]
+            bad = next(record for record in result.records if record.file_name == "2_deadly.png")
+            assert (bad.route, bad.reason) == (Route.HUMAN_REVIEW, Reason.MODEL_FAILED)
+            assert "died 2 times while it had this image" in str(bad.error)
+            again = run(ScanConfig(folder, tmp_path / "out.parquet", model=where, sampling=sampling))
+            assert reasons(again) == reasons(result) and len(deaths) == 2, "it is not asked again"
+
+    def test_suspects_are_asked_alone_and_the_culprit_no_third_time(self, faulty: FaultyServer) -> None:
+        reader = captioner(faulty)
+        mortal = Mortal(faulty, 8)
+        pictures = [picture("a"), deadly("b"), picture("c"), picture("d"), deadly("e")]
+        found = dict((one.file.file_name, outcome) for one, outcome in reader.read_each(pictures))
+        assert {name for name, outcome in found.items() if isinstance(outcome, Exception)} == {"b", "e"}
+        assert all(isinstance(found[name], ServerDiedError) and found[name].deaths == 2 for name in "be")  # type: ignore[union-attr]
+        asked = Counter(one.name for one in mortal.asked_of if one.picture.size == BAD)
+        assert max(asked.values()) <= 2
+
+    def test_a_suspect_has_the_server_for_itself(self, faulty: FaultyServer) -> None:
+        reader = captioner(faulty)
+        together: list[int] = []
+        all_there = threading.Barrier(3, timeout=20)
+        trials = iter([Reply(b"away", 502)] * 3)
+        faulty.asked.clear()
+
+        def dying(asked: Asked) -> Reply | None:
+            if asked.is_trial:
+                return next(trials, None)
+            if len(faulty.images) <= 3:
+                all_there.wait()
+                return Reply(b"bad gateway", 502)
+            together.append(faulty.at_once)
+            time.sleep(0.05)
+            return None
+
+        faulty.behave = dying
+        sampled = reader.read([picture(name) for name in "abc"])
+        assert len(sampled) == 3 and together == [1, 1, 1]
+
+    def test_deaths_are_counted_across_runs(self, faulty: FaultyServer, tmp_path: Path) -> None:
+        folder = folder_of(tmp_path / "in", "a.png", "c.png", "d.png")
+        picture_file(folder / "b.png", size=BAD)
+        settings = config(faulty, folder, tmp_path / "out.parquet", model=model(faulty, retries=1))
+        mortal = Mortal(faulty, 1000)
+        first = run(settings)
+        assert isinstance(first.error, EndpointError)
+        known = reasons(first)
+        assert known["b.png"] == "model_failed" and mortal.deaths == 1
+        assert "asked alone by the next run" in str(next(r.error for r in first.records if r.file_name == "b.png"))
+        mortal.left = 0
+        second = run(settings)  # it is asked alone, and the server does not come back
+        assert reasons(second)["b.png"] == "model_failed" and mortal.deaths == 2
+        mortal.left, mortal.away = 0, 0
+        third = run(settings)
+        assert third.error is None and mortal.deaths == 2, "it is not asked a third time"
+        assert reasons(third) == {"a.png": "agreed", "b.png": "model_failed", "c.png": "agreed", "d.png": "agreed"}
+        faulty.asked.clear()
+        assert reasons(run(settings)) == reasons(third) and not faulty.asked, "nothing is left to read"
+
+    def test_a_copy_of_a_deadly_image_is_not_asked_either(self, faulty: FaultyServer, tmp_path: Path) -> None:
+        folder = folder_of(tmp_path / "in", "a.png")
+        picture_file(folder / "b.png", size=BAD)
+        settings = config(faulty, folder, tmp_path / "out.parquet")
+        mortal = Mortal(faulty, 1)
+        assert reasons(run(settings))["b.png"] == "model_failed" and mortal.deaths == 2
+        (folder / "z_copy.png").write_bytes((folder / "b.png").read_bytes())
+        assert reasons(run(settings)) == {"a.png": "agreed", "b.png": "model_failed", "z_copy.png": "model_failed"}
+        assert mortal.deaths == 2
+
+    def test_another_time_stamp_asks_again(self, faulty: FaultyServer, tmp_path: Path) -> None:
+        folder = folder_of(tmp_path / "in", "a.png")
+        bad = picture_file(folder / "b.png", size=BAD)
+        settings = config(faulty, folder, tmp_path / "out.parquet")
+        Mortal(faulty, 1)
+        run(settings)
+        faulty.behave = lambda asked: None  # somebody mended the server
+        assert reasons(run(settings))["b.png"] == "model_failed"
+        bad.touch()
+        assert reasons(run(settings)) == {"a.png": "agreed", "b.png": "agreed"}
+
+    def test_an_innocent_image_that_was_under_way_is_read_and_forgiven(
+        self, faulty: FaultyServer, tmp_path: Path
+    ) -> None:
+        folder = folder_of(tmp_path / "in", "a.png", "b.png")
+        settings = config(faulty, folder, tmp_path / "out.parquet", model=model(faulty, retries=0))
+        faulty.behave = lambda asked: None if asked.is_trial and not faulty.images else Reply(b"bad gateway", 502)
+        first = run(settings)
+        assert isinstance(first.error, EndpointError) and set(reasons(first).values()) == {"model_failed"}
+        faulty.behave = lambda asked: None
+        assert set(reasons(run(settings)).values()) == {"agreed"}
+
+    def test_a_broken_connection_to_a_server_that_lives_is_no_death(self, faulty: FaultyServer) -> None:
+        reader = captioner(faulty)
+        seen: Counter[bytes] = Counter()
+
+        def cut_once(asked: Asked) -> Reply | None:
+            seen[asked.name] += 1
+            return Reply({"choices": []}, cut=True) if seen[asked.name] == 1 and not asked.is_trial else None
+
+        faulty.behave = cut_once
+        assert len(reader.read([picture("a"), picture("b")])) == 2
+
+
+class TestBreakingOnOneImage:
+    @pytest.mark.parametrize("status", [500, 501, 520])
+    @pytest.mark.parametrize("takes_n", [True, False])
+    def test_two_equal_answers_are_enough_where_others_are_read(
+        self, faulty: FaultyServer, tmp_path: Path, status: int, takes_n: bool
+    ) -> None:
+        folder = folder_of(tmp_path / "in", "a.png", "b.png", "c.png")
+        picture_file(folder / "bad.png", size=BAD)
+        faulty.takes_n = takes_n
+        text = "failed to process image: the prompt exceeds the available context size"
+        faulty.behave = lambda asked: refusal(text, status) if asked.picture.size == BAD else None
+        result = run(config(faulty, folder, tmp_path / "out.parquet"))
+        assert result.error is None
+        assert {name for name, why in reasons(result).items() if why != "agreed"} == {"bad.png"}
+        bad = next(record for record in result.records if record.file_name == "bad.png")
+        assert text in str(bad.error) and "twice" in str(bad.error)
+        asked = [one for one in faulty.images if one.picture.size == BAD]
+        assert len(asked) <= (2 if takes_n else 2 * K), "--retries is 8"
+
+    def test_different_troubles_are_still_waited_for(self, faulty: FaultyServer) -> None:
+        reader = captioner(faulty)
+        texts = iter(f"trouble {i}" for i in range(5))
+
+        def behave(asked: Asked) -> Reply | None:
+            text = None if asked.is_trial else next(texts, None)
+            return None if text is None else refusal(text, 500)
+
+        faulty.behave = behave
+        assert len(reader.read([picture()])) == 1 and len(faulty.images) == 6
+
+    @pytest.mark.parametrize(
+        "reply", [Reply(b"busy", 503), Reply(b"busy", 429), Reply(b"busy", 500, {"Retry-After": "1"})]
+    )
+    def test_a_busy_server_is_waited_for_as_ever(self, faulty: FaultyServer, reply: Reply) -> None:
+        reader = captioner(faulty)
+        left = iter(range(5))
+        faulty.asked.clear()
+        faulty.behave = lambda asked: reply if not asked.is_trial and next(left, None) is not None else None
+        assert len(reader.read([picture()])) == 1 and len(faulty.images) == 6
+        assert not any(asked.is_trial for asked in faulty.asked), "nobody asks for the test image"
+
+
+def test_a_failure_of_before_holds_no_deaths(faulty: FaultyServer, tmp_path: Path) -> None:
+    """Lines of older journals say nothing of deaths."""
+    folder = folder_of(tmp_path / "in", "a.png")
+    settings = config(faulty, folder, tmp_path / "out.parquet")
+    faulty.behave = lambda asked: None if asked.is_trial else refusal("odd")
+    run(settings)
+    journal = settings.out.with_suffix(".journal.jsonl")
+    from vlmgate.store.lines import parsed, sealed
+
+    lines = journal.read_bytes().splitlines(keepends=True)
+    older = [parsed(line) for line in lines[1:]]
+    assert any(line is not None and line.pop("deaths", None) == 0 for line in older)
+    journal.write_bytes(lines[0] + b"".join(f"{sealed(line)}\n".encode() for line in older if line))
+    faulty.behave = lambda asked: None
+    assert reasons(run(replace(settings))) == {"a.png": "agreed"}
