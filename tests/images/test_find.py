@@ -613,7 +613,7 @@ def test_a_truncated_file_never_passes_for_whole(tmp_path: Path, name: str) -> N
         for result in results(tmp_path / name, data[:length]):
             if isinstance(result, Picture):
                 assert np.array_equal(np.asarray(result.rgb), whole[result.file.page - 1]), length
-                assert not name.endswith("jpg")
+                assert not name.endswith("jpg") or length >= len(data) - 2  # all but the end marker
 
 
 @pytest.mark.parametrize("name", specimens())
