@@ -11,19 +11,22 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from io import BufferedReader
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile as PillowImage
 
 from vlmgate.config import ImageConfig
 from vlmgate.data import ImageFile, Picture, Source, Unreadable
+from vlmgate.images.beside import FEWEST_PIXELS, beside
 from vlmgate.images.damage import PngFrames, check_integrity, check_webp, ends_with_gif_trailer
 from vlmgate.images.decode import decode, decode_16_bit_colour, decode_pnm, is_16_bit_colour
+from vlmgate.images.depth import Shared, Span, alone
 from vlmgate.images.find import opened
 from vlmgate.images.formats import HEAD_BYTES, OPENERS, RefusedError, explain, extension_of, kind_of, printable
 from vlmgate.images.jpeg import EOI, check_jpeg
@@ -32,6 +35,8 @@ from vlmgate.images.quality import measure
 from vlmgate.images.tiff import SUB_PAGES, TiffPage, check_page, read_pages
 
 MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
+_MOST_MEASURED = 100_000_000  # pixels of a picture that is looked at for the sake of others
+_MAKE, _MODEL = 271, 272  # TIFF tags
 _IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
 
 
@@ -75,7 +80,8 @@ def _page(
     try:
         width, height = container.seek(page)
         admit(width * height)
-        rgb, mode, notes = container.decode(page)
+        many = width * height >= FEWEST_PIXELS
+        rgb, mode, notes = container.decode(page, beside(source.path, container.camera, _measure) if many else alone)
         contents.check_unchanged()
     except Exception as error:
         end = page < container.num_pages and not container.independent_pages
@@ -98,6 +104,32 @@ def _page(
         ctime_ns=contents.status.st_ctime_ns,
     )
     return Picture(file, rgb, measure(rgb)), False
+
+
+class _MeasuredError(Exception):
+    """Ends the decoding of a picture whose range alone was wanted."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+
+
+def _measure(path: Path, camera: Hashable) -> Span | None:
+    """Return the range of the values of a picture of this camera; None for any other file."""
+
+    def found(span: Span) -> Span:
+        raise _MeasuredError(span)
+
+    try:
+        with opened(path) as file:
+            container = Container(file, extension_of(path.name), _MOST_MEASURED)
+            container.seek(container.first_page)
+            if container.camera == camera:
+                container.decode(container.first_page, found)
+    except _MeasuredError as measured:
+        return measured.span
+    except Exception:  # whatever is wrong with it, is said when it is its turn
+        return None
+    return None
 
 
 class _Contents:
@@ -249,16 +281,24 @@ class Container:
             raise RefusedError(f"larger than the limit of {limit} ({width} x {height} pixels); see max_pixels")
         return width, height
 
-    def decode(self, page: int) -> tuple[Image.Image, str, list[str]]:
+    @property
+    def camera(self) -> Hashable:
+        """Return what pictures of one camera have in common, as far as files say."""
+        tags = self._image.tag_v2 if isinstance(self._image, TiffImagePlugin.TiffImageFile) else {}
+        return self.kind, self._image.mode, self._image.size, str(tags.get(_MAKE)), str(tags.get(_MODEL))
+
+    def decode(self, page: int, shared: Shared = alone) -> tuple[Image.Image, str, list[str]]:
         """Decode the page that `seek` went to: upright 8-bit RGB, the stored mode, and what was done, in words."""
         with quiet() as complaints:
             odd = self._check_page(page)
             if is_16_bit_colour(self._image) and (self.kind == "TIFF" or self.num_pages == 1):
-                rgb, mode, notes = decode_16_bit_colour(self._image, self._stream, partial(self._open_twin, page))
+                rgb, mode, notes = decode_16_bit_colour(
+                    self._image, self._stream, partial(self._open_twin, page), shared
+                )
             elif self.kind == "PNM" and self._image.tile[0].codec_name == "ppm":
-                rgb, mode, notes = decode_pnm(self._image, self._stream)
+                rgb, mode, notes = decode_pnm(self._image, self._stream, shared)
             else:
-                rgb, mode, notes = decode(self._image, self._stream)
+                rgb, mode, notes = decode(self._image, self._stream, shared)
         notes += [*odd, *(f"Pillow: {printable(text)}" for text in dict.fromkeys(self._complaints + complaints))]
         if self.cut_off and page < self.num_pages:
             notes.append(f"file is damaged after page {self.num_pages - 1}")
