@@ -1,10 +1,12 @@
 """Every setting, declared once, as a field of a frozen dataclass: its name, range, default, help and flags.
 
-`scan.py` says how images are read and split, `long_runs.py` how the run goes on for days or over many machines,
-`calibrate.py` and `review.py` what is asked of the readings. `options.py` is what they are all made with.
+`images.py` says how files become pixels, `scan.py` how they are read and split, `long_runs.py` how the run goes on for
+days or over many machines, `calibrate.py` and `review.py` what is asked of the readings. `options.py` is what they are
+all made with.
 """
 
 from vlmgate.config.calibrate import CalibrateConfig, CompareConfig, Costs
+from vlmgate.config.images import ImageConfig, Pages
 from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig
 from vlmgate.config.review import ReviewConfig
 from vlmgate.config.scan import (
@@ -15,9 +17,7 @@ from vlmgate.config.scan import (
     FORMER,
     SERVER,
     EndpointConfig,
-    ImageConfig,
     ModelConfig,
-    Pages,
     SamplingConfig,
     ScanConfig,
     caption_prompt,

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from vlmgate.config.images import ImageConfig
 from vlmgate.config.options import Opt, Panel, build, check, opt, options_of, require
 from vlmgate.config.scan import (
     DEFAULT_QUESTION,
     SCAN,
     SERVERS,
-    ImageConfig,
     ModelConfig,
     SamplingConfig,
     ScanConfig,

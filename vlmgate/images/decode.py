@@ -175,6 +175,7 @@ def _refuse_what_pillow_gets_wrong(image: ImageFile.ImageFile) -> None:
 
 
 def is_16_bit_colour(image: ImageFile.ImageFile) -> bool:
+    """Say whether Pillow would keep only the upper byte of each value."""
     return image.mode in ("RGB", "RGBA") and bool(image.tile) and ";16" in _rawmode(image)
 
 

@@ -31,6 +31,7 @@ from vlmgate.images.find import opened
 from vlmgate.images.formats import HEAD_BYTES, OPENERS, RefusedError, explain, extension_of, kind_of, printable
 from vlmgate.images.jpeg import EOI, check_jpeg
 from vlmgate.images.libtiff import be_quiet
+from vlmgate.images.memory import GIGABYTE, KEPT, peak_of, usual_budget
 from vlmgate.images.quality import measure
 from vlmgate.images.tiff import SUB_PAGES, TiffPage, check_page, read_pages
 
@@ -40,20 +41,23 @@ _MAKE, _MODEL = 271, 272  # TIFF tags
 _IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
 
 
+Admit = Callable[[int, int], None]  # takes the bytes of a page at the peak of decoding and once it is decoded
+
+
 def open_pages(source: Source, config: ImageConfig) -> Iterator[Picture | Unreadable]:
     """Decode a file: its first page, or with `config.pages == "all"` every page, frames of an animation included.
 
     At least one result comes, whatever the file. Pages come one by one: only the one in hand is in memory.
     """
-    with closing(pages_of(source, config, lambda _pixels: None)) as pages:
+    with closing(pages_of(source, config, lambda _peak, _kept: None)) as pages:
         for result, _last in pages:
             yield result
 
 
 def pages_of(
-    source: Source, config: ImageConfig, admit: Callable[[int], None]
+    source: Source, config: ImageConfig, admit: Admit
 ) -> Generator[tuple[Picture | Unreadable, bool], None, None]:
-    """Yield each result and whether it is the source's last; `admit` is told a page's pixels before it is decoded."""
+    """Yield each result and whether it is the source's last; `admit` is told of the memory of a page beforehand."""
     page = 1
     try:
         with opened(source.path) as file:
@@ -62,7 +66,7 @@ def pages_of(
             first = 1 if config.pages == "all" else container.first_page
             wanted = container.num_pages if config.pages == "all" else first
             for page in range(first, min(wanted, MAX_PAGES) + 1):
-                result, end = _page(source, page, container, contents, admit)
+                result, end = _page(source, page, container, contents, partial(_admit, config, admit))
                 last = end or page == wanted
                 yield result, last
                 if last:
@@ -74,12 +78,12 @@ def pages_of(
 
 
 def _page(
-    source: Source, page: int, container: Container, contents: _Contents, admit: Callable[[int], None]
+    source: Source, page: int, container: Container, contents: _Contents, admit: Admit
 ) -> tuple[Picture | Unreadable, bool]:
     """Decode one page; True beside the result if there is no going on from here."""
     try:
         width, height = container.seek(page)
-        admit(width * height)
+        admit(*container.memory())
         many = width * height >= FEWEST_PIXELS
         rgb, mode, notes = container.decode(page, beside(source.path, container.camera, _measure) if many else alone)
         contents.check_unchanged()
@@ -104,6 +108,22 @@ def _page(
         ctime_ns=contents.status.st_ctime_ns,
     )
     return Picture(file, rgb, measure(rgb)), False
+
+
+def budget_of(config: ImageConfig) -> int:
+    """Return the bytes that all pictures together may take."""
+    return usual_budget() if config.image_memory is None else int(config.image_memory * GIGABYTE)
+
+
+def _admit(config: ImageConfig, admit: Admit, peak: int, kept: int) -> None:
+    """Refuse a page that would never fit; ask for room for any other."""
+    budget = budget_of(config) if config.image_memory is not None or peak > GIGABYTE else GIGABYTE
+    if peak > budget:
+        raise RefusedError(
+            f"takes {peak / GIGABYTE:.2g} GB of memory to decode, more than the {budget / GIGABYTE:.2g} GB that images "
+            "may take; see --image-memory"
+        )
+    admit(peak, kept)
 
 
 class _MeasuredError(Exception):
@@ -278,8 +298,21 @@ class Container:
         width, height = self._image.size
         if width * height > self._max_pixels:
             limit = f"{self._max_pixels / 1e6:g} megapixels"
-            raise RefusedError(f"larger than the limit of {limit} ({width} x {height} pixels); see max_pixels")
+            raise RefusedError(f"larger than the limit of {limit} ({width} x {height} pixels); see --max-pixels")
         return width, height
+
+    def memory(self) -> tuple[int, int]:
+        """Return the bytes that decoding the page that `seek` went to takes, at its peak and once it is decoded."""
+        width, height = self._image.size
+        size = self._stream.seek(0, 2)
+        peak = peak_of(
+            self.kind,
+            self._image.mode,
+            width * height,
+            size if size <= _IN_MEMORY else 0,
+            deep_colour=is_16_bit_colour(self._image),
+        )
+        return peak, width * height * KEPT
 
     @property
     def camera(self) -> Hashable:
