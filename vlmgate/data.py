@@ -90,6 +90,9 @@ class Quality:
     noise: float | None  # standard deviation, grey levels of 255; higher = noisier
     clipped_dark: float | None  # share of pixels that are black, [0, 1]; higher = worse
     clipped_bright: float | None  # share of pixels that are white, [0, 1]; higher = worse
+    # Share of rows, or of columns where that is more, that are one value from end to end, [0, 1]; higher = worse. None
+    # in what was measured before there was this figure.
+    flat_rows: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -350,12 +353,13 @@ class Record:
     unparsable_rate: float | None = None
     doubt: float | None = None
     novelty: float | None = None  # distance from the reference, ≥ 0; 1 = as far out as its own strangest hundredth
-    sharpness: float | None = None  # this and the next five as in `Quality`
+    sharpness: float | None = None  # this and the next six as in `Quality`
     exposure: float | None = None
     contrast: float | None = None
     noise: float | None = None
     clipped_dark: float | None = None
     clipped_bright: float | None = None
+    flat_rows: float | None = None
     route: str = Route.HUMAN_REVIEW  # until it is decided, the safe one
     reason: str = Reason.NOT_READ
     decided_by: str | None = None  # the column whose limit decided

@@ -23,7 +23,7 @@ from vlmgate.factory.checkpoint import picture_of
 from vlmgate.factory.render import Render, Wanted, render
 from vlmgate.factory.world import CLEAN, DEGRADATIONS, Truth
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Candidate
-from vlmgate.images.pages import measure
+from vlmgate.images.quality import measure
 from vlmgate.scores.answers import Parsed, parse
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Scorer

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, TiffImagePlugin
 
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
@@ -162,7 +162,7 @@ def test_headers_that_only_a_strict_decoder_minds(tmp_path: Path) -> None:
 def test_a_jpeg_that_the_strict_decoder_does_not_take(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlmgate.images.damage._jpeg_warning", lambda data: "Could not determine subsampling level")
+    monkeypatch.setattr("vlmgate.images.jpeg._decode", lambda data: ("Could not determine subsampling level", None))
     data = encoded(photo(), "JPEG", **options)
     accepted(tmp_path, data)
     accepted(tmp_path, data[:-2] + bytes(512) + END)
@@ -170,6 +170,30 @@ def test_a_jpeg_that_the_strict_decoder_does_not_take(
         cut = data[: int(len(data) * kept)].rstrip(b"\xff")
         for tail in (END, b"\xff" * 9 + END, bytes(len(data) - len(cut)) + END):
             assert reason(tmp_path, cut + tail).startswith("truncated")
+
+
+def test_blocks_brighter_than_white_are_damage(tmp_path: Path) -> None:
+    """Codes that were changed and still make sense shift all that follows: brightness is stored as differences."""
+    soft = np.asarray(photo(640, 480).filter(ImageFilter.GaussianBlur(6))).astype(float)
+    image = Image.fromarray(((soft - 128) * 6 + 128 + np.asarray(photo(640, 480)) / 10).clip(0, 255).astype(np.uint8))
+    for options in ({"quality": 75}, {"quality": 85, "subsampling": 0}, {"quality": 95}):
+        data = encoded(image, "JPEG", **options)
+        accepted(tmp_path, data)
+        start = data.index(b"\xff\xda") + 14
+        places = range(start, len(data) - 200, len(data) // 60)
+        swapped = (data[:at] + data[at + 60 : at + 90] + data[at : at + 60] + data[at + 90 :] for at in places)
+        found = [result for broken in swapped for result in results(tmp_path, broken)]
+        reasons = [result.reason for result in found if isinstance(result, Unreadable)]
+        assert sum("brighter than white" in one for one in reasons) >= 5
+        assert len(found) - len(reasons) <= len(found) // 5
+
+
+@pytest.mark.parametrize("quality", [1, 5, 20, 60, 95, 100])
+def test_black_and_white_are_no_brighter_than_white(tmp_path: Path, quality: int) -> None:
+    checks = Image.fromarray(np.kron(np.indices((9, 9)).sum(axis=0) % 2 * 255, np.ones((11, 13))).astype(np.uint8))
+    for image in (checks, checks.convert("RGB"), checks.convert("CMYK"), Image.new("L", (64, 64), 255)):
+        accepted(tmp_path, encoded(image, "JPEG", quality=quality))
+        accepted(tmp_path, encoded(image, "JPEG", quality=quality, progressive=True))
 
 
 def test_a_flat_jpeg_that_rightly_ends_in_zeros(tmp_path: Path) -> None:
@@ -187,6 +211,145 @@ def test_every_picture_of_an_mpo_is_held_to_its_scan(tmp_path: Path) -> None:
     broken = data[:cut] + END + bytes(starts[2] - cut - 2) + data[starts[2] :]
     found = results(tmp_path, broken, pages="all")
     assert [isinstance(result, Picture) for result in found][:2] == [True, False]
+
+
+# --- TIFF ------------------------------------------------------------------------------------------------------------
+
+KINDS_OF_TIFF: list[dict[str, Any]] = [
+    {"compression": None},
+    {"compression": "tiff_lzw"},
+    {"compression": "tiff_adobe_deflate"},
+    {"compression": "packbits"},
+    {"compression": "jpeg"},
+    {"compression": "group4"},
+    {"compression": "group3"},
+]
+
+
+def tiff(compression: str | None, rows: int = 16) -> bytes:
+    """A page of many strips."""
+    image = photo(mode="1" if str(compression).startswith("group") else "RGB")
+    strips = {"strip_size": rows * image.width * 3} if compression else {}
+    return encoded(image, "TIFF", compression=compression, tiffinfo={278: rows}, **strips)
+
+
+def placed(data: bytes, tag: int) -> tuple[int, int, str]:
+    """Return where the values of a tag of the first page lie, how many they are, and their letter for `struct`."""
+    (directory,) = struct.unpack_from("<I", data, 4)
+    for entry in range(struct.unpack_from("<H", data, directory)[0]):
+        at = directory + 2 + 12 * entry
+        number, kind, count = struct.unpack_from("<HHI", data, at)
+        if number == tag:
+            letter = {3: "H", 4: "I"}[kind]
+            inline = count * struct.calcsize(letter) <= 4
+            return (at + 8 if inline else struct.unpack_from("<I", data, at + 8)[0]), count, letter
+    raise AssertionError(tag)
+
+
+def with_values(data: bytes, tag: int, change: Callable[[list[int]], list[int]]) -> bytes:
+    at, count, letter = placed(data, tag)
+    broken = bytearray(data)
+    struct.pack_into(f"<{count}{letter}", broken, at, *change(list(struct.unpack_from(f"<{count}{letter}", data, at))))
+    return bytes(broken)
+
+
+def uncompressed(rows: int = 16) -> bytes:
+    """A plain TIFF of many strips, which Pillow cannot be made to write."""
+    pixels = np.asarray(photo())
+    strips = [pixels[top : top + rows].tobytes() for top in range(0, len(pixels), rows)]
+    offsets = list(np.cumsum([8, *map(len, strips)]))
+    entries = [(256, 3, [320]), (257, 3, [240]), (258, 3, [8, 8, 8]), (259, 3, [1]), (262, 3, [2])]
+    entries += [(273, 4, offsets[:-1]), (277, 3, [3]), (278, 3, [rows]), (279, 4, list(map(len, strips)))]
+    directory, extra = b"", b""
+    after = int(offsets[-1]) + 2 + 12 * len(entries) + 4
+    for tag, kind, values in entries:
+        packed = struct.pack(f"<{len(values)}{'HI'[kind == 4]}", *values)
+        if len(packed) > 4:
+            packed, extra = struct.pack("<I", after + len(extra)), extra + packed
+        directory += struct.pack("<HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    head = b"II*\0" + struct.pack("<I", offsets[-1])
+    return head + b"".join(strips) + struct.pack("<H", len(entries)) + directory + bytes(4) + extra
+
+
+@pytest.mark.parametrize("data", [uncompressed(), tiff("tiff_adobe_deflate"), tiff("tiff_lzw"), tiff("jpeg")])
+def test_a_tiff_with_missing_strips(tmp_path: Path, data: bytes) -> None:
+    accepted(tmp_path, data)
+    every_third = [lambda values: [0 if i % 3 == 1 else value for i, value in enumerate(values)]] * 2
+    for tag, change, words in (
+        (273, every_third[0], "were never written"),
+        (279, every_third[1], "were never written"),
+        (273, lambda values: [*values[:-1], len(data) + 100], "behind the end"),
+        (279, lambda values: [*values[:-1], len(data)], "behind the end"),
+        (273, lambda values: [values[0], values[0], *values[2:]], "on the same bytes"),
+    ):
+        broken = with_values(data, tag, change)
+        if broken[:4] == b"II*\0" and (tag, words) == (279, "behind the end") and data == uncompressed():
+            accepted(tmp_path, broken)  # a length beyond its pixels, which are all there
+        else:
+            assert words in reason(tmp_path, broken)
+    fewer = bytearray(data)
+    at = data.index(struct.pack("<H", 273), struct.unpack_from("<I", data, 4)[0])
+    (count,) = struct.unpack_from("<I", data, at + 4)
+    struct.pack_into("<I", fewer, at + 4, count - 4)
+    assert f"4 of {count} strips are not listed" in reason(tmp_path, bytes(fewer))
+
+
+def test_strips_shorter_than_their_pixels(tmp_path: Path) -> None:
+    shorter = with_values(uncompressed(), 279, lambda values: [values[0] // 2, *values[1:]])
+    assert "shorter than their pixels" in reason(tmp_path, shorter)
+
+
+@pytest.mark.parametrize("options", KINDS_OF_TIFF[1:], ids=str)
+def test_a_compressed_tiff_with_a_block_of_zeros(
+    tmp_path: Path, options: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = tiff(options["compression"])
+    wanted = np.asarray(accepted(tmp_path, data).rgb)
+    changed = refused = 0
+    for at in range(200, len(data) - 2000, 1777):
+        (result,) = results(tmp_path, data[:at] + bytes(512) + data[at + 512 :])
+        if isinstance(result, Unreadable):
+            refused += 1
+            assert result.reason.startswith(("corrupt", "truncated"))
+        else:
+            changed += bool((np.asarray(result.rgb) != wanted).any(axis=2).mean() > 0.05)
+    assert refused >= 3 and not changed
+    assert capfd.readouterr().err == ""  # libtiff writes to the terminal otherwise
+
+
+def test_a_deflate_strip_whose_checksum_is_another_one(tmp_path: Path) -> None:
+    data = tiff("tiff_adobe_deflate", rows=240)
+    (offset,), (length,) = (struct.unpack_from(f"<1{letter}", data, at) for at, _, letter in map(
+        lambda tag: placed(data, tag), (273, 279)
+    ))  # fmt: skip
+    broken = bytearray(data)
+    broken[offset + length - 1] ^= 1
+    assert "compression of strip or tile 1 of 1 is broken" in reason(tmp_path, bytes(broken))
+
+
+def test_the_page_is_read_and_not_its_thumbnail(tmp_path: Path) -> None:
+    small, whole = photo().resize((40, 30)), photo()
+
+    def pages(marks: tuple[int, int]) -> bytes:
+        buffer = io.BytesIO()
+        with TiffImagePlugin.AppendingTiffWriter(buffer, True) as writer:
+            for image, mark in zip((small, whole), marks, strict=True):
+                image.save(writer, "TIFF", tiffinfo={254: mark})
+                writer.newFrame()
+        return buffer.getvalue()
+
+    for marks, page in (((1, 0), 2), ((0, 0), 1), ((0, 1), 1), ((1, 1), 2)):  # all are called small: the largest
+        file = accepted(tmp_path, pages(marks)).file
+        assert (file.page, file.num_pages, file.width) == (page, 2, (40, 320)[page - 1])
+        assert ("small copy" in str(file.conversion)) == (marks == (1, 1))
+        every = results(tmp_path, pages(marks), pages="all")
+        assert [result.file.page for result in every if isinstance(result, Picture)] == [1, 2]
+
+
+def test_camera_raw_under_the_name_of_a_tiff(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    photo().resize((40, 30)).save(buffer, "TIFF", tiffinfo={254: 1, 330: 8})
+    assert "camera raw" in reason(tmp_path, buffer.getvalue())
 
 
 # --- PNG -------------------------------------------------------------------------------------------------------------
@@ -310,6 +473,23 @@ def test_a_lossless_webp_that_ends_in_zeros(tmp_path: Path) -> None:
         assert reason(tmp_path, cut + bytes(len(data) - len(cut)))
 
 
+@pytest.mark.parametrize(
+    ("options", "most"), [({"quality": 80}, 0.02), ({"quality": 95}, 0.1), ({"lossless": True}, 0.25)]
+)
+def test_a_webp_whose_data_were_changed(tmp_path: Path, options: dict[str, Any], most: float) -> None:
+    """Damaged data decode to something; but then more of them are needed, or fewer, than there are."""
+    data = encoded(photo(), "WEBP", **options)
+    wanted = np.asarray(accepted(tmp_path, data).rgb).astype(int)
+    passed = 0
+    places = range(200, len(data) - 700, max(1, len(data) // 40))
+    for at in places:
+        for block in (bytes(512), data[at - 100 : at + 412]):
+            (result,) = results(tmp_path, data[:at] + block + data[at + 512 :])
+            if isinstance(result, Picture):
+                passed += bool((np.abs(np.asarray(result.rgb) - wanted) > 8).any(axis=2).mean() > 0.05)
+    assert passed <= len(places) * 2 * most
+
+
 def test_an_animated_webp_that_ends_in_zeros(tmp_path: Path) -> None:
     first, *others = (photo().rotate(turn) for turn in (0, 90, 180))
     data = encoded(first, "WEBP", save_all=True, append_images=others)
@@ -329,6 +509,19 @@ def test_a_whole_webp_may_end_in_zeros(tmp_path: Path) -> None:
     accepted(tmp_path, lossy)
     for exif in (bytes(4000), b"Exif\0\0MM\0*\0\0\0\x08\0\0" + bytes(4000)):
         accepted(tmp_path, encoded(photo(), "WEBP", exif=exif))
+
+
+@pytest.mark.parametrize(("format_", "zeros"), [("AVIF", 64), ("JPEG2000", 512)])
+def test_a_block_of_zeros_in_entropy_coded_data(tmp_path: Path, format_: str, zeros: int) -> None:
+    data = encoded(photo(1200, 800), format_)
+    for at in range(len(data) // 3, len(data) - zeros - 10, len(data) // 7):
+        assert "zeros" in reason(tmp_path, data[:at] + bytes(zeros) + data[at + zeros :])
+    for grey in (0, 128, 255):
+        accepted(tmp_path, encoded(Image.new("RGB", (1500, 1500), (grey,) * 3), format_))
+
+
+def test_zeros_in_the_metadata_of_an_avif_are_no_damage(tmp_path: Path) -> None:
+    accepted(tmp_path, encoded(photo(), "AVIF", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0" + bytes(4000), xmp=bytes(500)))
 
 
 MAKERS: list[Callable[[int, int], Image.Image]] = [

@@ -14,7 +14,7 @@ from tests.support.fakes import picture_file
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Quality, Source
 from vlmgate.images import open_pages
-from vlmgate.images.pages import measure
+from vlmgate.images.quality import measure
 
 
 def part(size: int = 600) -> Image.Image:
@@ -97,7 +97,17 @@ def test_known_values() -> None:
 def test_pictures_of_any_shape(size: tuple[int, int]) -> None:
     found = measured(Image.new("RGB", size, (10, 20, 30)))
     assert found.exposure == pytest.approx(0.0711, abs=0.005)
-    assert all(value is None or 0 <= value < 1 for value in astuple(found))
+    assert all(value is None or 0 <= value < 1 for value in astuple(found)[:-1])
+    assert found.flat_rows == (None if min(size) < 3 else 1)
+
+
+def test_rows_that_a_broken_copy_left_flat_are_counted() -> None:
+    whole = noisy(part(), 3)
+    assert measured(whole).flat_rows == 0
+    for harm in (Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE):
+        broken = whole.copy()
+        broken.paste((7, 0, 200), (0, 450, 600, 600))
+        assert measured(broken.transpose(harm)).flat_rows == 0.25
 
 
 def test_an_image_that_cannot_be_measured_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +118,6 @@ def test_an_image_that_cannot_be_measured_is_not_lost(tmp_path: Path, monkeypatc
     def broken(_luma: object) -> float:
         raise MemoryError
 
-    monkeypatch.setattr("vlmgate.images.pages.noise", broken)
+    monkeypatch.setattr("vlmgate.images.quality.noise", broken)
     (page,) = open_pages(Source("a.png", path), ImageConfig())
     assert isinstance(page, Picture) and page.quality is None

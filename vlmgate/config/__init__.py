@@ -1,11 +1,12 @@
 """Every setting, declared once, as a field of a frozen dataclass: its name, range, default, help and flags.
 
-`model.py` says which model reads, `scan.py` how images are read and split, `long_runs.py` how the run goes on for days
-or over many machines, `calibrate.py` and `review.py` what is asked of the readings. `options.py` is what they are all
-made with.
+`model.py` says which model reads, `images.py` how files become pixels, `scan.py` how they are read and split,
+`long_runs.py` how the run goes on for days or over many machines, `calibrate.py` and `review.py` what is asked of the
+readings. `options.py` is what they are all made with.
 """
 
 from vlmgate.config.calibrate import CalibrateConfig, CompareConfig, Costs
+from vlmgate.config.images import ImageConfig, Pages
 from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig
 from vlmgate.config.model import BUILTIN, SERVER, EndpointConfig, ModelConfig
 from vlmgate.config.review import ReviewConfig
@@ -14,8 +15,6 @@ from vlmgate.config.scan import (
     DEFAULT_PROMPT,
     DEFAULT_QUESTION,
     FORMER,
-    ImageConfig,
-    Pages,
     SamplingConfig,
     ScanConfig,
     caption_prompt,

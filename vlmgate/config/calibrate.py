@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from vlmgate.config.images import ImageConfig
 from vlmgate.config.model import ModelConfig
 from vlmgate.config.options import Opt, Panel, build, check, opt, options_of, require
 from vlmgate.config.scan import (
     DEFAULT_QUESTION,
     SCAN,
     SERVERS,
-    ImageConfig,
     SamplingConfig,
     ScanConfig,
     check_there,

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from vlmgate.config.images import ImageConfig
 from vlmgate.config.long_runs import ClusterConfig, Shard, WatchConfig
 from vlmgate.config.model import BUILTIN, EndpointConfig, ModelConfig
 from vlmgate.config.options import Opt, Panel, build, check, check_together, opt, options_of, require
@@ -31,9 +32,7 @@ FORMER = {"max_new_tokens": 64}
 IMAGE_PIPELINE = 1
 CAPTION_PIPELINE = 1
 
-Pages = Literal["first", "all"]
 _model, _sampling = partial(opt, panel=Panel.MODEL), partial(opt, panel=Panel.SAMPLING)
-_files = partial(opt, panel=Panel.READ)
 _limit, _machines = partial(opt, panel=Panel.SPLIT), partial(opt, panel=Panel.MACHINES)
 
 
@@ -183,24 +182,6 @@ class SamplingConfig:
             require(len(different) == len(self.choices) >= 2, "choices", self.choices, "two or more different ones")
         divides = self.views >= 1 and most % self.views == 0
         require(divides, "views", self.views, f"1 or more that divides num_samples ({most})")
-
-
-@dataclass(frozen=True, slots=True)
-class ImageConfig:
-    """How files become pixels."""
-
-    pages: Pages = _files("first", "Of files with several pages: the first, or a row for every page.")
-    max_pixels: int = _files(
-        500_000_000, "Refuse larger images (a guard against decompression bombs).", rare=True, ge=1
-    )  # width x height of a page
-    workers: int = _files(
-        0, "Decoding threads; 0 = from the number of cores.", rare=True, ge=0, le=256, note="(0 = automatic)"
-    )
-    least_side: int = 0  # large JPEGs are decoded smaller, down to sides of so many pixels; 0 = never
-
-    def __post_init__(self) -> None:
-        check(self)
-        require(self.least_side >= 0, "least_side", self.least_side, "0 or more")
 
 
 @dataclass(frozen=True, slots=True)

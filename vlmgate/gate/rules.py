@@ -52,6 +52,7 @@ COLUMNS: dict[str, Column] = {
     "noise": Column(True, 0, math.inf, either_side=True),
     "clipped_dark": Column(True, 0, 1, either_side=True),
     "clipped_bright": Column(True, 0, 1, either_side=True),
+    "flat_rows": Column(True, 0, 1, either_side=True),
 }
 # What images can be ordered by, the worst first.
 HIGHER_IS_WORSE: dict[str, bool] = {

@@ -2,10 +2,11 @@
 
     find_images (a folder), find_listed (a list)     find
       → read_ahead: in threads, in order             ahead
-        → open_pages: the pages of one file          pages; how well each was taken, too
+        → open_pages: the pages of one file          pages
           → what kind of file is it?                 formats; why one cannot be read, too
-          → is all of it there?                      damage
+          → is all of it there?                      damage, jpeg, tiff (with libtiff)
           → pixels: modes, bit depth, orientation    decode
+          → how well was it taken?                   quality
 
 Two promises: whatever might be an image is in the result, as a `Source` or as an `Unreadable`; and whatever is wrong
 with one file is a value about that file, never an exception and never a Python warning.
@@ -23,7 +24,8 @@ from vlmgate.images.find import (
     turned_of,
 )
 from vlmgate.images.formats import is_of_the_disk
-from vlmgate.images.pages import STANDARD, open_pages
+from vlmgate.images.pages import open_pages
+from vlmgate.images.quality import STANDARD
 
 __all__ = [
     "STANDARD",

@@ -1,4 +1,4 @@
-"""`read_ahead` decodes files in threads ahead of the model, in their order, within a budget of pixels."""
+"""`read_ahead` decodes files in threads ahead of the model, in their order, within a budget of memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from queue import SimpleQueue
@@ -16,11 +16,12 @@ from queue import SimpleQueue
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
 from vlmgate.images.formats import RefusedError, explain
-from vlmgate.images.pages import pages_of
+from vlmgate.images.memory import GIGABYTE
+from vlmgate.images.pages import budget_of, pages_of
 
 _PATIENCE = 900.0  # seconds that one file may take when all before it are done
-_PIXELS_AHEAD = 128_000_000  # pixels that wait for the consumer; about half a gigabyte
-_LEAST_COST = 1 << 16  # pixels that even the smallest page counts for, which bounds the number of pages too
+_MOST_WAITING = 512_000_000  # bytes of pictures that wait for the consumer; more would not make it faster
+_LEAST_COST = 1 << 18  # bytes that even the smallest page counts for, which bounds the number of pages too
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,17 +34,18 @@ class Opened:
 
 
 def read_ahead(
-    sources: Iterable[Source], config: ImageConfig, *, max_pixels_ahead: int = _PIXELS_AHEAD
+    sources: Iterable[Source], config: ImageConfig, *, most_waiting: int = _MOST_WAITING
 ) -> Generator[Opened]:
     """Decode in threads ahead of the consumer; results come in the order of the sources, page by page.
 
-    At most four sources per thread are begun, and decoded pages of at most `max_pixels_ahead` pixels wait (a larger
-    page waits alone; a further page of the file in hand may come on top). `sources` is drawn from in the consumer's
-    thread, so it may be a generator over anything.
+    At most four sources per thread are begun. What is being decoded, at its peak, and what waits take the memory of
+    `config.image_memory`; what waits takes `most_waiting` bytes, too. A page waits until there is room for it; a
+    further page of the file in hand may come on top. `sources` is drawn from in the consumer's thread, so it may be a
+    generator over anything.
     Closing the iterator stops the threads: each finishes the page it is decoding, nobody waits for it.
     """
     workers = config.workers or min(16, max(2, _usable_cores()))
-    line = _Line(config, workers, max_pixels_ahead)
+    line = _Line(config, workers, budget_of(config), most_waiting)
     supply = iter(sources)
     try:
         while True:
@@ -72,26 +74,29 @@ class _Job:
     """One source under way."""
 
     source: Source
-    results: deque[tuple[Opened, int]] = field(default_factory=deque)  # with the pixels each counts for
-    admitted: int = 0  # pixels of the page being decoded
+    results: deque[tuple[Opened, int]] = field(default_factory=deque)  # with the bytes each counts for
+    decoding: int = 0  # bytes that the page being decoded takes at its peak
+    kept: int = 0  # bytes that it takes once it is decoded
     begun: bool = False  # a page was admitted, or none will be
     given_up: bool = False  # it took too long; what comes of it now is too late
 
 
 class _Line:
-    """Worker threads, what they wait for, and the pixels in flight; fields are changed under one condition.
+    """Worker threads, what they wait for, and the bytes in flight; fields are changed under one condition.
 
     Pages are admitted in the order of the sources, so that the source the consumer waits for is never the one that
     finds the budget spent. Threads are daemons: one that hangs in a network read must not keep the program from ending.
     """
 
-    def __init__(self, config: ImageConfig, max_workers: int, max_pixels: int) -> None:
-        self._config, self._max_workers, self._max_pixels = config, max_workers, max_pixels
+    def __init__(self, config: ImageConfig, max_workers: int, memory: int, most_waiting: int) -> None:
+        self._config, self._max_workers = replace(config, image_memory=memory / GIGABYTE), max_workers
+        self._memory, self._most_waiting = memory, most_waiting
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._to_do: SimpleQueue[_Job | None] = SimpleQueue()  # None = there is no more
         self.jobs: deque[_Job] = deque()  # in the order of the sources; the consumer takes results of the first
-        self._in_flight = 0  # pixels
+        self._decoding = 0  # bytes of the pages being decoded, each at its peak
+        self._waiting = 0  # bytes of those that are decoded, or will be
         self._stopped = False
 
     # in the consumer's thread
@@ -120,8 +125,8 @@ class _Line:
     def _give_up(self, job: _Job) -> None:
         """Go on without a file whose reading does not come to an end; its thread is left to it, and has a successor."""
         reason = f"gave no picture within {_PATIENCE / 60:.0f} minutes"
-        self._in_flight -= job.admitted
-        job.admitted, job.begun, job.given_up = 0, True, True
+        self._put_back(job)
+        job.begun, job.given_up = True, True
         job.results.append((Opened(job.source, Unreadable(job.source.file_name, reason), True), 0))
         self._changed.notify_all()
         self._max_workers += 1
@@ -129,7 +134,7 @@ class _Line:
 
     def release(self, cost: int, *, done: bool) -> None:
         with self._changed:
-            self._in_flight -= cost
+            self._waiting -= cost
             if done:
                 self.jobs.popleft()
             self._changed.notify_all()
@@ -166,26 +171,36 @@ class _Line:
         except BaseException as error:  # whatever it was, the source must not be missing from the result
             self._deliver(job, Unreadable(job.source.file_name, explain(error)), True)
 
-    def _admit(self, job: _Job, pixels: int) -> None:
-        """Wait until a page may be decoded."""
-        cost = max(pixels, _LEAST_COST)
+    def _admit(self, job: _Job, peak: int, kept: int) -> None:
+        """Wait until a page may be decoded that takes so many bytes meanwhile and so many afterwards."""
+        peak, kept = max(peak, _LEAST_COST), max(kept, _LEAST_COST)
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._may_decode(job, cost))
+            self._changed.wait_for(lambda: self._stopped or self._may_decode(job, peak, kept))
             if self._stopped:
                 raise _Stopped
             if job.given_up:
                 raise RefusedError("took too long")
-            job.admitted, job.begun = cost, True
-            self._in_flight += cost
+            job.decoding, job.kept, job.begun = peak, kept, True
+            self._decoding += peak
+            self._waiting += kept
             self._changed.notify_all()
 
-    def _may_decode(self, job: _Job, cost: int) -> bool:
+    def _may_decode(self, job: _Job, peak: int, kept: int) -> bool:
         if job.given_up:
             return True
         if not all(other.begun for other in takewhile(lambda other: other is not job, self.jobs)):
             return False
-        fits = self._in_flight == 0 or self._in_flight + cost <= self._max_pixels
-        return fits or (job is self.jobs[0] and not job.results)  # the consumer waits for this very page
+        # A peak holds what is kept of its page as well, so this counts somewhat more than there will be.
+        fits = self._decoding + self._waiting + peak <= self._memory and self._waiting + kept <= self._most_waiting
+        if fits or self._waiting == 0:
+            return True
+        return job is self.jobs[0] and not job.results  # the consumer waits for this very page
+
+    def _put_back(self, job: _Job) -> None:
+        """Take a page that is not being decoded any more out of the account."""
+        self._decoding -= job.decoding
+        self._waiting -= job.kept
+        job.decoding = job.kept = 0
 
     def _deliver(self, job: _Job, result: Picture | Unreadable, last: bool) -> None:
         with self._changed:
@@ -193,10 +208,9 @@ class _Line:
                 raise _Stopped
             if job.given_up:
                 return
-            cost, job.admitted = job.admitted, 0
-            if isinstance(result, Unreadable):  # holds no pixels
-                self._in_flight -= cost
-                cost = 0
+            cost = 0 if isinstance(result, Unreadable) else job.kept  # the former holds no pixels
+            self._put_back(job)
+            self._waiting += cost
             job.results.append((Opened(job.source, result, last), cost))
             job.begun = job.begun or last
             self._changed.notify_all()

@@ -25,20 +25,23 @@ from PIL import (
     TiffImagePlugin,
 )
 
+from vlmgate.images.depth import BITS, Shared, alone, alpha_to_8_bits, to_8_bits
 from vlmgate.images.formats import RefusedError
 
 BACKGROUND = 128  # mid-grey: neither dark nor bright parts vanish into it
 _DNG_VERSION = 50706  # TIFF tag
 _SUBFILE_TYPE = 254  # TIFF tag
-_BITS = (8, 10, 12, 14, 16, 24, 32)  # depths that cameras and their software write
-_ROWS_AT_ONCE = 1 << 22  # values; bounds the float copies of a large image
-_MAX_SAMPLE_VALUE = 281  # TIFF tag
+_MAX_SAMPLE_VALUE, _NO_DATA = 281, 42113  # TIFF tags; the latter is GDAL's
+_SIGNED = 2  # TIFF sample format
 
 Array = npt.NDArray[Any]
 
 
-def decode(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Image, str, list[str]]:
-    """Return upright 8-bit RGB, the mode as stored, and what was done in words; raises `RefusedError`, or as Pillow."""
+def decode(image: ImageFile.ImageFile, stream: BinaryIO, shared: Shared = alone) -> tuple[Image.Image, str, list[str]]:
+    """Return upright 8-bit RGB, the mode as stored, and what was done in words; raises `RefusedError`, or as Pillow.
+
+    `shared` makes the range of pictures of more than 8 bits that of their camera.
+    """
     mode = image.mode
     notes: list[str] = []
     _refuse_what_pillow_gets_wrong(image)
@@ -51,7 +54,7 @@ def decode(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Image, s
         if tags and mode == "I" and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
             values = values.view(np.uint32)  # Pillow has no unsigned 32-bit mode
         declared = declared or _significant_maximum(values, image, stream)
-        grey, words = scale_to_8_bits(values, declared)
+        grey, words = to_8_bits(values, declared, _no_data(tags), shared)
         notes.append(words)
         if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
             np.subtract(255, grey, out=grey)
@@ -60,6 +63,10 @@ def decode(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Image, s
         if isinstance(image.info.get("transparency"), int):
             flat.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
         rgb = _flatten(flat, notes)
+    elif mode in ("L", "RGB") and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == _SIGNED:
+        signed = np.asarray(image).view(np.int8)  # Pillow takes -1 for 255, the brightest of all
+        rgb = _flatten(Image.fromarray((signed.astype(np.int16) + 128).astype(np.uint8)), notes)
+        notes.append("signed 8-bit values: -128 is black, 127 white")
     else:
         if mode in ("P", "PA"):
             _repair_8_bit_palette(image, tags.get(TiffImagePlugin.COLORMAP, ()), notes)
@@ -75,6 +82,14 @@ def decode(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Image, s
 
 def _tiff_tags(image: ImageFile.ImageFile) -> Mapping[int, Any]:
     return image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+
+
+def _no_data(tags: Mapping[int, Any]) -> float | None:
+    """Return the value that a TIFF page declares to stand for no data; None without one."""
+    try:
+        return float(str(tags[_NO_DATA]).strip(" \0"))
+    except (KeyError, ValueError):
+        return None
 
 
 def _flatten(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -160,6 +175,7 @@ def _refuse_what_pillow_gets_wrong(image: ImageFile.ImageFile) -> None:
 
 
 def is_16_bit_colour(image: ImageFile.ImageFile) -> bool:
+    """Say whether Pillow would keep only the upper byte of each value."""
     return image.mode in ("RGB", "RGBA") and bool(image.tile) and ";16" in _rawmode(image)
 
 
@@ -178,7 +194,10 @@ def _with_rawmode(image: ImageFile.ImageFile, rawmode: str) -> ImageFile.ImageFi
 
 
 def decode_16_bit_colour(
-    image: ImageFile.ImageFile, stream: BinaryIO, open_twin: Callable[[], ImageFile.ImageFile]
+    image: ImageFile.ImageFile,
+    stream: BinaryIO,
+    open_twin: Callable[[], ImageFile.ImageFile],
+    shared: Shared = alone,
 ) -> tuple[Image.Image, str, list[str]]:
     """Decode 16-bit colour at full depth.
 
@@ -209,11 +228,11 @@ def decode_16_bit_colour(
     alpha = values.shape[2] in (2, 4)
     colours = values[..., :-1] if alpha else values
     declared = declared or _significant_maximum(colours, image, stream)
-    scaled, words = scale_to_8_bits(colours, declared)
+    scaled, words = to_8_bits(colours, declared, shared=shared)
     notes.append(words)
     flat = Image.fromarray(scaled[..., 0] if scaled.shape[2] == 1 else scaled)
     if alpha:
-        flat.putalpha(Image.fromarray(scale_to_8_bits(values[..., -1])[0]))
+        flat.putalpha(Image.fromarray(alpha_to_8_bits(values[..., -1])))
     elif isinstance(key, tuple):
         flat.putalpha(Image.fromarray(np.where((values == key).all(axis=2), 0, 255).astype(np.uint8)))
     rgb = _upright(image, _flatten(flat, notes), orientation, notes)
@@ -221,7 +240,9 @@ def decode_16_bit_colour(
     return rgb, mode, notes
 
 
-def decode_pnm(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Image, str, list[str]]:
+def decode_pnm(
+    image: ImageFile.ImageFile, stream: BinaryIO, shared: Shared = alone
+) -> tuple[Image.Image, str, list[str]]:
     """Decode binary PGM or PPM whose maximum is not 255; Pillow would take a microsecond of Python per value."""
     bands = len(image.getbands())
     maximum = cast("tuple[str, int]", image.tile[0].args)[1]
@@ -235,9 +256,9 @@ def decode_pnm(image: ImageFile.ImageFile, stream: BinaryIO) -> tuple[Image.Imag
     values = np.frombuffer(data, kind).reshape(shape)
     mode = ("L" if bands == 1 else "RGB") + (";16" if maximum > 255 else "")
     if maximum == 65535:  # many writers put this whatever the camera's depth
-        scaled, words = scale_to_8_bits(values)
+        scaled, words = to_8_bits(values, shared=shared)
     else:
-        scaled, words = scale_to_8_bits(np.minimum(values, maximum), maximum)
+        scaled, words = to_8_bits(np.minimum(values, maximum), maximum)
     return Image.fromarray(scaled).convert("RGB"), mode, [words]
 
 
@@ -254,7 +275,7 @@ def _declared_maximum(image: ImageFile.ImageFile, stream: BinaryIO) -> int | Non
         if not isinstance(declared, int) or not 0 < declared < 65535:
             return None
         # some writers put the largest value of this image there: its depth is what all images of a camera share
-        return int(2 ** next(bits for bits in _BITS if declared < 2**bits)) - 1
+        return int(2 ** next(bits for bits in BITS if declared < 2**bits)) - 1
     if isinstance(image, PpmImagePlugin.PpmImageFile) and image.tile[0].codec_name == "ppm_plain":
         args = cast("tuple[str, int]", image.tile[0].args)
         return None if image.mode != "I" or args[1] == 65535 else 65535  # Pillow scales to 65535
@@ -293,73 +314,3 @@ def _jpeg2000_bits(stream: BinaryIO) -> int | None:
     stream.seek(position)
     at = head.find(b"\xff\x4f\xff\x51")
     return (head[at + 42] & 0x7F) + 1 if 0 <= at < len(head) - 42 else None
-
-
-def scale_to_8_bits(values: Array, declared: int | None = None) -> tuple[npt.NDArray[np.uint8], str]:
-    """Map high-bit-depth values (any shape, any number type) to 8 bits, and say how.
-
-    The range taken as black to white is, in this order:
-    1. what the file declares, if the values keep to it;
-    2. for values in [0, 65535] and beyond, the smallest of 8, 10, 12, 14, 16, 24, 32 bits that holds the largest value
-       (cameras leave the upper bits of a 16-bit container empty); for floats in [0, 1], that interval;
-    3. where the values would fill less than a sixteenth of that range, are negative, or are floats of no usual range:
-       from the smallest (or zero, if there is nothing below it) to the largest.
-    Rules 2 and 3 brighten an image that is dark throughout. That is the safe side: brightened, its noise shows and is
-    read differently each time; left black, it would be read the same way each time and be accepted. Nothing is ever
-    clipped but values beyond the declared range, and there is no stretching within a range.
-    """
-    floats = values.dtype.kind == "f"
-    low, high, bad = _finite_range(values)
-    if declared is not None and low >= 0 and high <= declared:
-        bottom, top, words = 0.0, float(declared), f"0-{declared} as declared scaled to 8 bits"
-        if (declared + 1).bit_count() == 1:
-            words = f"{declared.bit_length()}-bit scaled to 8 (as declared)"
-    elif floats and low >= 0 and 1 / 16 <= high <= 1:
-        bottom, top, words = 0.0, 1.0, "float 0-1 scaled to 8 bits"
-    elif low >= 0 and 16 <= high < (65536 if floats else 2**32):
-        bits = next(bits for bits in _BITS if high < 2**bits)
-        bottom, top = 0.0, float(2**bits - 1)
-        words = f"{bits}-bit {'float' if floats else 'grey' if values.ndim == 2 else 'colour'} scaled to 8"
-        if bits == 8:
-            words = "8-bit values in a wider container"
-    elif low == high == 0:
-        bottom, top, words = 0.0, 1.0, "all values are zero"
-    else:
-        bottom, top = min(0.0, low), high
-        if top <= bottom:
-            bottom, top = low, low + 1
-        words = f"values {low:g} to {high:g} stretched to 0-255"
-    scaled = _scale(values, bottom, top)
-    if bad:
-        words += f"; {bad} pixels that are not numbers set to black, or white if +infinite"
-    return scaled, words
-
-
-def _finite_range(values: Array) -> tuple[float, float, int]:
-    """Return smallest and largest finite value, and how many values are NaN or infinite."""
-    if values.dtype.kind != "f":
-        return float(values.min()), float(values.max()), 0
-    finite = np.isfinite(values)
-    bad = int(values.size - np.count_nonzero(finite))
-    if bad == values.size:
-        raise RefusedError("no pixel is a finite number")
-    low = float(np.min(values, where=finite, initial=np.inf))
-    high = float(np.max(values, where=finite, initial=-np.inf))
-    return low, high, bad
-
-
-def _scale(values: Array, bottom: float, top: float) -> npt.NDArray[np.uint8]:
-    """Map [bottom, top] linearly to 0..255, rounded to nearest."""
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        steps = np.arange(65536, dtype=np.float64)
-        table = np.clip(np.rint((steps - bottom) * (255 / (top - bottom))), 0, 255).astype(np.uint8)
-        return table[values]
-    out = np.empty(values.shape, np.uint8)
-    rows = max(1, _ROWS_AT_ONCE // max(1, values[0].size))
-    for start in range(0, len(values), rows):
-        block = values[start : start + rows].astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            block = (block - bottom) / (top - bottom) * 255.0
-        block = np.nan_to_num(block, nan=0.0, posinf=255.0, neginf=0.0)
-        out[start : start + rows] = np.clip(np.rint(block), 0, 255).astype(np.uint8)
-    return out

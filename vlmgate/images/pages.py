@@ -1,52 +1,47 @@
 """From a file that the walk found to its pages, each a `Picture` or an `Unreadable`; call `open_pages`.
 
-`Container` opens a file of any kind; `measure` says how well a picture was taken. Whatever is wrong with one
-file is a value about that file, and no warning of a decoder gets out.
+`Container` opens a file of any kind. Whatever is wrong with one file is a value about that file, and no warning of a
+decoder gets out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import logging
-import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from io import BufferedReader
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile as PillowImage
 
 from vlmgate.config import ImageConfig
-from vlmgate.data import ImageFile, Picture, Quality, Source, Unreadable
-from vlmgate.images.damage import (
-    PngFrames,
-    check_integrity,
-    check_jpeg,
-    check_webp,
-    count_tiff_pages,
-    ends_with_gif_trailer,
-)
+from vlmgate.data import ImageFile, Picture, Source, Unreadable
+from vlmgate.images.beside import FEWEST_PIXELS, beside
+from vlmgate.images.damage import PngFrames, check_integrity, check_webp, ends_with_gif_trailer
 from vlmgate.images.decode import decode, decode_16_bit_colour, decode_pnm, is_16_bit_colour
+from vlmgate.images.depth import Shared, Span, alone
 from vlmgate.images.find import opened
 from vlmgate.images.formats import HEAD_BYTES, OPENERS, RefusedError, explain, extension_of, kind_of, printable
-
-log = logging.getLogger(__name__)
+from vlmgate.images.jpeg import EOI, check_jpeg
+from vlmgate.images.libtiff import be_quiet
+from vlmgate.images.memory import GIGABYTE, KEPT, peak_of, usual_budget
+from vlmgate.images.quality import measure
+from vlmgate.images.tiff import SUB_PAGES, TiffPage, check_page, read_pages
 
 MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
+_MOST_MEASURED = 100_000_000  # pixels of a picture that is looked at for the sake of others
+_MAKE, _MODEL = 271, 272  # TIFF tags
 _IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
-STANDARD = 512  # pixels; pictures of more than this squared are reduced to it before sharpness is measured
-DARK, BRIGHT = 2, 253  # of 255; what lies at or beyond is clipped, and JPEG shifts a value by one or two
-_GREYS = np.arange(256, dtype=np.float64)
-_SAMPLED = 4_000_000  # pixels that exposure, contrast and clipping are taken from at most
-_NOISE_CROP = 1024  # pixels; noise is measured at full resolution, where averaging has not hidden it yet
+
+
+Admit = Callable[[int, int], None]  # takes the bytes of a page at the peak of decoding and once it is decoded
 
 
 def open_pages(source: Source, config: ImageConfig) -> Iterator[Picture | Unreadable]:
@@ -54,23 +49,24 @@ def open_pages(source: Source, config: ImageConfig) -> Iterator[Picture | Unread
 
     At least one result comes, whatever the file. Pages come one by one: only the one in hand is in memory.
     """
-    with closing(pages_of(source, config, lambda _pixels: None)) as pages:
+    with closing(pages_of(source, config, lambda _peak, _kept: None)) as pages:
         for result, _last in pages:
             yield result
 
 
 def pages_of(
-    source: Source, config: ImageConfig, admit: Callable[[int], None]
+    source: Source, config: ImageConfig, admit: Admit
 ) -> Generator[tuple[Picture | Unreadable, bool], None, None]:
-    """Yield each result and whether it is the source's last; `admit` is told a page's pixels before it is decoded."""
+    """Yield each result and whether it is the source's last; `admit` is told of the memory of a page beforehand."""
     page = 1
     try:
         with opened(source.path) as file:
             contents = _Contents(file)
             container = Container(contents.stream, extension_of(source.path.name), config.max_pixels, config.least_side)
-            wanted = container.num_pages if config.pages == "all" else 1
-            for page in range(1, min(wanted, MAX_PAGES) + 1):
-                result, end = _page(source, page, container, contents, admit)
+            first = 1 if config.pages == "all" else container.first_page
+            wanted = container.num_pages if config.pages == "all" else first
+            for page in range(first, min(wanted, MAX_PAGES) + 1):
+                result, end = _page(source, page, container, contents, partial(_admit, config, admit))
                 last = end or page == wanted
                 yield result, last
                 if last:
@@ -82,13 +78,14 @@ def pages_of(
 
 
 def _page(
-    source: Source, page: int, container: Container, contents: _Contents, admit: Callable[[int], None]
+    source: Source, page: int, container: Container, contents: _Contents, admit: Admit
 ) -> tuple[Picture | Unreadable, bool]:
     """Decode one page; True beside the result if there is no going on from here."""
     try:
         width, height = container.seek(page)
-        admit(width * height)
-        rgb, mode, notes = container.decode(page)
+        admit(*container.memory())
+        many = width * height >= FEWEST_PIXELS
+        rgb, mode, notes = container.decode(page, beside(source.path, container.camera, _measure) if many else alone)
         contents.check_unchanged()
     except Exception as error:
         end = page < container.num_pages and not container.independent_pages
@@ -111,6 +108,48 @@ def _page(
         ctime_ns=contents.status.st_ctime_ns,
     )
     return Picture(file, rgb, measure(rgb)), False
+
+
+def budget_of(config: ImageConfig) -> int:
+    """Return the bytes that all pictures together may take."""
+    return usual_budget() if config.image_memory is None else int(config.image_memory * GIGABYTE)
+
+
+def _admit(config: ImageConfig, admit: Admit, peak: int, kept: int) -> None:
+    """Refuse a page that would never fit; ask for room for any other."""
+    budget = budget_of(config) if config.image_memory is not None or peak > GIGABYTE else GIGABYTE
+    if peak > budget:
+        raise RefusedError(
+            f"takes {peak / GIGABYTE:.2g} GB of memory to decode, more than the {budget / GIGABYTE:.2g} GB that images "
+            "may take; see --image-memory"
+        )
+    admit(peak, kept)
+
+
+class _MeasuredError(Exception):
+    """Ends the decoding of a picture whose range alone was wanted."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+
+
+def _measure(path: Path, camera: Hashable) -> Span | None:
+    """Return the range of the values of a picture of this camera; None for any other file."""
+
+    def found(span: Span) -> Span:
+        raise _MeasuredError(span)
+
+    try:
+        with opened(path) as file:
+            container = Container(file, extension_of(path.name), _MOST_MEASURED)
+            container.seek(container.first_page)
+            if container.camera == camera:
+                container.decode(container.first_page, found)
+    except _MeasuredError as measured:
+        return measured.span
+    except Exception:  # whatever is wrong with it, is said when it is its turn
+        return None
+    return None
 
 
 class _Contents:
@@ -197,13 +236,33 @@ class Container:
         self._stream, self._max_pixels, self._least_side = stream, max_pixels, least_side
         self.kind = kind_of(head, extension)
         self.independent_pages = self.kind == "TIFF"  # others are frames that build on the one before
+        self._tiff: list[TiffPage] = []
         with quiet() as complaints:
             check_integrity(stream, self.kind)
+            if self.kind == "TIFF":
+                be_quiet()
+                self._tiff, self.cut_off = read_pages(stream, MAX_PAGES + 1)
+                if self.cut_off and len(self._tiff) == 1:
+                    raise RefusedError("truncated")
             self._image = self._open()
             self.num_pages, self.cut_off = self._count_pages()
         self._complaints = complaints
         self._twin: PillowImage | None = None
         self._png_frames: PngFrames | None = None
+
+    @property
+    def first_page(self) -> int:
+        """Return the first page that is no small copy of another one, or where all are called that, the largest.
+
+        Raises `RefusedError` where the picture itself lies in sub-pages, as in camera raw files.
+        """
+        sound = self._tiff[: len(self._tiff) - self.cut_off]
+        full = next((number for number, page in enumerate(sound, 1) if not page.reduced), 0)
+        if full or not sound or len(sound) < len(self._tiff):
+            return full or 1
+        if any(SUB_PAGES in page.tags for page in sound):
+            raise RefusedError("holds a small copy, and the picture itself as camera raw; convert it to plain TIFF")
+        return 1 + max(range(len(sound)), key=lambda number: sound[number].pixels)
 
     def _open(self) -> PillowImage:
         self._stream.seek(0)
@@ -212,7 +271,7 @@ class Container:
     def _count_pages(self) -> tuple[int, bool]:
         """Count pages, one that is announced but cut off included; True with the count when the last one is that."""
         if self.kind == "TIFF":  # not Pillow's n_frames, which gives up at the first page of a kind it does not know
-            return count_tiff_pages(self._stream, MAX_PAGES + 1)
+            return len(self._tiff), self.cut_off
         try:
             num_pages = int(getattr(self._image, "n_frames", 1))
             cut_off = self.kind == "GIF" and not ends_with_gif_trailer(self._stream)
@@ -239,27 +298,48 @@ class Container:
         width, height = self._image.size
         if width * height > self._max_pixels:
             limit = f"{self._max_pixels / 1e6:g} megapixels"
-            raise RefusedError(f"larger than the limit of {limit} ({width} x {height} pixels); see max_pixels")
+            raise RefusedError(f"larger than the limit of {limit} ({width} x {height} pixels); see --max-pixels")
         return width, height
 
-    def decode(self, page: int) -> tuple[Image.Image, str, list[str]]:
+    def memory(self) -> tuple[int, int]:
+        """Return the bytes that decoding the page that `seek` went to takes, at its peak and once it is decoded."""
+        width, height = self._image.size
+        size = self._stream.seek(0, 2)
+        peak = peak_of(
+            self.kind,
+            self._image.mode,
+            width * height,
+            size if size <= _IN_MEMORY else 0,
+            deep_colour=is_16_bit_colour(self._image),
+        )
+        return peak, width * height * KEPT
+
+    @property
+    def camera(self) -> Hashable:
+        """Return what pictures of one camera have in common, as far as files say."""
+        tags = self._image.tag_v2 if isinstance(self._image, TiffImagePlugin.TiffImageFile) else {}
+        return self.kind, self._image.mode, self._image.size, str(tags.get(_MAKE)), str(tags.get(_MODEL))
+
+    def decode(self, page: int, shared: Shared = alone) -> tuple[Image.Image, str, list[str]]:
         """Decode the page that `seek` went to: upright 8-bit RGB, the stored mode, and what was done, in words."""
         with quiet() as complaints:
-            self._check_page(page)
+            odd = self._check_page(page)
             if is_16_bit_colour(self._image) and (self.kind == "TIFF" or self.num_pages == 1):
-                rgb, mode, notes = decode_16_bit_colour(self._image, self._stream, partial(self._open_twin, page))
+                rgb, mode, notes = decode_16_bit_colour(
+                    self._image, self._stream, partial(self._open_twin, page), shared
+                )
             elif self.kind == "PNM" and self._image.tile[0].codec_name == "ppm":
-                rgb, mode, notes = decode_pnm(self._image, self._stream)
+                rgb, mode, notes = decode_pnm(self._image, self._stream, shared)
             else:
-                rgb, mode, notes = decode(self._image, self._stream)
-        notes += [f"Pillow: {printable(text)}" for text in dict.fromkeys(self._complaints + complaints)]
+                rgb, mode, notes = decode(self._image, self._stream, shared)
+        notes += [*odd, *(f"Pillow: {printable(text)}" for text in dict.fromkeys(self._complaints + complaints))]
         if self.cut_off and page < self.num_pages:
             notes.append(f"file is damaged after page {self.num_pages - 1}")
         rgb.info = {}  # an orientation left in here would turn the picture again in the next library
         return rgb, mode, notes
 
-    def _check_page(self, page: int) -> None:
-        """Refuse a page with pixels missing that the decoder would fill in; within the pixel limit by now."""
+    def _check_page(self, page: int) -> list[str]:
+        """Refuse a page with pixels missing that the decoder would fill in; return what is odd about it, in words."""
         position = self._stream.tell()
         if self.kind == "PNG":
             self._png_frames = self._png_frames or PngFrames(self._stream)
@@ -267,12 +347,13 @@ class Container:
         elif self.kind == "WEBP" and page == 1:
             self._stream.seek(0)
             check_webp(self._stream.read())
+        elif self.kind == "TIFF":
+            check_page(self._stream, self._tiff[page - 1])
         self._stream.seek(position)  # Pillow goes on from there
-        if self.kind == "JPEG":
-            self._check_jpeg()
+        return self._check_jpeg() if self.kind == "JPEG" else []
 
-    def _check_jpeg(self) -> None:
-        """Refuse a JPEG with pixels missing; have a large one decoded smaller.
+    def _check_jpeg(self) -> list[str]:
+        """Refuse a JPEG with pixels missing; have a large one decoded smaller; return what is odd about it.
 
         With `least_side`, at a half, a quarter or an eighth of its size, as long as neither side comes out shorter.
         """
@@ -287,7 +368,8 @@ class Container:
         if side and min(image.size) >= 2 * side:
             image.draft(None, (side, side))
         image.tile = [image.tile[0]._replace(offset=0)]
-        image.fp = io.BytesIO(data[: jpeg.end])
+        image.fp = io.BytesIO(data[: jpeg.end] if jpeg.end > 0 else data + EOI)
+        return [] if jpeg.end > 0 else ["JPEG without an end marker; all of the picture is there"]
 
     def _open_twin(self, page: int) -> PillowImage:
         """Return the same page in a second reader, which goes forwards beside the first."""
@@ -295,76 +377,3 @@ class Container:
         if page > 1:
             self._twin.seek(page - 1)
         return self._twin
-
-
-# --- how well a picture was taken ------------------------------------------------------------------------------------
-
-# A defect that blur or darkness hides is read as "no defect" with no more diversity than a clean part shows; these
-# figures are for such escapes. They compare pictures of one camera and one kind of part, not cameras or parts with each
-# other. A JPEG that was decoded smaller is measured as it then is, which takes away noise.
-
-
-def measure(rgb: Image.Image) -> Quality | None:
-    """Return the quality of a picture, or None where it cannot be had: no image may be lost for it."""
-    try:
-        sample = _resized(rgb, math.sqrt(_SAMPLED), Image.Resampling.NEAREST)  # not averaged: what is clipped stays so
-        luma = np.array(sample.convert("L").histogram(), np.float64)  # (256,); ITU-R BT.601
-        luma /= luma.sum()
-        left, top = max(0, rgb.width - _NOISE_CROP) // 2, max(0, rgb.height - _NOISE_CROP) // 2
-        centre = rgb.crop((left, top, min(rgb.width, left + _NOISE_CROP), min(rgb.height, top + _NOISE_CROP)))
-        figures = {
-            "sharpness": sharpness(np.asarray(_resized(rgb, STANDARD, Image.Resampling.BILINEAR).convert("L"))),
-            "exposure": float(luma @ _GREYS) / 255,
-            "contrast": contrast(luma),
-            "noise": noise(np.asarray(centre.convert("L"))),
-            "clipped_dark": float(luma[: DARK + 1].sum()),
-            "clipped_bright": float(luma[BRIGHT:].sum()),
-        }
-        return Quality(**{name: None if value is None else round(value, 4) for name, value in figures.items()})
-    except Exception as error:
-        log.warning("the quality of a picture could not be measured", exc_info=error)
-        return None
-
-
-def _resized(rgb: Image.Image, side: float, method: Image.Resampling) -> Image.Image:
-    """Return the picture with the area of a square of this side; one that is smaller stays as it is."""
-    share = side / math.sqrt(rgb.width * rgb.height)
-    if share >= 1:
-        return rgb
-    size = (max(1, round(rgb.width * share)), max(1, round(rgb.height * share)))
-    return rgb.resize(size, method, reducing_gap=None if method is Image.Resampling.NEAREST else 2.0)
-
-
-def sharpness(luma: NDArray[np.uint8]) -> float | None:
-    """Return the variance of the Laplacian of (H, W) luma; higher = sharper, though noise counts as sharpness, too.
-
-    LAPV of Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy: a comparative study" (ICPR 2000).
-    """
-    if min(luma.shape) < 3:
-        return None
-    x = luma.astype(np.int16)
-    laplacian = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1]
-    return float(laplacian.astype(np.float64).var())
-
-
-def contrast(shares: NDArray[np.float64]) -> float:
-    """Return the RMS contrast of luma, in [0, 0.5]: its standard deviation as a share of full scale; higher = more.
-
-    `shares` (256,) says how much of the picture has each luma.
-
-    Peli, "Contrast in complex images" (J. Opt. Soc. Am. A 7, 1990).
-    """
-    return math.sqrt(float(shares @ (_GREYS - shares @ _GREYS) ** 2)) / 255
-
-
-def noise(luma: NDArray[np.uint8]) -> float | None:
-    """Return the standard deviation of the noise in (H, W) luma, in grey levels of 255; higher = noisier.
-
-    Immerkær, "Fast noise variance estimation" (Computer Vision and Image Understanding 64, 1996): the mean magnitude
-    after a mask that is blind to slopes and edges. Fine texture counts as noise.
-    """
-    if min(luma.shape) < 3:
-        return None
-    x = luma.astype(np.int16)
-    masked = np.diff(np.diff(x, 2, axis=0), 2, axis=1)  # the outer product of (1, -2, 1) with itself
-    return math.sqrt(math.pi / 2) / 6 * float(np.abs(masked).mean(dtype=np.float64))

@@ -53,6 +53,7 @@ _STATEMENTS: dict[str, tuple[str, bool]] = {
     "noise": ("The noise in the picture is {v} grey levels", False),
     "clipped_dark": ("{v} of the picture is black", True),
     "clipped_bright": ("{v} of the picture is white", True),
+    "flat_rows": ("{v} of the picture's rows or columns are one value from end to end", True),
 }
 _OF_SCORED = {  # of answers that nobody drew
     "answer_entropy": "The model is divided between its answers (answer entropy {v})",

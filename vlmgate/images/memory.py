@@ -1,0 +1,58 @@
+"""How much memory a picture takes while it is decoded and while it waits, and how much there is for all of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+GIGABYTE = 1_000_000_000  # bytes
+_LEAST = GIGABYTE  # whatever is free
+_SHARE = 4  # one part in so many of what is free
+KEPT = 4  # bytes a pixel of an RGB picture, as Pillow holds it
+
+# Bytes a pixel at the peak of decoding, the picture that comes of it included: `python -m tests.bench.memory`.
+_BY_MODE = {"1": 9, "L": 9, "P": 13, "LA": 17, "PA": 17, "La": 17, "RGB": 12, "RGBA": 20, "CMYK": 12, "YCbCr": 12}
+_BY_MODE |= {"LAB": 12, "I;16": 20, "I": 28, "F": 28}  # a picture beside it is looked at, too, for the range of both
+_DEEP_COLOUR = 32  # 16 bits in each channel
+_DECODERS = {"WEBP": 10, "AVIF": 4, "JPEG 2000": 12, "QOI": 4}  # what a decoder takes besides
+_COPIES = {"JPEG": 3, "WEBP": 2}  # of the file's bytes, where it is read into memory
+
+
+def peak_of(kind: str, mode: str, pixels: int, file_bytes: int, *, deep_colour: bool = False) -> int:
+    """Return the bytes that decoding a page takes at its peak, by the kind of file and how it stores its pixels."""
+    name = "I;16" if mode.startswith("I;16") else mode
+    each = _DEEP_COLOUR if deep_colour else _BY_MODE.get(name, _DEEP_COLOUR)
+    return pixels * (each + _DECODERS.get(kind, 0)) + _COPIES.get(kind, 1) * file_bytes
+
+
+def usual_budget() -> int:
+    """Return a quarter of the memory that is free now, in bytes; at least a gigabyte."""
+    return max(_LEAST, _free() // _SHARE)
+
+
+def _free() -> int:
+    """Return the bytes that are free on this machine, or within the limit that a container has; 0 = unknown."""
+    known = [bytes_ for bytes_ in (_free_of_machine(), _free_of_container()) if bytes_ is not None]
+    return max(0, min(known, default=0))
+
+
+def _free_of_machine() -> int | None:
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, LookupError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _free_of_container() -> int | None:
+    """Return what a control group has left, version 2; None without a limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text("ascii"))
+        return limit - int((group / "memory.current").read_text("ascii"))
+    except (OSError, ValueError):  # "max"
+        return None

@@ -1,0 +1,202 @@
+"""The structure of TIFF files: which pages there are, and whether all that a page needs is there and whole.
+
+`read_pages` follows the chain of directories; `check_page` looks at the strips or tiles of one. Pillow takes a strip
+that is missing for black, and libtiff passes over broken codes. Not found: bytes that were changed in pixels that are
+not compressed, where anything means something.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+from vlmgate.images.formats import RefusedError
+from vlmgate.images.jpeg import check_jpeg
+from vlmgate.images.libtiff import first_complaint
+
+Order = Literal["little", "big"]
+
+# Tags: TIFF 6.0 (Adobe, 1992), and its supplements.
+NEW_SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
+FILL_ORDER, STRIP_OFFSETS, BANDS, STRIP_ROWS, STRIP_BYTES, PLANAR, SUB_PAGES = 266, 273, 277, 278, 279, 284, 330
+TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT, JPEG_TABLES = 322, 323, 324, 325, 339, 347
+_READ = frozenset(value for name, value in globals().items() if name.isupper() and isinstance(value, int))
+_SIZES = {1: 1, 3: 2, 4: 4, 7: 1, 13: 4, 16: 8, 18: 8}  # bytes of one value, by type: those of whole numbers
+_NONE, _OLD_JPEG, _JPEG, _DEFLATE = 1, 6, 7, (8, 32946)
+_YCBCR = 6
+_BLOCK = 1 << 20  # bytes inflated at a time
+_MOST_STRIPS = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class TiffPage:
+    """One directory: its whole-number tags."""
+
+    offset: int  # where the directory lies
+    tags: dict[int, tuple[int, ...]]
+
+    def first(self, tag: int, default: int = 0) -> int:
+        """Return the first value of a tag."""
+        return (self.tags.get(tag) or (default,))[0]
+
+    @property
+    def pixels(self) -> int:
+        """Return how many pixels it has."""
+        return self.first(WIDTH) * self.first(HEIGHT)
+
+    @property
+    def reduced(self) -> bool:
+        """Say whether the file calls this page a small copy of another one."""
+        return bool(self.first(NEW_SUBFILE) & 1) or self.first(OLD_SUBFILE) == 2
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One strip or tile."""
+
+    offset: int
+    length: int  # bytes in the file
+    needed: int  # bytes before compression
+
+
+def read_pages(stream: BinaryIO, limit: int) -> tuple[list[TiffPage], bool]:
+    """Follow the chain of directories; stop at the limit, at a loop, or where the file ends too early (True)."""
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    head = stream.read(16)
+    order: Order = "little" if head[:2] == b"II" else "big"
+    big = head[2:4] in (b"+\x00", b"\x00+")
+    count_size, entry_size, pointer_size, first = (8, 20, 8, 8) if big else (2, 12, 4, 4)  # bytes
+    offset = int.from_bytes(head[first : first + pointer_size], order)
+    pages: list[TiffPage] = []
+    seen: set[int] = set()
+    while (offset or not seen) and offset not in seen and len(seen) < limit:
+        seen.add(offset)
+        stream.seek(min(offset, size))
+        entries = stream.read(count_size)
+        end = stream.tell() + int.from_bytes(entries, order) * entry_size
+        if len(head) < first + pointer_size or len(entries) < count_size or end > size:
+            return [*pages, TiffPage(offset, {})], True
+        table = stream.read(end - stream.tell())
+        pointer = stream.read(pointer_size)  # some writers leave out the last one, which is zero anyway
+        rows = (table[at : at + entry_size] for at in range(0, len(table), entry_size))
+        pages.append(TiffPage(offset, dict(_fields(stream, rows, order, big, size))))
+        offset = int.from_bytes(pointer, order) if len(pointer) == pointer_size else 0
+    return pages, False
+
+
+def _fields(
+    stream: BinaryIO, rows: Iterator[bytes], order: Order, big: bool, size: int
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield the tags that are read here, each with its values; one whose values lie behind the end has none."""
+    inline = 8 if big else 4  # bytes
+    for row in rows:
+        tag, kind = int.from_bytes(row[:2], order), int.from_bytes(row[2:4], order)
+        width, count = _SIZES.get(kind, 0), int.from_bytes(row[4 : 4 + inline], order)
+        if tag not in _READ or not width or count > _MOST_STRIPS:
+            continue
+        data = row[4 + inline : 4 + inline + count * width]
+        if count * width > inline:
+            at = int.from_bytes(row[4 + inline :], order)
+            stream.seek(min(at, size))
+            data = stream.read(count * width)
+        if len(data) == count * width:
+            yield tag, tuple(int.from_bytes(data[i : i + width], order) for i in range(0, len(data), width))
+
+
+# --- is all of a page there? -----------------------------------------------------------------------------------------
+
+
+def check_page(stream: BinaryIO, page: TiffPage) -> None:
+    """Refuse a page with strips or tiles that are missing, too short, shared, or that do not decode."""
+    compression = page.first(COMPRESSION, _NONE)
+    pieces = _pieces_of(page)
+    if compression != _OLD_JPEG:
+        _check_places(pieces, stream.seek(0, 2), compressed=compression != _NONE)
+    if compression in _DEFLATE and page.first(FILL_ORDER, 1) == 1:
+        for number, piece in enumerate(pieces, 1):
+            _check_deflate(stream, piece, f"{number} of {len(pieces)}")
+    elif compression == _JPEG:
+        tables = bytes(page.tags.get(JPEG_TABLES, ()))
+        for piece in pieces:
+            stream.seek(piece.offset)
+            check_jpeg(tables[:-2] + stream.read(piece.length)[2 if tables else 0 :])
+    elif compression not in (_NONE, *_DEFLATE):
+        complaint = first_complaint(stream, page.offset, len(pieces), tiled=TILE_OFFSETS in page.tags)
+        if complaint:
+            raise RefusedError(f"corrupt image data (libtiff: {complaint})")
+
+
+def _pieces_of(page: TiffPage) -> list[Piece]:
+    """Return the strips or tiles that a page of its size has; raises `RefusedError` where fewer are listed."""
+    tiled = TILE_OFFSETS in page.tags
+    width, height = page.first(WIDTH), page.first(HEIGHT)
+    columns = page.first(TILE_WIDTH) if tiled else width
+    rows = page.first(TILE_HEIGHT) if tiled else min(page.first(STRIP_ROWS) or height, height)
+    if min(width, height, columns, rows) <= 0:
+        raise RefusedError("corrupt: a page without a size")
+    across, down = -(-width // columns), -(-height // rows)
+    bands = max(1, page.first(BANDS, 1))
+    bits = [*page.tags.get(BITS, (1,)), *[page.first(BITS, 1)] * bands][:bands]
+    planes = bits if page.first(PLANAR, 1) == 2 else [sum(bits)]
+    wanted = across * down * len(planes)
+    offsets = page.tags.get(TILE_OFFSETS if tiled else STRIP_OFFSETS, ())
+    lengths = page.tags.get(TILE_BYTES if tiled else STRIP_BYTES, ())
+    what = "tiles" if tiled else "strips"
+    if len(offsets) < wanted:
+        raise RefusedError(f"truncated: {wanted - len(offsets):,} of {wanted:,} {what} are not listed")
+    if len(lengths) < wanted and wanted > 1:
+        raise RefusedError(f"truncated: the lengths of {wanted - len(lengths):,} of {wanted:,} {what} are not listed")
+    subsampled = page.first(PHOTOMETRIC) == _YCBCR and page.first(COMPRESSION, _NONE) == _NONE
+    pieces = []
+    for number in range(wanted):
+        plane, place = divmod(number, across * down)
+        here = rows if tiled else min(rows, height - place * rows)
+        needed = 0 if subsampled else -(-columns * planes[plane] // 8) * here
+        length = lengths[number] if number < len(lengths) else needed
+        pieces.append(Piece(offsets[number], length, needed))
+    return pieces
+
+
+def _check_places(pieces: Sequence[Piece], size: int, *, compressed: bool) -> None:
+    """Refuse pieces without a place, behind the end of the file, shorter than their pixels, or laid over each other."""
+    absent = sum(piece.offset <= 0 or piece.length <= 0 for piece in pieces)
+    if absent:
+        raise RefusedError(f"truncated: {absent:,} of {len(pieces):,} strips or tiles were never written")
+    cut = sum(piece.offset + _length(piece, compressed) > size for piece in pieces)
+    if cut:
+        raise RefusedError(f"truncated: {cut:,} of {len(pieces):,} strips or tiles lie behind the end of the file")
+    short = sum(piece.length < piece.needed for piece in pieces)
+    if short and not compressed:
+        raise RefusedError(f"truncated: {short:,} of {len(pieces):,} strips or tiles are shorter than their pixels")
+    end = 0
+    for piece in sorted(pieces, key=lambda piece: piece.offset):
+        if piece.offset < end:
+            raise RefusedError("corrupt: several strips or tiles lie on the same bytes")
+        end = piece.offset + _length(piece, compressed)
+
+
+def _length(piece: Piece, compressed: bool) -> int:
+    """Return how many bytes of the file a piece takes; some writers give one strip a length beyond its pixels."""
+    return piece.length if compressed or not piece.needed else min(piece.length, piece.needed)
+
+
+def _check_deflate(stream: BinaryIO, piece: Piece, which: str) -> None:
+    """Refuse a strip that does not inflate to its pixels, or whose checksum is another one."""
+    stream.seek(piece.offset)
+    inflater, left, count = zlib.decompressobj(), piece.length, 0
+    try:
+        while left > 0 and not inflater.eof:
+            data = stream.read(min(left, _BLOCK))
+            left -= len(data) or left
+            while data and not inflater.eof:
+                count += len(inflater.decompress(data, _BLOCK))
+                if count > piece.needed + _BLOCK:  # more than a page of this size has: no checksum is worth a bomb
+                    return
+                data = inflater.unconsumed_tail
+    except zlib.error as error:
+        raise RefusedError(f"corrupt image data (the compression of strip or tile {which} is broken)") from error
+    if count < piece.needed or not inflater.eof:
+        raise RefusedError(f"truncated: strip or tile {which} ends early")
