@@ -20,7 +20,7 @@ from vlmgate.scores.binding import bind
 from vlmgate.scores.diversity import against_answer, kinds_that_differ, most_disputed, readings
 from vlmgate.scores.findings import ANY, NO_DEFECT, Claims, Vocabulary, load_vocabulary
 from vlmgate.scores.language import APOSTROPHES, LONGEST, TAG, Mark, fold, lowered
-from vlmgate.scores.measures import is_measure, kind_of
+from vlmgate.scores.measures import is_contrast, is_measure, kind_of
 from vlmgate.scores.sentence import NONE, NOT, SAID, UNNAMED, Item, sentences
 
 NO_CLAIM = "nothing of the condition"
@@ -96,7 +96,7 @@ def _group(
     text: str, claims: Claims, disputed: Iterable[str], differ: frozenset[str]
 ) -> tuple[frozenset[str], ...] | str:
     """Return what captions of one group have in common."""
-    if not claims.certain and not claims.asserted and not claims.hedged:
+    if not claims.states and not claims.hedged:
         unknown = claims.language is None and any(map(str.isalpha, text))
         return NO_LANGUAGE if unknown else NO_CLAIM
     denied = frozenset(claim for claim in disputed if claims.denies(claim)) if claims.defects else frozenset()
@@ -123,7 +123,7 @@ def _name(key: tuple[frozenset[str], ...] | str, several: Sequence[Claims]) -> s
     else:
         no = sorted(f"no {in_words(claim)}" for claim in denied)
     if not said and not no:  # nothing but sizes that agree
-        said = sorted(map(in_words, several[0].asserted))
+        said = sorted(in_words(claim) for claim in several[0].asserted if not is_contrast(claim))
     return ", ".join(said + no) or NO_CLAIM
 
 
