@@ -45,6 +45,16 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def no_own_reference(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a fake stand for a model whose folder carries no reference: its features are not the built-in model's.
+
+    Tests that read with the built-in model itself, in this process, are marked `own_reference`.
+    """
+    if "own_reference" not in request.keywords:
+        monkeypatch.setattr("vlmgate.gate.run_gate.checkpoint_reference", lambda model: None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def signals_are_heard() -> None:
     """Let SIGHUP and SIGINT end what these tests start, even where a shell or nohup had them ignored."""

@@ -275,6 +275,7 @@ class Reason(StrEnum):
     EMPTY_ANSWER = "empty_answer"  # at least one answer to the question says nothing
     ANSWER_CUT_OFF = "answer_cut_off"  # at least one answer was cut off at max_answer_tokens
     NO_ANSWER = "no_answer"  # no choice was named more often than every other
+    DRIFTED = "drifted"  # the images of the run do not look like those that the gate was calibrated on
     NO_SCORE = "no_score"  # a column that has a limit cannot be computed
     CONTRADICTED = "contradicted"  # one caption asserts what another denies
     BEYOND_LIMIT = "beyond_limit"  # a column is beyond its own limit

@@ -14,6 +14,7 @@
         ├── EndpointError        1   a model server that is gone, refuses, or does not do what it must
         ├── StoreError           1   a result or journal that cannot be read or written
         ├── KernelError          1   a kernel matrix that is no kernel
+        ├── DriftError           5   images unlike the calibrated ones, and no result is wanted of such
         └── NoveltyError         1   features that make no reference, or a reference that does not fit
 
 Every message is one line: what, where, what to do next. What is expected of a single image (a broken file,
@@ -112,6 +113,12 @@ class StoreError(FatalError):
 
 class LostReadingError(StoreError):
     """A reading that a decision was made on is not in the journal any more."""
+
+
+class DriftError(FatalError):
+    """The images do not look like those that the gate was calibrated on, and so no result was written."""
+
+    exit_code = 5
 
 
 class KernelError(FatalError):

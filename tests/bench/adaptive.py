@@ -20,7 +20,7 @@ from scipy.stats import beta
 from tests.bench import _builtin as measure
 from tests.bench._common import Drawing, Read, Source, readings
 from tests.bench._timing import table, write
-from vlmgate.captioner.location import OWN_LIMITS
+from vlmgate.captioner.location import OWN_LIMITS, OWN_NOVELTY
 from vlmgate.config import SamplingConfig
 from vlmgate.config.scan import split_samples
 from vlmgate.data import Route, Sampled
@@ -85,11 +85,13 @@ def splits(most: int) -> list[Split]:
     """Return the splits that are tried: those of the built-in model, the default of any other, and other limits."""
     novel = ("novelty <= 1",)
     return [
-        Split("built-in model's own", make_gate(num_samples=most, own=OWN_LIMITS[FINDINGS])),
+        Split("built-in model's own", make_gate(num_samples=most, own=(*OWN_LIMITS[FINDINGS], *OWN_NOVELTY))),
         Split("vendi_score ≤ 1.25", make_gate(num_samples=most)),
         *(Split(f"vendi_score ≤ {v:g}", make_gate(num_samples=most, threshold=v, limits=novel)) for v in VENDI_SCORES),
         Split(
-            "with --choices, own", make_gate(num_samples=most, answered=True, own=OWN_LIMITS[FINDINGS]), answered=True
+            "with --choices, own",
+            make_gate(num_samples=most, answered=True, own=(*OWN_LIMITS[FINDINGS], *OWN_NOVELTY)),
+            answered=True,
         ),
         Split("with --choices", make_gate(num_samples=most, answered=True), answered=True),
     ]

@@ -27,7 +27,7 @@ from tests.bench._builtin import (
 )
 from tests.bench._common import Sheet, add_options, publish, tell
 from tests.bench._sentences import majority
-from vlmgate.captioner.location import OWN_LIMITS, weights_folder
+from vlmgate.captioner.location import OWN_LIMITS, OWN_NOVELTY, weights_folder
 from vlmgate.config import BUILTIN, ModelConfig, SamplingConfig
 from vlmgate.data import Route
 from vlmgate.factory.world import CONDITIONS, DEGRADATIONS, VISIBLE
@@ -122,7 +122,7 @@ def _joined(
 
 def _gated(groups: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
     """Return what the model's own limits accept of each group, and how many of those name a wrong condition."""
-    gate = make_gate(num_samples=SamplingConfig().num_samples, own=OWN_LIMITS[FINDINGS])
+    gate = make_gate(num_samples=SamplingConfig().num_samples, own=(*OWN_LIMITS[FINDINGS], *OWN_NOVELTY))
     found: dict[str, Any] = {"gate": gate.describe()}
     for name, group in groups.items():
         routes = [decision.route for decision in decide([reading.candidate for reading in group], gate)]

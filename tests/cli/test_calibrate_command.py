@@ -18,6 +18,7 @@ from tests.support.fakes import FakeCaptioner, folder_of, let_it_read, picture_f
 from vlmgate.calibration.choose import _images_at
 from vlmgate.calibration.guarantee import interval, upper_bound
 from vlmgate.cli import app
+from vlmgate.data import Reason, Route
 from vlmgate.gate.file import read_gate
 from vlmgate.store.result import TRIES_FILE, read_provenance, read_result
 
@@ -107,7 +108,8 @@ def test_from_labels_to_a_gate_to_a_split_folder(labelled: Path, tmp_path: Path)
     assert gate.sampling["choices"] == ("crack", "dent", "none")
     assert gate.measures_novelty and gate.features is not None
 
-    folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(41)), "alien_001.png")
+    names = [f"{c}_{i:03d}.png" for c in ("crack", "dent", "none") for i in range(20)]
+    folder_of(tmp_path / "tonight", *names, "alien_001.png")
     told, _ = run("scan", tmp_path / "tonight", "--gate", "gate.toml")
     assert "gate.toml, 20" in told and "promises, with 95% confidence" in told
     rows, provenance = read_result(tmp_path / "tonight.parquet")
@@ -117,7 +119,7 @@ def test_from_labels_to_a_gate_to_a_split_folder(labelled: Path, tmp_path: Path)
     wrong = [n for n in routes if is_hard(n) and routes[n][0] == "auto_accept"]
     assert not wrong
     assert sum(route == "auto_accept" for route, *_ in routes.values()) >= 25
-    assert provenance["drift"]["images"] == 42
+    assert provenance["drift"]["images"] == 61
 
 
 def test_the_same_command_reads_nothing_twice_and_a_result_needs_no_model(
@@ -315,14 +317,60 @@ def test_the_gate_refuses_what_it_was_not_made_for(calibrated: Path, tmp_path: P
     assert str(features) in error
 
 
+ALARM = "Nothing is promised of this result: its images do not look like those that the gate was calibrated on ("
+
+
 def test_a_changed_folder_raises_the_alarm(calibrated: Path, tmp_path: Path) -> None:
     run("calibrate", calibrated, "--novelty-limit", "inf")
     folder_of(tmp_path / "other", *(f"alien_{i:03d}.png" for i in range(60)))
-    told, _ = run("scan", tmp_path / "other", "--gate", "gate.toml")
-    assert "do not look like those that the gate was calibrated on, so its promise does not hold" in told
+    told, _ = run("scan", tmp_path / "other", "--gate", "gate.toml", "--max-routed", "0", code=5)
+    assert told.splitlines()[2].startswith(ALARM) and told.count(ALARM) == 1 and "The gate promises" not in told
     assert "novelty" in told and "Most unlike: alien_" in told
-    told, _ = run("scan", tmp_path / "other", "--gate", "gate.toml", "--format", "json")
-    assert json.loads(told)["drift"]["alarm"]
+    assert ALARM in Path("other.log").read_text(encoding="utf-8")
+    text, _ = run("scan", tmp_path / "other", "--gate", "gate.toml", "--format", "json", code=5)
+    found = json.loads(text)
+    assert found["drift"]["alarm"] and found["promise"] is None and found["exit_code"] == 5
+    assert found["warnings"][0].startswith(ALARM)
+    run("review", "other.parquet", "--accepted", 5)
+    assert ALARM in Path("other_review/index.html").read_text(encoding="utf-8")
+    told, _ = run("show", "other.parquet")
+    assert ALARM in told and "The gate promises" not in told
+
+
+def test_what_becomes_of_a_changed_folder_is_for_the_user_to_say(
+    calibrated: Path, tmp_path: Path, fake: FakeCaptioner
+) -> None:
+    folder_of(tmp_path / "other", *(f"none_{i:03d}.png" for i in range(60)))  # no defects any more
+    scan = ("scan", tmp_path / "other", "--gate", "gate.toml", "--on-drift")
+    out, error = run(*scan, "stop", code=5)
+    assert out == "" and ALARM in error and "No result was written" in error and not Path("other.parquet").exists()
+    read = len(fake.history)
+    run(*scan, "warn", code=5)
+    accepted = [row for row in read_result(Path("other.parquet"))[0] if row.route == Route.AUTO_ACCEPT]
+    assert accepted and len(fake.history) == read, "the readings were kept"
+    told, _ = run(*scan, "route", code=5)
+    rows, provenance = read_result(Path("other.parquet"))
+    assert {row.route for row in rows} == {Route.HUMAN_REVIEW} and provenance["on_drift"] == "route"
+    assert sum(row.reason == Reason.DRIFTED for row in rows) == len(accepted)
+    assert "unlike the calibrated images" in told and len(fake.history) == read
+    _, error = run("scan", tmp_path / "other", "--on-drift", "route", code=2)
+    assert "--on-drift is for --gate" in error
+    _, error = run(*scan, "stop", "--shard", "1/2", code=2)
+    assert "give it to `vlmgate merge`" in error
+
+
+def test_shards_of_a_changed_folder_are_judged_as_a_whole(calibrated: Path, tmp_path: Path) -> None:
+    folder_of(tmp_path / "other", *(f"none_{i:03d}.png" for i in range(60)))  # no defects any more
+    parts = [f"{i}.parquet" for i in (1, 2)]
+    for i, part in enumerate(parts, 1):
+        run("scan", tmp_path / "other", "--gate", "gate.toml", "--shard", f"{i}/2", "-o", part, code=5)
+    told, _ = run("merge", *parts, "-o", "all.parquet", code=5)
+    assert ALARM in told and read_provenance(Path("all.parquet"))["promise"] is None
+    run("merge", *parts, "-o", "none.parquet", "--on-drift", "route", code=5)
+    routes = [[row.route for row in read_result(Path(f"{name}.parquet"))[0]] for name in ("all", "none")]
+    assert Route.AUTO_ACCEPT in routes[0] and set(routes[1]) == {Route.HUMAN_REVIEW}
+    _, error = run("merge", *parts, "-o", "stopped.parquet", "--on-drift", "stop", code=5)
+    assert ALARM in error and not Path("stopped.parquet").exists()
 
 
 def test_hostile_names_stay_text_on_the_page(tmp_path: Path) -> None:
@@ -361,7 +409,7 @@ def test_a_gate_that_was_edited_promises_nothing(calibrated: Path, tmp_path: Pat
     gate = tmp_path / "gate.toml"
     gate.write_text(re.sub(r"(?m)^threshold = .*$", "threshold = 0.01", gate.read_text(encoding="utf-8")))
     folder_of(tmp_path / "tonight", *(f"none_{i:03d}.png" for i in range(30)))
-    told, _ = run("scan", tmp_path / "tonight", "--gate", "gate.toml")
+    told, _ = run("scan", tmp_path / "tonight", "--gate", "gate.toml", code=5)
     assert "edited since it was calibrated, so it promises nothing" in told and "The gate promises" not in told
 
 

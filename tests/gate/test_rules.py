@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vlmgate.captioner.location import own_limits
+from vlmgate.captioner.location import OWN_NOVELTY, own_limits
 from vlmgate.config import SamplingConfig
 from vlmgate.data import Caption, Quality, Reason, Record, Route, Sampled, Scores
 from vlmgate.errors import GateError
@@ -508,8 +508,19 @@ def test_limits_that_were_measured_for_a_model_take_the_place_of_the_default_but
     assert make_gate(num_samples=8, own=own, limits=["novelty <= 3"]).describe() == (
         "vendi_score ≤ 2.2 (the model's own) and novelty ≤ 3"
     )
-    for chosen in ({"threshold": 3.0}, {"review_budget": "5"}, {"limits": ["vendi_score <= 3"]}):
-        assert "own" not in make_gate(num_samples=8, own=own, **chosen).describe()  # type: ignore[arg-type]
+    splits: list[dict[str, Any]] = [
+        *({"threshold": 3.0}, {"review_budget": "5"}, {"limits": ["vendi_score <= 3"]}),
+        *({"score": "agreement", "threshold": 0.1}, {"answered": True}, {"answered": True, "threshold": 0.1}),
+    ]
+    for chosen in splits:
+        gate = make_gate(num_samples=8, own=own, **chosen)
+        assert gate.describe().count("the model's own") == 1 and "novelty ≤ 1.5 (the model's own)" in gate.describe()
+        strange = full("a", vendi_score=1.0, novelty=1.6, agreement=1.0, answer="ok", answer_probability=1.0)
+        assert decide([strange], gate)[0].column == "novelty"
+        lifted = [*chosen.get("limits", ()), "novelty <= inf"]
+        gate = make_gate(num_samples=8, own=own, **chosen | {"limits": lifted})
+        assert "novelty" not in gate.describe() and Gate.of(gate.told()) == gate
+        assert decide([strange], gate)[0].column != "novelty"
     with pytest.raises(GateError, match="--kernel minilm has no default limit"):
         make_gate(num_samples=8, own=own, kernel="minilm")
 
@@ -638,7 +649,7 @@ def test_what_is_strange_is_doubted_more_than_whatever_is_familiar() -> None:
 def test_the_built_in_models_limits_hold_for_the_kernels_and_the_sampling_that_they_were_measured_with() -> None:
     usual = SamplingConfig()
     for kernel in ("findings", "words"):
-        gate = make_gate(num_samples=8, kernel=kernel, own=own_limits(usual, kernel))
+        gate = make_gate(num_samples=8, kernel=kernel, own=(*own_limits(usual, kernel), *OWN_NOVELTY))
         assert gate.describe() == "vendi_score ≤ 2 (the model's own) and novelty ≤ 1 (the model's own)"
         two = Candidate.of("a", Scores(1.9, 0.9, None, None, 0, contradiction=0.125), None, None, 0.5)
         assert decide([two], gate)[0].reason is Reason.CONTRADICTED, "a limit on the score allows for no contradiction"

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 import vlmgate.gate.run_gate
-import vlmgate.run.plan
 from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, config_for, folder_of, picture_file
+from vlmgate.captioner.location import weights_digest
 from vlmgate.config import ImageConfig, ModelConfig, ScanConfig
 from vlmgate.data import Picture, Reason, Record, Route, Sampled
 from vlmgate.errors import GateError, NoImagesError, NoveltyError
 from vlmgate.gate.rules import make_gate
+from vlmgate.gate.run_gate import RunGate
 from vlmgate.run.loop import scan
 from vlmgate.run.rescore import rescore
 from vlmgate.scores.diversity import load_kernel
-from vlmgate.scores.novelty import Reference, checkpoint_reference
+from vlmgate.scores.novelty import Reference, checkpoint_reference, pack
 from vlmgate.store.result import read_provenance, read_result
 
 KNOWN = tuple(f"known_{i:02d}.png" for i in range(30))
@@ -162,8 +163,7 @@ def test_what_the_checkpoint_carries_serves_without_a_folder(
     carried = Reference.fit([features(name) for name in KNOWN])
     other = Reference.fit(np.random.default_rng(0).normal(size=(20, 9)))  # of features of another length
     for reference, novel in ((carried, True), (other, False), (None, False)):
-        for module in (vlmgate.run.plan, vlmgate.gate.run_gate):
-            monkeypatch.setattr(module, "checkpoint_reference", lambda _, found=reference: found)
+        monkeypatch.setattr(vlmgate.gate.run_gate, "checkpoint_reference", lambda _, found=reference: found)
         rows = run(replace(config, reference=None, limits=()))
         assert (rows["fish.png"].novelty is not None) == novel
     with pytest.raises(GateError, match="carries none"):
@@ -177,6 +177,28 @@ def test_a_checkpoint_folder_may_carry_its_reference(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"")
     model = ModelConfig(model=str(folder))
     assert checkpoint_reference(model) is None
-    Reference.fit([features(name) for name in KNOWN]).save(folder / "novelty.npz")
+    reference = Reference.fit([features(name) for name in KNOWN])
+    replace(reference, weights=weights_digest(folder)).save(folder / "novelty.npz")
     found = checkpoint_reference(model)
     assert found is not None and found.count == 30
+    (folder / "config.json").write_text('{"more": 1}')
+    assert checkpoint_reference(model) is not None, "it is of the weights, whatever else changes"
+    (folder / "model.safetensors").write_bytes(b"trained on")
+    with pytest.raises(NoveltyError, match=r"novelty\.npz: was made with other weights; make it again"):
+        checkpoint_reference(model)
+    reference.save(folder / "novelty.npz")
+    with pytest.raises(NoveltyError, match="does not say which weights it was made with"):
+        checkpoint_reference(model)
+
+
+def test_an_image_must_be_familiar_to_both_references() -> None:
+    near, far = (Reference.fit([features(name) for name in KNOWN]) for _ in range(2))
+    far = replace(far, mean=far.mean + 100)
+    packed = [pack(features(name)) for name in (*KNOWN[:3], "fish.png")]
+    both = replace(near, also=far).novelty_of(packed)
+    assert np.array_equal(both, np.maximum(near.novelty_of(packed), far.novelty_of(packed)))
+    assert (both > 1).all() and not (near.novelty_of(packed[:3]) > 1).any()
+    short = replace(far, mean=far.mean[:1], scale=far.scale[:1], rows=far.rows[:, :1])
+    assert np.isnan(replace(near, also=short).novelty_of(packed)).all(), "unknown to one of them is unknown"
+    assert RunGate(make_gate(num_samples=4, threshold=2.0), own=far).reference(near) is not None
+    assert RunGate(make_gate(num_samples=4, threshold=2.0), own=far).reference() is far

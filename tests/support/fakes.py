@@ -176,3 +176,4 @@ def let_it_read(captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch) -> No
     for function in (vlmgate.run.loop.scan, vlmgate.calibration.run.calibrate, run_comparison):
         monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "load": captioner.load})
     monkeypatch.setattr(vlmgate.gate.run_gate, "own_limits", lambda sampling, kernel: ())
+    monkeypatch.setattr(vlmgate.gate.run_gate, "checkpoint_reference", lambda model: None)

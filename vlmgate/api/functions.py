@@ -148,7 +148,7 @@ class Gate:
         compares and the row lacks (or holds as null or NaN) routes it to a person, and so does whatever says that it is
         no reading: a `reason` such as unreadable or cut_off, captions or answers that are degenerate, no `vendi_score`,
         no `answer` where the gate asks a question. Novelty is measured anew where the row has `vision_features` and the
-        gate a reference of its own; else the row's `novelty` must come from a scan with this gate.
+        gate a reference of its own, and the greater of that and the row's `novelty` counts; else it is the row's.
         """
         from vlmgate.gate.one_row import judge
 

@@ -45,6 +45,7 @@ class ReadingOptions(TypedDict, total=False):
     batch_size: int | None
     pages: Pages
     max_pixels: int
+    image_memory: float | None  # GB
     workers: int
     restart: bool
 
@@ -62,6 +63,7 @@ class ScanOptions(ReadingOptions, total=False):
     limit: Texts | None  # rules such as "novelty <= 1"
     reference: Path | str | None
     gate: Path | str | None
+    on_drift: Literal["warn", "route", "stop"]
     watch: bool
     settle: str | float | None  # "5s", or seconds; likewise the two after next
     until: str | None  # "06:00"

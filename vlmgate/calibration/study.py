@@ -22,6 +22,7 @@ from vlmgate.calibration.choose import (
 )
 from vlmgate.calibration.cost import Bills, Costs, Outcomes, compare_policies, line_weights
 from vlmgate.calibration.figures import Agreement, Estimate, Mask, Vector, agreement, kappa, measure
+from vlmgate.calibration.limits import deciding_novelty, limits_of
 from vlmgate.calibration.parts import Numbers
 from vlmgate.calibration.readings import OF_KERNEL, Evidence, Labelled, columns_there, evidence, in_own_units
 from vlmgate.calibration.tries import Tried
@@ -223,9 +224,9 @@ def study(
             design = ~tried.usable | (design & tried.touched)
     everything = np.ones(len(design), bool)
     reference, novelty = _features(labelled, design)
-    limits, notes = _limits(labelled, design, config, novelty is not None)
-    # scan --gate measures from that reference, too
-    own = None if novelty is None else [float(v) if math.isfinite(v) else None for v in novelty]
+    why_none = _why_no_reference(labelled, design) if reference is None else None
+    limits, notes = limits_of(labelled, design, config, why_none)
+    own = deciding_novelty(labelled, novelty)  # as `scan --gate` measures it
 
     def scored(num_samples: int, kernel: str) -> Evidence:
         return evidence(labelled, num_samples, kernels[kernel], name=kernel, limits=limits, novelty=own)
@@ -355,21 +356,6 @@ def _why_no_reference(labelled: Labelled, design: Mask) -> str:
         f"it takes vision features of {_FEWEST_FEATURES} {what} that choose, and there are "
         f"{int((there & design & labelled.stands).sum()):,}; label more"
     )
-
-
-def _limits(
-    labelled: Labelled, design: Mask, config: CalibrateConfig, known: bool
-) -> tuple[tuple[Limit, ...], list[str]]:
-    limits = [parse_limit(text, labelled.num_samples) for text in config.limits]
-    notes = []
-    if any(limit.column == "novelty" for limit in limits):
-        raise LabelError("--limit on novelty: use --novelty-limit, which is measured from the calibrated images.")
-    if math.isfinite(config.novelty_limit):
-        if known:
-            limits.append(Limit("novelty", "<=", config.novelty_limit))
-        else:
-            notes.append(f"no limit on novelty: {_why_no_reference(labelled, design)}")
-    return tuple(limits), notes
 
 
 def _quality(whole: Sequence[Evidence], parts: Numbers) -> tuple[ScoreFigures, ...]:

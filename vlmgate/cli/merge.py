@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ def merge(
     gate: Annotated[
         Path | None, Opt("Where the gate file of the parts is now.", panel=Panel.READ, usual="where it was")
     ] = None,
+    on_drift: Annotated[
+        Literal["warn", "route", "stop"],
+        Opt("As for scan: what becomes of images unlike those of the gate.", panel=Panel.SPLIT, rare=True),
+    ] = "warn",
     max_routed: MaxRouted = None,
     format: ScanFormat = "table",
     quiet: Quiet = False,
@@ -34,7 +38,7 @@ def merge(
 
     No model reads and no image is opened. Budgets, copies and drift are those of the whole folder. Exit codes: 0 done,
     1 fatal, 2 usage or parts that do not belong together, 3 done but some images were not or could not be read, 4 more
-    than --max-routed.
+    than --max-routed, 5 images unlike those that the gate was calibrated on.
     """
     from vlmgate.run.merge import merge as run
     from vlmgate.run.rescore import check_output
@@ -43,12 +47,12 @@ def merge(
     most = max_routed_of(max_routed)
     for part in parts:
         check_output(out, part)
-    done = run(parts, incomplete=incomplete, gate_file=gate)
+    done = run(parts, incomplete=incomplete, gate_file=gate, on_drift=on_drift)
     write_result(out, done.records, done.provenance)
     if not quiet:
         for note in done.notes:
             say(note)
-    code = code_of(done.records, most, complete=done.provenance["complete"])
+    code = code_of(done.records, most, done.provenance)
     with reader_may_leave():
         print_result(done.records, done.provenance, out, format, code)
     end(code, max_routed)

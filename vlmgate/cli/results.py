@@ -68,13 +68,16 @@ def rescore(
 
 def _own_limits(records: list[Record], provenance: dict[str, Any], kernel: str) -> tuple[str, ...]:
     """Return the limits of the model that made a result, where it has some and the result what they compare."""
-    from vlmgate.captioner.location import own_limits
+    from vlmgate.captioner.location import OWN_NOVELTY, own_limits
 
-    named = (provenance["model"] or {}).get("model")
-    if named != BUILTIN or all(record.novelty is None for record in records):
+    measured, sampling = provenance.get("reference") or {}, provenance["sampling"]
+    if all(record.novelty is None for record in records):
         return ()
-    sampling = provenance["sampling"]
-    return own_limits(SamplingConfig(**sampling | {"choices": tuple(sampling.get("choices", ()))}), kernel)
+    novelty = OWN_NOVELTY if "checkpoint" in (measured.get("folder"), measured.get("also")) else ()
+    if (provenance["model"] or {}).get("model") != BUILTIN:
+        return novelty
+    drawn = SamplingConfig(**sampling | {"choices": tuple(sampling.get("choices", ()))})
+    return (*own_limits(drawn, kernel), *novelty)
 
 
 @command(short_help="Show a result, or one image's captions and why.")

@@ -13,7 +13,7 @@ import typer
 from vlmgate.cli.options import Given, MaxRouted, Quiet, ScanFormat, command
 from vlmgate.config.options import Opt, Panel
 from vlmgate.config.scan import SCAN, scan_config
-from vlmgate.errors import UsageError
+from vlmgate.errors import DriftError, UsageError
 from vlmgate.report.terminal import TerminalProgress, complain, console, crashes_to, reader_may_leave
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def scan(
 
     Writes FOLDER.parquet (listed.parquet of a list), a log and a journal. The same command resumes where it was
     stopped. Exit codes: 0 done, 1 fatal, 2 usage, 3 done but some images could not be read (they are routed to a
-    person), 4 more than --max-routed, 130 Ctrl-C.
+    person), 4 more than --max-routed, 5 images unlike those that the gate was calibrated on, 130 Ctrl-C.
     """
     source = _listed(null) if folder == _STDIN else folder
     if folder != _STDIN and null:
@@ -75,7 +75,8 @@ def scan(
     code = _exit_code(result, most)
     with reader_may_leave():
         error = str(result.error) if result.error else None
-        print_result(result.decided, result.provenance, result.outputs.parquet, format, code, error, result.whole)
+        if format == "json" or not isinstance(result.error, DriftError):  # then there is no result
+            print_result(result.decided, result.provenance, result.outputs.parquet, format, code, error, result.whole)
     if result.error:
         complain(str(result.error))
     end(code, max_routed)
@@ -118,19 +119,26 @@ def _exit_code(result: ScanResult, limit: tuple[float | None, int | None]) -> in
         return 128 + result.interrupted
     if result.error is not None:
         return result.error.exit_code
-    return code_of(result.decided, limit)
+    return code_of(result.decided, limit, result.provenance)
 
 
-def code_of(records: Sequence[Record], limit: tuple[float | None, int | None], *, complete: bool = True) -> int:
-    """Return the exit code of a result: 4 beyond --max-routed, 3 where images are missing or could not be read."""
+def code_of(records: Sequence[Record], limit: tuple[float | None, int | None], provenance: Mapping[str, Any]) -> int:
+    """Return the exit code of a result, the first that holds.
+
+    5 where the images do not look like those that the gate was calibrated on, 4 beyond --max-routed, 3 where images are
+    missing or could not be read.
+    """
     from vlmgate.data import Route
+    from vlmgate.gate.drift import has_alarm
     from vlmgate.gate.reasons import UNREAD
 
+    if has_alarm(provenance.get("drift")):
+        return 5
     routed = sum(r.route == Route.HUMAN_REVIEW for r in records)
     share, count = limit
     if (share is not None and routed > share * len(records)) or (count is not None and routed > count):
         return 4
-    return 3 if not complete or any(r.reason in UNREAD for r in records) else 0
+    return 3 if not provenance["complete"] or any(r.reason in UNREAD for r in records) else 0
 
 
 def print_result(

@@ -213,6 +213,11 @@ class ScanConfig:
     gate: Path | None = _limit(
         None, "Gate file of `vlmgate calibrate`: model, prompt, sampling and limits are its.", eager=True
     )  # takes the place of the six above
+    on_drift: Literal["warn", "route", "stop"] = _limit(
+        "warn",
+        "Images unlike the calibrated ones: warn (exit code 5), route (all to people) or stop (no result is written).",
+        rare=True,
+    )
     restart: bool = opt(False, "Read everything again; the old journal is kept aside.")
     watch: WatchConfig | None = opt(
         None,
@@ -297,6 +302,11 @@ def scan_config(source: Path | Sequence[Path], out: Path | None, options: Mappin
                 f"--samples {given['samples']} and --num-samples {given['num_samples']} do not agree; leave one out."
             )
         given["num_samples"] = most
+    if given.get("on_drift", "warn") != "warn":
+        if "gate" not in given:
+            raise UsageError("--on-drift is for --gate, which knows the images that it was calibrated on; add that.")
+        if given["on_drift"] == "stop" and "shard" in given:
+            raise UsageError("--on-drift stop is of a whole folder; leave it out here, and give it to `vlmgate merge`.")
     if "gate" in given and "endpoint" not in given:  # the gate brings max_side where a server read its images
         given = {name: value for name, value in given.items() if name not in SERVERS}
     if given.get("choices"):

@@ -152,13 +152,14 @@ def export(model: nn.Module, processor: Any, folder: Path) -> None:
 def write_reference(weights: Path, count: int = 3_000) -> Path:
     """Write `novelty.npz`, made from `count` clean renders, into a checkpoint's folder and return its path."""
     from vlmgate.captioner import load_captioner
+    from vlmgate.captioner.location import weights_digest
     from vlmgate.scores.novelty import Reference
 
     captioner = load_captioner(ModelConfig(model=str(weights)), SamplingConfig(batch_size=16))
     drawn = (render((_REFERENCE_STREAM, i), Wanted(degradation=CLEAN)).image for i in range(count))
     features = captioner.look([picture_of(i, image) for i, image in enumerate(drawn)])  # as a scan sees them
     path = weights / "novelty.npz"
-    Reference.fit(np.array(features, np.float32)).save(path)
+    replace(Reference.fit(np.array(features, np.float32)), weights=weights_digest(weights)).save(path)
     return path
 
 

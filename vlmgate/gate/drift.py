@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmgate.data import Reason, Record, Route
+
 Vector = NDArray[np.float64]
 Values = Sequence[float | None] | Vector
 
+OnDrift = Literal["warn", "route", "stop"]  # what becomes of a run whose images have drifted
 QUANTILES = 101  # that a distribution is kept as
 FEWEST = 20  # values on either side; fewer tell nothing
 CHANCE = 0.01  # of an alarm over all columns, where nothing has changed
@@ -64,6 +68,30 @@ def shifts(kept: Mapping[str, Kept], tonight: Mapping[str, Values]) -> list[Shif
     pairs = {name: pair for name, pair in pairs.items() if len(pair[1]) >= FEWEST}
     found = [_shift(name, then, now, CHANCE / len(pairs)) for name, (then, now) in pairs.items()]
     return sorted(found, key=lambda shift: -shift.gap)
+
+
+def has_alarm(drift: Mapping[str, Any] | None) -> bool:
+    """Say whether a run's images do not look like the calibrated ones; `drift` is that of its provenance."""
+    return bool(drift and drift["alarm"])
+
+
+def alarm_line(drift: Mapping[str, Any]) -> str:
+    """Return what an alarm means, as one line."""
+    moved = [column["column"] for column in drift["columns"] if column["alarm"]]
+    return (
+        "Nothing is promised of this result: its images do not look like those that the gate was calibrated on "
+        f"({', '.join(moved)})."
+    )
+
+
+def all_to_people(records: Iterable[Record]) -> list[Record]:
+    """Return rows of which none is accepted, because the images have drifted."""
+    return [
+        replace(row, route=Route.HUMAN_REVIEW, reason=Reason.DRIFTED, decided_by=None, threshold=None)
+        if row.route == Route.AUTO_ACCEPT
+        else row
+        for row in records
+    ]
 
 
 def _shift(name: str, then: Kept, now: Vector, chance: float) -> Shift:

@@ -307,7 +307,9 @@ def _pairs(values: Mapping[str, Any]) -> list[str]:
 
 
 def _rule(limit: Limit) -> str:
-    return _NEVER if math.isinf(limit.value) else f"{limit.column} {limit.side} {_decimal(limit.value)}"
+    if math.isinf(limit.value) and not limit.is_none:
+        return _NEVER
+    return f"{limit.column} {limit.side} {'inf' if limit.is_none else _decimal(limit.value)}"
 
 
 def _decimal(value: float) -> str:

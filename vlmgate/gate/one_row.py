@@ -11,9 +11,12 @@ from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, cast
 
+from vlmgate.captioner.location import OWN_NOVELTY
+from vlmgate.config import BUILTIN
 from vlmgate.data import NO_READING, Caption, Decision, Finish, Reason, Record
 from vlmgate.gate.file import GateFile
 from vlmgate.gate.rules import COLUMNS, Candidate, breaks_ties, decide
+from vlmgate.gate.run_gate import with_novelty
 from vlmgate.scores.answers import degenerate_answers, parse, tally
 from vlmgate.scores.novelty import Reference, pack
 from vlmgate.scores.refusals import degenerate
@@ -23,16 +26,21 @@ _REASONS = frozenset(Reason)  # which are texts
 
 
 def judge(row: Record | Mapping[str, Any], gate: GateFile, reference: Reference | None = None) -> Decision:
-    """Return where a row goes by a gate, and why; `reference` takes the place of what its novelty was measured from."""
+    """Return where a row goes by a gate, and why.
+
+    From a `reference` its novelty is measured anew; the greater of that and the row's own counts, as under `scan`.
+    """
     values = {f.name: getattr(row, f.name) for f in fields(Record)} if isinstance(row, Record) else row
     figures: dict[str, Any] = {column: _number(values, column) for column in COLUMNS}
     figures["answer"] = None if _missing(values.get("answer")) else str(values["answer"])
     found = Record(file_name="", page=1, seed=0, **figures)
     features = _features(values.get("vision_features"))
     if reference is not None and features:
-        novelty, most = _finite(float(reference.novelty_of([features])[0])), int(gate.sampling["num_samples"])
+        measured, most = float(reference.novelty_of([features])[0]), int(gate.sampling["num_samples"])
+        novelty = _finite(max(measured, found.novelty or 0.0) if math.isfinite(measured) else measured)
         found = replace(found, novelty=novelty, doubt=doubt(found.vendi_score, novelty, most))
-    return decide([Candidate(found, _no_reading(values, found, gate))], gate.gate)[0]
+    rule = with_novelty(gate.gate, OWN_NOVELTY if gate.checkpoint.get("model") == BUILTIN else ())
+    return decide([Candidate(found, _no_reading(values, found, gate))], rule)[0]
 
 
 def _no_reading(row: Mapping[str, Any], scores: Record, gate: GateFile) -> Reason | None:

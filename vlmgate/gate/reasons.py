@@ -84,6 +84,11 @@ REASON_WORDS = {
         "no choice was named more often than every other",
         "No choice was named more often than every other in the model's {k} answers",
     ),
+    Reason.DRIFTED: ReasonWords(
+        "unlike the calibrated images",
+        "the images of this run do not look like those that the gate was calibrated on",
+        "The images of this scan do not look like those that the limits were calibrated on",
+    ),
     Reason.NO_SCORE: ReasonWords("no score", "a column that has a limit cannot be computed"),
     Reason.CONTRADICTED: ReasonWords(
         "contradicted",

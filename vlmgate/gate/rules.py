@@ -54,6 +54,7 @@ COLUMNS: dict[str, Column] = {
     "clipped_bright": Column(True, 0, 1, either_side=True),
     "flat_rows": Column(True, 0, 1, either_side=True),
 }
+QUALITY = frozenset(field.name for field in fields(Quality))  # of the picture, whatever the model says
 # What images can be ordered by, the worst first.
 HIGHER_IS_WORSE: dict[str, bool] = {
     name: column.higher_is_worse for name, column in COLUMNS.items() if column.higher_is_worse is not None
@@ -83,10 +84,17 @@ class Limit:
         sign = "≤" if self.side == "<=" else "≥"
         origin = " (uncalibrated default)" if self.default else " (the model's own)" if self.by_model else ""
         where = "" if self.answer is None else f" where the answer is '{self.answer}'"
+        if self.is_none:
+            return f"any {self.column}"
         if math.isinf(self.value):
             return f"nothing{where}{origin}"
         column = self.column if self.instead is None else f"{self.column} (or {self.instead})"
         return f"{column} {sign} {self.value:.6g}{where}{origin}"
+
+    @property
+    def is_none(self) -> bool:
+        """Say whether it keeps nothing back: "novelty <= inf"."""
+        return self.value == (math.inf if self.side == "<=" else -math.inf)
 
     def holds(self, value: float) -> bool:
         """Say whether a value keeps to it."""
@@ -139,12 +147,15 @@ class Gate:
 
     def told(self) -> dict[str, Any]:
         """Return what a result's provenance holds of it; JSON has no infinity, so a limit of `never` is null."""
-        limits = tuple(asdict(one) | {"value": one.value if math.isfinite(one.value) else None} for one in self.limits)
-        return asdict(self) | {"limits": limits}
+        limits = (asdict(one) for one in self.limits if not one.is_none)
+        told = tuple(one | {"value": one["value"] if math.isfinite(one["value"]) else None} for one in limits)
+        return asdict(self) | {"limits": told}
 
     def describe(self) -> str:
         """Return the rule in a few words, e.g. "vendi_score ≤ 1.8 and abstain_rate ≤ 0.25"."""
-        parts = [limit.describe() for limit in (self.own, *self.limits) if limit]
+        usual = set() if self.origin is None else {limit.column for limit in self.limits if limit.column in QUALITY}
+        parts = [limit.describe() for limit in (self.own, *self.limits) if limit and limit.column not in usual]
+        parts += [f"{' and '.join(sorted(usual)) if len(usual) < 3 else 'the picture'} as calibrated"] * bool(usual)
         if self.budget_share is not None or self.budget_count is not None:
             many = f"{self.budget_count:,}" if self.budget_share is None else f"{self.budget_share * 100:.6g}% of"
             parts = [f"the {many} images most uncertain by {self.score} go to a person", *parts]
@@ -174,14 +185,20 @@ def make_gate(
     `review_budget` is a share ("10%") or a number of images ("200"); `limits` are rules such as "novelty <= 1". Where a
     question was `answered`, the score is the probability of the answer, unless the user names another, and without a
     limit on it or on `answer_share` either must be `UNCALIBRATED_ANSWER`. Else it is the Vendi score. Without a limit
-    on that its limit is `own`, what was measured for the model (one of them on the Vendi score), or
-    `UNCALIBRATED_VENDI_SCORE`; both hold for the kernels findings and words alone.
+    on that its limit is that of `own`, what was measured for the model, or `UNCALIBRATED_VENDI_SCORE`; both hold for
+    the kernels findings and words alone. The other limits of `own` hold beside every split, each unless `limits` has
+    one on its column; "novelty <= inf" is none at all.
     """
     if score not in (None, *HIGHER_IS_WORSE):
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
     if threshold is not None and review_budget is not None:
         raise GateError("--threshold and --review-budget exclude each other; give one of them.")
     rules = tuple(parse_limit(text, num_samples) for text in limits)
+    measured = [replace(parse_limit(text, num_samples), by_model=True) for text in own]
+    main = next((limit for limit in measured if limit.column == "vendi_score"), None)
+    given = {rule.column for rule in rules}
+    others = tuple(limit for limit in measured if limit is not main and limit.column not in given)
+    rules = (*others, *(rule for rule in rules if not rule.is_none))
     on_answers = [rule.column for rule in rules if rule.column in (PROBABILITY, "answer_share")]
     chosen = score
     score = score or (on_answers[0] if on_answers and answered else PROBABILITY if answered else "vendi_score")
@@ -199,15 +216,14 @@ def make_gate(
     if any(rule.column == score for rule in rules):
         return Gate(score=score, limits=(*rules, *answers))
     if by_default and chosen in (None, PROBABILITY):
-        measured = _own_gate(own, rules, num_samples).limits if own else rules
-        return Gate(PROBABILITY, UNCALIBRATED_ANSWER, default=True, limits=measured)
+        return Gate(PROBABILITY, UNCALIBRATED_ANSWER, default=True, limits=rules)
     if score != "vendi_score":
         raise GateError(f"--score {score} has no default limit; give --threshold, --review-budget or --limit.")
     if kernel not in ("findings", "words"):
         raise GateError(f"--kernel {kernel} has no default limit; give --threshold, --review-budget or --limit.")
     rules = (*rules, *answers)
-    if own:
-        return _own_gate(own, rules, num_samples)
+    if main is not None:
+        return Gate(threshold=main.value, by_model=True, limits=rules)
     threshold = unanimous(num_samples) if kernel == "findings" else min(UNCALIBRATED_VENDI_SCORE, float(num_samples))
     return Gate(threshold=threshold, default=True, limits=rules)
 
@@ -221,15 +237,6 @@ def unanimous(num_samples: int) -> float:
     root = math.sqrt(0.25 - 0.75 * (num_samples - 1) / num_samples**2)
     entropy = -sum(value * math.log(value) for value in (0.5 + root, 0.5 - root))
     return min(UNCALIBRATED_VENDI_SCORE, math.floor(1000 * math.exp(entropy) - 1) / 1000)
-
-
-def _own_gate(own: Sequence[str], rules: Sequence[Limit], num_samples: int) -> Gate:
-    """Return the gate that was measured for a model, each limit unless the user gives another on its column."""
-    measured = [replace(parse_limit(text, num_samples), by_model=True) for text in own]
-    (main,) = (limit for limit in measured if limit.column == "vendi_score")
-    given = {rule.column for rule in rules}
-    others = tuple(limit for limit in measured if limit is not main and limit.column not in given)
-    return Gate(threshold=main.value, by_model=True, limits=(*others, *rules))
 
 
 def parse_share_or_count(text: str, option: str) -> tuple[float | None, int | None]:
@@ -254,7 +261,8 @@ def safe_limit(column: str, value: float, answer: str | None = None) -> Limit:
 
 def parse_limit(text: str, num_samples: int) -> Limit:
     """Read "abstain_rate <= 0.25"; raises `GateError` for anything else, and for a limit from the wrong side."""
-    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|≤|≥)\s*([+-]?(?:\d{1,12}(?:\.\d{0,12})?|\.\d{1,12}))\s*", text, re.ASCII)
+    number = r"[+-]?(?:\d{1,12}(?:\.\d{0,12})?|\.\d{1,12}|inf)"
+    match = re.fullmatch(rf"\s*(\w+)\s*(<=|>=|≤|≥)\s*({number})\s*", text, re.ASCII)
     if match is None:
         raise GateError(f"--limit is '{text}'; give a column, <= or >=, and a number, such as 'abstain_rate <= 0.25'.")
     column, side = match[1], "<=" if match[2] in ("<=", "≤") else ">="
@@ -274,7 +282,8 @@ def _safe_side(column: str) -> Side:
 def _checked(name: str, value: float, num_samples: int, option: str) -> float:
     low, high = COLUMNS[name].low, COLUMNS[name].high
     high = float(num_samples) if high is None else high
-    if not math.isfinite(value) or not low <= value <= high:
+    no_limit = value == high and option != "--threshold"  # "novelty <= inf"
+    if not (math.isfinite(value) or no_limit) or not low <= value <= high:
         said = f"{option} is {value}" if option == "--threshold" else option
         raise GateError(f"{said}: {name} lies between {low:g} and {high:g} with this many samples.")
     return value
@@ -375,7 +384,7 @@ def bars(candidate: Candidate, limits: Sequence[Limit], score: str | None = None
     if not any(limit.column == "contradiction" for limit in limits):
         limits = (NO_CONTRADICTION, *limits)
     for limit in sorted(limits, key=lambda limit: limit.column != "contradiction"):
-        if limit.answer not in (None, candidate.record.answer):
+        if limit.is_none or limit.answer not in (None, candidate.record.answer):
             continue
         column, value = candidate.compared(limit)
         if value is None and limit is not NO_CONTRADICTION:  # a result of before has no such column

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlmgate.captioner.location import own_limits
+from vlmgate.captioner.location import OWN_NOVELTY, own_limits
 from vlmgate.config import BUILTIN, SERVER, ScanConfig
 from vlmgate.data import Content, Reading, Reason, Record, content_of
 from vlmgate.errors import GateError
 from vlmgate.gate.drift import Values, shifts
 from vlmgate.gate.file import FOLDER, GateFile, differences, feature_file, read_gate
-from vlmgate.gate.rules import ANSWER_COLUMNS, Gate, make_gate
+from vlmgate.gate.rules import ANSWER_COLUMNS, Gate, make_gate, parse_limit
 from vlmgate.scores.novelty import Reference, checkpoint_reference
 
 log = logging.getLogger(__name__)
@@ -36,17 +36,30 @@ class RunGate:
     gate: Gate
     file: GateFile | None = None
     features: Reference | None = None  # of the images that the gate was calibrated on
+    own: Reference | None = None  # the checkpoint's
 
     @property
-    def reference(self) -> Reference | None:
-        """Return what novelty is measured from, where the gate says so."""
+    def calibrated(self) -> Reference | None:
+        """Return the reference of the gate's own images, where it measures novelty from that."""
         return self.features if self.file is not None and self.file.measures_novelty else None
+
+    def reference(self, named: Reference | None = None) -> Reference | None:
+        """Return what novelty is measured from: `named` (of --reference) or the gate's, and the checkpoint's as well.
+
+        An image must be familiar to both: a few hundred labelled images, or a folder, make a weaker reference than
+        all that a model was trained on.
+        """
+        first = named or self.calibrated
+        return self.own if first is None else replace(first, also=self.own)
 
 
 def gate_of(config: ScanConfig) -> RunGate:
     """Return the gate of a run; raises `GateError` where it means nothing, and for columns that cannot be filled."""
     if config.model.endpoint is not None and config.reference is not None:
         raise GateError("--reference compares vision features, which a model server does not show; leave it out.")
+    reference = checkpoint_reference(config.model)
+    own = own_limits(config.sampling, config.kernel) if config.model.model == BUILTIN else ()
+    own = (*own, *OWN_NOVELTY) if reference is not None else own
     if config.gate is None:
         gate = make_gate(
             num_samples=config.sampling.num_samples,
@@ -56,12 +69,12 @@ def gate_of(config: ScanConfig) -> RunGate:
             limits=config.limits,
             answered=config.sampling.question is not None,
             kernel=config.kernel,
-            own=own_limits(config.sampling, config.kernel) if config.model.model == BUILTIN else (),
+            own=own,
         )
-        _check_columns(gate, config)
-        return RunGate(gate)
-    own = {"threshold": config.threshold, "review-budget": config.review_budget, "limit": config.limits or None}
-    for option, given in (own | {"reference": config.reference}).items():
+        _check_columns(gate, config, reference)
+        return RunGate(gate, own=reference)
+    others = {"threshold": config.threshold, "review-budget": config.review_budget, "limit": config.limits or None}
+    for option, given in (others | {"reference": config.reference}).items():
         if given is not None:
             raise GateError(f"--gate and --{option} exclude each other: a gate's promise holds for its own limits.")
     found = from_file(config.gate)
@@ -70,9 +83,17 @@ def gate_of(config: ScanConfig) -> RunGate:
     if config.score not in (None, file.gate.score) or config.kernel != file.kernel:
         raise GateError(f"{config.gate}: goes by {file.gate.score} ({file.kernel}); leave out --score and --kernel.")
     _check_place(file, config)
-    if found.reference is None:
-        _check_columns(file.gate, config)
-    return found
+    if found.calibrated is None:
+        _check_columns(file.gate, config, reference)
+    return replace(found, gate=with_novelty(file.gate, own), own=reference)
+
+
+def with_novelty(gate: Gate, own: Sequence[str]) -> Gate:
+    """Return the gate of a file with the model's own limit on novelty, unless it has one; "novelty <= inf" is none."""
+    there = any(limit.column == "novelty" for limit in gate.limits)
+    added = [parse_limit(text, 2) for text in own if text in OWN_NOVELTY and not there]
+    limits = (*(limit for limit in gate.limits if not limit.is_none), *(replace(one, by_model=True) for one in added))
+    return replace(gate, limits=limits)
 
 
 def from_file(path: Path) -> RunGate:
@@ -115,7 +136,7 @@ def _check_place(file: GateFile, config: ScanConfig) -> None:
         )
 
 
-def _check_columns(gate: Gate, config: ScanConfig) -> None:
+def _check_columns(gate: Gate, config: ScanConfig, own: Reference | None) -> None:
     """Raise `GateError` where the gate compares a column that this run could not fill: nothing would be accepted."""
     for column in (gate.score, *(limit.column for limit in gate.limits)):
         if column in ANSWER_COLUMNS and config.sampling.question is None:
@@ -125,7 +146,7 @@ def _check_columns(gate: Gate, config: ScanConfig) -> None:
         novel = column in ("novelty", "doubt")
         if novel and config.model.endpoint is not None:
             raise GateError(f"{column} needs vision features, which a model server does not show; choose another.")
-        if novel and config.reference is None and checkpoint_reference(config.model) is None:
+        if novel and config.reference is None and own is None:
             raise GateError(
                 f"{column} needs a distance from a reference, and this model carries none; add --reference."
             )

@@ -21,6 +21,7 @@ from rich.table import Table
 from vlmgate.config import BUILTIN
 from vlmgate.data import Quality, Reason, Record, Route
 from vlmgate.errors import count
+from vlmgate.gate.drift import alarm_line, has_alarm
 from vlmgate.gate.reasons import REASON_WORDS, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
 from vlmgate.report.terminal import BUILTIN_NOTICE, header_line, print_line
@@ -93,6 +94,10 @@ def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out:
     fewest, most = sampling.get("first_samples"), sampling["num_samples"]
     print_line(console, header_line(provenance["model"], gate, most, fewest))
     console.print()
+    drift = provenance.get("drift")
+    if drift is not None and has_alarm(drift):
+        print_line(console, alarm_line(drift), style="bold red")
+        console.print()
     figures = summarise(records)
     console.print(_summary_table(figures, narrow=console.width < _NARROW))
     console.print()
@@ -131,7 +136,9 @@ def _summary_notes(
     held_back: Mapping[str, Any] | None,
 ) -> list[str]:
     accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
-    notes = list(provenance.get("warnings") or ())
+    drift = provenance.get("drift")
+    headline = alarm_line(drift) if drift is not None and has_alarm(drift) else None
+    notes = [line for line in provenance.get("warnings") or () if line != headline]
     if accepted:
         vocabulary = vocabulary_of(provenance["sampling"]) if provenance["kernel"] == FINDINGS else None
         often = [pair for pair in accepted_readings(accepted, vocabulary) if pair[1] > 1]
@@ -144,12 +151,11 @@ def _summary_notes(
     if (provenance["model"] or {}).get("model") == BUILTIN:
         notes.append(BUILTIN_NOTICE)
     if gate.by_model or any(limit.by_model for limit in gate.limits):
-        notes.append("The limits are the built-in model's own, measured on its rendered parts; they hold for no other.")
-    if gate.default or any(limit.default for limit in gate.limits):
         notes.append(
-            "The limit is an uncalibrated default: nobody has measured what it lets through. "
-            "--threshold, --review-budget or --limit set your own; none needs the model again."
+            "The limits marked so are the model's own, measured on what it is meant for; they hold for no other."
         )
+    if gate.default or any(limit.default for limit in gate.limits):
+        notes.append(f"The limit is an uncalibrated default: nobody has measured what it lets through. {_BY_LABELS}")
     notes += _notes_on_promise(provenance)
     if len(records) >= 10 and len(accepted) == len(records):
         notes.append(
@@ -188,7 +194,8 @@ _READ_ANEW = (Reason.CUT_OFF, Reason.ANSWER_CUT_OFF, Reason.NO_CLAIM, Reason.UNK
 def _note_on_held_back(held_back: Mapping[str, Any] | None, gate: Gate, sampling: Mapping[str, Any]) -> list[str]:
     """Say what routed most images, and what helps without letting anything through that was not measured.
 
-    A limit is not to be loosened on a guess, a calibrated one not at all. A review budget routes what it was asked to.
+    A limit is not to be loosened on a guess, a calibrated one not at all, and no budget is proposed: what it accepts,
+    nobody has measured. A review budget routes what it was asked to.
     """
     if held_back is None or held_back["of"] < 2 or held_back["reason"] == Reason.MOST_UNCERTAIN:
         return []
@@ -220,7 +227,7 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
     """Say what the gate promises, and whether tonight's images are such that it holds."""
     promise, drift = provenance.get("promise"), provenance.get("drift")
     notes = []
-    if promise:
+    if promise and not has_alarm(drift):
         what = "accepted readings are wrong" if promise["target"] == "risk" else "defective parts pass as good"
         notes.append(
             f"The gate promises, with {100 * promise['confidence']:.6g}% confidence, that at most "
@@ -238,8 +245,7 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
     moved = [column for column in drift["columns"] if column["alarm"]]
     if moved:
         medians = "; ".join(f"{c['column']} {c['before']:.4g} → {c['now']:.4g} (gap {c['gap']:.2f})" for c in moved)
-        lost = ", so its promise does not hold" if promise else ""
-        notes.append(f"These images do not look like those that the gate was calibrated on{lost}. Medians: {medians}.")
+        notes.append(f"What differs, in medians: {medians}.")
         if drift["most_unlike"]:
             notes.append("Most unlike: " + ", ".join(f"{name} ({far:.2f})" for name, far in drift["most_unlike"]))
         notes.append(

@@ -89,7 +89,7 @@ def make_review(
     if options.single_file and len(items) > MOST_IN_ONE_FILE:
         raise UsageError(
             f"--single-file holds up to {MOST_IN_ONE_FILE} images, and {len(items):,} are to be looked at; "
-            "leave it out, or route fewer (`vlmgate rescore --review-budget`)."
+            "leave it out, and the page is a folder with its pictures."
         )
     if reuse and (there := _as_it_is(out, marker, items, passed)):
         return there
@@ -187,7 +187,8 @@ def _about(
         ("Scanned", provenance["finished"]),
         ("Made by", f"vlmgate {__version__}"),
     ]
-    return [(name, plain(text)) for name, text in pairs]
+    warnings = [("Warning", line) for line in provenance.get("warnings") or ()]
+    return [(name, plain(text)) for name, text in (*warnings, *pairs)]
 
 
 # --- the page as one HTML file ----------------------------------------------------------------------------------------

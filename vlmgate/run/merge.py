@@ -20,12 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from vlmgate.data import MODEL_KEYS, NO_READING, Content, Key, Reason, Record, content_of
-from vlmgate.errors import GateError, NoImagesError, NoveltyError, PartsError, StoreError, VlmgateError, count
+from vlmgate.errors import (
+    DriftError,
+    GateError,
+    NoImagesError,
+    NoveltyError,
+    PartsError,
+    StoreError,
+    VlmgateError,
+    count,
+)
+from vlmgate.gate.drift import OnDrift, alarm_line, all_to_people, has_alarm
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.rules import Candidate, Gate, decide_rows
 from vlmgate.gate.run_gate import RunGate, drift_of, from_file
 from vlmgate.images import find_images
-from vlmgate.run.outcome import warnings_of
+from vlmgate.run.outcome import promise_of, warnings_of
 from vlmgate.run.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store.result import read_provenance, read_result
 from vlmgate.version import __version__
@@ -55,14 +65,17 @@ class Merged:
     notes: tuple[str, ...]  # what is lacking, one line each; empty where nothing is
 
 
-def merge(paths: Sequence[Path], *, incomplete: bool = False, gate_file: Path | None = None) -> Merged:
+def merge(
+    paths: Sequence[Path], *, incomplete: bool = False, gate_file: Path | None = None, on_drift: OnDrift = "warn"
+) -> Merged:
     """Return one result of the parts, in whatever order they are given.
 
     Raises `PartsError` where they do not belong together, and, unless `incomplete`, where a shard is missing, was
     stopped before its end, or was made before files came that another has seen. With `incomplete` such images have rows
     that say that they were not read, where the folder can still be listed, and the result is marked. `gate_file` is
-    where the parts' gate file lies now; without it, it is looked for where it lay. Raises `StoreError` for damaged
-    parts and `GateError` for another gate.
+    where the parts' gate file lies now; without it, it is looked for where it lay. `on_drift` says what becomes of
+    images that do not look like the calibrated ones. Raises `StoreError` for damaged parts, `GateError` for another
+    gate, and `DriftError` where `on_drift` is "stop".
     """
     parts = sorted((_part(path) for path in paths), key=lambda part: part.listing.shard.index)
     _check_together(parts)
@@ -75,7 +88,13 @@ def merge(paths: Sequence[Path], *, incomplete: bool = False, gate_file: Path | 
     unread = lacking.rows(parts, {row.file_name for row in rows})
     rows = _shared(sorted([*rows, *unread], key=lambda row: (row.file_name, row.page)))
     records = decide_rows([_candidate(row) for row in rows], tonight.gate)
-    return Merged(records, _provenance(parts, lacking, tonight, records), lacking.notes(len(unread)))
+    drift = drift_of(tonight, records)
+    if drift is not None and has_alarm(drift):
+        if on_drift == "stop":
+            raise DriftError(f"{alarm_line(drift)} No result was written; --on-drift warn or route writes it.")
+        records = all_to_people(records) if on_drift == "route" else records
+    told = _provenance(parts, lacking, tonight, records, drift) | {"on_drift": tonight.file and on_drift}
+    return Merged(records, told, lacking.notes(len(unread)))
 
 
 # --- do they belong together? -----------------------------------------------------------------------------------------
@@ -286,6 +305,12 @@ def _candidate(row: Record) -> Candidate:
 # --- provenance -------------------------------------------------------------------------------------------------------
 
 
+def _limits_of(gate: Gate) -> Gate:
+    """Return what a gate file says: the model's own limits are in the parts alone."""
+    limits = tuple(limit for limit in gate.limits if not (limit.by_model or limit.is_none))
+    return replace(gate, origin=None, limits=limits)
+
+
 def _tonight(part: Part, gate_file: Path | None) -> RunGate:
     """Return the gate of the parts, with what its file says besides where it came from one."""
     gate = Gate.of(part.provenance["gate"])
@@ -300,13 +325,17 @@ def _tonight(part: Part, gate_file: Path | None) -> RunGate:
         raise GateError(
             f"the parts were made with a gate that cannot be read: {error} --gate says where it is."
         ) from error
-    if replace(tonight.gate, origin=None) != replace(gate, origin=None):
+    if _limits_of(tonight.gate) != _limits_of(gate):
         raise GateError(f"{path}: is not the gate that the parts were made with; --gate says where that is.")
     return replace(tonight, gate=gate)
 
 
 def _provenance(
-    parts: Sequence[Part], lacking: _Lacking, tonight: RunGate, records: Sequence[Record]
+    parts: Sequence[Part],
+    lacking: _Lacking,
+    tonight: RunGate,
+    records: Sequence[Record],
+    drift: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     runs = [part.provenance for part in parts]
     latest = next(part for part in parts if part.listing is lacking.latest).provenance
@@ -323,10 +352,11 @@ def _provenance(
         "gone": sum(run["gone"] for run in runs),
         "gone_first": gone[:5],
         "model": model["model"],
-        "warnings": warnings_of(records, model["model"]),
+        "warnings": warnings_of(records, model["model"], drift),
         "reference": model["reference"],
         "adaptive": joined([run["adaptive"] for run in runs if run.get("adaptive")]),
-        "drift": drift_of(tonight, records),
+        "promise": promise_of(tonight, drift),
+        "drift": drift,
         "time": None,  # of each part, it stands there
         "fingerprint": {key: value for key, value in latest["fingerprint"].items() if key != "shard"},
         "shard": None,

@@ -14,10 +14,11 @@ from functools import cached_property
 from typing import Any
 
 from vlmgate.data import Content, Reading, Reason, Record, Route
-from vlmgate.errors import FatalError, LostReadingError, ModelError, VlmgateError, shorten
+from vlmgate.errors import DriftError, FatalError, LostReadingError, ModelError, VlmgateError, shorten
+from vlmgate.gate.drift import alarm_line, all_to_people, has_alarm
 from vlmgate.gate.early_stop import saving_of
 from vlmgate.gate.rules import Gate, decide_rows
-from vlmgate.gate.run_gate import drift_of
+from vlmgate.gate.run_gate import RunGate, drift_of
 from vlmgate.images import Walk, folders_of
 from vlmgate.run.control import Progress, Signals
 from vlmgate.run.plan import Plan
@@ -56,13 +57,28 @@ class ScanResult:
         return tuple(self.whole)
 
 
-def warnings_of(records: Sequence[Record], model: Mapping[str, Any] | None) -> list[str]:
+def warnings_of(
+    records: Sequence[Record], model: Mapping[str, Any] | None, drift: Mapping[str, Any] | None
+) -> list[str]:
     """Return what people have to know before they believe a result, a line each.
 
     The summary prints these lines, and they stand in the JSON and in the provenance, under `warnings`. `model` is what
-    the model said of itself.
+    the model said of itself, `drift` how the images differ from those of the calibration.
     """
-    return [*((model or {}).get("warnings") or ()), *_one_caption(records)]
+    alarm = [alarm_line(drift)] if drift is not None and has_alarm(drift) else []
+    return [*alarm, *((model or {}).get("warnings") or ()), *_one_caption(records)]
+
+
+def promise_of(gate: RunGate, drift: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a gate file promises of a result; nothing where its images have drifted."""
+    return None if gate.file is None or has_alarm(drift) else dict(gate.file.promise)
+
+
+def _not_written(drift: Mapping[str, Any] | None) -> str:
+    return (
+        f"{alarm_line(drift or {})} No result was written, as --on-drift stop asks for; the readings are kept, and the "
+        "same command with --on-drift warn or route writes it."
+    )
 
 
 def _one_caption(records: Sequence[Record]) -> list[str]:
@@ -98,8 +114,10 @@ class Results:
             return
         try:
             with self.signals.held():
-                records = self._decided(walk)
-                self._write(records, self._provenance(records, walk, gone, complete=False))
+                records, drift = self._decided(walk)
+                if has_alarm(drift) and self.plan.config.on_drift == "stop":
+                    raise DriftError(_not_written(drift))
+                self._write(records, self._provenance(records, walk, gone, drift, complete=False))
         except FatalError as error:  # a reader may hold the file; the journal holds the readings
             self.progress.message(f"Not published this time: {error}")
         else:
@@ -112,15 +130,19 @@ class Results:
         """Write the result, and return it with the signal or the error that ended the run before its time, if any."""
         plan, readings = self.plan, self.plan.journal.readings
         with self.clock.running("scoring"):
-            records = self._decided(walk)
+            records, drift = self._decided(walk)
         failed = any(record.reason == Reason.MODEL_FAILED for record in records)
         if failed and error is None and all(record.num_samples is None for record in records):
             error = ModelError(
                 f"the model failed on every image, last with: {self.recorder.last_failure}. See the log."
             )
         complete = not any(record.reason == Reason.NOT_READ for record in records)
-        provenance = self._provenance(records, walk, gone, complete=complete)
+        provenance = self._provenance(records, walk, gone, drift, complete=complete)
+        if has_alarm(drift):
+            log.warning("%s", alarm_line(drift or {}))
         try:
+            if has_alarm(drift) and plan.config.on_drift == "stop":
+                raise DriftError(_not_written(drift))
             with self.clock.running("writing"):
                 self._write(records, provenance)
         except LostReadingError:  # from now on it is known to be lost, and nothing is decided on it
@@ -132,17 +154,26 @@ class Results:
         log.info("finished: %d rows, interrupted=%s, error=%s", len(records), interrupted, error)
         return ScanResult(tuple(records), readings, provenance, plan.gate.gate, plan.outputs, interrupted, error)
 
-    def _decided(self, walk: Walk) -> list[Record]:
+    def _decided(self, walk: Walk) -> tuple[list[Record], dict[str, Any] | None]:
+        """Return the rows, and how the images differ from those of the calibration; None without a gate file."""
         plan = self.plan
         rows = build_rows(walk, plan.journal, plan.kernel, self.models.reference, self.recorder.scored)
-        return decide_rows(rows, plan.gate.gate)
+        records = decide_rows(rows, plan.gate.gate)
+        drift = drift_of(plan.gate, records, plan.journal.readings)
+        return (all_to_people(records) if has_alarm(drift) and plan.config.on_drift == "route" else records), drift
 
     def _write(self, records: Sequence[Record], provenance: Mapping[str, Any]) -> None:
         read, readings = sum(record.num_samples is not None for record in records), self.plan.journal.readings
         write_result(self.plan.outputs.parquet, completed(records, readings, whole=True), provenance, read)
 
     def _provenance(
-        self, records: Sequence[Record], walk: Walk, gone: Sequence[str], *, complete: bool
+        self,
+        records: Sequence[Record],
+        walk: Walk,
+        gone: Sequence[str],
+        drift: Mapping[str, Any] | None,
+        *,
+        complete: bool,
     ) -> dict[str, Any]:
         """Return what a result says of how it was made; `gone` were read before and are not there now."""
         config, journal, gate = self.plan.config, self.plan.journal, self.plan.gate
@@ -164,16 +195,17 @@ class Results:
             "gone": len(gone),
             "gone_first": list(gone[:5]),
             "model": journal.model,
-            "warnings": warnings_of(records, journal.model),
+            "warnings": warnings_of(records, journal.model, drift),
             "sampling": asdict(sampling),
             "image_config": asdict(config.images),
             "kernel": config.kernel,
-            "reference": told_of_reference(reference, config.reference, calibrated=gate.reference is not None),
+            "reference": told_of_reference(reference, config.reference, calibrated=gate.calibrated is not None),
             "gate": gate.gate.told(),
             "adaptive": saving,
-            "promise": dict(gate.file.promise) if gate.file else None,
+            "promise": promise_of(gate, drift),
             "gate_edited": gate.file.edited if gate.file else None,
-            "drift": drift_of(gate, records, journal.readings),
+            "drift": drift,
+            "on_drift": config.on_drift if gate.file else None,
             "time": self.clock.told(self.recorder, self.models.reader.batch_size),
             "fingerprint": journal.fingerprint,
             "shard": shard and shard.told(config.gate, reference.note if reference else None),

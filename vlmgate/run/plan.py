@@ -22,7 +22,7 @@ from vlmgate.run.control import Progress
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import AT_ONCE, Kernel, check_kernel, load_kernel
-from vlmgate.scores.novelty import Reference, checkpoint_reference
+from vlmgate.scores.novelty import Reference
 from vlmgate.scores.reference import ReferenceFolder
 from vlmgate.scores.score import Scorer
 from vlmgate.store.journal import Journal, begun_with, is_journal
@@ -141,12 +141,19 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
                 scorer=scorer,
                 foresight=Foresight(gate.gate, scorer, config.sampling) if scorer and early else None,
                 folder=folder,
-                reference=folder.load() if folder else gate.reference or checkpoint_reference(config.model),
+                reference=_reference(gate, folder),
                 listing=listing,
                 checkpoint=checkpoint,
             )
         finally:
             journal.close()
+
+
+def _reference(gate: RunGate, folder: ReferenceFolder | None) -> Reference | None:
+    if folder is None:
+        return gate.reference()
+    kept = folder.load()
+    return None if kept is None else gate.reference(kept)
 
 
 def _as_begun(config: ScanConfig, begun: Mapping[str, Any], progress: Progress) -> ScanConfig:

@@ -271,7 +271,7 @@ class Models:
         features, batch = look(folder.sources)
         if batch.model is not None:
             self.meet(batch.model)
-        self.reference = folder.fit(features)
+        self.reference = self.plan.gate.reference(folder.fit(features))
 
     def read(self, sources: Sequence[Source]) -> Generator[Batch]:
         """Yield batches of files that are read in this process, until nothing of them is still to come."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlmgate.captioner.location import Local, locate
+from vlmgate.captioner.location import Local, locate, weights_digest
 from vlmgate.config import ModelConfig
 from vlmgate.errors import NoveltyError, one_line
 
@@ -50,6 +50,8 @@ class Reference:
     unit: float  # the distance that counts as 1
     count: int  # N, images in the reference
     note: str = ""  # what it was made of, for whoever made it
+    weights: str = ""  # digest of the checkpoint that it belongs to; "" = it belongs to none
+    also: Reference | None = None  # of the same features: an image is as novel as the stranger of the two says
 
     @classmethod
     def fit(cls, features: ArrayLike, method: Method = "mahalanobis", *, note: str = "") -> Reference:
@@ -87,14 +89,17 @@ class Reference:
         return found
 
     def novelty_of(self, packed: Sequence[bytes | None]) -> Matrix:
-        """Return the novelty (M,) of features as they are kept; NaN for none, and for those of another length."""
+        """Return the novelty (M,) of features as they are kept; NaN for none, and for those of another length.
+
+        Beside another reference (`also`) it is the greater of both.
+        """
         length = 2 * len(self.mean)  # bytes of float16
         known = [i for i, one in enumerate(packed) if one and len(one) == length]
         found = np.full(len(packed), math.nan)
         for start in range(0, len(known), _UNPACKED):
             some = known[start : start + _UNPACKED]
             found[some] = self.novelty(unpack([packed[i] or b"" for i in some]))
-        return found
+        return found if self.also is None else np.maximum(found, self.also.novelty_of(packed))
 
     def _distances(self, table: Matrix) -> Matrix:
         points = (table - self.mean) / self.scale  # (M, D)
@@ -113,7 +118,7 @@ class Reference:
         """Return the reference as the content of a .npz file, without pickle."""
         file = io.BytesIO()
         arrays = {name: getattr(self, name).astype(np.float32) for name in ("mean", "scale", "rows")}
-        values = {name: np.array(getattr(self, name)) for name in ("method", "rest", "unit", "count", "note")}
+        values = {name: np.array(getattr(self, name)) for name in _TOLD}
         np.savez_compressed(file, **arrays, **values)  # type: ignore[arg-type]  # no name is `allow_pickle`
         return file.getvalue()
 
@@ -140,6 +145,7 @@ class Reference:
                     unit=float(held["unit"]),
                     count=int(held["count"]),
                     note=str(held["note"]) if "note" in held else "",
+                    weights=str(held["weights"]) if "weights" in held else "",
                 )
         except OSError as error:
             raise NoveltyError(f"{path}: cannot read the reference ({error.strerror or error}).") from error
@@ -166,14 +172,24 @@ class Reference:
         )
 
 
+_TOLD = ("method", "rest", "unit", "count", "note", "weights")
+
+
 def checkpoint_reference(model: ModelConfig) -> Reference | None:
-    """Return the reference that lies in the checkpoint's own folder, if there is one; raises `NoveltyError`."""
+    """Return the reference that lies in the checkpoint's own folder, if there is one.
+
+    Raises `NoveltyError` where it cannot be read, or is of other weights: training on changes what the model sees.
+    """
     if model.endpoint is not None:
         return None
     place = locate(model)
-    if not isinstance(place, Local) or not (place.folder / CHECKPOINT_FILE).is_file():
+    if not isinstance(place, Local) or not (path := place.folder / CHECKPOINT_FILE).is_file():
         return None
-    return Reference.load(place.folder / CHECKPOINT_FILE)
+    found = Reference.load(path)
+    if found.weights != weights_digest(place.folder):
+        why = "was made with other weights" if found.weights else "does not say which weights it was made with"
+        raise NoveltyError(f"{path}: {why}; make it again, or move it away: then nothing tells strange images.")
+    return found
 
 
 def told_of_reference(reference: Reference | None, folder: Path | None, *, calibrated: bool) -> dict[str, Any] | None:
@@ -181,8 +197,9 @@ def told_of_reference(reference: Reference | None, folder: Path | None, *, calib
     if reference is None:
         return None
     place = folder.resolve().as_posix() if folder else "calibration set" if calibrated else "checkpoint"
-    told = {"folder": place.encode("utf-8", "backslashreplace").decode()}
-    return told | {"images": reference.count, "method": reference.method}
+    told: dict[str, Any] = {"folder": place.encode("utf-8", "backslashreplace").decode()}
+    told |= {"images": reference.count, "method": reference.method}
+    return told | ({"also": "checkpoint"} if reference.also is not None else {})
 
 
 # --- features as they are kept ----------------------------------------------------------------------------------------
