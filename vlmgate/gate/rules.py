@@ -174,7 +174,7 @@ def make_gate(
     question was `answered`, the score is the probability of the answer, unless the user names another, and without a
     limit on it or on `answer_share` either must be `UNCALIBRATED_ANSWER`. Else it is the Vendi score. Without a limit
     on that its limit is `own`, what was measured for the model (one of them on the Vendi score), or
-    `UNCALIBRATED_VENDI_SCORE`; both hold for the kernels findings and words alone.
+    `UNCALIBRATED_VENDI_SCORE`; both hold for the kernels findings, kappa and words alone.
     """
     if score not in (None, *HIGHER_IS_WORSE):
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
@@ -202,12 +202,12 @@ def make_gate(
         return Gate(PROBABILITY, UNCALIBRATED_ANSWER, default=True, limits=measured)
     if score != "vendi_score":
         raise GateError(f"--score {score} has no default limit; give --threshold, --review-budget or --limit.")
-    if kernel not in ("findings", "words"):
+    if kernel not in ("findings", "kappa", "words"):
         raise GateError(f"--kernel {kernel} has no default limit; give --threshold, --review-budget or --limit.")
     rules = (*rules, *answers)
     if own:
         return _own_gate(own, rules, num_samples)
-    threshold = unanimous(num_samples) if kernel == "findings" else min(UNCALIBRATED_VENDI_SCORE, float(num_samples))
+    threshold = min(UNCALIBRATED_VENDI_SCORE, float(num_samples)) if kernel == "words" else unanimous(num_samples)
     return Gate(threshold=threshold, default=True, limits=rules)
 
 
