@@ -16,6 +16,7 @@ import transformers
 
 from vlmgate.data import Caption
 from vlmgate.errors import ConfigError, ModelError
+from vlmgate.gate.rules import make_gate
 from vlmgate.scores.diversity import check_kernel, load_kernel, score_captions, vendi_score, word_kernel
 from vlmgate.scores.words import FEWEST_IMAGES, LEAST_WEIGHT, agreed_weights
 
@@ -216,26 +217,23 @@ def test_kappa_finds_mixed_images_better_than_words() -> None:
     assert found("findings") == 0, "nothing is claimed, so all are the same to it"
 
 
-def test_kappa_never_sees_more_agreement_than_findings_where_something_is_claimed() -> None:
+def test_kappa_never_sees_more_agreement_than_findings_where_all_captions_claim_something() -> None:
     rng = random.Random(5)
-    said = (
-        "a scratch",
-        "no scratch",
-        "a long scratch on the rim",
-        "perhaps a dent",
-        "a grey ring",
-        "a dent, 2 mm",
-        "ok",
-    )
-    folder = [[rng.choice(said) for _ in range(6)] for _ in range(200)]
+    said = ("a scratch", "no scratch", "a long scratch on the rim", "a dent, 2 mm", "a dent, 3 mm", "no defects")
+    folder = [[rng.choice(said[: rng.randint(1, 6)]) for _ in range(6)] for _ in range(200)]
     kappa, findings = load_kernel("kappa"), load_kernel("findings")
     kappa.prepare(folder)
-    compared = 0
     for texts in folder:
-        if any(text not in ("a grey ring", "perhaps a dent") for text in texts):
-            compared += 1
-            assert vendi_score(kappa(texts)) >= vendi_score(findings(texts)) - 1e-9
-    assert compared > 190
+        assert vendi_score(kappa(texts)) >= vendi_score(findings(texts)) - 1e-9
     assert kappa(["a scratch", "no scratch"])[0, 1] == 0
-    silent = kappa(["a grey ring"] * 8)
-    assert silent[0, 1] == pytest.approx(0.5) and vendi_score(silent) > 4, "and silence is no agreement"
+    assert vendi_score(kappa(["a scratch"] * 6)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("unsure", ["a grey ring", "perhaps a scratch", "царапин не видно"])
+def test_a_caption_that_claims_nothing_for_sure_is_no_agreement_under_kappa(unsure: str, number: int) -> None:
+    limit = make_gate(num_samples=number, kernel="kappa").threshold
+    assert limit == make_gate(num_samples=number).threshold is not None, "that of findings"
+    for texts in ([unsure] * number, [unsure, *["a scratch"] * (number - 1)]):
+        score = vendi_score(load_kernel("kappa")(texts))
+        assert score > limit + 0.4 and (number < 8 or score > 4.6)

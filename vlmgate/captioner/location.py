@@ -37,7 +37,7 @@ MOST = 4096  # pixels; a processor that wants more, or says so by mistake, wants
 # 1.25 would accept half as many, and no smaller share of those is wrong.
 OWN_LIMITS: Mapping[str, tuple[str, ...]] = {
     "findings": ("vendi_score <= 2", "novelty <= 1"),
-    "kappa": ("vendi_score <= 2", "novelty <= 1"),  # never lower than under `findings`, so no more is accepted
+    "kappa": ("vendi_score <= 2", "novelty <= 1"),  # accepts no more than `findings` does
     "words": ("vendi_score <= 2", "novelty <= 1"),
 }
 

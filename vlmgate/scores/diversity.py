@@ -92,11 +92,12 @@ class FindingsKernel:
 class KappaKernel(FindingsKernel):
     """Content words, weighted by how well the captions of one image agree on them over the folder; and findings.
 
-    For folders in which captions claim nothing: their images go to people all the same, and this orders them. Captions
-    of an image that claims nothing are half as similar as their words are. Else it is that similarity times the one
-    under `findings`. So where a caption claims anything the Vendi score is never lower than under `findings`: the
-    product of two kernels has eigenvalues that are spread no less than those of either (Bapat & Sunder, Linear Algebra
-    Appl. 72, 1985). `prepare` takes the weights from the whole folder; without it all words weigh the same.
+    For folders in which captions claim nothing: their images go to people all the same, and this orders them. Where a
+    caption claims nothing for sure, captions are half as similar as their words are, for there is no agreement on the
+    part's condition: the Vendi score of eight is at least 4.6. Where all claim something, it is that similarity times
+    the one under `findings`, so the score is never lower than there: the product of two kernels has eigenvalues that
+    are spread no less than those of either (Bapat & Sunder, Linear Algebra Appl. 72, 1985). `prepare` takes the weights
+    from the whole folder; without it all words weigh the same.
     """
 
     same = SAME_READING
@@ -108,8 +109,8 @@ class KappaKernel(FindingsKernel):
 
     def __call__(self, texts: Sequence[str]) -> Matrix:
         claims = [self.vocabulary.claims(text) for text in texts]
-        claimed = any(one.states for one in claims)
-        return word_kernel(texts, self._weights) * (claim_kernel(claims) if claimed else (1 + np.eye(len(texts))) / 2)
+        certain = all(one.certain for one in claims)
+        return word_kernel(texts, self._weights) * (claim_kernel(claims) if certain else (1 + np.eye(len(texts))) / 2)
 
 
 def check_kernel(name: str, *, folder: bool = False) -> None:
