@@ -26,7 +26,7 @@ import numpy as np
 
 from vlmgate.data import Caption, Reason, Route, Sampled
 from vlmgate.gate.rules import Candidate, Decision, decide, make_gate
-from vlmgate.scores.diversity import claim_kernel, word_kernel
+from vlmgate.scores.diversity import claim_kernel, load_kernel, vendi_score, word_kernel
 from vlmgate.scores.findings import ANY, NO_DEFECT, Claims, load_vocabulary
 from vlmgate.scores.refusals import degenerate
 from vlmgate.scores.score import Scorer
@@ -178,8 +178,6 @@ def image(texts: Sequence[str]) -> Judged:
     scores, reason = Scorer("").score(said)
     (decision,) = decide([Candidate.of("", scores, reason)], make_gate(num_samples=len(texts)))
     whole = float(len(texts)) if scores.vendi_score is None else scores.vendi_score
-    from vlmgate.scores.diversity import vendi_score
-
     return Judged(whole, vendi_score(word_kernel(texts)), scores.contradiction or 0.0, decision)
 
 
@@ -216,9 +214,10 @@ def split_report(bank: Bank, further: int, seed: int) -> str:
 # --- public captions --------------------------------------------------------------------------------------------------
 
 
-def public(folder: Path) -> Iterator[str]:
+def public(folder: Path, seed: int = 0) -> Iterator[str]:
     """Yield what is called a refusal or empty among public captions: files of lines {"image": …, "captions": […]}.
 
+    Then how well images are found of which half the captions are another image's (`mixtures`).
     Captions of five VLMs (AoiDragon/POPE, caption_data), by people (li-xirong/flickr8kcn; multi30k/dataset, task 2) and
     of Japanese assistants (turingmotors/heron) were put into that form. None of it is kept here.
     """
@@ -232,6 +231,29 @@ def public(folder: Path) -> Iterator[str]:
             sum(one is reason for one in reasons) / len(texts) for reason in (Reason.REFUSED, Reason.EMPTY_CAPTION)
         ]
         yield f"{path.stem}: {len(texts):,} captions, refused {rates[0]:.4%}, empty {rates[1]:.4%}"
+        yield from mixtures([row["captions"] for row in rows if "captions" in row], random.Random(seed))
+
+
+def mixtures(rows: Sequence[Sequence[str]], rng: random.Random, most: int = 600) -> Iterator[str]:
+    """Yield the AUROC of the Vendi score for images of which half the captions were replaced, by kernel.
+
+    Every second image gets captions of a random other one. It is that of all images, and of those that claim nothing.
+    """
+    rows = rng.sample(rows, min(most, len(rows)))
+    folder: list[list[str]] = []
+    for i, captions in enumerate(rows):
+        half = len(captions) // 2 if i % 2 else 0
+        other = rows[(i + rng.randrange(1, len(rows))) % len(rows)]
+        folder.append(rng.sample(captions, len(captions) - half) + rng.sample(other, half))
+    mixed = np.arange(len(rows)) % 2 == 1
+    claims = load_vocabulary().claims
+    silent = np.array([not any(claims(text).states for text in texts) for texts in folder])
+    for name in ("words", "findings", "kappa"):
+        kernel = load_kernel(name)
+        kernel.prepare(folder)
+        values = np.array([vendi_score(kernel(texts)) for texts in folder])
+        found = [auroc(values[some & mixed], values[some & ~mixed]) for some in (silent | True, silent)]
+        yield f"  {name}: mixed against pure, {len(rows)} images {found[0]:.3f}; {silent.sum()} silent {found[1]:.3f}"
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------
@@ -275,7 +297,7 @@ def main() -> None:
     if given.speed:
         tell(speed())
     if given.public:
-        for line in public(given.public):
+        for line in public(given.public, given.seed):
             tell(line)
     if not (given.speed or given.public):
         banks = [Bank.load(code, given.half) for code in given.languages.split(",")]

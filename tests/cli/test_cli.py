@@ -88,6 +88,9 @@ def test_show_tells_the_captions_and_why(tmp_path: Path) -> None:
     run("rescore", "images.parquet", "--kernel", "words", "-o", "by_words.parquet")
     out, _ = run("show", "by_words.parquet", "part_3.png")
     assert "They differ on: " in out and "dent (1 of 4)" in out and "Claims: " not in out
+    run("rescore", "images.parquet", "--kernel", "kappa", "-o", "by_kappa.parquet")
+    assert "Claims: 1 of 4 crack" in run("show", "by_kappa.parquet", "part_3.png")[0]
+    assert "vlmgate rescore" in run("scan", "images", "--kernel", "kappa", code=2)[1]
     out, _ = run("show", "images.parquet", "line/part_1.png")
     assert re.search(r"4 +a steel washer without visible defects", out)
     assert "did you mean 'line/part_1.png'" in run("show", "images.parquet", "part_11.png", code=2)[1]

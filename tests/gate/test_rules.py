@@ -654,6 +654,8 @@ def test_the_built_in_models_limits_hold_for_the_kernels_and_the_sampling_that_t
         two = Candidate.of("a", Scores(1.9, 0.9, None, None, 0, contradiction=0.125), None, None, 0.5)
         assert decide([two], gate)[0].reason is Reason.CONTRADICTED, "a limit on the score allows for no contradiction"
     assert own_limits(usual, "minilm") == ()
+    assert own_limits(usual, "kappa") == own_limits(usual, "findings") != ()
+    assert make_gate(num_samples=8, kernel="kappa") == make_gate(num_samples=8), "the same default limit"
     for other in ({"num_samples": 4}, {"temperature": 0.5}, {"prompt": "What is it?"}):
         assert own_limits(replace(usual, **other), "findings") == ()
     assert own_limits(replace(usual, max_new_tokens=64), "words"), (

@@ -179,3 +179,30 @@ def test_what_is_no_reading_is_listed_first_whatever_its_answers(result: Path) -
     assert [r.file_name for r in routed_worst_first(done.records, gate)] == ["broken.png", "refused.png", "part_2.png"]
     worst = worst_routed(done.records, gate)
     assert worst is not None and worst.file_name == "part_2.png"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "reason"),
+    [
+        (("A brown dog runs", "The brown dog plays", "A dog in the park"), "a blue boat", Reason.NO_CLAIM),
+        (("Собака бежит", "Собака играет", "Собака в парке"), "синяя лодка", Reason.UNKNOWN_LANGUAGE),
+    ],
+)
+def test_kappa_orders_what_claims_nothing_and_accepts_none_of_it(
+    tmp_path: Path, one: tuple[str, ...], other: str, reason: Reason
+) -> None:
+    names = [f"photo_{i:02}.png" for i in range(24)]
+    alike = {name: tuple(f"{text} {i}" for text in one) for i, name in enumerate(names)}  # each has words of its own
+    folder = folder_of(tmp_path / "in", *names)
+    worst = names[17]
+    fake = FakeCaptioner(lambda name: (*alike[name][:2], other, other) if name == worst else (alike[name][0],) * 4)
+    scan(config_for(folder, tmp_path / "r.parquet"), SilentProgress(), load=fake.load)
+    records, provenance = read_result(tmp_path / "r.parquet")
+    assert {record.vendi_score for record in records} == {4.0}, "findings cannot order them"
+    for options in ({}, {"threshold": 4.0}, {"review_budget": "0"}):
+        gate = make_gate(num_samples=4, kernel="kappa", **options)  # type: ignore[arg-type]
+        kernel = load_kernel("kappa")
+        done = rescore(records, provenance, gate, kernel, kernel_name="kappa", source=tmp_path / "r.parquet")
+        assert {(row.route, row.reason) for row in done.records} == {(Route.HUMAN_REVIEW, reason)}
+        first, second, *_ = routed_worst_first(done.records, gate)
+        assert first.file_name == worst and first.vendi_score > second.vendi_score  # type: ignore[operator]

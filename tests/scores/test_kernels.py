@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import transformers
 
 from vlmgate.data import Caption
 from vlmgate.errors import ConfigError, ModelError
+from vlmgate.gate.rules import make_gate
 from vlmgate.scores.diversity import check_kernel, load_kernel, score_captions, vendi_score, word_kernel
+from vlmgate.scores.words import FEWEST_IMAGES, LEAST_WEIGHT, agreed_weights
 
 WORDS = "a an no brass gear steel washer with dent scratch crack on the of free".split()
 TEXTS = (
@@ -124,6 +127,8 @@ def test_a_judge_without_entailment_is_refused(tmp_path: Path) -> None:
         ("words:x", "choose 'findings'"),
         ("embedding:/no/such/folder", "holds no config.json"),
         ("nli:/no/such/folder", "holds no config.json"),
+        ("kappa", "vlmgate rescore"),
+        ("kappa:x", "choose 'findings'"),
     ],
 )
 def test_kernels_that_are_not_there_are_refused_in_one_line(name: str, words: str) -> None:
@@ -156,3 +161,79 @@ def test_minilm_knows_wordings_and_not_negation() -> None:
     )
     assert kernel[0, 1] > 0.9 > kernel[0, 3]
     assert kernel[0, 2] > 0.8, "which is why words are the default"
+
+
+# --- words that the captions of an image agree on ---------------------------------------------------------------------
+
+
+def photos(number: int, rng: random.Random, mixed: bool = False) -> list[list[str]]:
+    """Return images of six captions that claim nothing; where they are mixed, half are of another thing."""
+    things, looks = ("dog", "boat", "tree", "child", "train", "horse", "cat", "bus"), ("big", "old", "calm", "happy")
+    places = ("light", "street", "sky", "lake", "field")
+    found = []
+    for _ in range(number):
+        one, other = rng.sample(things, 2)
+        shown = [one] * 3 + [other if mixed else one] * 3
+        found.append(
+            [f"A {rng.choice(looks)} {thing}, the {rng.choice(looks)} {rng.choice(places)}" for thing in shown]
+        )
+    return found
+
+
+def test_a_word_weighs_by_how_well_captions_agree_on_it() -> None:
+    pairs = [["dog tail", "dog"] if i % 2 else ["boat", "boat tail"] for i in range(FEWEST_IMAGES)]
+    found = agreed_weights(pairs)
+    assert found["dog"] == 1, "said by all captions of an image or by none"
+    assert found["tail"] == LEAST_WEIGHT, "never said by two captions of an image"
+    assert agreed_weights(pairs[1:]) == {}, "too few images tell nothing"
+    assert agreed_weights([*pairs[1:], ["dog tail"]]) == {}, "nor does an image of one caption"
+    always = agreed_weights([["light dog", "light"]] * FEWEST_IMAGES)
+    assert always["light"] == LEAST_WEIGHT, "what all captions of a folder say tells no image from another"
+
+
+def test_the_weights_are_fleiss_kappa() -> None:
+    folder = photos(60, random.Random(3)) + photos(60, random.Random(4), mixed=True)
+    found = agreed_weights(folder)
+    for word in ("dog", "big", "train"):
+        says = np.array([[word in text.replace(",", "").split() for text in texts] for texts in folder])  # (N, K)
+        share, k = says.mean(), says.shape[1]
+        times = says.sum(axis=1)
+        alike = ((times * (times - 1) + (k - times) * (k - times - 1)) / (k * (k - 1))).mean()
+        chance = share**2 + (1 - share) ** 2
+        assert found[word] == pytest.approx(max(LEAST_WEIGHT, (alike - chance) / (1 - chance)))
+    assert found["dog"] > 0.4 > 0.1 > found["big"]
+
+
+def test_kappa_finds_mixed_images_better_than_words() -> None:
+    pure, mixed = photos(100, random.Random(1)), photos(100, random.Random(2), mixed=True)
+
+    def found(name: str) -> float:
+        kernel = load_kernel(name)
+        kernel.prepare(pure + mixed)
+        better, worse = ([vendi_score(kernel(texts)) for texts in several] for several in (pure, mixed))
+        return float(np.mean([[a > b for b in better] for a in worse]))
+
+    assert found("kappa") > 0.99 and found("words") < 0.95
+    assert found("findings") == 0, "nothing is claimed, so all are the same to it"
+
+
+def test_kappa_never_sees_more_agreement_than_findings_where_all_captions_claim_something() -> None:
+    rng = random.Random(5)
+    said = ("a scratch", "no scratch", "a long scratch on the rim", "a dent, 2 mm", "a dent, 3 mm", "no defects")
+    folder = [[rng.choice(said[: rng.randint(1, 6)]) for _ in range(6)] for _ in range(200)]
+    kappa, findings = load_kernel("kappa"), load_kernel("findings")
+    kappa.prepare(folder)
+    for texts in folder:
+        assert vendi_score(kappa(texts)) >= vendi_score(findings(texts)) - 1e-9
+    assert kappa(["a scratch", "no scratch"])[0, 1] == 0
+    assert vendi_score(kappa(["a scratch"] * 6)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("unsure", ["a grey ring", "perhaps a scratch", "царапин не видно"])
+def test_a_caption_that_claims_nothing_for_sure_is_no_agreement_under_kappa(unsure: str, number: int) -> None:
+    limit = make_gate(num_samples=number, kernel="kappa").threshold
+    assert limit == make_gate(num_samples=number).threshold is not None, "that of findings"
+    for texts in ([unsure] * number, [unsure, *["a scratch"] * (number - 1)]):
+        score = vendi_score(load_kernel("kappa")(texts))
+        assert score > limit + 0.4 and (number < 8 or score > 4.6)

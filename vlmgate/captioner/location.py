@@ -36,7 +36,11 @@ MOST = 4096  # pixels; a processor that wants more, or says so by mistake, wants
 # Measured by `tests.bench.builtin`, by kernel, on images that training never saw; vlmgate/factory/README.md says what
 # they let through. At 2, two captions of eight may find something else, as long as none denies what another asserts;
 # 1.25 would accept half as many, and no smaller share of those is wrong.
-OWN_LIMITS: Mapping[str, tuple[str, ...]] = {"findings": ("vendi_score <= 2",), "words": ("vendi_score <= 2",)}
+OWN_LIMITS: Mapping[str, tuple[str, ...]] = {
+    "findings": ("vendi_score <= 2",),
+    "kappa": ("vendi_score <= 2",),  # accepts no more than `findings` does
+    "words": ("vendi_score <= 2",),
+}
 # Of every model that carries a reference: 1 is as far out as the strangest hundredth of what it is meant for.
 OWN_NOVELTY = ("novelty <= 1",)
 

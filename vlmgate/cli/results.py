@@ -48,7 +48,7 @@ def rescore(
     check_output(target, result)
     records, provenance = read_result(result)
     sampling, name = provenance["sampling"], given["kernel"] or provenance["kernel"]
-    check_kernel(name)
+    check_kernel(name, folder=True)
     gate = make_gate(
         num_samples=sampling["num_samples"],
         score=given["score"],

@@ -186,8 +186,8 @@ def make_gate(
     question was `answered`, the score is the probability of the answer, unless the user names another, and without a
     limit on it or on `answer_share` either must be `UNCALIBRATED_ANSWER`. Else it is the Vendi score. Without a limit
     on that its limit is that of `own`, what was measured for the model, or `UNCALIBRATED_VENDI_SCORE`; both hold for
-    the kernels findings and words alone. The other limits of `own` hold beside every split, each unless `limits` has
-    one on its column; "novelty <= inf" is none at all.
+    the kernels findings, kappa and words alone. The other limits of `own` hold beside every split, each unless `limits`
+    has one on its column; "novelty <= inf" is none at all.
     """
     if score not in (None, *HIGHER_IS_WORSE):
         raise GateError(f"unknown score '{score}'; choose one of {', '.join(HIGHER_IS_WORSE)}.")
@@ -219,12 +219,12 @@ def make_gate(
         return Gate(PROBABILITY, UNCALIBRATED_ANSWER, default=True, limits=rules)
     if score != "vendi_score":
         raise GateError(f"--score {score} has no default limit; give --threshold, --review-budget or --limit.")
-    if kernel not in ("findings", "words"):
+    if kernel not in ("findings", "kappa", "words"):
         raise GateError(f"--kernel {kernel} has no default limit; give --threshold, --review-budget or --limit.")
     rules = (*rules, *answers)
     if main is not None:
         return Gate(threshold=main.value, by_model=True, limits=rules)
-    threshold = unanimous(num_samples) if kernel == "findings" else min(UNCALIBRATED_VENDI_SCORE, float(num_samples))
+    threshold = min(UNCALIBRATED_VENDI_SCORE, float(num_samples)) if kernel == "words" else unanimous(num_samples)
     return Gate(threshold=threshold, default=True, limits=rules)
 
 

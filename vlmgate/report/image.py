@@ -17,7 +17,7 @@ from vlmgate.gate.rules import COLUMNS
 from vlmgate.report.terminal import print_line
 from vlmgate.scores.answer_probability import probabilities_of
 from vlmgate.scores.claims import claims_line, dispute, vocabulary_of
-from vlmgate.scores.diversity import FINDINGS
+from vlmgate.scores.diversity import BY_FINDINGS
 from vlmgate.scores.words import content_words
 
 
@@ -39,7 +39,7 @@ def print_record(record: Record, provenance: Mapping[str, Any], console: Console
     if record.captions:
         console.print()
         console.print(_table_of("caption", record.captions, record.caption_finishes))
-        if provenance["kernel"] == FINDINGS:
+        if provenance["kernel"] in BY_FINDINGS:
             claims = claims_line(record.captions, vocabulary_of(provenance["sampling"]))
             print_line(console, f"Claims: {claims}")
         elif differ := _differences(record.captions):

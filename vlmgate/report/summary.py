@@ -26,7 +26,7 @@ from vlmgate.gate.reasons import REASON_WORDS, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
 from vlmgate.report.terminal import BUILTIN_NOTICE, header_line, print_line
 from vlmgate.scores.claims import summed_up, vocabulary_of
-from vlmgate.scores.diversity import FINDINGS
+from vlmgate.scores.diversity import BY_FINDINGS
 from vlmgate.scores.findings import Vocabulary
 from vlmgate.scores.words import content_words
 from vlmgate.store.result import SCHEMA_VERSION
@@ -140,7 +140,7 @@ def _summary_notes(
     headline = alarm_line(drift) if drift is not None and has_alarm(drift) else None
     notes = [line for line in provenance.get("warnings") or () if line != headline]
     if accepted:
-        vocabulary = vocabulary_of(provenance["sampling"]) if provenance["kernel"] == FINDINGS else None
+        vocabulary = vocabulary_of(provenance["sampling"]) if provenance["kernel"] in BY_FINDINGS else None
         often = [pair for pair in accepted_readings(accepted, vocabulary) if pair[1] > 1]
         meaning = "Auto-accepted means: the reading is taken for true, be it 'no defect' or 'a crack'."
         notes.append(meaning + (" Most often:" if often else ""))

@@ -18,7 +18,7 @@ from vlmgate.gate.rules import ANSWER_COLUMNS, COLUMNS, HIGHER_IS_WORSE, Gate
 from vlmgate.report.summary import reason_of, routed_worst_first
 from vlmgate.scores import claims
 from vlmgate.scores.answer_probability import probabilities_of
-from vlmgate.scores.diversity import FINDINGS, readings
+from vlmgate.scores.diversity import BY_FINDINGS, readings
 from vlmgate.scores.findings import Vocabulary
 from vlmgate.scores.words import NEGATION, content_words, places
 
@@ -109,7 +109,7 @@ def facts_of(item: Item, gate: Gate, provenance: Mapping[str, Any]) -> dict[str,
     reading; scale: see `_scale`.
     """
     row, vocabulary = item.record, claims.vocabulary_of(provenance["sampling"])
-    by_findings = provenance["kernel"] == FINDINGS
+    by_findings = provenance["kernel"] in BY_FINDINGS
     captions, typical = _captions(row, vocabulary if by_findings else None)
     claimed = claims.groups(row.captions, vocabulary) if by_findings and row.captions else []
     facts: dict[str, Any] = {

@@ -253,11 +253,17 @@ def _any_of(words: Collection[str]) -> re.Pattern[str]:
 
 def _characters_known(text: str, code: str) -> int:
     """Return how many characters of a short text the terms of a language cover."""
+    plain = text.translate(languages()[code].variants)
+    return sum(len(phrase) for phrase in _phrases_of(code) if phrase in plain)
+
+
+@lru_cache(maxsize=32)
+def _phrases_of(code: str) -> frozenset[str]:
+    """Return the terms of a language, and the words of its grammar."""
     one = languages()[code]
     phrases = [*one.intact, *one.defect, *(phrase for several in one.findings.values() for phrase in several)]
     phrases += [phrase for several in one.grammar.values() for phrase in several]
-    plain = {text.translate(one.variants) for phrase in phrases for text in expanded(phrase)}
-    return sum(len(phrase) for phrase in plain if phrase and phrase in text.translate(one.variants))
+    return frozenset(text.translate(one.variants) for phrase in phrases for text in expanded(phrase)) - {""}
 
 
 # --- marks ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 from vlmgate.data import ENDED, Caption, Reading, Reason, Sampled, Scores
 from vlmgate.scores.answer_probability import exact, is_scored, likelier, probabilities
 from vlmgate.scores.answers import Parsed, Tally, degenerate_answers, parse, parse_cut_off, tally
-from vlmgate.scores.diversity import FindingsKernel, Kernel, claim_kernel, contradiction, score_captions
+from vlmgate.scores.diversity import FindingsKernel, Kernel, contradiction, score_captions
 from vlmgate.scores.findings import Claims, load_vocabulary
 from vlmgate.scores.refusals import degenerate
 
@@ -34,8 +34,8 @@ class Scorer:
     ) -> None:
         self.prompt, self.choices = prompt, tuple(choices)
         self.vocabulary = load_vocabulary(terms, self.choices)
-        by_findings = kernel is None or isinstance(kernel, FindingsKernel)
-        self.kernel = FindingsKernel(self.vocabulary) if kernel is None or by_findings else kernel
+        kernel = kernel or FindingsKernel(self.vocabulary)
+        self.kernel = kernel.with_vocabulary(self.vocabulary) if isinstance(kernel, FindingsKernel) else kernel
 
     def prepare(self, several: Iterable[Samples]) -> None:
         """Let the kernel do for many images at once what is slow one by one; where it fails, they go one by one."""
@@ -57,7 +57,7 @@ class Scorer:
             claims = self.claims(said.captions)
             by_findings = isinstance(self.kernel, FindingsKernel)
             try:
-                kernel = claim_kernel(claims) if by_findings else self.kernel([one.text for one in said.captions])
+                kernel = self.kernel([one.text for one in said.captions])
                 scores = score_captions(said.captions, kernel, same=self.kernel.same, views=said.views, claims=claims)
                 scores = with_doubt(scores, novelty, num_samples or len(said.captions))
             except Exception as error:  # one image's captions must not take the result of all the others away
