@@ -448,6 +448,7 @@ def test_frames_of_a_part_count_once_however_they_are_named(tmp_path: Path) -> N
     run("calibrate", "looks.parquet", *arguments)
     gates = [read_gate(tmp_path / f"{name}.toml") for name in ("looks", "pattern", "column")]
     assert {gate.data["parts"] for gate in gates} == {60}
+    assert any("180 images look like 60 parts" in text for text in gates[0].data["warnings"])
     assert len({(gate.promise["of"], gate.gate.threshold) for gate in gates}) == 1
     assert gates[0].promise["of"] <= 60
 

@@ -24,6 +24,7 @@ from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import write_page
 from vlmgate.calibration.parts import check_all, part_in
 from vlmgate.calibration.readings import folded, join
+from vlmgate.calibration.statements import first_lines
 from vlmgate.calibration.study import Study, study
 from vlmgate.calibration.tries import look_back, remember
 from vlmgate.captioner import Captioner, load_captioner
@@ -323,7 +324,7 @@ def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Ma
         checkpoint=checkpoint,
         sampling=sampling_of(provenance["sampling"] | {"num_samples": found.proposed}),
         pages=provenance["image_config"]["pages"],
-        data=_data(found, labels, provenance),
+        data=_data(found, labels, provenance) | {"warnings": [*first_lines(found), *found.notes]},
         promise=_promise(found),
         drift=found.drift(),
         features=features.name if features else None,
