@@ -127,9 +127,10 @@ def one_calibration(
     number = np.repeat(np.arange(parts), [len(of[p]) for p in drawn])
     salt = rng.integers(0, 2**62)
     hashes = [hashlib.sha256(f"{salt}:{i}".encode()).hexdigest() for i in range(len(rows))]
+    light: Any = tuple(SimpleNamespace(sha256=h, page=1) for h in hashes)  # all that is asked of them
     held = replace(
         pool.labelled,
-        records=tuple(SimpleNamespace(sha256=h, page=1) for h in hashes),  # type: ignore[arg-type]  # all that is asked
+        records=light,
         labels=tuple(pool.labelled.labels[i] for i in rows),
         truths=tuple(pool.labelled.truths[i] for i in rows),
         novelties=tuple(pool.labelled.novelties[i] for i in rows),
