@@ -15,6 +15,7 @@ import argparse
 import csv
 import io
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from vlmgate.data import Route
 from vlmgate.factory.render import Wanted, render
 from vlmgate.factory.world import CONDITIONS
 from vlmgate.gate.file import read_gate
-from vlmgate.store.result import read_result
+from vlmgate.store.result import TRIES_FILE, read_result
 
 LABELLED = Path(__file__).parents[2] / "sample_images" / "labelled"
 STREAM = 7  # first word of every seed drawn here; training, evaluation and the sample images use others
@@ -154,7 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 draw(labelled, seed + 1_000_000, options.fresh)
                 gate = calibrated(labelled, options.cache / f"gate_{seed}.toml")
             else:
-                gate = calibrated(LABELLED, options.cache / "gate.toml")
+                labelled = options.cache / "labelled"  # a copy, for what was tried on the sample images counts as a try
+                if not labelled.is_dir():
+                    shutil.copytree(LABELLED, labelled, ignore=shutil.ignore_patterns(TRIES_FILE))
+                gate = calibrated(labelled, options.cache / "gate.toml")
             if gate is None:
                 refused += 1
                 continue

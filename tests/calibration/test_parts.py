@@ -58,6 +58,13 @@ def test_images_without_features_are_like_no_other() -> None:
     assert alike([None, None]) is None
 
 
+def test_thousands_of_frames_of_one_part_are_one_part() -> None:
+    """Against their own mean and deviation, frames that are nearly all there is would differ by noise alone."""
+    rng = np.random.default_rng(10)
+    found = alike([*features(rng, 1, 3000), *features(rng, 12, 2)])
+    assert found is not None and np.bincount(found).tolist() == [3000, *[2] * 12]
+
+
 def test_features_that_do_not_vary_make_no_copies_and_no_warning() -> None:
     same = [pack([1.0] * 8)] * 3
     assert alike(same) is not None

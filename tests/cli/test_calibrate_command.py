@@ -17,6 +17,7 @@ import vlmgate.calibration.tries
 from tests.support.fakes import FakeCaptioner, folder_of, let_it_read, picture_file
 from vlmgate.calibration.choose import _images_at
 from vlmgate.calibration.guarantee import interval, upper_bound
+from vlmgate.calibration.text import CalibrationProgress
 from vlmgate.cli import app
 from vlmgate.data import Reason, Route
 from vlmgate.gate.file import read_gate
@@ -495,6 +496,7 @@ def test_frames_of_a_part_count_once_however_they_are_named(tmp_path: Path) -> N
     run("calibrate", "looks.parquet", *arguments)
     gates = [read_gate(tmp_path / f"{name}.toml") for name in ("looks", "pattern", "column")]
     assert {gate.data["parts"] for gate in gates} == {60}
+    assert any("180 images look like 60 parts" in text for text in gates[0].data["warnings"])
     assert len({(gate.promise["of"], gate.gate.threshold) for gate in gates}) == 1
     assert gates[0].promise["of"] <= 60
 
@@ -720,6 +722,28 @@ def test_a_number_of_labels_is_named_only_where_it_means_something(labelled: Pat
     assert "new labelled images like these" in told and "higher --target-risk" not in error
     found = _images_at(0.019, 0.02, 0.95), _images_at(0.0, 0.02, 0.95), _images_at(0.03, 0.02, 0.95)
     assert found == (None, 149, None)
+
+
+def test_names_that_the_model_never_answers_are_told_after_the_first_images(
+    tmp_path: Path, fake: FakeCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path / "digits", *(f"{c}/{c}_{i:03d}.png" for c in ("0", "1") for i in range(30)))
+    fake.answer = lambda name: ("I cannot say",)
+    read_before: list[int] = []
+    message = CalibrationProgress.message
+
+    def heard(self: CalibrationProgress, text: str) -> None:
+        read_before.extend([len(fake.read_names)] if "none of the first" in text else [])
+        message(self, text)
+
+    monkeypatch.setattr(CalibrationProgress, "message", heard)
+    _, error = run("calibrate", tmp_path / "digits", "--batch-size", 4, code=2)
+    assert "none of the first 8 images was answered with one of 0, 1" in error and "--label-map '0=NAME'" in error
+    assert read_before == [8]
+    fake.answer = answer
+    folder_of(tmp_path / "good", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(5)))
+    _, error = run("calibrate", tmp_path / "good", "-o", "good.toml", code=2)
+    assert "none of the first" not in error
 
 
 # --- a gate finds its model -------------------------------------------------------------------------------------------

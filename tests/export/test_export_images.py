@@ -23,6 +23,7 @@ from vlmgate.errors import OutputError, UsageError
 from vlmgate.export import Target
 from vlmgate.export.export import Exported, export
 from vlmgate.export.targets import Options
+from vlmgate.report.terminal import BUILTIN_NOTICE
 from vlmgate.run.loop import scan
 from vlmgate.store.result import read_result
 
@@ -147,7 +148,7 @@ def test_a_folder_of_images_loads_with_datasets(tmp_path: Path) -> None:
         original = Image.open(folder / one["original_name"]).convert("RGB")
         assert one["image"].convert("RGB").tobytes() == original.tobytes()
         assert one["captions"] == list(AGREE * 4) and one["route"] == "auto_accept"
-    assert done.notes == () and done.rows == len(names) + 1
+    assert done.notes == (BUILTIN_NOTICE,) and done.rows == len(names) + 1
 
 
 def test_no_name_leads_out_of_the_folder_or_meets_another(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_what_is_gone_or_changed_since_the_scan_is_left_out(tmp_path: Path) -> N
     (folder / "a.png").unlink()
     picture_file(folder / "b.png", salt="another")
     done = export(source, Target.IMAGEFOLDER, tmp_path / "out")
-    assert done.notes == ("3 images left out (gone, changed since the scan, or unreadable), first: a.png",)
+    assert done.notes[0] == "3 images left out (gone, changed since the scan, or unreadable), first: a.png"
     assert sorted(p.name for p in (tmp_path / "out" / "train").iterdir()) == ["0000003_c.png", "metadata.parquet"]
 
 
@@ -229,8 +230,9 @@ def test_thumbnails_stand_in_their_rows(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="name their folder with --images"):
         export(source, Target.XLSX, tmp_path / "o.xlsx", Options(thumbnails=True))
     done = export(source, Target.XLSX, tmp_path / "o.xlsx", Options(thumbnails=True, images=moved))
-    assert done.notes == ("1 image without a thumbnail (gone, changed since the scan, or unreadable), first: a.png",)
-    sheet = openpyxl.load_workbook(tmp_path / "o.xlsx").worksheets[0]
+    assert done.notes[0] == "1 image without a thumbnail (gone, changed since the scan, or unreadable), first: a.png"
+    sheet, notes = openpyxl.load_workbook(tmp_path / "o.xlsx").worksheets
+    assert (notes.title, notes["A1"].value, done.notes[1]) == ("notes", BUILTIN_NOTICE, BUILTIN_NOTICE)
     assert sheet["A1"].value == "thumbnail" and sheet["B1"].value == "file_name" and sheet.freeze_panes == "C2"
     shown = {sheet.cell(image.anchor._from.row + 1, 2).value: image for image in sheet._images}
     assert set(shown) == {"b.png", "c.png", "=1+1.png", "wide.png", "deep.tif"}

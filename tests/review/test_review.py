@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError
 from vlmgate.export.sheet import read_sheet
 from vlmgate.export.text_formats import defused
 from vlmgate.gate.rules import COLUMNS, Gate
+from vlmgate.report.terminal import BUILTIN_NOTICE
 from vlmgate.review.items import apart, differing, facts_of, pieces, sentence, shown
 from vlmgate.review.make import MARKER, held, policy, render, safe_json
 from vlmgate.review.verdicts import Verdict, VerdictError, VerdictFile, checked, to_csv
@@ -575,3 +577,12 @@ def test_an_unanswered_question_and_its_answers_are_told(tmp_path: Path) -> None
     silent = tuple(Caption(said, "stop", None, 2) for said in ("ok", "scratch", "ok", "unsure"))
     result = result_of(tmp_path / "silent", ["a.png"], lambda _: AGREE, answer=lambda _: silent)
     assert facts_in(result)[0]["scale"] == ["answer_share", 0.5, 0.75, ">="], "without log-probabilities"
+
+
+def test_the_built_in_model_is_disowned_on_the_page(tmp_path: Path) -> None:
+    result = five(tmp_path)
+    made = reviewed(result)
+    page = (made.out / "index.html").read_text(encoding="utf-8")
+    _, provenance = read_result(result)
+    assert provenance["model"]["model"] == "builtin" and BUILTIN_NOTICE in html.unescape(page)
+    assert BUILTIN_NOTICE not in html.unescape(render({"items": []}, "t"))

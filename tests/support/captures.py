@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,9 +40,9 @@ def without_times(text: str) -> str:
 
 def captured(arguments: str, folder: Path) -> str:
     """Run a command as it is shown, in a folder where `sample_images` lies, and return what it prints."""
-    link = folder / "sample_images"
-    if not link.exists():
-        link.symlink_to(ROOT / "sample_images", target_is_directory=True)
+    samples = folder / "sample_images"
+    if not samples.exists():  # a copy, for `calibrate` remembers next to the labels what was tried on them
+        shutil.copytree(ROOT / "sample_images", samples, ignore=shutil.ignore_patterns(".vlmgate_*"))
     environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "vlmgate", *arguments.split()]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False)

@@ -73,7 +73,7 @@ def _content(
         "title": f"{len(found.labelled.records):,} labelled images",
         "gate_name": None if gate is None else gate.name,
         "rule": None if split is None else split.describe(),
-        "first": text.first_lines(found),
+        "first": statements.first_lines(found),
         "promise": [*statements.promise_lines(found), *statements.passed_lines(found)[:1]],
         "passed": statements.passed_lines(found)[1:],
         "holds": found.promised,

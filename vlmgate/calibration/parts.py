@@ -20,10 +20,14 @@ from vlmgate.export.text_formats import undefused
 from vlmgate.scores.novelty import unpack
 
 Numbers = NDArray[np.int64]
+Matrix = NDArray[np.float64]
 
 # Cosine of standardised features; a higher one is a near copy. Of 208 different rendered parts the most alike come to
 # .9924, and ten frames a part with sensor noise and flicker hang together in single linkage up to .995.
 NEAR = 0.994
+_SAMPLE = 1000  # images that features are standardised by, spread over all
+_ALIKE = 0.2  # of the greatest distance from the mean
+_FLOOR = 0.1  # of the median deviation
 _CHUNK = 512  # rows that are compared with all others at once
 _LEAST = 1e-6  # a feature that varies less is the same for all
 
@@ -117,9 +121,9 @@ def _text(value: object) -> str:
 
 
 def alike(packed: Sequence[bytes | None]) -> Numbers | None:
-    """Return (N,) for each image the first that it is a near copy of, in steps; null without any features.
+    """Return (N,) the number of the part that each image shows by its looks, from 0; null without any features.
 
-    `packed` are vision features (float16), each standardised over the images that have it. Two images are near copies
+    `packed` are vision features (float16), standardised over images that are not much alike. Two images are near copies
     where the cosine of theirs exceeds `NEAR`, and so are the copies of a copy (single linkage). An image without
     features is like no other.
     """
@@ -129,17 +133,40 @@ def alike(packed: Sequence[bytes | None]) -> Numbers | None:
     length = max(set(lengths), key=lengths.count)
     there = [i for i, one in enumerate(packed) if one is not None and len(one) == length]
     table = unpack([packed[i] or b"" for i in there]).astype(np.float64)
-    deviations = table.std(axis=0)
-    varying = deviations > _LEAST * np.maximum(1.0, np.abs(table).max(axis=0))
-    points = (table - table.mean(axis=0))[:, varying] / deviations[varying]
+    points = _standardised(table, _unlike(table[:: -(-len(table) // _SAMPLE)]))
     sizes = np.linalg.norm(points, axis=1)
     sizes[sizes == 0] = 1.0
     points = (points / sizes[:, None]).astype(np.float32)
-    pairs = []
+    part = np.arange(len(packed))
+    of = part[there]  # the least number of all that hang together so far
     for start in range(0, len(points), _CHUNK):
-        near = np.argwhere(points[start : start + _CHUNK] @ points.T > NEAR)
-        pairs += [(there[start + a], there[b]) for a, b in near.tolist() if start + a < b]
-    return joined(len(packed), pairs)
+        for near in points[start : start + _CHUNK] @ points.T > NEAR:
+            linked = np.unique(of[near])
+            if len(linked) > 1:
+                of[np.isin(of, linked)] = linked[0]
+    part[there] = of
+    return np.unique(part, return_inverse=True)[1].astype(np.int64)
+
+
+def _standardised(table: Matrix, by: Matrix) -> Matrix:
+    """Return rows less the mean of others, by their deviation; features that are the same for all are left out."""
+    deviations = by.std(axis=0)
+    varying = deviations > _LEAST * np.maximum(1.0, np.abs(by).max(axis=0))
+    if varying.any():  # where few parts hardly differ, noise is all there is
+        deviations = np.maximum(deviations, _FLOOR * float(np.median(deviations[varying])))
+    found: Matrix = (table - by.mean(axis=0))[:, varying] / deviations[varying]
+    return found
+
+
+def _unlike(table: Matrix) -> Matrix:
+    """Return rows that are not much alike: what is standardised by hundreds of frames of one part sees their noise."""
+    points = _standardised(table, table)
+    radius = _ALIKE * float(np.linalg.norm(points, axis=1).max(initial=0.0))
+    kept: list[int] = []
+    for i, point in enumerate(points):
+        if not kept or float(np.linalg.norm(points[kept] - point, axis=1).min()) > radius:
+            kept.append(i)
+    return table[kept]
 
 
 def joined(count: int, pairs: Iterable[tuple[int, int]]) -> Numbers:

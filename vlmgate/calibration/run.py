@@ -12,7 +12,7 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import write_page
 from vlmgate.calibration.parts import check_all, part_in
 from vlmgate.calibration.readings import folded, join
+from vlmgate.calibration.statements import first_lines
 from vlmgate.calibration.study import Study, study
 from vlmgate.calibration.tries import look_back, remember
 from vlmgate.captioner import Captioner, load_captioner
@@ -38,7 +39,7 @@ from vlmgate.config import (
     ScanConfig,
     caption_prompt,
 )
-from vlmgate.data import Picture
+from vlmgate.data import Entry, Picture, Reading
 from vlmgate.errors import LabelError, OutputError, StoreError, UsageError
 from vlmgate.gate.file import GateFile, is_gate, sampling_of
 from vlmgate.images import find_images, open_pages
@@ -48,6 +49,7 @@ from vlmgate.run.outcome import ScanResult
 from vlmgate.run.reader import Load
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import check_kernel, load_kernel
+from vlmgate.scores.score import Scorer
 from vlmgate.store.result import check_folder, read_provenance, read_result, write_file, write_gate, write_result
 from vlmgate.version import __version__
 
@@ -226,7 +228,7 @@ def read_labelled(reading: ScanConfig, labels: Labels, progress: Progress, load:
             former = read_provenance(reading.out)
             before = {key: former[key] for key in (TIMED, MEMORY) if former.get(key) is not None}
     begin_peak()
-    done = scan(reading, progress, load=keep, only=only)
+    done = scan(reading, progress, load=keep, only=only, look=_FirstLook(reading.sampling, progress.message).at)
     measured = {} if loaded else before  # where nothing was read this time, what was measured then still holds
     timed = reading.model.endpoint is None  # a server's time is shared, and every request may cost money
     if timed and done.interrupted is None and done.error is None and not measured:
@@ -238,6 +240,33 @@ def read_labelled(reading: ScanConfig, labels: Labels, progress: Progress, load:
     if any(measured.values()):
         write_result(done.outputs.parquet, done.records, done.provenance | measured)
     return done
+
+
+@dataclass
+class _FirstLook:
+    """Says after the first images that the model answers with none of the names, before it has read all of them."""
+
+    sampling: SamplingConfig
+    say: Callable[[str], None]
+    images: int = 0  # that were looked at
+    over: bool = False
+
+    def at(self, entries: Sequence[Entry]) -> None:
+        """Look at what was read."""
+        if self.over or not self.sampling.choices:
+            return
+        scorer = Scorer(self.sampling.prompt, self.sampling.choices, terms=self.sampling.terms)
+        for entry in entries:
+            if isinstance(entry, Reading) and entry.answers:
+                self.images += 1
+                self.over |= scorer.answer(entry.answers) is not None
+        if not self.over and self.images >= _PICTURES:
+            self.over = True
+            name, names = self.sampling.choices[0], ", ".join(self.sampling.choices)
+            self.say(
+                f"Warning: none of the first {self.images:,} images was answered with one of {names}. Ctrl-C "
+                f"stops here; --label-map '{name}=NAME' gives a class a name that the model answers with."
+            )
 
 
 def measure_seconds(captioner: Captioner, reading: ScanConfig) -> dict[str, float]:
@@ -295,7 +324,7 @@ def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Ma
         checkpoint=checkpoint,
         sampling=sampling_of(provenance["sampling"] | {"num_samples": found.proposed}),
         pages=provenance["image_config"]["pages"],
-        data=_data(found, labels, provenance),
+        data=_data(found, labels, provenance) | {"warnings": [*first_lines(found), *found.notes]},
         promise=_promise(found),
         drift=found.drift(),
         features=features.name if features else None,

@@ -1,6 +1,6 @@
 """What a calibration says of its gate: what it promises, what it passes, and whether the model sees anything at all.
 
-`useless` comes before all else, `promise_lines` and `passed_lines` follow; `agreement_lines` are of all readings.
+`first_lines` come before all else, `promise_lines` and `passed_lines` follow; `agreement_lines` are of all readings.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ from vlmgate.calibration.figures import CUSTOMARY, Agreement
 from vlmgate.calibration.guarantee import interval
 from vlmgate.calibration.numbers import decimal, percent, share
 from vlmgate.calibration.study import Study
+from vlmgate.report.terminal import BUILTIN_NOTICE
+
+
+def first_lines(found: Study) -> list[str]:
+    """Return what must be said before all else: that the model sees nothing, and that the built-in one is a sample."""
+    return [text for text in (useless(found), BUILTIN_NOTICE if found.builtin else None) if text is not None]
 
 
 def useless(found: Study) -> str | None:

@@ -20,13 +20,13 @@ from vlmgate.calibration.cost import FEW_ERRORS, Bills, Costs
 from vlmgate.calibration.figures import FIGURES
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.numbers import decimal, percent, share, with_interval
-from vlmgate.calibration.statements import agreement_lines, passed_lines, promise_lines, useless
+from vlmgate.calibration.statements import agreement_lines, first_lines, passed_lines, promise_lines
 from vlmgate.calibration.study import Study
 from vlmgate.config import ScanConfig
 from vlmgate.data import ModelInfo
 from vlmgate.errors import count, plain
 from vlmgate.gate.rules import Gate
-from vlmgate.report.terminal import BUILTIN_NOTICE, TerminalProgress, short_model
+from vlmgate.report.terminal import TerminalProgress, short_model
 
 SCHEMA_VERSION = 1
 SCORE_TITLES = ("score", "kernel", "AUROC", "AURC", "AUGRC", "risk@80%", "cov@5%")
@@ -108,11 +108,6 @@ def print_study(
 
 
 # --- lines and cells --------------------------------------------------------------------------------------------------
-
-
-def first_lines(found: Study) -> list[str]:
-    """Return what must be said before all else: that the model sees nothing, and that the built-in one is a sample."""
-    return [text for text in (useless(found), BUILTIN_NOTICE if found.builtin else None) if text is not None]
 
 
 def label_lines(found: Study, labels: Labels) -> list[str]:

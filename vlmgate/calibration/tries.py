@@ -1,7 +1,7 @@
-"""Tries on the same labels: whoever tries until one holds has no promise, so every try is remembered beside the labels.
+"""Tries on the same labels: whoever tries until one holds has no promise, so tries are remembered next to the labels.
 
 Call `look_back` before anything is tested and `remember` once it was. The record is `TRIES_FILE` in the folder of the
-labels, or beside the output where that folder cannot be written: one line of JSON for each try, which names the images
+labels, or next to the output where that folder cannot be written: one line of JSON for each try, which names the images
 by their digests. Copies of a folder take their record along.
 
 The chance of being wrong is shared: of N tries that were declared at the first, each is tested at 1/N of it, so that
@@ -59,7 +59,7 @@ class Tried:
 
 
 def look_back(labelled: Labelled, labels: Labels, provenance: Mapping[str, Any], config: CalibrateConfig) -> Tried:
-    """Return which try this is, going by the record beside the labels and the one beside the output."""
+    """Return which try this is, going by the records next to the labels and to the output."""
     images = tuple(f"{str(r.sha256)[:_DIGITS]}:{r.page}" for r in labelled.records)
     identity = _identity(labelled, images, provenance, config)
     earlier = [one for place in dict.fromkeys(_places(labels, config)) for one in _read(place)]
@@ -93,7 +93,7 @@ def look_back(labelled: Labelled, labels: Labels, provenance: Mapping[str, Any],
 
 
 def remember(tried: Tried, labels: Labels, config: CalibrateConfig) -> str | None:
-    """Add a try to the record, unless it is there; return what is to be said where it does not lie beside the labels.
+    """Add a try to the record, unless it is there; return what is to be said where it does not lie next to the labels.
 
     Raises `OutputError` where it can be written nowhere.
     """
@@ -124,7 +124,7 @@ def remember(tried: Tried, labels: Labels, config: CalibrateConfig) -> str | Non
 
 
 def _places(labels: Labels, config: CalibrateConfig) -> tuple[Path, Path]:
-    """Return where tries are remembered: beside the labels, or else beside the output."""
+    """Return where tries are remembered: next to the labels, or else next to the output."""
     home = labels.source if labels.source.is_dir() else labels.source.parent
     return home / TRIES_FILE, config.out.parent / TRIES_FILE
 

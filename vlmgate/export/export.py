@@ -14,6 +14,7 @@ from vlmgate.export import output
 from vlmgate.export.rows import StoredRows, Writer
 from vlmgate.export.targets import FILL_IN, Only, Options, Target
 from vlmgate.export.text_formats import PlainWriter
+from vlmgate.report.terminal import notices
 from vlmgate.store.result import read_provenance
 
 _ROUTES = {None: None, Only.ROUTED: Route.HUMAN_REVIEW, Only.ACCEPTED: Route.AUTO_ACCEPT}
@@ -59,7 +60,7 @@ def export(result: Path, target: Target, out: Path | None = None, options: Optio
     for place in () if out is None else writer.places(out):
         output.check(place, result, overwrite=options.overwrite)
     written, notes = writer(columns, provenance, options).save(rows, out)
-    return Exported(rows.passed, tuple(written), tuple(notes))
+    return Exported(rows.passed, tuple(written), (*notes, *notices(provenance)))
 
 
 def _choose(writer: type[Writer], wanted: str | None, held: Collection[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A workbook for people: one sheet, frozen header, filters, a verdict to choose, thumbnails on request.
+"""A workbook for people: one sheet of rows, frozen header, filters, a verdict to choose, thumbnails on request.
 
 Every text is written as a string, so that none is a formula, a link or a number.
 """
@@ -15,6 +15,7 @@ from vlmgate.errors import StoreError, UsageError, count
 from vlmgate.export.imagefolder import Pictures
 from vlmgate.export.rows import KEY, StoredRow, StoredRows, Writer
 from vlmgate.export.text_formats import SHEET, check_sheet, fitted, notes_on_cut, text_of, visible
+from vlmgate.report.terminal import notices
 
 _WIDTHS = {  # characters; others by what they hold
     **{"file_name": 36, "caption": 48, "captions": 60, "answers": 40, "reading": 30, "note": 40, "sha256": 16},
@@ -64,6 +65,11 @@ class XlsxWriter(Writer):
             self._lay_out(book, sheet, total)
             for number, row in enumerate(rows, 1):
                 self._row(sheet, number, row)
+            if about := notices(self.provenance):  # behind the rows, for whoever opens the workbook alone
+                notes = book.add_worksheet("notes")
+                notes.set_column(0, 0, 120, book.add_format({"text_wrap": True}))
+                for number, text in enumerate(about):
+                    notes.write_string(number, 0, text)
             try:
                 book.close()
             except FileSizeError as error:

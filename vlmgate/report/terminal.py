@@ -36,6 +36,11 @@ BUILTIN_NOTICE = (
 )
 
 
+def notices(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what whoever looks at a result must know of its model, wherever they look at it."""
+    return (BUILTIN_NOTICE,) if (provenance.get("model") or {}).get("model") == BUILTIN else ()
+
+
 def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 

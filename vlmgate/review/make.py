@@ -24,7 +24,7 @@ from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, o
 from vlmgate.gate.rules import COLUMNS, Gate
 from vlmgate.images import sources_of
 from vlmgate.report.summary import in_words
-from vlmgate.report.terminal import short_model
+from vlmgate.report.terminal import notices, short_model
 from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
@@ -156,7 +156,7 @@ def _page(
         "items": facts,
     }
     try:
-        return render(data, f"Review of {plain(result.name)}").encode("utf-8")
+        return render(data, f"Review of {plain(result.name)}", notices(provenance)).encode("utf-8")
     except ValueError as error:  # NaN, which a result never holds
         raise StoreError(f"{result}: holds what cannot be shown ({one_line(error)}); scan again.") from error
 
@@ -244,7 +244,7 @@ def safe_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def render(data: Mapping[str, Any], title: str) -> str:
+def render(data: Mapping[str, Any], title: str, notes: Sequence[str] = ()) -> str:
     """Return the page as it is opened from disk: one HTML file with all in it, which asks no network for anything."""
     import jinja2
     from markupsafe import Markup
@@ -260,6 +260,7 @@ def render(data: Mapping[str, Any], title: str) -> str:
         program=Markup(program()),
         data=Markup(safe_json(data)),
         total=len(data["items"]),
+        notes=[plain(note) for note in notes],
     )
 
 

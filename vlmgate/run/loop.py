@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from vlmgate.captioner import load_captioner
 from vlmgate.config import ScanConfig
-from vlmgate.data import Source
+from vlmgate.data import Entry, Source
 from vlmgate.errors import FatalError, VlmgateError, one_line
 from vlmgate.run.batches import Batch
 from vlmgate.run.control import Interrupted, Progress, Signals, Unbreakable
@@ -32,23 +32,36 @@ log = logging.getLogger(__name__)
 
 
 def scan(
-    config: ScanConfig, progress: Progress, *, load: Load = load_captioner, only: Collection[str] | None = None
+    config: ScanConfig,
+    progress: Progress,
+    *,
+    load: Load = load_captioner,
+    only: Collection[str] | None = None,
+    look: Callable[[Sequence[Entry]], object] | None = None,
 ) -> ScanResult:
     """Read every image of a folder that has not been read yet, decide all of them, write the result.
 
     Everything that can be checked is checked before a model is loaded. Raises `UsageError` for what the user can put
     right. What ends the run later (a signal, a dead model, a full disk) is in the result, which is written in any case
-    where the disk allows. `only` names the files of the folder that count, by file_name; without it all do.
+    where the disk allows. `only` names the files of the folder that count, by file_name; without it all do. `look` is
+    given what was read, batch by batch; an error that it raises ends nothing.
     """
     progress = Unbreakable(progress)
     with prepare(config, progress, only) as plan:
-        return Run(plan, progress, load).run()
+        return Run(plan, progress, load, look).run()
 
 
 class Run:
     """One run of `scan`, from the journal as it was found to the result."""
 
-    def __init__(self, plan: Plan, progress: Progress, load: Load) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        progress: Progress,
+        load: Load,
+        look: Callable[[Sequence[Entry]], object] | None = None,
+    ) -> None:
+        self.look = look
         self.plan, self.config, self.journal, self.progress = plan, plan.config, plan.journal, progress
         self.signals, self.clock, self.recorder = Signals(), Clock(), Recorder(plan.journal, plan.scorer)
         self.earlier = Earlier(plan, progress.message)
@@ -112,6 +125,9 @@ class Run:
                         self.models.meet(batch.model)
                     with self.signals.held(), self.clock.running("waiting"):
                         self.recorder.submit(batch.entries, batch.ended, batch.seconds_each)
+                    if self.look is not None:
+                        with suppress(Exception):
+                            self.look(batch.entries)
                     self.clock.add(batch)
                     self.progress.advance(len(batch.finished))
                     self.signals.heed()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"vlmgate"
-TRIES_FILE = ".vlmgate_tries.jsonl"  # beside labels, what was tried on them
+TRIES_FILE = ".vlmgate_tries.jsonl"  # next to labels, what was tried on them
 _FEATURES = "vision_features"
 _ROWS = 2048  # of a row group: so many are in memory at once
 

@@ -20,6 +20,7 @@ from vlmgate.calibration.parts import Numbers
 from vlmgate.calibration.readings import Evidence, Labelled, columns_there, evidence
 from vlmgate.calibration.study import outcomes_of
 from vlmgate.errors import LabelError
+from vlmgate.report.terminal import notices
 
 POWER = 1.96 + 0.84  # standard errors that a difference needs to be seen in four trials of five
 _FEWEST = 20  # images; fewer show nothing
@@ -176,7 +177,7 @@ def compare(
         target_risk=target_risk,
         confidence=confidence,
         costs=costs is not None,
-        notes=(*notes, *_other_settings(contestants)),
+        notes=(*notes, *_other_settings(contestants), *(text.removesuffix(".") for text in _disowned(contestants))),
     )
 
 
@@ -207,6 +208,11 @@ def _only(labelled: Labelled, kept: Sequence[int]) -> Labelled:
         novelties=tuple(labelled.novelties[i] for i in kept),
         parts=tuple(labelled.parts[i] for i in kept) if labelled.parts else (),
     )
+
+
+def _disowned(contestants: Sequence[Contestant]) -> list[str]:
+    """Return what must be known of a model that is compared, each text once."""
+    return [*dict.fromkeys(text for one in contestants for text in notices(one.provenance))]
 
 
 def _other_settings(contestants: Sequence[Contestant]) -> list[str]:
