@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vlmgate.calibration.figures import Mask, Vector
-from vlmgate.calibration.labels import Kind, Labels
+from vlmgate.calibration.labels import Kind, Labels, respelt
 from vlmgate.data import Decision, Key, Reason, Record, Route, Sampled, columns_of
 from vlmgate.errors import LabelError
 from vlmgate.gate.reasons import UNREAD, no_probability
@@ -141,7 +141,8 @@ def _matched(
     records: Sequence[Record], provenance: Mapping[str, Any], labels: Labels
 ) -> tuple[list[tuple[Record, str]], list[str]]:
     """Return rows with their labels, each content once, and what was left out in words."""
-    by_name = _names_in_result(labels.for_images({record.file_name for record in records}), provenance)
+    names = {record.file_name for record in records}
+    by_name = respelt(_names_in_result(labels.for_images(names), provenance), names)
     found: dict[Key, tuple[Record, set[str]]] = {}
     unread = matched = 0
     for record in records:

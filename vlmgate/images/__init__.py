@@ -1,6 +1,6 @@
 """Find image files; open each as upright 8-bit RGB, or say why not.
 
-    find_images (a folder), find_listed (a list)     find
+    find_images (a folder), find_listed (a list)     find; names that read alike: names
       → read_ahead: in threads, in order             ahead
         → open_pages: the pages of one file          pages; how well each was taken, too
           → what kind of file is it?                 formats; why one cannot be read, too
@@ -23,6 +23,7 @@ from vlmgate.images.find import (
     turned_of,
 )
 from vlmgate.images.formats import is_of_the_disk
+from vlmgate.images.names import composed, spelt_as
 from vlmgate.images.pages import STANDARD, open_pages
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Opened",
     "Walk",
     "chosen",
+    "composed",
     "find_images",
     "find_listed",
     "folders_of",
@@ -38,5 +40,6 @@ __all__ = [
     "read_ahead",
     "read_list",
     "sources_of",
+    "spelt_as",
     "turned_of",
 ]

@@ -23,6 +23,7 @@ from typing import Any, overload
 from vlmgate.data import Source, Unreadable
 from vlmgate.errors import NoImagesError, UsageError
 from vlmgate.images.formats import HEAD_BYTES, NOT_OPENABLE, OPENABLE, RefusedError, explain, extension_of, sniff
+from vlmgate.images.names import spelt_as
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # "._name" files that macOS leaves on foreign disks: metadata, not the image
 
@@ -207,12 +208,28 @@ def find_listed(paths: Iterable[Path], base: Path) -> Walk:
     for place in sorted(once, key=lambda place: (_name_under(here, place) is None, place)):
         name = _free(_name_under(here, place) or _name_elsewhere(place), taken)
         try:
+            if not os.path.lexists(place):
+                place = _as_on_disk(place)
             found.take(name, place, os.stat(place).st_mode)  # noqa: PTH116 - a text is at hand
         except Exception as error:  # a name that no file can have raises `ValueError`
             found.unreadable.append((name, _reason(error)))
     seen: set[str] = set()
     again = [place for place in places if place in seen or seen.add(place)]  # type: ignore[func-returns-value]
     return _named(found, repeated=tuple(map(_escaped, again)))
+
+
+def _as_on_disk(place: str) -> str:
+    """Return the path of what is there under a name that reads alike; the path itself where there is no one such."""
+    head, tail = os.path.split(place)
+    if not tail or place.isascii():
+        return place
+    if not os.path.isdir(head):  # noqa: PTH112 - a text is at hand
+        head = _as_on_disk(head)
+    try:
+        names = os.listdir(head)  # noqa: PTH208 - likewise
+    except OSError:
+        return place
+    return os.path.join(head, spelt_as([tail], names).get(tail, tail))  # noqa: PTH118
 
 
 def folders_of(walk: Walk) -> list[str]:

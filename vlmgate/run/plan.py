@@ -17,7 +17,7 @@ from vlmgate.data import MODEL_KEYS, ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError, UsageError, VlmgateError, count, plain
 from vlmgate.gate.early_stop import Foresight, check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
-from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
+from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed, spelt_as
 from vlmgate.run.control import Progress
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
@@ -205,7 +205,14 @@ def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collec
         files = count(again, "file")
         progress.message(f"the list names {files} again, which has one row all the same: {walk.repeated[0]}")
     if only is not None:
-        walk = replace(walk, sources=chosen(walk.sources, lambda source: source.file_name in only))
+        there = {source.file_name for source in walk.sources}
+        wanted = {*only, *spelt_as(only, there).values()}
+        if there and not wanted & there:
+            raise NoImagesError(
+                f"{config.folder}: none of the {len(only):,} files that are asked for is among its {len(there):,} "
+                f"images, first {min(only)!r} beside {min(there)!r}; names are relative to the folder."
+            )
+        walk = replace(walk, sources=chosen(walk.sources, lambda source: source.file_name in wanted))
     if not walk.sources and not walk.unreadable and config.watch is None:
         first = f", among them {walk.ignored[0]!r}" if walk.ignored else ""
         others = f"{len(walk.ignored)} other files{first}"
