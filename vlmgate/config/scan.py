@@ -210,6 +210,13 @@ class ScanConfig:
     folder: Path  # with `files`, where their relative paths begin
     out: Path
     files: tuple[Path, ...] | None = None  # these instead of all that the folder holds
+    exclude: tuple[str, ...] = _files(
+        (),
+        "Leave out files and folders of this name or path: 'old', '*.tmp.png', 'line2/*'. Repeatable; 'none' takes "
+        "what is left out as a rule (@eaDir, .snapshot, …).",
+        rare=True,
+        metavar="GLOB",
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     images: ImageConfig = field(default_factory=ImageConfig)

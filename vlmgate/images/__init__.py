@@ -15,6 +15,7 @@ from vlmgate.images.ahead import Opened, read_ahead
 from vlmgate.images.find import (
     Walk,
     chosen,
+    find_again,
     find_images,
     find_listed,
     folders_of,
@@ -23,7 +24,7 @@ from vlmgate.images.find import (
     turned_of,
 )
 from vlmgate.images.formats import is_of_the_disk
-from vlmgate.images.names import composed, spelt_as
+from vlmgate.images.names import composed, is_of_a_system, patterns_of, spelt_as
 from vlmgate.images.pages import STANDARD, open_pages
 
 __all__ = [
@@ -32,11 +33,14 @@ __all__ = [
     "Walk",
     "chosen",
     "composed",
+    "find_again",
     "find_images",
     "find_listed",
     "folders_of",
+    "is_of_a_system",
     "is_of_the_disk",
     "open_pages",
+    "patterns_of",
     "read_ahead",
     "read_list",
     "sources_of",

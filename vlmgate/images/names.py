@@ -1,12 +1,70 @@
-"""Names of files that read alike: macOS and some network disks write "é" as two characters, tables as one.
+"""Names of files: which read alike, and which are left out.
 
-Call `spelt_as` where names come from a table, a list or a keyboard, and are compared with those of files.
+macOS and some network disks write "é" as two characters, tables as one: call `spelt_as` where names come from a table,
+a list or a keyboard, and are compared with those of files. `Exclusion` says which names a walk leaves out.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+# Names under which disks and systems keep copies, bins and previews of what lies elsewhere.
+USUAL = (
+    *("@eaDir", "#recycle", "#snapshot", ".snapshot", ".snapshots", "~snapshot", "@Recycle", ".@__thumb"),
+    *("$RECYCLE.BIN", ".thumbnails", ".Trash-*", ".Trashes", "__MACOSX", ".DS_Store", "._*"),
+)
+NONE = "none"  # in the place of a pattern: the usual names are not left out
+
+
+@dataclass(slots=True)
+class Exclusion:
+    """What a walk leaves out by name, and how much that was.
+
+    A pattern without a slash is compared with the name of each file and folder, one with a slash with the whole path
+    relative to the folder that is walked. Of a folder that is left out, nothing is looked at.
+    """
+
+    patterns: Sequence[str]
+    counts: Counter[str] = field(default_factory=Counter)  # pattern → files and folders that it left out
+
+    def holds(self, name: str) -> bool:
+        """Say whether a file or folder is left out, and count it; `name` is its path in the folder, with slashes."""
+        pattern = _first_match(self.patterns, name, name.rpartition("/")[2]) if self.patterns else None
+        if pattern is not None:
+            self.counts[pattern] += 1
+        return pattern is not None
+
+
+def patterns_of(given: Sequence[str]) -> tuple[str, ...]:
+    """Return all patterns of a scan: those that were given, and the usual ones unless `none` is among them."""
+    own = tuple(pattern.strip("/") for pattern in given if pattern != NONE)
+    return own if NONE in given else (*own, *USUAL)
+
+
+def is_of_a_system(name: str) -> bool:
+    """Say whether a path leads through a folder that a disk or a system keeps for itself.
+
+    >>> is_of_a_system(".snapshot/hourly.1/a.jpg"), is_of_a_system("line2/a.jpg")
+    (True, False)
+    """
+    return any(_first_match(USUAL, part, part) for part in name.split("/"))
+
+
+def _first_match(patterns: Sequence[str], path: str, name: str) -> str | None:
+    """Return the first pattern that a name, or a pattern with a slash that its path, matches."""
+    name, path = composed(name), composed(path)
+    return next((one for one in patterns if _compiled(one).match(path if "/" in one else name)), None)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(composed(pattern)))
 
 
 def composed(text: str) -> str:

@@ -261,6 +261,7 @@ def _notes_on_files(
     broken = [f"{r.file_name} ({r.error})" for r in records if r.reason in _UNREAD]
     several = [r.file_name for r in records if first_page and (r.num_pages or 1) > 1]
     converted = [f"{r.file_name} ({r.conversion})" for r in records if r.conversion]
+    excluded: Mapping[str, int] = provenance.get("excluded") or {}
     ignored, gone = (provenance.get(name) or () for name in ("ignored_first", "gone_first"))
     captions = f"with captions cut off at {sampling['max_new_tokens']} tokens; --max-new-tokens lets them end."
     answers = f"with answers cut off at {sampling.get('max_answer_tokens')} tokens; --max-answer-tokens lets them end."
@@ -275,6 +276,7 @@ def _notes_on_files(
         (len(converted), "image", f"converted to 8-bit RGB, see the column conversion, e.g. {_first(converted)}"),
         (copies, "exact duplicate", "sharing the reading of another file."),
         (provenance["ignored"], "file", f"ignored, being no image, first: {_first(ignored)}"),
+        (sum(excluded.values()), "name", f"left out, with all that lies there: {_counted(excluded)}; see --exclude."),
         (provenance["gone"], "file", f"read before and gone from the folder, first: {_first(gone)}"),
     )
     notes = [f"{count(number, noun)} {rest}" for number, noun, rest in counts if number]
@@ -300,6 +302,10 @@ def _notes_on_files(
         each = statistics.fmean(seconds)
         notes.append(f"The model took {each:.2g} s an image, {sum(seconds) / 60:,.1f} min in all.{went}")
     return notes
+
+
+def _counted(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({number:,})" for name, number in numbers.items())
 
 
 def _first(names: Sequence[str]) -> str:

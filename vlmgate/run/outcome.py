@@ -159,6 +159,8 @@ class Results:
             "folder": config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
             "listed": repeated and repeated | {"folders": folders_of(walk)},
             "images": len(records),
+            "exclude": list(config.exclude),
+            "excluded": dict(walk.excluded),
             "ignored": len(walk.ignored),
             "ignored_first": list(walk.ignored[:5]),
             "gone": len(gone),

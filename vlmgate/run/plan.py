@@ -17,7 +17,7 @@ from vlmgate.data import MODEL_KEYS, ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError, UsageError, VlmgateError, count, plain
 from vlmgate.gate.early_stop import Foresight, check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
-from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed, spelt_as
+from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed, patterns_of, spelt_as
 from vlmgate.run.control import Progress
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
@@ -216,12 +216,14 @@ def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collec
     if not walk.sources and not walk.unreadable and config.watch is None:
         first = f", among them {walk.ignored[0]!r}" if walk.ignored else ""
         others = f"{len(walk.ignored)} other files{first}"
+        if walk.excluded:
+            others += f"; {sum(walk.excluded.values()):,} left out by name: {', '.join(walk.excluded)}"
         raise NoImagesError(f"{config.folder}: no image found ({others}); name a folder that holds images.")
     return walk
 
 
 def _look(config: ScanConfig, outputs: Outputs) -> Walk:
-    walk = find_images(config.folder)  # our own files do not count as ignored ones
+    walk = find_images(config.folder, patterns_of(config.exclude))  # our own files do not count as ignored ones
     return replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
 
 
