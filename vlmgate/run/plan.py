@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +20,7 @@ from vlmgate.gate.early_stop import Foresight, check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
 from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed, patterns_of, spelt_as
 from vlmgate.run.control import Progress
+from vlmgate.run.moved import same_images
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import AT_ONCE, Kernel, check_kernel, load_kernel
@@ -125,6 +127,8 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
         if not config.restart:
             config = _as_begun(config, begun_with(outputs.journal), progress)
         wanted = fingerprint(config, checkpoint)
+        if not config.restart:
+            wanted = _of_a_copy(wanted, outputs.journal, walk, progress)
         folder = ReferenceFolder(config.reference, outputs.reference, wanted, write_file) if config.reference else None
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
@@ -161,6 +165,21 @@ def _as_begun(config: ScanConfig, begun: Mapping[str, Any], progress: Progress) 
     for key, value in kept.items():
         progress.message(f"the journal began with --{key.replace('_', '-')} {value}; this run goes on with that.")
     return replace(config, sampling=replace(sampling, **kept)) if kept else config
+
+
+def _of_a_copy(wanted: dict[str, Any], journal: Path, walk: Walk, progress: Progress) -> dict[str, Any]:
+    """Return the fingerprint with the folder that a journal began with, where this one holds the same images."""
+    begun, now = dict(begun_with(journal)), json.loads(json.dumps(wanted))
+    if not begun or begun.get("folder") == now["folder"] or begun | {"folder": now["folder"]} != now:
+        return wanted
+    same = same_images(journal, walk.sources)
+    if same is None:
+        return wanted
+    progress.message(
+        f"The journal is of {begun['folder']}; of {count(same[1], 'file')} tried here it knows {same[0]} by their "
+        "bytes, so its readings are used."
+    )
+    return wanted | {"folder": begun["folder"]}
 
 
 def with_answers(config: ScanConfig, gate: RunGate, journal: Path) -> ScanConfig:
