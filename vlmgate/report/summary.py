@@ -23,6 +23,7 @@ from vlmgate.data import Quality, Reason, Record, Route
 from vlmgate.errors import count
 from vlmgate.gate.reasons import REASON_WORDS, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
+from vlmgate.report.one_caption import note_on_one_caption, one_caption
 from vlmgate.report.terminal import BUILTIN_NOTICE, header_line, print_line
 from vlmgate.scores.claims import summed_up, vocabulary_of
 from vlmgate.scores.diversity import FINDINGS
@@ -39,6 +40,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """Return the figures of the summary: counts, shares and median Vendi scores by route and reason.
 
     held_back: the reason that routed most images, how many, and of how many; None where nothing is routed.
+    one_caption: the caption that is that of most images, how many, and of how many; None where there is none.
     """
     total = len(records)
 
@@ -60,6 +62,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "images": total,
         "held_back": _held_back(routes[Route.HUMAN_REVIEW.value]["reasons"]),
+        "one_caption": one_caption(records),
         "duplicates": sum(r.duplicate_of is not None for r in records),
         "unreadable": sum(r.reason == Reason.UNREADABLE for r in records),
         "model_failed": sum(r.reason == Reason.MODEL_FAILED for r in records),
@@ -96,7 +99,7 @@ def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out:
     figures = summarise(records)
     console.print(_summary_table(figures, narrow=console.width < _NARROW))
     console.print()
-    for line in _summary_notes(records, provenance, gate, out, figures["held_back"]):
+    for line in _summary_notes(records, provenance, gate, out, figures):
         print_line(console, line)
 
 
@@ -128,8 +131,9 @@ def _summary_notes(
     provenance: Mapping[str, Any],
     gate: Gate,
     out: Path,
-    held_back: Mapping[str, Any] | None,
+    figures: Mapping[str, Any],
 ) -> list[str]:
+    held_back = figures["held_back"]
     accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
     notes = list(provenance.get("warnings") or ())
     if accepted:
@@ -139,6 +143,7 @@ def _summary_notes(
         notes.append(meaning + (" Most often:" if often else ""))
         notes += [f"  {times:>6,}  {reading}" for reading, times in often]
         notes += _notes_on_answers(accepted, provenance)
+    notes += note_on_one_caption(figures["one_caption"])
     if unknown := no_probability(records):
         notes.append(f"{unknown}.")
     if (provenance["model"] or {}).get("model") == BUILTIN:

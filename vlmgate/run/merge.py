@@ -323,7 +323,7 @@ def _provenance(
         "gone": sum(run["gone"] for run in runs),
         "gone_first": gone[:5],
         "model": model["model"],
-        "warnings": warnings_of(records, model["model"]),
+        "warnings": warnings_of(model["model"]),
         "reference": model["reference"],
         "adaptive": joined([run["adaptive"] for run in runs if run.get("adaptive")]),
         "drift": drift_of(tonight, records),

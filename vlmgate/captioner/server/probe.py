@@ -263,7 +263,8 @@ class Probe:
             return sight
         raise EndpointError(
             f"{self.url}: the server does not seem to show its model the pictures. Asked whether a picture is red or "
-            f"green: {sight.in_words()}. See whether this model takes pictures; --trust-vision goes on all the same."
+            f"green: {sight.in_words()}. See whether this model takes pictures. Where you know that it sees, "
+            "--trust-vision insists."
         )
 
     async def _colours_named(self, colour: Colour, shape: Options, *, seed: bool, several: bool) -> list[str]:
