@@ -82,9 +82,10 @@ def test_verdicts_and_show_find_the_image(reading: Path) -> None:
 def test_a_list_finds_what_reads_alike(reading: Path) -> None:
     folder_of(reading / nfd("öl"), *map(nfd, NAMES[:2]))
     walk = find_listed([Path("öl") / NAMES[0], Path("öl") / NAMES[1], Path("öl") / "ä.png"], reading)
-    assert [source.file_name for source in walk.sources] == [f"öl/{name}" for name in NAMES[:2]]
+    names = [source.file_name for source in walk.sources]
+    assert names == [nfd(f"öl/{name}") for name in NAMES[:2]], "as they are on the disk, where they are found again"
     assert all(source.path.is_file() for source in walk.sources)
-    assert [(one.file_name, one.reason) for one in walk.unreadable] == [("öl/ä.png", "not found")]
+    assert [(one.file_name, one.reason) for one in walk.unreadable] == [(f"{nfd('öl')}/ä.png", "not found")]
 
 
 def test_a_name_that_may_be_two_is_none(reading: Path) -> None:

@@ -202,7 +202,7 @@ def find_listed(paths: Iterable[Path], base: Path) -> Walk:
 
     A path that is named again is among `repeated`. Raises `NoImagesError` for a list that is empty.
     """
-    places = [_absolute(path, base) for path in paths]
+    places = [_as_on_disk(_absolute(path, base)) for path in paths]
     if not places:
         raise NoImagesError("the list names no file; give one image file a line.")
     here = os.path.abspath(base)  # noqa: PTH100 - lexical: links in it are the user's own name for the place
@@ -213,8 +213,6 @@ def find_listed(paths: Iterable[Path], base: Path) -> Walk:
     for place in sorted(once, key=lambda place: (_name_under(here, place) is None, place)):
         name = _free(_name_under(here, place) or _name_elsewhere(place), taken)
         try:
-            if not os.path.lexists(place):
-                place = _as_on_disk(place)
             found.take(name, place, os.stat(place).st_mode)  # noqa: PTH116 - a text is at hand
         except Exception as error:  # a name that no file can have raises `ValueError`
             found.unreadable.append((name, _reason(error)))
@@ -224,9 +222,9 @@ def find_listed(paths: Iterable[Path], base: Path) -> Walk:
 
 
 def _as_on_disk(place: str) -> str:
-    """Return the path of what is there under a name that reads alike; the path itself where there is no one such."""
+    """Return a path, or where it leads nowhere that of what is there under the one name that reads alike, if any."""
     head, tail = os.path.split(place)
-    if not tail or place.isascii():
+    if place.isascii() or not tail or _is_there(place):
         return place
     if not os.path.isdir(head):  # noqa: PTH112 - a text is at hand
         head = _as_on_disk(head)
@@ -235,6 +233,13 @@ def _as_on_disk(place: str) -> str:
     except OSError:
         return place
     return os.path.join(head, spelt_as([tail], names).get(tail, tail))  # noqa: PTH118
+
+
+def _is_there(place: str) -> bool:
+    try:
+        return os.path.lexists(place)
+    except ValueError:  # a name that no file can have
+        return True
 
 
 def folders_of(walk: Walk) -> list[str]:
