@@ -78,6 +78,11 @@ def test_own_patterns_come_beside_the_usual_ones(nas: Path) -> None:
         ("*/b.png", ["a.png", "line2.png", "line2/c.png", "line2/deep/d.png"]),
         ("deep", ["a.png", "line2.png", "line2/b.png", "line2/c.png"]),
         ("*.png", []),
+        ("./line2/", ["a.png", "line2.png"]),
+        ("a.png", ["line2.png", "line2/b.png", "line2/c.png", "line2/deep/d.png"]),
+        ("b", ["a.png", "line2.png", "line2/b.png", "line2/c.png", "line2/deep/d.png"]),
+        ("l*/c*", ["a.png", "line2.png", "line2/b.png", "line2/deep/d.png"]),
+        ("line2/d*.png", ["a.png", "line2.png", "line2/b.png", "line2/c.png"]),
         ("[ab].png", ["line2.png", "line2/c.png", "line2/deep/d.png"]),
         ("LINE2", ["a.png", "line2.png", "line2/b.png", "line2/c.png", "line2/deep/d.png"]),
         ("[", ["a.png", "line2.png", "line2/b.png", "line2/c.png", "line2/deep/d.png"]),
@@ -86,6 +91,14 @@ def test_own_patterns_come_beside_the_usual_ones(nas: Path) -> None:
 def test_a_pattern_is_of_a_name_or_of_a_path(pattern: str, left: list[str], tmp_path: Path) -> None:
     folder_of(tmp_path, "a.png", "line2.png", "line2/b.png", "line2/c.png", "line2/deep/d.png")
     assert [source.file_name for source in find_images(tmp_path, patterns_of((pattern,))).sources] == left
+
+
+def test_several_patterns_are_each_their_own(tmp_path: Path) -> None:
+    folder_of(tmp_path, "a.png", "a.png.png", "b.png", "x/a.jpg.png", "x/c.png")
+    walk = find_images(tmp_path, ("a.png", "x/c*", "b?png"))
+    assert [source.file_name for source in walk.sources] == ["a.png.png", "x/a.jpg.png"]
+    assert walk.excluded == {"a.png": 1, "b?png": 1, "x/c*": 1}
+    assert len(find_images(tmp_path, ()).sources) == 5
 
 
 def test_a_pattern_is_compared_in_composed_form(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def find_images(folder: Path, exclude: Sequence[str] = USUAL) -> Walk:
     to is walked under one of them; the others are among `ignored`, ending in a slash. Raises NoImagesError if the
     folder itself is missing or cannot be listed.
     """
-    found = _Found(os.fspath(folder), Exclusion(exclude))
+    found = _Found(os.fspath(folder), Exclusion(tuple(exclude)))
     try:
         status = folder.stat()
         if stat.S_ISDIR(status.st_mode):

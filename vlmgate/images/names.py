@@ -22,6 +22,11 @@ USUAL = (
 NONE = "none"  # in the place of a pattern: the usual names are not left out
 
 
+_OF_A_SYSTEM = re.compile(
+    "(?:^|/)(?:{})(?:/|$)".format("|".join(re.escape(name).replace(r"\*", "[^/]*") for name in USUAL))
+)
+
+
 @dataclass(slots=True)
 class Exclusion:
     """What a walk leaves out by name, and how much that was.
@@ -30,20 +35,30 @@ class Exclusion:
     relative to the folder that is walked. Of a folder that is left out, nothing is looked at.
     """
 
-    patterns: Sequence[str]
+    patterns: tuple[str, ...]
     counts: Counter[str] = field(default_factory=Counter)  # pattern → files and folders that it left out
 
     def holds(self, name: str) -> bool:
         """Say whether a file or folder is left out, and count it; `name` is its path in the folder, with slashes."""
-        pattern = _first_match(self.patterns, name, name.rpartition("/")[2]) if self.patterns else None
-        if pattern is not None:
-            self.counts[pattern] += 1
-        return pattern is not None
+        path = composed(name)
+        last = path.rpartition("/")[2]
+        if not _any_of(self.patterns).match(f"{last}\0{path}"):
+            return False
+        self.counts[next(one for one in self.patterns if _any_of((one,)).match(f"{last}\0{path}"))] += 1
+        return True
+
+
+@cache
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what matches a name, a NUL and a path, of which a pattern is meant for the one or the other."""
+    forms = [re.sub(r"\\[zZ]$", "", fnmatch.translate(composed(one))) for one in patterns]
+    sides = [f"[^\0]*\0{form}" if "/" in one else f"{form}\0.*" for one, form in zip(patterns, forms, strict=True)]
+    return re.compile(rf"(?:{'|'.join(sides)})\Z" if sides else r"(?!)", re.DOTALL)
 
 
 def patterns_of(given: Sequence[str]) -> tuple[str, ...]:
     """Return all patterns of a scan: those that were given, and the usual ones unless `none` is among them."""
-    own = tuple(pattern.strip("/") for pattern in given if pattern != NONE)
+    own = tuple(pattern.removeprefix("./").strip("/") for pattern in given if pattern != NONE)
     return own if NONE in given else (*own, *USUAL)
 
 
@@ -53,18 +68,7 @@ def is_of_a_system(name: str) -> bool:
     >>> is_of_a_system(".snapshot/hourly.1/a.jpg"), is_of_a_system("line2/a.jpg")
     (True, False)
     """
-    return any(_first_match(USUAL, part, part) for part in name.split("/"))
-
-
-def _first_match(patterns: Sequence[str], path: str, name: str) -> str | None:
-    """Return the first pattern that a name, or a pattern with a slash that its path, matches."""
-    name, path = composed(name), composed(path)
-    return next((one for one in patterns if _compiled(one).match(path if "/" in one else name)), None)
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(fnmatch.translate(composed(pattern)))
+    return _OF_A_SYSTEM.search(name) is not None
 
 
 def composed(text: str) -> str:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.captioner.server.test_server import K, captioner, config, run
 from tests.support.fakes import SilentProgress, folder_of
-from tests.support.faulty_server import Asked, FaultyServer, choice, colour_of, completion, refusal
+from tests.support.faulty_server import Asked, FaultyServer, Reply, choice, colour_of, completion, refusal
 from vlmgate.captioner.server.probe import names_of
 from vlmgate.captioner.streams import COLOUR_QUESTION, COLOURS, colour_picture
 from vlmgate.cli import app
@@ -106,7 +106,22 @@ def test_it_is_asked_no_hotter_than_one(faulty: FaultyServer) -> None:
 
 def test_a_refused_question_counts_as_no_answer(faulty: FaultyServer) -> None:
     faulty.behave = lambda asked: refusal("no such question") if asked.prompt == COLOUR_QUESTION else None
-    with pytest.raises(EndpointError, match=r"0 of 4 answers about a red one"):
+    with pytest.raises(EndpointError, match=r"0 of 4 answers about a red one.*it said HTTP 400: no such question"):
+        captioner(faulty)
+
+
+def test_a_busy_server_does_not_pass_for_a_blind_one(faulty: FaultyServer) -> None:
+    left = iter(range(6))
+    busy = Reply(b"slow down", 429, {"Retry-After": "1"})
+    faulty.behave = lambda asked: busy if asked.prompt == COLOUR_QUESTION and next(left, None) is not None else None
+    assert captioner(faulty).info.warnings == ()
+
+
+def test_a_model_that_only_thinks_is_told_what_it_needs(faulty: FaultyServer) -> None:
+    faulty.see = lambda asked: ""
+    with pytest.raises(
+        EndpointError, match="it said nothing within 192 tokens, of which a model that thinks first may"
+    ):
         captioner(faulty)
 
 
