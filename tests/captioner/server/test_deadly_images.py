@@ -37,7 +37,8 @@ def deadly(name: str) -> Picture:
 class Mortal:
     """Makes the server of the tests go away whenever it gets a picture of `BAD` size, for so many requests."""
 
-    def __init__(self, faulty: FaultyServer, away: int) -> None:
+    def __init__(self, faulty: FaultyServer, away: int, last_words: Reply | None = None) -> None:
+        self.last_words = last_words or Reply(b"bad gateway", 502)
         self.faulty, self.away, self.left, self.deaths = faulty, away, 0, 0
         self.lock, self.asked_of = threading.Lock(), list[Asked]()
         faulty.behave = self
@@ -50,7 +51,7 @@ class Mortal:
             self.asked_of.append(asked)
             if asked.picture.size == BAD:
                 self.left, self.deaths = self.away, self.deaths + 1
-                return Reply(b"bad gateway", 502)
+                return self.last_words
         return None
 
 
@@ -74,9 +75,21 @@ class TestDeath:
             again = run(ScanConfig(folder, tmp_path / "out.parquet", model=where, sampling=sampling))
             assert reasons(again) == reasons(result) and len(deaths) == 2, "it is not asked again"
 
-    def test_suspects_are_asked_alone_and_the_culprit_no_third_time(self, faulty: FaultyServer) -> None:
+    @pytest.mark.parametrize(
+        "last_words",
+        [
+            Reply(b"bad gateway", 502),
+            Reply({"error": {"message": "EngineCore encountered an issue. See stack trace"}}, 500),
+            Reply(b"upstream connect error or disconnect/reset before headers. reset reason: connection reset", 503),
+            Reply({"choices": []}, cut=True),
+        ],
+        ids=["proxy", "engine", "mesh", "broken off"],
+    )
+    def test_suspects_are_asked_alone_and_the_culprit_no_third_time(
+        self, faulty: FaultyServer, last_words: Reply
+    ) -> None:
         reader = captioner(faulty)
-        mortal = Mortal(faulty, 8)
+        mortal = Mortal(faulty, 8, last_words)
         pictures = [picture("a"), deadly("b"), picture("c"), picture("d"), deadly("e")]
         found = dict((one.file.file_name, outcome) for one, outcome in reader.read_each(pictures))
         assert {name for name, outcome in found.items() if isinstance(outcome, Exception)} == {"b", "e"}
