@@ -367,7 +367,7 @@ def default_output(source: Path | Sequence[Path], suffix: str = "") -> Path:
         return Path("listed.parquet")
     name = source.resolve().stem if source.is_file() else source.resolve().name
     whole = os.fsencode(name)
-    if len(whole) + len(suffix) > MOST_NAME:  # the files beside a result have longer names
+    if len(whole) + len(suffix) > MOST_NAME:  # its journal and log have longer names
         mark = f"~{hashlib.sha256(whole).hexdigest()[:8]}"  # two long names that begin alike keep two results
         name = whole[: MOST_NAME - len(suffix) - len(mark)].decode("utf-8", "ignore") + mark
     return Path(f"{name or 'root'}{suffix}.parquet")
