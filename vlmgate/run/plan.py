@@ -229,7 +229,7 @@ def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collec
         if there and not wanted & there:
             raise NoImagesError(
                 f"{config.folder}: none of the {len(only):,} files that are asked for is among its {len(there):,} "
-                f"images, such as {min(only)!r} among {min(there)!r}; names are relative to the folder."
+                f"images: {min(only)!r} is asked for, {min(there)!r} is there. Names are relative to the folder."
             )
         walk = replace(walk, sources=chosen(walk.sources, lambda source: source.file_name in wanted))
     if not walk.sources and not walk.unreadable and config.watch is None:
