@@ -208,7 +208,7 @@ def test_links_share_the_bytes_and_later_pages_become_png(tmp_path: Path) -> Non
 
 def test_a_folder_that_holds_something_is_never_replaced(tmp_path: Path) -> None:
     source = scanned(folder_of(tmp_path / "in", "a.png"), tmp_path / "r.parquet")
-    with pytest.raises(OutputError, match="is there and not empty"):
+    with pytest.raises(OutputError, match=r"is there and not empty|lies in the image folder"):
         export(source, Target.IMAGEFOLDER, tmp_path / "in", Options(overwrite=True))
     (tmp_path / "empty").mkdir()
     export(source, Target.IMAGEFOLDER, tmp_path / "empty")
@@ -285,3 +285,20 @@ def test_a_folder_of_images_has_the_claims_and_label_studio_is_as_it_was(tmp_pat
     assert (stored["contradiction"], stored["support"], stored["verdict_share"]) == (0.0, 1.0, 1.0)
     tasks, _, _ = tasks_of(source, tmp_path / "t.json")
     assert not set(CLAIMS) & set(tasks[0]["data"])
+
+
+@pytest.mark.parametrize("where", ["in/export", "in/line2/deep", "in"])
+def test_no_copies_go_into_the_folder_that_is_scanned(where: str, tmp_path: Path) -> None:
+    """They would double the next night."""
+    folder = folder_of(tmp_path / "in", "a.png", "line2/b.png")
+    result = scanned(folder, tmp_path / "r.parquet")
+    with pytest.raises(OutputError, match=r"whose next scan would read the copies; give another -o|not empty"):
+        export(result, Target.IMAGEFOLDER, tmp_path / where)
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(OutputError, match=r"whose next scan would read the copies"):
+        export(result, Target.IMAGEFOLDER, moved / "export", Options(images=moved))
+    link = tmp_path / "link"
+    link.symlink_to(moved)
+    with pytest.raises(OutputError, match=r"whose next scan would read the copies"):
+        export(result, Target.IMAGEFOLDER, link / "export", Options(images=moved))
+    assert export(result, Target.IMAGEFOLDER, tmp_path / "beside", Options(images=moved)).rows == 2

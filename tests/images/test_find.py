@@ -96,8 +96,10 @@ def test_first_bytes_make_an_image_where_the_extension_does_not(tmp_path: Path) 
 def test_metadata_that_macos_leaves_behind_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "._a.jpg").write_bytes(b"\x00\x05\x16\x07" + bytes(100))
     save(tmp_path / "._b.png")
-    assert names(tmp_path) == ["._b.png"]
-    assert find_images(tmp_path).ignored == ("._a.jpg",)
+    walk = find_images(tmp_path)
+    assert (*walk.sources,) == () and walk.ignored == () and walk.excluded == {"._*": 2}
+    walk = find_images(tmp_path, ())
+    assert [source.file_name for source in walk.sources] == ["._b.png"] and walk.ignored == ("._a.jpg",)
 
 
 def test_special_files_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +214,7 @@ def test_one_odd_file_does_not_end_the_walk(
         yield Silent()
 
     monkeypatch.setattr("vlmgate.images.find.opened", fake)
-    walk = find_images(tmp_path)
+    walk = find_images(tmp_path, ())
     assert [source.file_name for source in walk.sources] == ["a.png", "m/x.png", "z.png"]
     assert [item.file_name for item in walk.unreadable] == ["m/._x.png", "m/odd"]
     assert walk.ignored == ("m/odd.bin",)

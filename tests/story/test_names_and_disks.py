@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import vlmgate
 from tests.support.fakes import FakeCaptioner, folder_of, let_it_read
 from vlmgate.cli import app
 from vlmgate.config.scan import MOST_NAME, default_output
+from vlmgate.errors import OutputError
 from vlmgate.run.plan import logging_to
 from vlmgate.store.result import read_result
 
@@ -71,6 +73,12 @@ def test_a_name_that_no_disk_takes_is_told_in_one_line(
     assert done.exit_code in (1, 2) and "internal error" not in done.stderr
     complaint = [line for line in done.stderr.splitlines() if line.startswith("vlmgate: error: ")]
     assert len(complaint) == 1 and done.stderr.endswith(f"{complaint[0]}\n")
+
+
+def test_python_gets_an_error_of_vlmgate(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", "a.png")
+    with pytest.raises(OutputError, match=r"cannot be written \(File name too long\)"):
+        vlmgate.scan(tmp_path / "in", out=tmp_path / f"{'l' * 240}.parquet")
 
 
 class FullDisk(io.StringIO):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -423,3 +424,62 @@ def test_what_is_lost_while_the_result_is_written_counts_as_not_read(
     assert {path.name for path in tmp_path.glob("*.parquet")} == {"r.parquet"}
     again = run(config, FakeCaptioner())
     assert {r.reason for r in again.records} == {Reason.AGREED} and again.provenance["complete"]
+
+
+class TestCopiedFolders:
+    """A folder that was copied or moved needs no model: readings belong to bytes."""
+
+    @pytest.mark.parametrize("how", ["copied", "moved", "renamed within", "grown"])
+    def test_all_is_known(self, tmp_path: Path, how: str) -> None:
+        folder = folder_of(tmp_path / "in", *(f"{i:02}.png" for i in range(20)))
+        out = tmp_path / "r.parquet"
+        before = run(config_for(folder, out), FakeCaptioner())
+        if how == "moved":
+            other = folder.rename(tmp_path / "there")
+        else:
+            other = Path(shutil.copytree(folder, tmp_path / "there", copy_function=shutil.copyfile))
+        if how == "renamed within":
+            for path in sorted(other.iterdir()):
+                path.rename(other / f"new_{path.name}")
+        fake, progress = FakeCaptioner(), SilentProgress()
+        if how == "grown":
+            folder_of(other, "more.png")
+        after = scan(config_for(other, out), progress, load=fake.load)
+        assert fake.read_names == (["more.png"] if how == "grown" else [])
+        assert after.provenance["run_id"] == before.provenance["run_id"]
+        assert after.provenance["folder"] == other.resolve().as_posix()
+        assert {row.reason for row in after.records} == {Reason.AGREED} and len(after.records) == 20 + (how == "grown")
+        assert any("by their bytes, so its readings are used" in message for message in progress.messages)
+        again = FakeCaptioner()
+        assert len(run(config_for(other, out), again).records) == len(after.records) and not again.history
+
+    def test_a_file_that_was_changed_in_the_copy_is_read(self, tmp_path: Path) -> None:
+        folder = folder_of(tmp_path / "in", "a.png", "b.png", "c.png")
+        out = tmp_path / "r.parquet"
+        run(config_for(folder, out), FakeCaptioner())
+        other = Path(shutil.copytree(folder, tmp_path / "there"))
+        picture_file(other / "b.png", salt="changed")
+        stamp = (folder / "b.png").stat()
+        os.utime(other / "b.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        fake = FakeCaptioner()
+        run(config_for(other, out), fake)
+        assert fake.read_names == ["b.png"]
+
+    @pytest.mark.parametrize("names", [("x.png", "y.png", "z.png"), ("a.png", "x.png", "y.png")])
+    def test_other_images_do_not_take_the_place_of_a_result(self, tmp_path: Path, names: tuple[str, ...]) -> None:
+        folder = folder_of(tmp_path / "in", "a.png", "b.png", "c.png")
+        out = tmp_path / "r.parquet"
+        run(config_for(folder, out), FakeCaptioner())
+        other = folder_of(tmp_path / "there", *names)
+        if "a.png" in names:
+            shutil.copyfile(folder / "a.png", other / "a.png")
+        with pytest.raises(ResumeError, match="folder"):
+            run(config_for(other, out), FakeCaptioner())
+
+    def test_other_settings_are_still_other_settings(self, tmp_path: Path) -> None:
+        folder = folder_of(tmp_path / "in", "a.png")
+        out = tmp_path / "r.parquet"
+        run(config_for(folder, out), FakeCaptioner())
+        other = Path(shutil.copytree(folder, tmp_path / "there"))
+        with pytest.raises(ResumeError, match="num_samples"):
+            run(config_for(other, out, num_samples=5), FakeCaptioner())

@@ -53,6 +53,7 @@ class ReadingOptions(TypedDict, total=False):
 class ScanOptions(ReadingOptions, total=False):
     """The options of `scan`."""
 
+    exclude: Texts | None  # globs
     samples: str | None  # "4..16"
     views: int
     view_noise: float

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlmgate.calibration.labels import Labels
+from vlmgate.calibration.labels import Labels, respelt
 from vlmgate.data import Key, Record, Route
 
 CONFIDENCE = 0.95  # of each bound of an audit
@@ -130,7 +130,8 @@ def audit(records: Sequence[Record], several: Sequence[Labels]) -> Audit:
     `vlmgate review --accepted` draws them.
     """
     by_content = {key: verdict for labels in several for key, verdict in labels.by_content.items()}
-    by_name = {key: verdict for labels in several for key, verdict in labels.by_name.items()}
+    names = {record.file_name for record in records}
+    by_name = respelt({key: verdict for labels in several for key, verdict in labels.by_name.items()}, names)
     seen: dict[Key, tuple[str, str | None]] = {}
     matched: set[tuple[str, int]] = set()
     for record in records:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from vlmgate.data import VERDICTS, Key
 from vlmgate.errors import LabelError
 from vlmgate.export.sheet import TABLES, Cells, read_rows
 from vlmgate.export.text_formats import undefused
-from vlmgate.images import find_images
+from vlmgate.images import composed, find_images, spelt_as
 from vlmgate.run.shards import names_of
 from vlmgate.store.result import TRIES_FILE
 
@@ -48,14 +48,24 @@ class Labels:
         """Return the classes or verdicts with their numbers, the most frequent first."""
         return dict(Counter((self.by_name or self.by_content).values()).most_common())
 
-    def for_images(self, names: Container[str]) -> Labels:
+    def for_images(self, names: Collection[str]) -> Labels:
         """Return the labels for images of these names: where one is called as a row was written, that row is its own.
 
-        A \\ parts folders on Windows; elsewhere it may be a character of a name, which only the images can tell.
+        A \\ parts folders on Windows; elsewhere it may be a character of a name, which only the images can tell. So may
+        an "é" be one character or two.
         """
         literal = {key: row for row, key in self.written.items() if row[0] in names}
-        by_name, parts = ({literal.get(k, k): v for k, v in said.items()} for said in (self.by_name, self.parts))
+        by_name, parts = (
+            respelt({literal.get(key, key): one for key, one in said.items()}, names)
+            for said in (self.by_name, self.parts)
+        )
         return replace(self, by_name=by_name, parts=parts, written={})
+
+
+def respelt(by_name: Mapping[Key, str], names: Collection[str]) -> dict[Key, str]:
+    """Return what is said of images by the names that these have, where a table spells them in another form."""
+    spelt = spelt_as((name for name, _ in by_name), names)
+    return {(spelt.get(name, name), page): said for (name, page), said in by_name.items()}
 
 
 def read_labels(source: Path, column: str | None = None, group: str | None = None) -> Labels:
@@ -140,7 +150,7 @@ def _of_folders(source: Path, ignored: Sequence[str]) -> Labels:
         if len(above) <= depth:
             loose.append(name)
         elif kind == "class" or above[depth] in AMBIGUITY:
-            by_name[name, 1] = above[depth]
+            by_name[name, 1] = composed(above[depth])  # as models and tables write it
     if not by_name:
         raise LabelError(
             f"{source}: no labels found; it takes a sub-folder for each class, test/good and test/<defect>, clear/ and "
@@ -256,7 +266,7 @@ class _Table:
     def _label(self, row: Mapping[str, Any], number: int) -> str | None:
         text = _text(row.get(self.column))
         if self.kind == "class":
-            return _cell(row.get(self.column)) or None
+            return composed(_cell(row.get(self.column))) or None
         if text and text.casefold() not in (VERDICTS if self.kind == "verdict" else AMBIGUITY):
             raise LabelError(
                 f"{self.path}: row {number} has the verdict '{_shown(text)}'; known: {', '.join(VERDICTS)}, or an "

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vlmgate.calibration.figures import Mask, Vector
-from vlmgate.calibration.labels import Kind, Labels
+from vlmgate.calibration.labels import Kind, Labels, respelt
 from vlmgate.calibration.parts import Numbers, check_all, part_in, parts_of
 from vlmgate.data import Decision, Key, Reason, Record, Route, Sampled, columns_of
 from vlmgate.errors import LabelError
@@ -176,9 +176,10 @@ def _matched(
     records: Sequence[Record], provenance: Mapping[str, Any], labels: Labels, pattern: re.Pattern[str] | None
 ) -> tuple[list[tuple[Record, str]], dict[Key, set[str]], list[str]]:
     """Return rows with their labels, each content once, the parts that each content shows, and what was left out."""
-    own = labels.for_images({record.file_name for record in records})
-    by_name = _names_in_result(own, own.by_name, provenance)
-    parts = _names_in_result(own, own.parts, provenance)
+    names = {record.file_name for record in records}
+    own = labels.for_images(names)
+    by_name = respelt(_names_in_result(own, own.by_name, provenance), names)
+    parts = respelt(_names_in_result(own, own.parts, provenance), names)
     named: dict[Key, set[str]] = {}
     told: list[tuple[str, str | None]] = []
     found: dict[Key, tuple[Record, set[str]]] = {}

@@ -126,9 +126,13 @@ def _find(records: list[Record], name: str, page: int, result: Path) -> Record:
     import difflib
 
     from vlmgate.errors import plain
+    from vlmgate.images import composed, spelt_as
 
     names = {r.file_name for r in records}
     matches = [name] if name in names else sorted(n for n in names if n.endswith(name) or plain(n).endswith(name))
+    if not matches:  # a name from a keyboard may be composed where that of the file is not
+        spelt = spelt_as([name], names)
+        matches = [*spelt.values()] or sorted(n for n in names if composed(n).endswith(composed(name)))
     if len(matches) > 1:
         raise UsageError(
             f"{result}: {len(matches):,} images end in '{name}', first {matches[:2]}; give more of the name."

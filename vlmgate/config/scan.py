@@ -33,6 +33,7 @@ IMAGE_PIPELINE = 1
 CAPTION_PIPELINE = 1
 
 _model, _sampling = partial(opt, panel=Panel.MODEL), partial(opt, panel=Panel.SAMPLING)
+_reading = partial(opt, panel=Panel.READ)
 _limit, _machines = partial(opt, panel=Panel.SPLIT), partial(opt, panel=Panel.MACHINES)
 
 
@@ -191,6 +192,13 @@ class ScanConfig:
     folder: Path  # with `files`, where their relative paths begin
     out: Path
     files: tuple[Path, ...] | None = None  # these instead of all that the folder holds
+    exclude: tuple[str, ...] = _reading(
+        (),
+        "Leave out files and folders of this name or path: 'old', '*.tmp.png', 'line2/*'. Repeatable; 'none' takes "
+        "what is left out as a rule (@eaDir, .snapshot, …).",
+        rare=True,
+        metavar="GLOB",
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
@@ -351,7 +359,7 @@ def default_output(source: Path | Sequence[Path], suffix: str = "") -> Path:
         return Path("listed.parquet")
     name = source.resolve().stem if source.is_file() else source.resolve().name
     whole = os.fsencode(name)
-    if len(whole) + len(suffix) > MOST_NAME:  # the files beside a result have longer names
+    if len(whole) + len(suffix) > MOST_NAME:  # its journal and log have longer names
         mark = f"~{hashlib.sha256(whole).hexdigest()[:8]}"  # two long names that begin alike keep two results
         name = whole[: MOST_NAME - len(suffix) - len(mark)].decode("utf-8", "ignore") + mark
     return Path(f"{name or 'root'}{suffix}.parquet")

@@ -83,6 +83,9 @@ class ImageFolderWriter(Writer):
         """Write all rows into a folder that is not there, or empty; return it, and notes."""
         if out is None:
             raise UsageError("--to imagefolder makes a folder; give -o FOLDER.")
+        scanned = Path("" if self.provenance.get("listed") else self.provenance.get("folder") or "")
+        for images in (self.options.images, scanned if scanned.is_absolute() else None):
+            output.check_outside(out, images, "copies")
         self.pictures = Pictures.of(self.options.images, self.provenance)
         with output.folder_at(out) as folder:
             self._fill(folder, rows)

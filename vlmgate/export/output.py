@@ -21,6 +21,15 @@ def check(out: Path, source: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{out}: is there already, perhaps with verdicts in it; give another -o, or --overwrite.")
 
 
+def check_outside(out: Path, images: Path | None, what: str) -> None:
+    """Raise `OutputError` where pictures would be written into the folder that is scanned; `what` they are.
+
+    The next scan would read them as images of parts.
+    """
+    if images is not None and images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+        raise OutputError(f"{out}: lies in the image folder, whose next scan would read the {what}; give another -o.")
+
+
 @contextlib.contextmanager
 def file_at(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes its name when all is written: who reads sees the former one or the new one, no part.

@@ -1,6 +1,6 @@
 """Find image files; open each as upright 8-bit RGB, or say why not.
 
-    find_images (a folder), find_listed (a list)     find
+    find_images (a folder), find_listed (a list)     find; names that read alike: names
       → read_ahead: in threads, in order             ahead
         → open_pages: the pages of one file          pages
           → what kind of file is it?                 formats; why one cannot be read, too
@@ -16,6 +16,7 @@ from vlmgate.images.ahead import Opened, read_ahead
 from vlmgate.images.find import (
     Walk,
     chosen,
+    find_again,
     find_images,
     find_listed,
     folders_of,
@@ -24,6 +25,7 @@ from vlmgate.images.find import (
     turned_of,
 )
 from vlmgate.images.formats import is_of_the_disk
+from vlmgate.images.names import composed, is_of_a_system, patterns_of, spelt_as
 from vlmgate.images.pages import open_pages
 from vlmgate.images.quality import STANDARD
 
@@ -32,13 +34,18 @@ __all__ = [
     "Opened",
     "Walk",
     "chosen",
+    "composed",
+    "find_again",
     "find_images",
     "find_listed",
     "folders_of",
+    "is_of_a_system",
     "is_of_the_disk",
     "open_pages",
+    "patterns_of",
     "read_ahead",
     "read_list",
     "sources_of",
+    "spelt_as",
     "turned_of",
 ]

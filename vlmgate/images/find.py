@@ -23,6 +23,7 @@ from typing import Any, overload
 from vlmgate.data import Source, Unreadable
 from vlmgate.errors import NoImagesError, UsageError
 from vlmgate.images.formats import HEAD_BYTES, NOT_OPENABLE, OPENABLE, RefusedError, explain, extension_of, sniff
+from vlmgate.images.names import USUAL, Exclusion, patterns_of, spelt_as
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # "._name" files that macOS leaves on foreign disks: metadata, not the image
 
@@ -39,6 +40,7 @@ class Walk:
     unreadable: tuple[Unreadable, ...]  # folders that could not be listed, pipes, links to nothing; sorted
     ignored: tuple[str, ...]  # names of files that are no images, and more names of folders ("line2/"); sorted
     repeated: tuple[str, ...] = ()  # of a list: paths that it names once more than it need
+    excluded: Mapping[str, int] = field(default_factory=dict)  # pattern → files and folders that it left out
 
 
 @dataclass(slots=True)
@@ -46,6 +48,7 @@ class _Found:
     """The walk so far; names are still as the file system gave them."""
 
     root: str  # where what is found lies under its name
+    exclusion: Exclusion = field(default_factory=lambda: Exclusion(()))
     images: list[str] = field(default_factory=list)  # names
     elsewhere: dict[str, str] = field(default_factory=dict)  # paths of images that lie elsewhere, or get another name
     unreadable: list[tuple[str, str]] = field(default_factory=list)
@@ -68,14 +71,15 @@ class _Found:
 # --- a folder --------------------------------------------------------------------------------------------------------
 
 
-def find_images(folder: Path) -> Walk:
+def find_images(folder: Path, exclude: Sequence[str] = USUAL) -> Walk:
     """Find every image under a folder, hidden files, hidden folders and linked folders included, or take one file.
 
+    What a pattern of `exclude` matches is left out and counted (see `Exclusion`); the folder itself never is.
     An extension of an image makes a file an image; without one, its first bytes do. A folder that several names lead
     to is walked under one of them; the others are among `ignored`, ending in a slash. Raises NoImagesError if the
     folder itself is missing or cannot be listed.
     """
-    found = _Found(os.fspath(folder))
+    found = _Found(os.fspath(folder), Exclusion(tuple(exclude)))
     try:
         status = folder.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -117,6 +121,8 @@ def _walk_tree(path: str, prefix: str, entered: set[str], found: _Found, links: 
             with os.scandir(path) as entries:
                 for entry in entries:
                     name = prefix + entry.name
+                    if found.exclusion.holds(name):
+                        continue
                     if not _answer(entry.is_dir, otherwise=False):
                         _look_at_entry(entry, name, found)
                     elif _answer(entry.is_symlink, otherwise=True):  # its path is resolved then, which is never wrong
@@ -196,7 +202,7 @@ def find_listed(paths: Iterable[Path], base: Path) -> Walk:
 
     A path that is named again is among `repeated`. Raises `NoImagesError` for a list that is empty.
     """
-    places = [_absolute(path, base) for path in paths]
+    places = [_as_on_disk(_absolute(path, base)) for path in paths]
     if not places:
         raise NoImagesError("the list names no file; give one image file a line.")
     here = os.path.abspath(base)  # noqa: PTH100 - lexical: links in it are the user's own name for the place
@@ -215,6 +221,27 @@ def find_listed(paths: Iterable[Path], base: Path) -> Walk:
     return _named(found, repeated=tuple(map(_escaped, again)))
 
 
+def _as_on_disk(place: str) -> str:
+    """Return a path, or where it leads nowhere that of what is there under the one name that reads alike, if any."""
+    head, tail = os.path.split(place)
+    if place.isascii() or not tail or _is_there(place):
+        return place
+    if not os.path.isdir(head):  # noqa: PTH112 - a text is at hand
+        head = _as_on_disk(head)
+    try:
+        names = os.listdir(head)  # noqa: PTH208 - likewise
+    except OSError:
+        return place
+    return os.path.join(head, spelt_as([tail], names).get(tail, tail))  # noqa: PTH118
+
+
+def _is_there(place: str) -> bool:
+    try:
+        return os.path.lexists(place)
+    except ValueError:  # a name that no file can have
+        return True
+
+
 def folders_of(walk: Walk) -> list[str]:
     """Return the folders that hold what a list named, so that the images can be found again for people to look at."""
     return sorted(map(_escaped, {os.fspath(source.path.parent) for source in walk.sources}))
@@ -227,7 +254,7 @@ def sources_of(provenance: Mapping[str, Any], folder: Path | None = None) -> Seq
     """
     listed = provenance.get("listed")
     if folder is not None or not isinstance(listed, Mapping):
-        return find_images(folder or Path(provenance.get("folder") or ".")).sources
+        return find_again(provenance, folder).sources
     paths: list[Path] = []
     for place in listed.get("folders") or ():
         try:
@@ -236,6 +263,12 @@ def sources_of(provenance: Mapping[str, Any], folder: Path | None = None) -> Seq
         except (OSError, TypeError, ValueError):  # its images are missing, those of others are not
             continue
     return find_listed(paths, Path(provenance["folder"])).sources if paths else ()
+
+
+def find_again(provenance: Mapping[str, Any], folder: Path | None = None) -> Walk:
+    """Return what the folder of a result, or another one, holds, less what the scan left out by name."""
+    given = provenance.get("exclude")  # null where nothing was, before there was a choice
+    return find_images(folder or Path(provenance.get("folder") or "."), () if given is None else patterns_of(given))
 
 
 def _absolute(path: Path, base: Path) -> str:
@@ -275,6 +308,7 @@ def _named(found: _Found, repeated: tuple[str, ...] = ()) -> Walk:
         tuple(sorted(unreadable, key=lambda one: one.file_name)),
         tuple(sorted(map(_escaped, found.ignored))),
         repeated,
+        dict(sorted(found.exclusion.counts.items())),
     )
 
 

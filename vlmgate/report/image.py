@@ -112,7 +112,8 @@ def print_provenance(provenance: Mapping[str, Any], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in flatten(provenance):
-        if value is not None and not key.startswith("fingerprint.") and key != "shard.seen":
+        has_value = value is not None and value not in ([], ())
+        if has_value and not key.startswith("fingerprint.") and key != "shard.seen":
             table.add_row(Text(plain(key)), Text(plain(str(value))))
     console.print(table)
 

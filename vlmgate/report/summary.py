@@ -24,6 +24,7 @@ from vlmgate.errors import count
 from vlmgate.gate.drift import alarm_line, has_alarm
 from vlmgate.gate.reasons import REASON_WORDS, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
+from vlmgate.report.one_caption import note_on_one_caption, one_caption
 from vlmgate.report.terminal import BUILTIN_NOTICE, header_line, print_line
 from vlmgate.scores.claims import summed_up, vocabulary_of
 from vlmgate.scores.diversity import BY_FINDINGS
@@ -40,6 +41,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     """Return the figures of the summary: counts, shares and median Vendi scores by route and reason.
 
     held_back: the reason that routed most images, how many, and of how many; None where nothing is routed.
+    one_caption: the caption that is that of most images, how many, and of how many; None where there is none.
     """
     total = len(records)
 
@@ -61,6 +63,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "images": total,
         "held_back": _held_back(routes[Route.HUMAN_REVIEW.value]["reasons"]),
+        "one_caption": one_caption(records),
         "duplicates": sum(r.duplicate_of is not None for r in records),
         "unreadable": sum(r.reason == Reason.UNREADABLE for r in records),
         "model_failed": sum(r.reason == Reason.MODEL_FAILED for r in records),
@@ -101,7 +104,7 @@ def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out:
     figures = summarise(records)
     console.print(_summary_table(figures, narrow=console.width < _NARROW))
     console.print()
-    for line in _summary_notes(records, provenance, gate, out, figures["held_back"]):
+    for line in _summary_notes(records, provenance, gate, out, figures):
         print_line(console, line)
 
 
@@ -133,8 +136,9 @@ def _summary_notes(
     provenance: Mapping[str, Any],
     gate: Gate,
     out: Path,
-    held_back: Mapping[str, Any] | None,
+    figures: Mapping[str, Any],
 ) -> list[str]:
+    held_back = figures["held_back"]
     accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
     drift = provenance.get("drift")
     headline = alarm_line(drift) if drift is not None and has_alarm(drift) else None
@@ -146,6 +150,7 @@ def _summary_notes(
         notes.append(meaning + (" Most often:" if often else ""))
         notes += [f"  {times:>6,}  {reading}" for reading, times in often]
         notes += _notes_on_answers(accepted, provenance)
+    notes += note_on_one_caption(figures["one_caption"])
     if unknown := no_probability(records):
         notes.append(f"{unknown}.")
     if (provenance["model"] or {}).get("model") == BUILTIN:
@@ -267,6 +272,7 @@ def _notes_on_files(
     broken = [f"{r.file_name} ({r.error})" for r in records if r.reason in _UNREAD]
     several = [r.file_name for r in records if first_page and (r.num_pages or 1) > 1]
     converted = [f"{r.file_name} ({r.conversion})" for r in records if r.conversion]
+    excluded: Mapping[str, int] = provenance.get("excluded") or {}
     ignored, gone = (provenance.get(name) or () for name in ("ignored_first", "gone_first"))
     captions = f"with captions cut off at {sampling['max_new_tokens']} tokens; --max-new-tokens lets them end."
     answers = f"with answers cut off at {sampling.get('max_answer_tokens')} tokens; --max-answer-tokens lets them end."
@@ -281,6 +287,7 @@ def _notes_on_files(
         (len(converted), "image", f"converted to 8-bit RGB, see the column conversion, e.g. {_first(converted)}"),
         (copies, "exact duplicate", "sharing the reading of another file."),
         (provenance["ignored"], "file", f"ignored, being no image, first: {_first(ignored)}"),
+        (sum(excluded.values()), "name", f"left out, with all that lies there: {_counted(excluded)}; see --exclude."),
         (provenance["gone"], "file", f"read before and gone from the folder, first: {_first(gone)}"),
     )
     notes = [f"{count(number, noun)} {rest}" for number, noun, rest in counts if number]
@@ -306,6 +313,10 @@ def _notes_on_files(
         each = statistics.fmean(seconds)
         notes.append(f"The model took {each:.2g} s an image, {sum(seconds) / 60:,.1f} min in all.{went}")
     return notes
+
+
+def _counted(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({number:,})" for name, number in numbers.items())
 
 
 def _first(names: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from vlmgate.config import ImageConfig, ReviewConfig
 from vlmgate.data import Record, Route
 from vlmgate.errors import NoImagesError, OutputError, StoreError, UsageError, one_line, plain
+from vlmgate.export.output import check_outside
 from vlmgate.gate.rules import COLUMNS, Gate
 from vlmgate.images import sources_of
 from vlmgate.report.summary import in_words
@@ -291,8 +292,7 @@ def _check_output(out: Path, images: Path | None, marker: Mapping[str, Any], *, 
         if out.exists() and not _is_our_page(out):
             raise OutputError(f"{out}: exists and is no review of vlmgate; give another -o.")
         return
-    if images is not None and images.is_dir() and out.resolve().is_relative_to(images.resolve()):
-        raise OutputError(f"{out}: lies in the image folder, whose next scan would read the previews; give another -o.")
+    check_outside(out, images, "previews")
     if not out.exists():
         return
     there = read_marker(out)

@@ -34,7 +34,7 @@ from vlmgate.gate.drift import OnDrift, alarm_line, all_to_people, has_alarm
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.rules import Candidate, Gate, decide_rows
 from vlmgate.gate.run_gate import RunGate, drift_of, from_file
-from vlmgate.images import find_images
+from vlmgate.images import find_again
 from vlmgate.run.outcome import promise_of, warnings_of
 from vlmgate.run.shards import Listing, Seen, holds, names_of, place_of, seen
 from vlmgate.store.result import read_provenance, read_result
@@ -222,7 +222,7 @@ class _Lacking:
         if not wanted:
             return []
         try:
-            names = names_of(find_images(Path(parts[0].provenance["folder"])))
+            names = names_of(find_again(parts[0].provenance))
         except NoImagesError:
             return []
         count, seed = self.latest.shard.count, parts[0].provenance["sampling"].get("seed", 0)
@@ -244,7 +244,7 @@ def _outdated(parts: Sequence[Part], listings: Sequence[Listing]) -> tuple[Part,
     now: Sequence[Seen] | None = None
     if any(maybe and not sure for maybe, sure in zip(doubtful, certain, strict=True)):
         with suppress(NoImagesError):
-            now = seen(names_of(find_images(Path(parts[0].provenance["folder"]))), listings[0].shard.count)
+            now = seen(names_of(find_again(parts[0].provenance)), listings[0].shard.count)
     others = [now is None or now[one.shard.index - 1] != one.own for one in listings]
     told = zip(parts, certain, doubtful, others, strict=True)
     return tuple(part for part, sure, maybe, other in told if sure or (maybe and other))
@@ -352,7 +352,7 @@ def _provenance(
         "gone": sum(run["gone"] for run in runs),
         "gone_first": gone[:5],
         "model": model["model"],
-        "warnings": warnings_of(records, model["model"], drift),
+        "warnings": warnings_of(model["model"], drift),
         "reference": model["reference"],
         "adaptive": joined([run["adaptive"] for run in runs if run.get("adaptive")]),
         "promise": promise_of(tonight, drift),

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from vlmgate.data import Content, Reading, Reason, Record, Route
-from vlmgate.errors import DriftError, FatalError, LostReadingError, ModelError, VlmgateError, shorten
+from vlmgate.errors import DriftError, FatalError, LostReadingError, ModelError, VlmgateError
 from vlmgate.gate.drift import alarm_line, all_to_people, has_alarm
 from vlmgate.gate.early_stop import saving_of
 from vlmgate.gate.rules import Gate, decide_rows
@@ -30,8 +29,6 @@ from vlmgate.store.rows import build_rows, completed
 from vlmgate.version import __version__
 
 log = logging.getLogger(__name__)
-
-FEW = 10  # images; of fewer it is no wonder that one caption is that of most
 
 
 @dataclass(frozen=True)
@@ -57,16 +54,14 @@ class ScanResult:
         return tuple(self.whole)
 
 
-def warnings_of(
-    records: Sequence[Record], model: Mapping[str, Any] | None, drift: Mapping[str, Any] | None
-) -> list[str]:
+def warnings_of(model: Mapping[str, Any] | None, drift: Mapping[str, Any] | None) -> list[str]:
     """Return what people have to know before they believe a result, a line each.
 
     The summary prints these lines, and they stand in the JSON and in the provenance, under `warnings`. `model` is what
     the model said of itself, `drift` how the images differ from those of the calibration.
     """
     alarm = [alarm_line(drift)] if drift is not None and has_alarm(drift) else []
-    return [*alarm, *((model or {}).get("warnings") or ()), *_one_caption(records)]
+    return [*alarm, *((model or {}).get("warnings") or ())]
 
 
 def promise_of(gate: RunGate, drift: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -79,22 +74,6 @@ def _not_written(drift: Mapping[str, Any] | None) -> str:
         f"{alarm_line(drift or {})} No result was written, as --on-drift stop asks for; the readings are kept, and the "
         "same command with --on-drift warn or route writes it."
     )
-
-
-def _one_caption(records: Sequence[Record]) -> list[str]:
-    """Say that one caption is that of most images: a model that does not see them says the same of all."""
-    read = [record.caption for record in records if record.caption and record.duplicate_of is None]
-    alike = [" ".join(caption.casefold().split()).rstrip(".") for caption in read]
-    if len(read) < FEW:
-        return []
-    (most, images), *_ = Counter(alike).most_common(1)
-    if 2 * images <= len(read):
-        return []
-    text = shorten(read[alike.index(most)], 120)
-    return [
-        f"One caption is that of {images:,} of {len(read):,} images: {text!r}. Where they are not all "
-        "alike, the model may not see them: `vlmgate doctor` with the same model tries that."
-    ]
 
 
 class Results:
@@ -190,12 +169,14 @@ class Results:
             "folder": config.folder.resolve().as_posix().encode("utf-8", "backslashreplace").decode(),
             "listed": repeated and repeated | {"folders": folders_of(walk)},
             "images": len(records),
+            "exclude": list(config.exclude),
+            "excluded": dict(walk.excluded),
             "ignored": len(walk.ignored),
             "ignored_first": list(walk.ignored[:5]),
             "gone": len(gone),
             "gone_first": list(gone[:5]),
             "model": journal.model,
-            "warnings": warnings_of(records, journal.model, drift),
+            "warnings": warnings_of(journal.model, drift),
             "sampling": asdict(sampling),
             "image_config": asdict(config.images),
             "kernel": config.kernel,

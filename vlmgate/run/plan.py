@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -17,8 +18,9 @@ from vlmgate.data import MODEL_KEYS, ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError, UsageError, VlmgateError, count, plain
 from vlmgate.gate.early_stop import Foresight, check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
-from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed
+from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed, patterns_of, spelt_as
 from vlmgate.run.control import Progress
+from vlmgate.run.moved import same_images
 from vlmgate.run.shards import Listing, now, share_of
 from vlmgate.scores.answers import check_choices
 from vlmgate.scores.diversity import AT_ONCE, Kernel, check_kernel, load_kernel
@@ -125,6 +127,8 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
         if not config.restart:
             config = _as_begun(config, begun_with(outputs.journal), progress)
         wanted = fingerprint(config, checkpoint)
+        if not config.restart:
+            wanted = _of_a_copy(wanted, outputs.journal, walk, progress)
         folder = ReferenceFolder(config.reference, outputs.reference, wanted, write_file) if config.reference else None
         kernel = load_kernel(config.kernel)
         journal = Journal.open(outputs.journal, wanted, restart=config.restart)
@@ -170,6 +174,21 @@ def _as_begun(config: ScanConfig, begun: Mapping[str, Any], progress: Progress) 
     return replace(config, sampling=replace(sampling, **kept)) if kept else config
 
 
+def _of_a_copy(wanted: dict[str, Any], journal: Path, walk: Walk, progress: Progress) -> dict[str, Any]:
+    """Return the fingerprint with the folder that a journal began with, where this one holds the same images."""
+    begun, now = dict(begun_with(journal)), json.loads(json.dumps(wanted))
+    if not begun or begun.get("folder") == now["folder"] or begun | {"folder": now["folder"]} != now:
+        return wanted
+    same = same_images(journal, walk.sources)
+    if same is None:
+        return wanted
+    progress.message(
+        f"The journal is of {begun['folder']}; of {count(same[1], 'file')} tried here it knows {same[0]} by their "
+        "bytes, so its readings are used."
+    )
+    return wanted | {"folder": begun["folder"]}
+
+
 def with_answers(config: ScanConfig, gate: RunGate, journal: Path) -> ScanConfig:
     """Return the config with its answers exact or drawn; raises `UsageError` where the gate asks for the other.
 
@@ -212,16 +231,25 @@ def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collec
         files = count(again, "file")
         progress.message(f"the list names {files} again, which has one row all the same: {walk.repeated[0]}")
     if only is not None:
-        walk = replace(walk, sources=chosen(walk.sources, lambda source: source.file_name in only))
+        there = {source.file_name for source in walk.sources}
+        wanted = {*only, *spelt_as(only, there).values()}
+        if there and not wanted & there:
+            raise NoImagesError(
+                f"{config.folder}: none of the {len(only):,} files that are asked for is among its {len(there):,} "
+                f"images: {min(only)!r} is asked for, {min(there)!r} is there. Names are relative to the folder."
+            )
+        walk = replace(walk, sources=chosen(walk.sources, lambda source: source.file_name in wanted))
     if not walk.sources and not walk.unreadable and config.watch is None:
         first = f", among them {walk.ignored[0]!r}" if walk.ignored else ""
         others = f"{len(walk.ignored)} other files{first}"
+        if walk.excluded:
+            others += f"; {sum(walk.excluded.values()):,} left out by name: {', '.join(walk.excluded)}"
         raise NoImagesError(f"{config.folder}: no image found ({others}); name a folder that holds images.")
     return walk
 
 
 def _look(config: ScanConfig, outputs: Outputs) -> Walk:
-    walk = find_images(config.folder)  # our own files do not count as ignored ones
+    walk = find_images(config.folder, patterns_of(config.exclude))  # our own files do not count as ignored ones
     return replace(walk, ignored=tuple(name for name in walk.ignored if Path(name).name not in outputs.names()))
 
 

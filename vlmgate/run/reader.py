@@ -98,8 +98,11 @@ class Reader:
             deaths = [self.deaths.get(content_of(picture.file), 0) for picture in batch.pictures]
             for picture, outcome in captioner.read_each(batch.pictures, deaths):
                 entry = self._entry(picture, outcome)
-                self._count(picture, entry)
-                yield Batch(entries=(entry,), images=1, seconds=time.perf_counter() - begun, waited=batch.waited)
+                read = not isinstance(outcome, ServerDiedError)  # else the captioner waits until the server is back
+                if read:
+                    self._count(picture, entry)
+                seconds = time.perf_counter() - begun
+                yield Batch(entries=(entry,), images=int(read), seconds=seconds, waited=batch.waited)
                 batch, begun = replace(batch, waited=0.0), time.perf_counter()
         elif captioner is not None:
             with self._asking:

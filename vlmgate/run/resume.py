@@ -45,7 +45,8 @@ class Earlier:
             self.tell(f"{self.journal.dropped} journal lines were torn or damaged; what they held is read again.")
         if missing:
             first = f"first: {missing[0]}"
-            self.tell(f"{len(missing):,} files that were read before are not in the folder any more, {first}")
+            where = "are not in the folder any more, or are left out by name"
+            self.tell(f"{len(missing):,} files that were read before {where}, {first}")
         if pending:
             self.plan.check_space(len(pending))
         return pending

@@ -187,13 +187,13 @@ class Outputs:
 
     def check(self) -> None:
         """Raise `OutputError` unless a result can be written here without harm to somebody else's file."""
-        for path in self.all:
-            if path.exists() and not path.is_file():
-                raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")
-        check_result_place(self.parquet, replace=self.journal.exists())
-        longest = self.parquet.with_suffix(".journal.old.999.jsonl")  # the longest name that may be wanted tonight
-        probe = longest if not longest.exists() else longest.with_suffix(".tmp")
+        longest = self.parquet.with_suffix(".journal.old.999.jsonl")  # the longest name that may be wanted
         try:
+            for path in self.all:
+                if path.exists() and not path.is_file():
+                    raise OutputError(f"{path}: is in the way and no file; move it, or give another -o.")
+            check_result_place(self.parquet, replace=self.journal.exists())
+            probe = longest if not longest.exists() else longest.with_suffix(".tmp")
             probe.write_bytes(b"vlmgate")
             probe.unlink()
         except OSError as error:

@@ -28,7 +28,7 @@ from vlmgate.data import (
 )
 from vlmgate.errors import LostReadingError
 from vlmgate.gate.rules import Candidate
-from vlmgate.images import Walk
+from vlmgate.images import Walk, is_of_a_system
 from vlmgate.scores.diversity import Kernel
 from vlmgate.scores.novelty import Reference
 from vlmgate.scores.score import Scored, Scorer, with_doubt
@@ -52,6 +52,7 @@ def build_rows(
     answers and features are left in the journal: of a night's images they would fill the memory.
     """
     build = _Building(journal, kernel, reference, scored_before or {})
+    build.put_originals_first(walk)
     slots = ((name, page, found) for name, pages in _by_name(walk, journal) for page, found in pages)
     rows: list[Candidate] = []
     while some := [*itertools.islice(slots, _AT_ONCE)]:
@@ -105,6 +106,16 @@ class _Building:
         self.scorer = scorer_of(journal, kernel)
         self.failures = journal.failures()
         self.first: Table[Content, str] = Table(journal.index, "first", 3, str, str)  # the name that had it first
+
+    def put_originals_first(self, walk: Walk) -> None:
+        """Let no image count as the copy of one in a snapshot or a bin, whose name may come first."""
+        if not any(is_of_a_system(source.file_name) for source in walk.sources):
+            return
+        for source in walk.sources:
+            if not is_of_a_system(source.file_name):
+                for found in self.journal.entries_of(source.file_name):
+                    if isinstance(found, Read | Failure):
+                        self.first.setdefault(content_of(found.image), source.file_name)
 
     def rows(self, slots: Sequence[Slot]) -> list[Candidate]:
         contents = {content_of(found.image) for *_, found in slots if isinstance(found, Read | Failure)}

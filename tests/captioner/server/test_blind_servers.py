@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from tests.captioner.server.test_server import K, captioner, config, run
 from tests.support.fakes import SilentProgress, folder_of
-from tests.support.faulty_server import Asked, FaultyServer, choice, colour_of, completion, refusal
+from tests.support.faulty_server import Asked, FaultyServer, Reply, choice, colour_of, completion, refusal
 from vlmgate.captioner.server.probe import names_of
 from vlmgate.captioner.streams import COLOUR_QUESTION, COLOURS, colour_picture
 from vlmgate.cli import app
 from vlmgate.config import SamplingConfig
 from vlmgate.errors import EndpointError
+from vlmgate.report.summary import summarise
 from vlmgate.run.loop import scan
 from vlmgate.store.result import read_result
 
@@ -105,7 +106,22 @@ def test_it_is_asked_no_hotter_than_one(faulty: FaultyServer) -> None:
 
 def test_a_refused_question_counts_as_no_answer(faulty: FaultyServer) -> None:
     faulty.behave = lambda asked: refusal("no such question") if asked.prompt == COLOUR_QUESTION else None
-    with pytest.raises(EndpointError, match=r"0 of 4 answers about a red one"):
+    with pytest.raises(EndpointError, match=r"0 of 4 answers about a red one.*it said HTTP 400: no such question"):
+        captioner(faulty)
+
+
+def test_a_busy_server_does_not_pass_for_a_blind_one(faulty: FaultyServer) -> None:
+    left = iter(range(6))
+    busy = Reply(b"slow down", 429, {"Retry-After": "1"})
+    faulty.behave = lambda asked: busy if asked.prompt == COLOUR_QUESTION and next(left, None) is not None else None
+    assert captioner(faulty).info.warnings == ()
+
+
+def test_a_model_that_only_thinks_is_told_what_it_needs(faulty: FaultyServer) -> None:
+    faulty.see = lambda asked: ""
+    with pytest.raises(
+        EndpointError, match="it said nothing within 192 tokens, of which a model that thinks first may"
+    ):
         captioner(faulty)
 
 
@@ -115,7 +131,7 @@ def test_who_insists_is_told_of_it_in_every_place(faulty: FaultyServer, tmp_path
     command = ["scan", str(folder), "-o", str(tmp_path / "out.parquet"), "-k", "4"]
     where = ["--endpoint", faulty.url, "--model", "m"]
     refused = CliRunner().invoke(app, [*command, *where])
-    assert refused.exit_code == 1 and "--trust-vision goes on all the same" in refused.stderr
+    assert refused.exit_code == 1 and "--trust-vision insists" in refused.stderr
     assert not faulty.images, "no image was sent"
     told = CliRunner().invoke(app, [*command, *where, "--trust-vision"])
     line = "This server may not show its model the pictures"
@@ -152,11 +168,13 @@ def test_a_caption_that_is_that_of_most_images_is_told(
         return f"A gear with dent number {number}." if number < different else BLIND
 
     faulty.say = say
-    result = run(config(faulty, folder, tmp_path / "out.parquet"))
-    told_of = [line for line in result.provenance["warnings"] if line.startswith("One caption is that of")]
-    assert bool(told_of) == told
-    if told:
-        assert f"One caption is that of {images - different} of {images} images: 'The image shows a metal" in told_of[0]
+    run(config(faulty, folder, tmp_path / "out.parquet"))
+    shown = CliRunner().invoke(app, ["show", str(tmp_path / "out.parquet")], terminal_width=400).stdout
+    assert (f"One caption is that of {images - different} of {images} images: {BLIND!r}" in shown) == told
+    assert ("One caption" in shown) == told
+    found = CliRunner().invoke(app, ["show", str(tmp_path / "out.parquet"), "--format", "json"]).stdout
+    one = json.loads(found)["summary"]["one_caption"]
+    assert one == ({"caption": BLIND, "images": images - different, "of": images} if told else None)
 
 
 def test_copies_of_one_image_are_no_sign(faulty: FaultyServer, tmp_path: Path) -> None:
@@ -164,7 +182,7 @@ def test_copies_of_one_image_are_no_sign(faulty: FaultyServer, tmp_path: Path) -
     for i in range(20):
         (folder / f"copy{i}.png").write_bytes((folder / "a.png").read_bytes())
     result = scan(config(faulty, folder, tmp_path / "out.parquet"), SilentProgress())
-    assert len(result.records) == 21 and result.provenance["warnings"] == []
+    assert len(result.records) == 21 and summarise(result.records)["one_caption"] is None
 
 
 def test_the_two_pictures_differ_in_grey_as_well() -> None:

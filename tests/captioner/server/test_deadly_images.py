@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -35,7 +37,8 @@ def deadly(name: str) -> Picture:
 class Mortal:
     """Makes the server of the tests go away whenever it gets a picture of `BAD` size, for so many requests."""
 
-    def __init__(self, faulty: FaultyServer, away: int) -> None:
+    def __init__(self, faulty: FaultyServer, away: int, last_words: Reply | None = None) -> None:
+        self.last_words = last_words or Reply(b"bad gateway", 502)
         self.faulty, self.away, self.left, self.deaths = faulty, away, 0, 0
         self.lock, self.asked_of = threading.Lock(), list[Asked]()
         faulty.behave = self
@@ -48,7 +51,7 @@ class Mortal:
             self.asked_of.append(asked)
             if asked.picture.size == BAD:
                 self.left, self.deaths = self.away, self.deaths + 1
-                return Reply(b"bad gateway", 502)
+                return self.last_words
         return None
 
 
@@ -72,9 +75,21 @@ class TestDeath:
             again = run(ScanConfig(folder, tmp_path / "out.parquet", model=where, sampling=sampling))
             assert reasons(again) == reasons(result) and len(deaths) == 2, "it is not asked again"
 
-    def test_suspects_are_asked_alone_and_the_culprit_no_third_time(self, faulty: FaultyServer) -> None:
+    @pytest.mark.parametrize(
+        "last_words",
+        [
+            Reply(b"bad gateway", 502),
+            Reply({"error": {"message": "EngineCore encountered an issue. See stack trace"}}, 500),
+            Reply(b"upstream connect error or disconnect/reset before headers. reset reason: connection reset", 503),
+            Reply({"choices": []}, cut=True),
+        ],
+        ids=["proxy", "engine", "mesh", "broken off"],
+    )
+    def test_suspects_are_asked_alone_and_the_culprit_no_third_time(
+        self, faulty: FaultyServer, last_words: Reply
+    ) -> None:
         reader = captioner(faulty)
-        mortal = Mortal(faulty, 8)
+        mortal = Mortal(faulty, 8, last_words)
         pictures = [picture("a"), deadly("b"), picture("c"), picture("d"), deadly("e")]
         found = dict((one.file.file_name, outcome) for one, outcome in reader.read_each(pictures))
         assert {name for name, outcome in found.items() if isinstance(outcome, Exception)} == {"b", "e"}
@@ -122,6 +137,72 @@ class TestDeath:
         assert reasons(third) == {"a.png": "agreed", "b.png": "model_failed", "c.png": "agreed", "d.png": "agreed"}
         faulty.asked.clear()
         assert reasons(run(settings)) == reasons(third) and not faulty.asked, "nothing is left to read"
+
+    def test_a_server_that_never_comes_back_in_time_is_not_killed_for_ever(
+        self, faulty: FaultyServer, tmp_path: Path
+    ) -> None:
+        """Somebody starts it again every morning: each run ends early, and the culprit is known all the same."""
+        names = ["a.png", "b.png", "d.png", "e.png"]
+        folder = folder_of(tmp_path / "in", *names)
+        picture_file(folder / "c.png", size=BAD)
+        settings = config(faulty, folder, tmp_path / "out.parquet", model=model(faulty, retries=1))
+        settings = replace(settings, sampling=SamplingConfig(num_samples=K, batch_size=5))
+        all_there = threading.Barrier(5, timeout=20)
+        mortal = Mortal(faulty, 1000)
+
+        def together(asked: Asked) -> Reply | None:
+            if not asked.is_trial and not mortal.deaths:
+                all_there.wait()
+                if asked.picture.size != BAD:
+                    time.sleep(0.1)
+            return mortal(asked)
+
+        faulty.behave = together
+        first = run(settings)
+        assert isinstance(first.error, EndpointError) and set(reasons(first).values()) == {"model_failed"}
+        for _ in range(6):
+            mortal.left = 0
+            last = run(settings)
+        assert mortal.deaths == 2 and last.error is None
+        assert reasons(last) == {**dict.fromkeys(names, "agreed"), "c.png": "model_failed"}
+
+    def test_ctrl_c_while_it_is_away_forgets_no_death(self, faulty: FaultyServer, tmp_path: Path) -> None:
+        folder = folder_of(tmp_path / "in", "a.png")
+        picture_file(folder / "b.png", size=BAD)
+        settings = config(faulty, folder, tmp_path / "out.parquet", model=model(faulty, retries=50))
+        mortal = Mortal(faulty, 10**6)
+
+        def impatient(asked: Asked) -> Reply | None:
+            told = mortal(asked)
+            if mortal.deaths and mortal.left == 10**6 - 9:
+                os.kill(os.getpid(), signal.SIGINT)
+            return told
+
+        faulty.behave = impatient
+        assert run(settings).interrupted == signal.SIGINT and mortal.deaths == 1
+        mortal.left, mortal.away = 0, 3
+        assert reasons(run(settings)) == {"a.png": "agreed", "b.png": "model_failed"} and mortal.deaths == 2
+
+    def test_many_suspects_at_once_do_not_end_the_run(self, faulty: FaultyServer, tmp_path: Path) -> None:
+        names = [f"{i:02}.png" for i in range(24)]
+        folder = folder_of(tmp_path / "in", *names)
+        settings = config(faulty, folder, tmp_path / "out.parquet", model=model(faulty, concurrency=24))
+        settings = replace(settings, sampling=SamplingConfig(num_samples=K, batch_size=24))
+        all_there, first = threading.Barrier(24, timeout=20), threading.Event()
+        down = iter(range(24 + 4))
+
+        def dies_once(asked: Asked) -> Reply | None:
+            if asked.is_trial:
+                return Reply(b"bad gateway", 502) if first.is_set() and next(down, None) is not None else None
+            if not first.is_set():
+                all_there.wait()
+                first.set()
+                return Reply(b"bad gateway", 502)
+            return None
+
+        faulty.behave = dies_once
+        result = run(settings)
+        assert result.error is None and set(reasons(result).values()) == {"agreed"}
 
     def test_a_copy_of_a_deadly_image_is_not_asked_either(self, faulty: FaultyServer, tmp_path: Path) -> None:
         folder = folder_of(tmp_path / "in", "a.png")

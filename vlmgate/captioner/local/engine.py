@@ -269,7 +269,7 @@ def _sight(runner: Runner, model: ModelConfig) -> tuple[str, tuple[str, ...]]:
         return vision, (f"{model.model} may not see the pictures: {vision}. --trust-vision was given.",)
     raise ModelError(
         f"{model.model} does not seem to see the pictures: {vision}. Its vision part or its projector may be missing "
-        "or untrained; --trust-vision goes on all the same."
+        "or untrained. Where you know that it sees, --trust-vision insists."
     )
 
 

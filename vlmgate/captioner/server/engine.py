@@ -69,12 +69,11 @@ class EndpointCaptioner:
         Raises `ModelError` where one of them cannot be read, `EndpointError` where the server reads not even a test
         image.
         """
-        found: dict[int, Sampled] = {}
-        for picture, outcome in self.read_each(pictures):
-            if isinstance(outcome, Exception):
-                raise outcome
-            found[id(picture)] = outcome
-        return [found[id(picture)] for picture in pictures]
+        found: dict[int, Sampled | Exception] = {id(one): outcome for one, outcome in self.read_each(pictures)}
+        outcomes = [found[id(picture)] for picture in pictures]
+        if failures := [one for one in outcomes if isinstance(one, Exception)]:
+            raise failures[0]
+        return [one for one in outcomes if isinstance(one, Sampled)]
 
     def read_each(
         self, pictures: Sequence[Picture], deaths: Sequence[int] = ()
@@ -83,7 +82,8 @@ class EndpointCaptioner:
 
         Those that cannot be read come last, each with its error, after a test image where the server was in doubt.
         Raises `EndpointError` where that is not read either. `deaths` says how often a server died while it had each
-        picture.
+        picture. One that it dies of comes at once, with a `ServerDiedError`, so that this is remembered whatever ends
+        the run; and once more, when it was asked alone.
         """
         done: queue.SimpleQueue[tuple[Picture, Sampled | Exception] | None] = queue.SimpleQueue()
         asking = self._server.start(self._read_all(pictures, deaths or [0] * len(pictures), done.put))
@@ -120,17 +120,24 @@ class EndpointCaptioner:
         suspects = [(picture, died) for picture, died in zip(pictures, deaths, strict=True) if died]
         at_once = asyncio.Semaphore(self._server.config.concurrency)  # no more pictures in memory than under way
 
-        async def read(picture: Picture) -> None:
-            done((picture, await self._read_one(picture, at_once)))
+        async def read(picture: Picture, died: int = 0) -> None:
+            try:
+                done((picture, await self._read_one(picture, at_once)))
+            except DiedError as error:
+                logger.warning("the server died while it had %s: %s", picture.file.file_name, error)
+                done((picture, ServerDiedError(died + 1)))
+                raise
 
         outcomes = await asyncio.gather(*map(read, fresh), return_exceptions=True)
+        suspects += [(one, 1) for one, outcome in zip(fresh, outcomes, strict=True) if isinstance(outcome, DiedError)]
+        for picture, died in suspects:
+            outcomes.append(await self._alone(picture, died, read))
         failed: list[tuple[Picture, Exception]] = []
         doubtful: Exception | None = None
-        for picture, outcome in zip(fresh, outcomes, strict=True):
-            if isinstance(outcome, DiedError):
-                logger.warning("the server died while it had %s: %s", picture.file.file_name, outcome)
-                suspects.append((picture, 1))
-            elif isinstance(outcome, RefusedError | UnansweredError):
+        for picture, outcome in zip([*fresh, *(picture for picture, _ in suspects)], outcomes, strict=True):
+            if isinstance(outcome, DiedError):  # that was handed over
+                continue
+            if isinstance(outcome, RefusedError | UnansweredError):
                 logger.warning("%s was not read: %s", picture.file.file_name, outcome)
                 failed.append((picture, ModelError(f"the server gave no reading: {outcome}")))
                 of_the_image = isinstance(outcome, RefusedError) and outcome.status in _OF_THE_IMAGE
@@ -139,40 +146,25 @@ class EndpointCaptioner:
                 failed.append((picture, outcome))
             elif outcome is not None:  # cancelled
                 raise outcome
-        failed += await self._ask_alone(suspects, read, done)
         if doubtful is not None:
             await self._check_server(doubtful)
         return failed
 
-    async def _ask_alone(
-        self, suspects: Sequence[tuple[Picture, int]], read: Callable[[Picture], Awaitable[None]], done: Done
-    ) -> list[tuple[Picture, Exception]]:
-        """Ask one picture after the other that a server may have died of, with its deaths; return those that fail.
+    async def _alone(
+        self, picture: Picture, died: int, read: Callable[[Picture, int], Awaitable[None]]
+    ) -> Exception | None:
+        """Ask a picture that a server died of, once that is back and has no other; return why it was not read.
 
-        Where the server does not come back, all that are left are handed to `done`, so that the next run knows them,
-        and `EndpointError` is raised.
+        Raises `EndpointError` where the server does not come back. One that it died of too often is not asked.
         """
-        failed: list[tuple[Picture, Exception]] = []
-        for number, (picture, deaths) in enumerate(suspects):
-            died = deaths
-            if died < MOST_DEATHS:
-                try:
-                    await self._check_server(None)
-                except EndpointError:
-                    for other, before in suspects[number:]:
-                        done((other, ServerDiedError(before)))
-                    raise
-                try:
-                    await read(picture)
-                    continue
-                except DiedError:
-                    died += 1
-                except (RefusedError, UnansweredError) as error:  # it died of another one
-                    failed.append((picture, ModelError(f"the server gave no reading: {error}")))
-                    continue
-            logger.warning("%s goes to a person: the server died %d times of it", picture.file.file_name, died)
-            failed.append((picture, ServerDiedError(died)))
-        return failed
+        if died >= MOST_DEATHS:
+            return ServerDiedError(died)
+        await self._check_server(None)
+        try:
+            await read(picture, died)
+        except Exception as error:
+            return error
+        return None
 
     async def _reads_trial(self) -> bool:
         """Say whether the server answers a request for the test image, now."""

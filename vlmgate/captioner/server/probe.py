@@ -42,7 +42,7 @@ class Sight:
     """What a server said when it was asked whether a picture is red or green."""
 
     right: Mapping[Colour, int]  # right answers about each picture, 0 to `DRAWS`
-    said: str  # an answer that was wrong, or why there was none; "" = all were right
+    said: str  # an answer that was wrong, in quotes, or why there was none; "" = all were right
 
     @property
     def proven(self) -> bool:
@@ -57,7 +57,7 @@ class Sight:
         figures = " and ".join(
             f"{right} of {DRAWS} answers about a {colour} one" for colour, right in self.right.items()
         )
-        return f"{figures} were right" + ("" if self.proven else f"; it said {self.said!r}")
+        return f"{figures} were right" + ("" if self.proven else f"; it said {self.said}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,7 @@ class Probe:
         self.colours, self.trust_vision = colours, trust_vision
         self.plain: Options = {"temperature": sampling.temperature, "top_p": sampling.top_p}
         self.url = server.config.url
+        self._trouble = ""  # why there was no answer about a colour
 
     async def run(self) -> ServerFeatures:
         """Ask all of it; raises `EndpointError` where the server cannot be used at all."""
@@ -255,7 +256,9 @@ class Probe:
             found = dict(zip(COLOURS, await asyncio.gather(*works), strict=True))
             wrong = [said for colour, texts in found.items() for said in texts if names_of(said) != {colour}]
             right = {colour: sum(names_of(said) == {colour} for said in texts) for colour, texts in found.items()}
-            sight = Sight(right, next((shorten(said, 80) for said in wrong if said.strip()), ""))
+            nothing = f"nothing within {most} tokens, of which a model that thinks first may need more"
+            said = next((repr(shorten(said, 80)) for said in wrong if said.strip()), self._trouble or nothing)
+            sight = Sight(right, said)
             if sight.proven:
                 return sight
         if self.trust_vision:
@@ -263,7 +266,8 @@ class Probe:
             return sight
         raise EndpointError(
             f"{self.url}: the server does not seem to show its model the pictures. Asked whether a picture is red or "
-            f"green: {sight.in_words()}. See whether this model takes pictures; --trust-vision goes on all the same."
+            f"green: {sight.in_words()}. See whether this model takes pictures. Where you know that it sees, "
+            "--trust-vision insists."
         )
 
     async def _colours_named(self, colour: Colour, shape: Options, *, seed: bool, several: bool) -> list[str]:
@@ -271,8 +275,13 @@ class Probe:
 
         async def asked(more: Options, number: int, wanted: int) -> list[str]:
             seeded = {"seed": number} if seed else {}
-            reply = await self._answer({**self.colours[colour], **shape, **more, **seeded})
-            return [one.text for one in captions_of(reply, wanted)] if reply is not None else []
+            options = {**self.plain, **self.colours[colour], **shape, **more, **seeded}
+            try:  # with patience, for a busy server must not pass for a blind one
+                reply = await self.server.complete(options, alive=_is_up)
+            except (RefusedError, UnansweredError) as error:
+                self._trouble = str(error)
+                return []
+            return [one.text for one in captions_of(reply, wanted)]
 
         if several and len(together := await asked({"n": DRAWS}, SEEDS[0], DRAWS)) == DRAWS:
             return together
@@ -304,6 +313,10 @@ class Probe:
     async def _text(self, options: Options) -> str:
         """Return all that the first choice says, reasoning included; empty where there is none."""
         return next(iter(thoughts_of(await self._answer(options) or {"choices": []})), "")
+
+
+async def _is_up() -> bool:
+    return True  # it has just answered
 
 
 def names_of(answer: str) -> set[str]:
