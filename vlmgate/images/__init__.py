@@ -3,9 +3,11 @@
     find_images (a folder), find_listed (a list)     find
       → read_ahead: in threads, in order             ahead
         → open_pages: the pages of one file          pages
+          → one file, of whatever kind               container; more (kinds that take a package of their own)
           → what kind of file is it?                 formats; why one cannot be read, too
           → is all of it there?                      damage, jpeg, tiff (with libtiff)
-          → pixels: modes, bit depth, orientation    decode
+          → pixels: modes, orientation               decode
+          → what is black, what is white?            depth; beside (pictures of the same camera)
           → how well was it taken?                   quality
 
 Two promises: whatever might be an image is in the result, as a `Source` or as an `Unreadable`; and whatever is wrong

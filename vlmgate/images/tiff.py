@@ -22,10 +22,12 @@ Order = Literal["little", "big"]
 NEW_SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 FILL_ORDER, STRIP_OFFSETS, BANDS, STRIP_ROWS, STRIP_BYTES, PLANAR, SUB_PAGES = 266, 273, 277, 278, 279, 284, 330
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT, JPEG_TABLES = 322, 323, 324, 325, 339, 347
+DNG_VERSION = 50706
 _READ = frozenset(value for name, value in globals().items() if name.isupper() and isinstance(value, int))
 _SIZES = {1: 1, 3: 2, 4: 4, 7: 1, 13: 4, 16: 8, 18: 8}  # bytes of one value, by type: those of whole numbers
 _NONE, _OLD_JPEG, _JPEG, _DEFLATE = 1, 6, 7, (8, 32946)
 _YCBCR = 6
+BY_TIFFFILE = (33003, 33004, 33005, 34712, 34887, 34927, 34933, 34934, 50000, 50001, 50002, 52546)  # JPEG 2000, LERC, …
 _BLOCK = 1 << 20  # bytes inflated at a time
 _MOST_STRIPS = 1 << 24
 
@@ -106,6 +108,12 @@ def _fields(
             yield tag, tuple(int.from_bytes(data[i : i + width], order) for i in range(0, len(data), width))
 
 
+def holds_raw(pages: Sequence[TiffPage]) -> bool:
+    """Say whether a TIFF is camera raw: it calls itself so, or has small copies only, and the picture in sub-pages."""
+    dng = any(DNG_VERSION in page.tags for page in pages[:1])
+    return dng or (all(page.reduced for page in pages) and any(SUB_PAGES in page.tags for page in pages))
+
+
 # --- is all of a page there? -----------------------------------------------------------------------------------------
 
 
@@ -123,7 +131,7 @@ def check_page(stream: BinaryIO, page: TiffPage) -> None:
         for piece in pieces:
             stream.seek(piece.offset)
             check_jpeg(tables[:-2] + stream.read(piece.length)[2 if tables else 0 :])
-    elif compression not in (_NONE, *_DEFLATE):
+    elif compression not in (_NONE, *_DEFLATE, *BY_TIFFFILE):
         complaint = first_complaint(stream, page.offset, len(pieces), tiled=TILE_OFFSETS in page.tags)
         if complaint:
             raise RefusedError(f"corrupt image data (libtiff: {complaint})")
