@@ -15,6 +15,7 @@ with one file is a value about that file, never an exception and never a Python 
 """
 
 from vlmgate.images.ahead import Opened, read_ahead
+from vlmgate.images.container import NO_END
 from vlmgate.images.find import (
     Walk,
     chosen,
@@ -25,11 +26,12 @@ from vlmgate.images.find import (
     sources_of,
     turned_of,
 )
-from vlmgate.images.formats import is_of_the_disk
+from vlmgate.images.formats import is_of_the_disk, sort_of
 from vlmgate.images.pages import open_pages
 from vlmgate.images.quality import STANDARD
 
 __all__ = [
+    "NO_END",
     "STANDARD",
     "Opened",
     "Walk",
@@ -41,6 +43,7 @@ __all__ = [
     "open_pages",
     "read_ahead",
     "read_list",
+    "sort_of",
     "sources_of",
     "turned_of",
 ]

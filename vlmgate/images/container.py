@@ -23,6 +23,7 @@ from vlmgate.images.tiff import TiffPage, check_page, holds_raw, read_pages
 
 MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
 IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
+NO_END = "JPEG without an end marker, though all of the picture is there"
 _MAKE, _MODEL = 271, 272  # TIFF tags
 
 
@@ -214,7 +215,7 @@ class Container:
             image.draft(None, (side, side))
         image.tile = [image.tile[0]._replace(offset=0)]
         image.fp = io.BytesIO(data[: jpeg.end] if jpeg.end > 0 else data + EOI)
-        return [] if jpeg.end > 0 else ["JPEG without an end marker; all of the picture is there"]
+        return [] if jpeg.end > 0 else [NO_END]
 
     def _open_twin(self, page: int) -> PillowImage:
         """Return the same page in a second reader, which goes forwards beside the first."""

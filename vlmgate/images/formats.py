@@ -182,6 +182,11 @@ def is_of_the_disk(reason: str) -> bool:
     return reason in _OF_THE_DISK
 
 
+def sort_of(reason: str) -> str:
+    """Return what is wrong without the particulars, so that it can be counted: "truncated: 3 of 9" → "truncated"."""
+    return re.split(r"[:;(]", reason, maxsplit=1)[0].strip() or reason
+
+
 def explain(error: BaseException) -> str:
     """Say in one plain line why a file could not be read."""
     if isinstance(error, RefusedError):

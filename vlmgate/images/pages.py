@@ -106,10 +106,8 @@ def _admit(config: ImageConfig, admit: Admit, peak: int, kept: int) -> None:
     """Refuse a page that would never fit; ask for room for any other."""
     budget = budget_of(config) if config.image_memory is not None or peak > GIGABYTE else GIGABYTE
     if peak > budget:
-        raise RefusedError(
-            f"takes {peak / GIGABYTE:.2g} GB of memory to decode, more than the {budget / GIGABYTE:.2g} GB that images "
-            "may take; see --image-memory"
-        )
+        takes, most = (f"{bytes_ / GIGABYTE:.2g} GB" for bytes_ in (peak, budget))
+        raise RefusedError(f"needs more memory than images may take: {takes} to decode, of {most}; see --image-memory")
     admit(peak, kept)
 
 
