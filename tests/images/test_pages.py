@@ -692,6 +692,56 @@ def test_a_text_bomb_in_a_png(tmp_path: Path) -> None:
     assert reason(tmp_path / "a.png")
 
 
+# --- line scans ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("name", ["a.tif", "a.bmp", "a.ppm", "a.tga", "inverted.tif", "turned.tif"])
+def test_a_line_scan_is_read_in_stripes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, grey: bool) -> None:
+    rng = np.random.default_rng(0)
+    soft = np.kron(rng.integers(0, 256, (51, 23, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # (408, 184, 3)
+    values = soft[:403, :181, 0] if grey else soft[:403, :181]
+    if name == "inverted.tif":
+        inverted = (255 - soft[:403, :181, 0]).tobytes()
+        write_tiff(tmp_path / name, [inverted], (181, 403), t258=8, t262=0)
+        values = soft[:403, :181, 0]
+    else:
+        options = {"tiffinfo": {274: 6}} if name == "turned.tif" else {}
+        Image.fromarray(values).save(tmp_path / name, **options)
+    at_once = picture(tmp_path / name)
+    assert "stripes" not in str(at_once.file.conversion)
+    monkeypatch.setattr("vlmgate.images.stripes.FEWEST_PIXELS", 1000)
+    monkeypatch.setattr("vlmgate.images.stripes._STRIPE", 6000)
+    got = read(tmp_path / name, ImageConfig(least_side=45))
+    assert isinstance(got, Picture), got
+    assert "read in stripes, 4 times smaller" in str(got.file.conversion)
+    assert (got.file.width, got.file.height) == at_once.rgb.size
+    wanted = at_once.rgb.reduce(4) if name != "turned.tif" else at_once.rgb.rotate(90, expand=True).reduce(4).rotate(
+        -90, expand=True
+    )  # fmt: skip
+    assert got.rgb.size == wanted.size
+    assert np.abs(np.asarray(got.rgb).astype(int) - np.asarray(wanted)).max() <= 1
+    assert isinstance(read(tmp_path / name, ImageConfig(least_side=45, image_memory=0.00001)), Unreadable)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-20_000])
+    assert reason(tmp_path / name, ImageConfig(least_side=45)).startswith("truncated")
+
+
+def test_stripes_are_for_rows_that_lie_there_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmgate.images.stripes.FEWEST_PIXELS", 1000)
+    for name, image in (
+        ("a.png", Image.fromarray(RGB)),
+        ("lzw.tif", Image.fromarray(RGB)),
+        ("a.tif", Image.fromarray(RGB).convert("CMYK")),
+        ("16.tif", Image.fromarray(RAMP_12)),
+    ):
+        image.save(tmp_path / name, **({"compression": "tiff_lzw"} if name == "lzw.tif" else {}))
+        got = read(tmp_path / name, ImageConfig(least_side=8))
+        assert isinstance(got, Picture) and "stripes" not in str(got.file.conversion)
+        assert got.rgb.size == image.size
+    Image.fromarray(RGB).save(tmp_path / "b.tif")
+    assert picture(tmp_path / "b.tif").rgb.size == (32, 48)  # nothing is made smaller unless it is asked for
+
+
 # --- large files and files that change -------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@
           → one file, of whatever kind               container; more (kinds that take a package of their own)
           → what kind of file is it?                 formats; why one cannot be read, too
           → is all of it there?                      damage, jpeg, tiff (with libtiff)
-          → pixels: modes, orientation               decode
+          → pixels: modes, orientation               decode; stripes (line scans)
           → what is black, what is white?            depth; beside (pictures of the same camera)
           → how well was it taken?                   quality
 

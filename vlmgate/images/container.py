@@ -11,7 +11,14 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile as PillowImage
 
 from vlmgate.images.damage import PngFrames, check_integrity, check_webp, ends_with_gif_trailer
-from vlmgate.images.decode import decode, decode_16_bit_colour, decode_pnm, decode_values, is_16_bit_colour
+from vlmgate.images.decode import (
+    decode,
+    decode_16_bit_colour,
+    decode_pnm,
+    decode_stripes,
+    decode_values,
+    is_16_bit_colour,
+)
 from vlmgate.images.depth import Shared, alone
 from vlmgate.images.formats import HEAD_BYTES, MORE, OPENERS, RefusedError, kind_of, printable
 from vlmgate.images.hush import quiet
@@ -19,6 +26,7 @@ from vlmgate.images.jpeg import EOI, check_jpeg
 from vlmgate.images.libtiff import be_quiet
 from vlmgate.images.memory import KEPT, peak_of
 from vlmgate.images.more import Reader, needs_tifffile, open_heif, open_more, open_tiff
+from vlmgate.images.stripes import Stripes
 from vlmgate.images.tiff import TiffPage, check_page, holds_raw, read_pages
 
 MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
@@ -33,7 +41,8 @@ class Container:
     def __init__(self, stream: BinaryIO, extension: str, max_pixels: int, least_side: int = 0) -> None:
         """Read the header; raises `RefusedError`, or whatever Pillow makes of a hostile file.
 
-        With `least_side`, large JPEGs are decoded smaller, down to sides of that many pixels.
+        With `least_side`, large JPEGs, and line scans that are read in stripes, come out smaller, down to sides of that
+        many pixels.
         """
         head = stream.read(HEAD_BYTES)
         if not head:
@@ -56,6 +65,7 @@ class Container:
             self.num_pages = self._count_pages()
         self.independent_pages = self.kind in ("TIFF", "DICOM")  # others are frames that build on the one before
         self._big_endian_big = head[:4] == b"MM\0+"
+        self._stripes: Stripes | None = None  # of a page that is too large to be read at once
         self._twin: PillowImage | None = None
         self._png_frames: PngFrames | None = None
 
@@ -115,6 +125,7 @@ class Container:
         if width * height > self._max_pixels:
             limit = f"{self._max_pixels / 1e6:g} megapixels"
             raise RefusedError(f"larger than the limit of {limit} ({width} x {height} pixels); see --max-pixels")
+        self._stripes = Stripes.of(self._image, self._least_side) if self._reader is None else None
         return width, height
 
     def _go_to(self, page: int) -> None:
@@ -147,6 +158,8 @@ class Container:
 
     def memory(self) -> tuple[int, int]:
         """Return the bytes that decoding the page that `seek` went to takes, at its peak and once it is decoded."""
+        if self._stripes is not None:
+            return self._stripes.memory
         width, height = self._size
         position = self._stream.tell()
         size = self._stream.seek(0, 2)
@@ -170,6 +183,8 @@ class Container:
             odd = self._check_page(page)
             if self._reader is not None:
                 rgb, mode, notes = decode_values(self._reader.read(page), shared)
+            elif self._stripes is not None:
+                rgb, mode, notes = decode_stripes(self._image, self._stripes.read(self._stream), self._stripes.smaller)
             elif is_16_bit_colour(self._image) and (self.kind == "TIFF" or self.num_pages == 1):
                 rgb, mode, notes = decode_16_bit_colour(
                     self._image, self._stream, partial(self._open_twin, page), shared

@@ -258,6 +258,17 @@ def decode_values(pixels: Pixels, shared: Shared = alone) -> tuple[Image.Image, 
     return rgb, pixels.mode, notes
 
 
+def decode_stripes(image: ImageFile.ImageFile, rgb: Image.Image, smaller: int) -> tuple[Image.Image, str, list[str]]:
+    """Return a picture that was read in stripes from this file, upright, the mode as stored, and what was done."""
+    notes = [f"read in stripes, {smaller} times smaller"]
+    orientation = _tiff_tags(image).get(ExifTags.Base.Orientation)
+    if orientation in _UPRIGHT:
+        notes.append(f"turned upright (EXIF orientation {orientation})")
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    _note_profile(image, notes)
+    return rgb, image.mode, notes
+
+
 def decode_pnm(
     image: ImageFile.ImageFile, stream: BinaryIO, shared: Shared = alone
 ) -> tuple[Image.Image, str, list[str]]:
