@@ -141,7 +141,7 @@ class Container:
             self._image.seek(page - 1)
 
     def _needs_tifffile(self, page: int) -> bool:
-        return needs_tifffile(self._tiff[page - 1], big_endian_big=self._big_endian_big)
+        return needs_tifffile(self._stream, self._tiff[page - 1], big_endian_big=self._big_endian_big)
 
     def _open_alone(self, page: int) -> PillowImage:
         """Open a page of a TIFF whose first one Pillow cannot read: in a copy that begins with this page."""

@@ -17,7 +17,7 @@ from PIL.ImageFile import ImageFile as PillowImage
 
 from vlmgate.images.formats import MORE, TIFF_PAGE, RefusedError
 from vlmgate.images.jpeg import check_jpeg
-from vlmgate.images.tiff import BANDS, BITS, BY_TIFFFILE, COMPRESSION, PLANAR, SAMPLE_FORMAT, TiffPage
+from vlmgate.images.tiff import BANDS, BY_TIFFFILE, COMPRESSION, PLANAR, SAMPLE_FORMAT, TiffPage, bits_of
 
 Array = npt.NDArray[Any]
 
@@ -219,11 +219,11 @@ _PILLOW_BITS = (1, 2, 4, 8, 16, 32)
 _FLOAT = 3  # sample format
 
 
-def needs_tifffile(page: TiffPage, *, big_endian_big: bool) -> bool:
+def needs_tifffile(stream: BinaryIO, page: TiffPage, *, big_endian_big: bool) -> bool:
     """Say whether Pillow cannot read a page, by its tags."""
     bands = max(1, page.first(BANDS, 1))
-    bits = page.tags.get(BITS, (1,))
-    deep, format_ = max(bits) > 8, page.first(SAMPLE_FORMAT, 1)
+    bits = bits_of(stream, page, bands)
+    deep, format_ = max(bits) > 8, (page.all(SAMPLE_FORMAT, stream) or (1,))[0]
     usual = max(bits) in _PILLOW_BITS or (max(bits) == 12 and bands == 1)
     return (
         big_endian_big
