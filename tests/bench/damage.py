@@ -281,7 +281,7 @@ def mutate(files: list[tuple[str, str, bytes]], number: int, rng: Random, folder
     return {"harmful": harmful, "passed": passed, "flat": flattened, "slowest": slowest, "examples": examples}
 
 
-DAMAGE = ("truncated", "corrupt", "damaged", "ends in zeros", "checksum")
+DAMAGE = ("truncated", "cannot be", "damaged", "zeros", "checksum", "compressed data", "same bytes", "without a size")
 
 
 def false_alarms(folder: Path) -> tuple[int, list[str]]:

@@ -21,7 +21,7 @@ from vlmgate.images.decode import (
 )
 from vlmgate.images.depth import Shared, alone
 from vlmgate.images.formats import HEAD_BYTES, MORE, OPENERS, RefusedError, kind_of, printable
-from vlmgate.images.hush import quiet
+from vlmgate.images.hush import quiet, silence_loggers
 from vlmgate.images.jpeg import EOI, check_jpeg
 from vlmgate.images.libtiff import be_quiet
 from vlmgate.images.memory import KEPT, peak_of
@@ -53,6 +53,7 @@ class Container:
         self._pillow: PillowImage | None = None
         self._reader: Reader | None = None  # of a kind, or a page, that Pillow cannot read
         self._tiff: list[TiffPage] = []
+        silence_loggers()
         with quiet() as self._complaints:
             check_integrity(stream, self.kind)
             if self.kind == "TIFF":

@@ -40,7 +40,7 @@ def check_integrity(stream: BinaryIO, kind: str) -> None:
             raise RefusedError("truncated: ends in zeros")
         parts = [_codestream(data)] if kind == "JPEG 2000" else _coded_parts(data)
         if any(zeros in part for part in parts):
-            raise RefusedError("corrupt image data (a block of zeros in it)")
+            raise RefusedError("a block of zeros in the image data")
 
 
 # --- AVIF, HEIF and JPEG 2000 ----------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class PngFrames:
                 count += len(block)
                 data = inflater.unconsumed_tail
         except zlib.error as error:
-            raise RefusedError("corrupt image data (its compression is broken)") from error
+            raise RefusedError("compressed data that do not inflate") from error
         return count
 
 
@@ -239,7 +239,9 @@ def check_webp(data: bytes) -> None:
             raise RefusedError("truncated: ends in zeros")
         if name in (b"VP8 ", b"VP8L") and _webp_decodes(name, data[start : stop - _SPARE]):
             zeros = not any(data[stop - _SPARE : stop])
-            raise RefusedError("truncated: ends in zeros" if zeros else "corrupt image data (more than is needed)")
+            raise RefusedError(
+                "truncated: ends in zeros" if zeros else "damaged WebP data: more than the picture needs"
+            )
 
 
 def _webp_chunks(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -206,8 +206,8 @@ def explain(error: BaseException) -> str:
     text = printable(str(error))
     if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
         return "truncated"
-    what = "corrupt image data" if isinstance(error, OSError) else "corrupt, or of a kind that cannot be opened"
-    return f"{what} ({text or type(error).__name__})"
+    what = "cannot be decoded" if isinstance(error, OSError) else "cannot be opened"
+    return f"{what}: {text or type(error).__name__}"
 
 
 def printable(text: str) -> str:

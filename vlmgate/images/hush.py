@@ -1,11 +1,13 @@
-"""Collect the warnings of decoders in the thread that asked for it: `quiet`."""
+"""Keep what decoders say from the terminal: `quiet` collects warnings in a thread, `silence_loggers` ends the rest."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 
@@ -42,3 +44,10 @@ def quiet() -> Iterator[list[str]]:
         yield _hush.notes
     finally:
         _hush.notes = outer
+
+
+@cache
+def silence_loggers() -> None:
+    """Keep the loggers of decoders from the terminal, where Python puts what nobody handles; others still get it."""
+    for name in ("PIL", "tifffile", "pydicom"):
+        logging.getLogger(name).addHandler(logging.NullHandler())

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL.ImageFile import ImageFile as PillowImage
 
-from vlmgate.images.formats import MORE, TIFF_PAGE, RefusedError
+from vlmgate.images.formats import MORE, TIFF_PAGE, RefusedError, printable
 from vlmgate.images.jpeg import check_jpeg
 from vlmgate.images.tiff import BANDS, BY_TIFFFILE, COMPRESSION, PLANAR, SAMPLE_FORMAT, TiffPage, bits_of
 
@@ -132,7 +132,7 @@ class _Raw:
         try:
             self._raw = rawpy.imread(stream)
         except rawpy.LibRawError as error:
-            raise RefusedError(f"camera raw that LibRaw cannot read ({_said(error)})") from error
+            raise RefusedError(f"camera raw that LibRaw cannot read: {_said(error)}") from error
         sizes = self._raw.sizes
         self.size, self.camera = (int(sizes.width), int(sizes.height)), ""
 
@@ -143,7 +143,7 @@ class _Raw:
             # The same for every picture: no brightening by what is on it.
             values = self._raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=8)
         except rawpy.LibRawError as error:
-            raise RefusedError(f"corrupt image data ({_said(error)})") from error
+            raise RefusedError(f"cannot be developed: {_said(error)}") from error
         if len(np.unique(values[::7, ::7])) < _FEWEST_LEVELS <= len(np.unique(self._raw.raw_image[::7, ::7])):
             raise RefusedError("camera raw whose values do not fit the white that it declares; convert it to TIFF")
         return Pixels(values, self.mode, notes=["developed by LibRaw, white balance of the camera"])
@@ -172,7 +172,7 @@ class _JpegXl:
         try:
             values: Array = imagecodecs.jpegxl_decode(self._data)
         except imagecodecs.JpegxlError as error:
-            raise RefusedError(f"corrupt image data ({error})") from error
+            raise RefusedError(f"cannot be decoded: {error}") from error
         values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
         return Pixels(values, _mode_of(values))
 
@@ -258,8 +258,8 @@ class _TiffPage:
             )
         try:
             values: Array = one.asarray()
-        except (ValueError, KeyError) as error:  # a codec that is not installed, or broken data
-            raise RefusedError(f"corrupt image data, or of a kind that tifffile cannot read ({error})") from error
+        except Exception as error:  # each codec has its own: one that is not installed, or broken data
+            raise RefusedError(f"cannot be decoded: {printable(str(error))}") from error
         colours = values.shape[0] if one.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3 else 0
         if colours:
             values = np.moveaxis(values, 0, -1)

@@ -146,7 +146,7 @@ def check_page(stream: BinaryIO, page: TiffPage) -> None:
     elif compression not in (_NONE, *_DEFLATE, *BY_TIFFFILE):
         complaint = first_complaint(stream, page.offset, len(pieces), tiled=TILE_OFFSETS in page)
         if complaint:
-            raise RefusedError(f"corrupt image data (libtiff: {complaint})")
+            raise RefusedError(f"compressed data that do not decode: {complaint}")
 
 
 def _pieces_of(stream: BinaryIO, page: TiffPage) -> list[Piece]:
@@ -156,7 +156,7 @@ def _pieces_of(stream: BinaryIO, page: TiffPage) -> list[Piece]:
     columns = page.first(TILE_WIDTH) if tiled else width
     rows = page.first(TILE_HEIGHT) if tiled else min(page.first(STRIP_ROWS) or height, height)
     if min(width, height, columns, rows) <= 0:
-        raise RefusedError("corrupt: a page without a size")
+        raise RefusedError("a page without a size")
     across, down = -(-width // columns), -(-height // rows)
     bands = max(1, page.first(BANDS, 1))
     bits = bits_of(stream, page, bands)
@@ -200,7 +200,7 @@ def _check_places(pieces: Sequence[Piece], size: int, *, compressed: bool) -> No
     end = 0
     for piece in sorted(pieces, key=lambda piece: piece.offset):
         if piece.offset < end:
-            raise RefusedError("corrupt: several strips or tiles lie on the same bytes")
+            raise RefusedError("several strips or tiles lie on the same bytes")
         end = piece.offset + _length(piece, compressed)
 
 
@@ -223,6 +223,6 @@ def _check_deflate(stream: BinaryIO, piece: Piece, which: str) -> None:
                     return
                 data = inflater.unconsumed_tail
     except zlib.error as error:
-        raise RefusedError(f"corrupt image data (the compression of strip or tile {which} is broken)") from error
+        raise RefusedError(f"compressed data that do not inflate: strip or tile {which}") from error
     if count < piece.needed or not inflater.eof:
         raise RefusedError(f"truncated: strip or tile {which} ends early")
