@@ -44,6 +44,7 @@ class ReadingOptions(TypedDict, total=False):
     batch_size: int | None
     pages: Pages
     max_pixels: int
+    image_memory: float | None  # GB
     workers: int
     restart: bool
 
