@@ -86,7 +86,7 @@ def check_jpeg(data: bytes) -> Jpeg:
         raise RefusedError("truncated")
     if grey is not None and factor < 1 and jpeg.components in (1, 3):
         lowest, highest = ((float(value) - 128) / factor + 128 for value in (grey.min(), grey.max()))
-        if max(-lowest, highest - 255) > _TOO_BRIGHT + step / 16:
+        if max(-lowest, highest - 255) > _TOO_BRIGHT + step / 8:
             raise RefusedError("damaged JPEG data: blocks that are brighter than white or darker than black")
     return jpeg
 
@@ -104,7 +104,7 @@ def _dimmed(bare: bytes) -> tuple[bytes, float, int]:
     """Halve the contrast of a JPEG between its blocks, so that what is brighter than white is not cut off at white.
 
     Returns the JPEG, what the contrast was multiplied by (1 = it cannot be reduced), and the greatest step in which
-    brightness is stored, in eighths of a grey level: an encoder rounds it by half of that.
+    brightness is stored, in eighths of a grey level: encoders round it by half of that, some by all of it.
     """
     dimmed, factors, steps, at = bytearray(bare), [0.0], [0], 2
     while at + 4 <= len(bare) and bare[at] == 0xFF and bare[at + 1] != _START_OF_SCAN:

@@ -272,6 +272,7 @@ def _notes_on_files(
     why = f" ({', '.join([*sorts[:_MOST_SORTS], *(['…'] if len(sorts) > _MOST_SORTS else [])])})" if broken[1:] else ""
     unended = [r.file_name for r in records if NO_END in (r.conversion or "")]
     several = [r.file_name for r in records if first_page and (r.num_pages or 1) > 1]
+    which = "the first" if all(r.page == 1 for r in records) else "one"
     converted = [f"{r.file_name} ({r.conversion})" for r in records if r.conversion]
     ignored, gone = (provenance.get(name) or () for name in ("ignored_first", "gone_first"))
     captions = f"with captions cut off at {sampling['max_new_tokens']} tokens; --max-new-tokens lets them end."
@@ -283,7 +284,7 @@ def _notes_on_files(
         (len(broken), "image", f"could not be read{why}, first: {_first(broken)}"),
         (reasons[Reason.CUT_OFF], "image", captions),
         (reasons[Reason.ANSWER_CUT_OFF], "image", answers),
-        (len(several), "file", f"with several pages, of which the first was read, e.g. {_first(several)}; --pages all"),
+        (len(several), "file", f"with several pages, of which {which} was read, e.g. {_first(several)}; --pages all"),
         (len(converted), "image", f"converted to 8-bit RGB, see the column conversion, e.g. {_first(converted)}"),
         (len(unended), "JPEG", f"without an end marker, though all of the picture is there, e.g. {_first(unended)}"),
         (copies, "exact duplicate", "sharing the reading of another file."),
