@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "captioner": {
         *("torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers", "openai"),
     },
-    "images": {"PIL", "numpy", "simplejpeg"},
+    "images": {"PIL", "numpy", "simplejpeg", "tifffile", "imagecodecs", "pillow_heif", "pydicom", "rawpy"},
     "manual": set(),
     "config": set(),
     "data": {"PIL"},

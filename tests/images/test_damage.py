@@ -136,7 +136,7 @@ def test_a_jpeg_with_a_block_of_zeros_or_without_a_piece(tmp_path: Path, options
     data = encoded(photo(), "JPEG", **options)
     at = len(data) * 2 // 3
     for broken in (data[:at] + bytes(512) + data[at + 512 :], data[: at - 700] + data[at:]):
-        assert reason(tmp_path, broken).startswith(("truncated", "corrupt image data"))
+        assert reason(tmp_path, broken).startswith(("truncated", "damaged JPEG data: "))
 
 
 def test_a_progressive_jpeg_that_broke_off_between_scans(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_compressed_tiff_with_a_block_of_zeros(
         (result,) = results(tmp_path, data[:at] + bytes(512) + data[at + 512 :])
         if isinstance(result, Unreadable):
             refused += 1
-            assert result.reason.startswith(("corrupt", "truncated"))
+            assert result.reason.startswith(("compressed data", "truncated", "damaged JPEG"))
         else:
             changed += bool((np.asarray(result.rgb) != wanted).any(axis=2).mean() > 0.05)
     assert refused >= 3 and not changed
@@ -324,7 +324,7 @@ def test_a_deflate_strip_whose_checksum_is_another_one(tmp_path: Path) -> None:
     ))  # fmt: skip
     broken = bytearray(data)
     broken[offset + length - 1] ^= 1
-    assert "compression of strip or tile 1 of 1 is broken" in reason(tmp_path, bytes(broken))
+    assert "do not inflate: strip or tile 1 of 1" in reason(tmp_path, bytes(broken))
 
 
 def test_the_page_is_read_and_not_its_thumbnail(tmp_path: Path) -> None:
@@ -463,7 +463,9 @@ def test_a_gif_cut_within_a_frame(tmp_path: Path) -> None:
 )
 def test_a_file_that_ends_in_zeros(tmp_path: Path, format_: str, options: dict[str, Any], zeros: int) -> None:
     data = encoded(photo(1200, 800), format_, **options)
-    assert reason(tmp_path, data[:-zeros] + bytes(zeros)).startswith(("truncated", "corrupt"))
+    assert reason(tmp_path, data[:-zeros] + bytes(zeros)).startswith(
+        ("truncated", "a block of zeros", "damaged", "cannot be decoded")
+    )
 
 
 def test_a_lossless_webp_that_ends_in_zeros(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, 
 from vlmgate.data import Reason, Record, Route
 from vlmgate.errors import plain
 from vlmgate.gate.rules import make_gate
+from vlmgate.images import NO_END
 from vlmgate.report.image import print_record
 from vlmgate.report.summary import accepted_readings, print_routed, print_summary, summarise, summary_json
 from vlmgate.report.terminal import TerminalProgress, header_line
@@ -87,6 +88,30 @@ def test_the_table_keeps_its_figures_at_any_width(result: ScanResult, width: int
     assert routed.split() == ["routed", "to", "human", "2", "18.2%", "3.75"]
     assert any(line.split() == ["unreadable", "1", "9.1%", "–"] for line in lines)
     assert "\x1b" not in out.getvalue()
+
+
+def test_why_images_could_not_be_read_is_counted(result: ScanResult) -> None:
+    reasons = ["truncated: 3 of 9 strips are not listed", "truncated", "not an image", "truncated: ends in zeros"]
+    reasons += ["HEIF needs the extra 'heic': pip install 'vlmgate[heic]', or convert it to PNG or TIFF"] * 2
+    broken = next(record for record in result.records if record.reason == Reason.UNREADABLE)
+    records = [replace(broken, file_name=f"{i}.jpg", error=reason) for i, reason in enumerate(reasons)]
+    assert summarise(records)["unreadable_reasons"] == {
+        "truncated": 3,
+        "HEIF needs the extra 'heic'": 2,
+        "not an image": 1,
+    }
+    told = " ".join(lines_of(records, result.provenance, 200))
+    assert "6 images could not be read (3 truncated, 2 HEIF needs the extra 'heic', 1 not an image), first:" in told
+    assert "1 image could not be read, first: broken.jpg (truncated)" in " ".join(
+        lines_of(result.records, result.provenance, 200)
+    )
+
+
+def test_jpegs_without_an_end_marker_are_told(result: ScanResult) -> None:
+    records = [replace(one_of(result), conversion=NO_END), one_of(result)]
+    assert "1 JPEG without an end marker, though all of the picture is there, e.g." in " ".join(
+        lines_of(records, result.provenance, 200)
+    )
 
 
 def one_of(result: ScanResult) -> Record:

@@ -31,7 +31,7 @@ class ImageConfig:
     workers: int = _files(
         0, "Decoding threads; 0 = from the number of cores.", rare=True, ge=0, le=256, note="(0 = automatic)"
     )
-    least_side: int = 0  # large JPEGs are decoded smaller, down to sides of so many pixels; 0 = never
+    least_side: int = 0  # large JPEGs and line scans come out smaller, down to sides of so many pixels; 0 = never
 
     def __post_init__(self) -> None:
         check(self)

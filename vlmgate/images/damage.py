@@ -19,7 +19,7 @@ from vlmgate.images.formats import RefusedError
 
 # Entropy-coded data hold no long runs of zeros: 16 bytes at most in whole AVIF files. JPEG 2000 writes one zero for
 # each packet without content, of which large flat pictures have many.
-_ZERO_RUN = {"AVIF": 64, "JPEG 2000": 512}  # bytes
+_ZERO_RUN = {"AVIF": 64, "HEIF": 64, "JPEG 2000": 512}  # bytes
 _SPARE = 4  # bytes; whole files, as libwebp writes them, have two at most that no pixel needs
 _QOI_END = bytes(7) + b"\x01"
 _BLOCK = 1 << 20  # bytes inflated at a time
@@ -38,12 +38,12 @@ def check_integrity(stream: BinaryIO, kind: str) -> None:
         zeros = bytes(_ZERO_RUN[kind])
         if not any(data[-len(zeros) :]):
             raise RefusedError("truncated: ends in zeros")
-        parts = _avif_items(data) if kind == "AVIF" else [_codestream(data)]
+        parts = [_codestream(data)] if kind == "JPEG 2000" else _coded_parts(data)
         if any(zeros in part for part in parts):
-            raise RefusedError("corrupt image data (a block of zeros in it)")
+            raise RefusedError("a block of zeros in the image data")
 
 
-# --- AVIF and JPEG 2000 ----------------------------------------------------------------------------------------------
+# --- AVIF, HEIF and JPEG 2000 ----------------------------------------------------------------------------------------
 
 
 def _codestream(data: bytes) -> bytes:
@@ -65,8 +65,8 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         at = stop
 
 
-def _avif_items(data: bytes) -> list[bytes]:
-    """Return the pixel data of an AVIF file: its coded items, or of a sequence all media data.
+def _coded_parts(data: bytes) -> list[bytes]:
+    """Return the pixel data of an AVIF or HEIF file: its coded items, or of a sequence all media data.
 
     Raises `RefusedError` where an item reaches behind the end of the file.
     """
@@ -86,12 +86,12 @@ def _avif_items(data: bytes) -> list[bytes]:
 
 
 def _coded_items(table: bytes) -> set[int]:
-    """Return the numbers of the items that are AV1 pictures, from an `iinf` box."""
+    """Return the numbers of the items that are coded pictures, from an `iinf` box."""
     found = set()
     for name, start, end in _boxes(table, 6 if table[:1] == b"\0" else 8, len(table)):
         if name == b"infe" and end - start >= 12 and table[start] >= 2:
             wide = 4 if table[start] == 3 else 2  # bytes of an item's number
-            if table[start + 4 + wide + 2 : start + 4 + wide + 6] == b"av01":
+            if table[start + 4 + wide + 2 : start + 4 + wide + 6] in (b"av01", b"hvc1", b"hev1"):
                 found.add(int.from_bytes(table[start + 4 : start + 4 + wide], "big"))
     return found
 
@@ -219,7 +219,7 @@ class PngFrames:
                 count += len(block)
                 data = inflater.unconsumed_tail
         except zlib.error as error:
-            raise RefusedError("corrupt image data (its compression is broken)") from error
+            raise RefusedError("compressed data that do not inflate") from error
         return count
 
 
@@ -239,7 +239,9 @@ def check_webp(data: bytes) -> None:
             raise RefusedError("truncated: ends in zeros")
         if name in (b"VP8 ", b"VP8L") and _webp_decodes(name, data[start : stop - _SPARE]):
             zeros = not any(data[stop - _SPARE : stop])
-            raise RefusedError("truncated: ends in zeros" if zeros else "corrupt image data (more than is needed)")
+            raise RefusedError(
+                "truncated: ends in zeros" if zeros else "damaged WebP data: more than the picture needs"
+            )
 
 
 def _webp_chunks(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -27,9 +27,9 @@ from PIL import (
 
 from vlmgate.images.depth import BITS, Shared, alone, alpha_to_8_bits, to_8_bits
 from vlmgate.images.formats import RefusedError
+from vlmgate.images.more import Pixels
 
 BACKGROUND = 128  # mid-grey: neither dark nor bright parts vanish into it
-_DNG_VERSION = 50706  # TIFF tag
 _SUBFILE_TYPE = 254  # TIFF tag
 _MAX_SAMPLE_VALUE, _NO_DATA = 281, 42113  # TIFF tags; the latter is GDAL's
 _SIGNED = 2  # TIFF sample format
@@ -44,7 +44,6 @@ def decode(image: ImageFile.ImageFile, stream: BinaryIO, shared: Shared = alone)
     """
     mode = image.mode
     notes: list[str] = []
-    _refuse_what_pillow_gets_wrong(image)
     declared = _declared_maximum(image, stream)
     tags = _tiff_tags(image)
     tiff_orientation = tags.get(ExifTags.Base.Orientation)
@@ -162,21 +161,9 @@ def _repair_8_bit_palette(image: Image.Image, color_map: tuple[int, ...], notes:
         notes.append("8-bit colour map")
 
 
-def _refuse_what_pillow_gets_wrong(image: ImageFile.ImageFile) -> None:
-    tags = _tiff_tags(image)
-    if _DNG_VERSION in tags:
-        raise RefusedError("camera raw files (DNG) cannot be opened; convert them to TIFF or PNG")
-    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-    planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
-    if max(bits) > 8 and len(bits) > 1 and planar:
-        raise RefusedError(
-            "TIFF with separate 16-bit colour planes cannot be opened; save it with channels interleaved"
-        )
-
-
 def is_16_bit_colour(image: ImageFile.ImageFile) -> bool:
     """Say whether Pillow would keep only the upper byte of each value."""
-    return image.mode in ("RGB", "RGBA") and bool(image.tile) and ";16" in _rawmode(image)
+    return image.mode in ("RGB", "RGBA") and bool(image.tile) and _rawmode(image)[-4:-1] == ";16"
 
 
 def _rawmode(image: ImageFile.ImageFile) -> str:
@@ -207,7 +194,6 @@ def decode_16_bit_colour(
     rawmode = _rawmode(image)
     if rawmode.startswith("RGBa"):
         raise RefusedError("16-bit TIFF with premultiplied alpha cannot be opened; save it without alpha")
-    _refuse_what_pillow_gets_wrong(image)
     notes: list[str] = []
     declared = _declared_maximum(image, stream)
     orientation = _tiff_tags(image).get(ExifTags.Base.Orientation)
@@ -238,6 +224,49 @@ def decode_16_bit_colour(
     rgb = _upright(image, _flatten(flat, notes), orientation, notes)
     _note_profile(image, notes)
     return rgb, mode, notes
+
+
+def decode_values(pixels: Pixels, shared: Shared = alone) -> tuple[Image.Image, str, list[str]]:
+    """Return upright 8-bit RGB, the mode as stored, and what was done in words, of values that Pillow has not read."""
+    values, notes = pixels.values, list(pixels.notes)
+    bands = 1 if values.ndim == 2 else values.shape[2]
+    if values.ndim not in (2, 3) or bands > 4:
+        raise RefusedError(f"holds {bands} channels; save it as grey or RGB")
+    alpha = values[..., -1] if bands in (2, 4) else None
+    colours = values if alpha is None else values[..., :-1]
+    colours = colours[..., 0] if colours.ndim == 3 and colours.shape[2] == 1 else colours
+    if values.dtype == np.uint8:
+        scaled: npt.NDArray[np.uint8] = np.ascontiguousarray(colours)
+    else:
+        signed = values.dtype == np.int8
+        scaled, words = to_8_bits(
+            colours.astype(np.int16) if signed else colours, pixels.declared, pixels.no_data, shared
+        )
+        notes.append(words)
+    if pixels.white_is_zero:
+        scaled = 255 - scaled
+        notes.append("inverted (stored with white as zero)")
+    flat = Image.fromarray(scaled)
+    if alpha is not None:
+        floats = alpha.dtype.kind == "f"
+        levels = np.rint(np.clip(alpha, 0, 1) * 255).astype(np.uint8) if floats else alpha_to_8_bits(alpha)
+        flat.putalpha(Image.fromarray(np.ascontiguousarray(levels)))
+    rgb = _flatten(flat, notes)
+    if pixels.orientation in _UPRIGHT:
+        notes.append(f"turned upright (EXIF orientation {pixels.orientation})")
+        rgb = rgb.transpose(_UPRIGHT[pixels.orientation])
+    return rgb, pixels.mode, notes
+
+
+def decode_stripes(image: ImageFile.ImageFile, rgb: Image.Image, smaller: int) -> tuple[Image.Image, str, list[str]]:
+    """Return a picture that was read in stripes from this file, upright, the mode as stored, and what was done."""
+    notes = [f"read in stripes, {smaller} times smaller"]
+    orientation = _tiff_tags(image).get(ExifTags.Base.Orientation)
+    if orientation in _UPRIGHT:
+        notes.append(f"turned upright (EXIF orientation {orientation})")
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    _note_profile(image, notes)
+    return rgb, image.mode, notes
 
 
 def decode_pnm(

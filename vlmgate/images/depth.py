@@ -118,8 +118,8 @@ def _scaled(values: Array, known: Array, bottom: float, top: float) -> tuple[npt
     if before < _FEWEST_LEVELS:
         return scaled, ""
     return scaled, (
-        f"its {before:,} different values would come out as {count(levels, 'grey level')}; save it as 8 bits, with the "
-        "range that matters"
+        f"loses its contrast: {before:,} different values would come out as {count(levels, 'grey level')}; save it as "
+        "8 bits, with the range that matters"
     )
 
 

@@ -43,7 +43,7 @@ _OPENABLE = (
     "pgm ppm pbm pnm pfm gif tga icb vda vst pcx qoi sgi rgb rgba bw"
 )
 OPENABLE = frozenset(_OPENABLE.split())
-# Images that cannot be opened here: they become `Unreadable`, they never vanish.
+# Images that cannot be opened here, or with an extra only: they become `Unreadable`, they never vanish.
 _NOT_OPENABLE = {
     "HEIF": "heic heif heics heifs hif",
     "JPEG XL": "jxl",
@@ -65,6 +65,14 @@ _NOT_OPENABLE = {
     "microscope": "czi lif nd2 oib oif vsi svs ndpi mrxs scn",
 }
 NOT_OPENABLE = {extension: kind for kind, extensions in _NOT_OPENABLE.items() for extension in extensions.split()}
+TIFF_PAGE = "this kind of TIFF"
+MORE = {
+    "HEIF": "heic",
+    "DICOM": "dicom",
+    "camera raw": "raw",
+    "JPEG XL": "jxl",
+    TIFF_PAGE: "tiff",
+}  # extras that open them
 BY_EXTENSION = {  # formats whose signature is missing, or too weak to tell a file of unknown extension
     **dict.fromkeys(("tga", "icb", "vda", "vst"), "TGA"),
     **dict.fromkeys(("pgm", "ppm", "pbm", "pnm", "pfm"), "PNM"),
@@ -146,15 +154,16 @@ OPENERS: dict[str, Callable[[BinaryIO], PillowImage]] = {
 
 
 def kind_of(head: bytes, extension: str) -> str:
+    """Name the kind of a file by its first bytes and its name; raises `RefusedError` for one that cannot be opened."""
     kind = sniff(head)
     unopenable = NOT_OPENABLE.get(extension)
     if unopenable == "camera raw" and kind in (None, "TIFF"):
         # Many raw formats are TIFF files whose first page is a thumbnail: it would be read instead of the image.
-        raise RefusedError(f"camera raw files (.{extension}) cannot be opened; convert them to TIFF or PNG")
+        return unopenable
     kind = kind or unopenable or BY_EXTENSION.get(extension)
     if kind is None:
         raise RefusedError("not an image")
-    if kind not in OPENERS:
+    if kind not in OPENERS and kind not in MORE:
         raise RefusedError(f"{kind} files cannot be opened; convert them to PNG or TIFF")
     return kind
 
@@ -171,6 +180,11 @@ _OF_THE_DISK = frozenset({"vanished", *(os.strerror(code).lower() for code in _C
 def is_of_the_disk(reason: str) -> bool:
     """Say whether a reason that `explain` gave lies with the disk, so that a second try may succeed."""
     return reason in _OF_THE_DISK
+
+
+def sort_of(reason: str) -> str:
+    """Return what is wrong without the particulars, so that it can be counted: "truncated: 3 of 9" → "truncated"."""
+    return re.split(r"[:;(]", reason, maxsplit=1)[0].strip() or reason
 
 
 def explain(error: BaseException) -> str:
@@ -192,8 +206,8 @@ def explain(error: BaseException) -> str:
     text = printable(str(error))
     if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
         return "truncated"
-    what = "corrupt image data" if isinstance(error, OSError) else "corrupt, or of a kind that cannot be opened"
-    return f"{what} ({text or type(error).__name__})"
+    what = "cannot be decoded" if isinstance(error, OSError) else "cannot be opened"
+    return f"{what}: {text or type(error).__name__}"
 
 
 def printable(text: str) -> str:

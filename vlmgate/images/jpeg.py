@@ -21,6 +21,7 @@ _NEEDED = frozenset(range(0xC0, 0xD0)) | {0xDB, 0xDD, 0xEE}  # frame, tables, re
 _PROGRESSIVE, _ARITHMETIC = (0xC2, 0xC6, 0xCA, 0xCE), range(0xC9, 0xD0)
 _COEFFICIENTS = 64  # of a block
 _TOO_BRIGHT = 4  # grey levels; whole files stay below 2
+_PREFIX = "Corrupt JPEG data: "
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 _ZEROS = 32  # bytes at the end of a scan from which on they are looked into
 _JPEG_SPARE = 4  # bytes; some cameras leave that many behind the last scan
@@ -70,10 +71,12 @@ def check_jpeg(data: bytes) -> Jpeg:
         # Some writers pad a whole image: none is needed, but for one that ends the data itself.
         if zeros and jpeg.end > 0 and not _decode(bare[: 1 - zeros or None])[0]:
             return jpeg
-        raise RefusedError("truncated: ends in zeros" if zeros >= _ZEROS else f"corrupt image data ({warning})")
-    if warning.startswith(("Corrupt JPEG data", "Premature end")):
+        raise RefusedError(
+            "truncated: ends in zeros" if zeros >= _ZEROS else f"damaged JPEG data: {warning.removeprefix(_PREFIX)}"
+        )
+    if warning.startswith((_PREFIX, "Premature end")):
         broke_off = "premature" in warning or "marker 0xd9" in warning
-        raise RefusedError("truncated" if broke_off else f"corrupt image data ({warning})")
+        raise RefusedError("truncated" if broke_off else f"damaged JPEG data: {warning.removeprefix(_PREFIX)}")
     if warning and jpeg.frame not in _ARITHMETIC:  # simplejpeg cannot decode it, mostly for rare chroma subsampling
         if _runs_dry(jpeg, 0):
             raise RefusedError("truncated")
@@ -83,8 +86,8 @@ def check_jpeg(data: bytes) -> Jpeg:
         raise RefusedError("truncated")
     if grey is not None and factor < 1 and jpeg.components in (1, 3):
         lowest, highest = ((float(value) - 128) / factor + 128 for value in (grey.min(), grey.max()))
-        if max(-lowest, highest - 255) > _TOO_BRIGHT + step / 16:
-            raise RefusedError("corrupt image data (blocks that are brighter than white or darker than black)")
+        if max(-lowest, highest - 255) > _TOO_BRIGHT + step / 8:
+            raise RefusedError("damaged JPEG data: blocks that are brighter than white or darker than black")
     return jpeg
 
 
@@ -101,7 +104,7 @@ def _dimmed(bare: bytes) -> tuple[bytes, float, int]:
     """Halve the contrast of a JPEG between its blocks, so that what is brighter than white is not cut off at white.
 
     Returns the JPEG, what the contrast was multiplied by (1 = it cannot be reduced), and the greatest step in which
-    brightness is stored, in eighths of a grey level: an encoder rounds it by half of that.
+    brightness is stored, in eighths of a grey level: encoders round it by half of that, some by all of it.
     """
     dimmed, factors, steps, at = bytearray(bare), [0.0], [0], 2
     while at + 4 <= len(bare) and bare[at] == 0xFF and bare[at + 1] != _START_OF_SCAN:

@@ -19,6 +19,7 @@ from PIL import Image, features
 from vlmgate.images.formats import printable
 
 _HARMLESS = (b"Old-style LZW", b"Try to decode (read) fax Group 3 data without EOL", b"Deprecated and troublesome")
+_LARGEST = 1 << 30  # bytes of a strip or tile; a hostile file may call it anything
 _LONGEST = 200  # bytes of a message
 _HELD = ctypes.c_void_p
 
@@ -93,7 +94,7 @@ def first_complaint(stream: BinaryIO, directory: int, pieces: int, *, tiled: boo
         reader.said.clear()
         size = (library.TIFFTileSize if tiled else library.TIFFStripSize)(handle)
         decode = library.TIFFReadEncodedTile if tiled else library.TIFFReadEncodedStrip
-        if size <= 0:
+        if not 0 < size <= _LARGEST:
             return ""
         buffer = ctypes.create_string_buffer(size)
         for number in range(pieces):

@@ -8,8 +8,8 @@ not compressed, where anything means something.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
 from vlmgate.images.formats import RefusedError
@@ -22,20 +22,36 @@ Order = Literal["little", "big"]
 NEW_SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 FILL_ORDER, STRIP_OFFSETS, BANDS, STRIP_ROWS, STRIP_BYTES, PLANAR, SUB_PAGES = 266, 273, 277, 278, 279, 284, 330
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT, JPEG_TABLES = 322, 323, 324, 325, 339, 347
+DNG_VERSION = 50706
 _READ = frozenset(value for name, value in globals().items() if name.isupper() and isinstance(value, int))
 _SIZES = {1: 1, 3: 2, 4: 4, 7: 1, 13: 4, 16: 8, 18: 8}  # bytes of one value, by type: those of whole numbers
 _NONE, _OLD_JPEG, _JPEG, _DEFLATE = 1, 6, 7, (8, 32946)
 _YCBCR = 6
+BY_TIFFFILE = (33003, 33004, 33005, 34712, 34887, 34927, 34933, 34934, 50000, 50001, 50002, 52546)  # JPEG 2000, LERC, …
 _BLOCK = 1 << 20  # bytes inflated at a time
-_MOST_STRIPS = 1 << 24
+_MOST_STRIPS = 1 << 22  # more than any writer makes
 
 
 @dataclass(frozen=True, slots=True)
 class TiffPage:
-    """One directory: its whole-number tags."""
+    """One directory: its whole-number tags, but for long ones, which are read when they are needed."""
 
     offset: int  # where the directory lies
-    tags: dict[int, tuple[int, ...]]
+    order: Order = "little"
+    tags: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    far: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # bytes of a value, how many, where they lie
+
+    def __contains__(self, tag: int) -> bool:
+        return tag in self.tags or tag in self.far
+
+    def all(self, tag: int, stream: BinaryIO) -> tuple[int, ...]:
+        """Return all values of a tag; none where some lie behind the end of the file."""
+        if tag not in self.far:
+            return self.tags.get(tag, ())
+        width, count, at = self.far[tag]
+        stream.seek(min(at, stream.seek(0, 2)))
+        data = stream.read(width * count)
+        return _numbers(data, width, self.order) if len(data) == width * count else ()
 
     def first(self, tag: int, default: int = 0) -> int:
         """Return the first value of a tag."""
@@ -78,32 +94,36 @@ def read_pages(stream: BinaryIO, limit: int) -> tuple[list[TiffPage], bool]:
         entries = stream.read(count_size)
         end = stream.tell() + int.from_bytes(entries, order) * entry_size
         if len(head) < first + pointer_size or len(entries) < count_size or end > size:
-            return [*pages, TiffPage(offset, {})], True
+            return [*pages, TiffPage(offset)], True
         table = stream.read(end - stream.tell())
         pointer = stream.read(pointer_size)  # some writers leave out the last one, which is zero anyway
-        rows = (table[at : at + entry_size] for at in range(0, len(table), entry_size))
-        pages.append(TiffPage(offset, dict(_fields(stream, rows, order, big, size))))
+        pages.append(page := TiffPage(offset, order))
+        for at in range(0, len(table), entry_size):
+            _note(page, table[at : at + entry_size], pointer_size)
         offset = int.from_bytes(pointer, order) if len(pointer) == pointer_size else 0
     return pages, False
 
 
-def _fields(
-    stream: BinaryIO, rows: Iterator[bytes], order: Order, big: bool, size: int
-) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Yield the tags that are read here, each with its values; one whose values lie behind the end has none."""
-    inline = 8 if big else 4  # bytes
-    for row in rows:
-        tag, kind = int.from_bytes(row[:2], order), int.from_bytes(row[2:4], order)
-        width, count = _SIZES.get(kind, 0), int.from_bytes(row[4 : 4 + inline], order)
-        if tag not in _READ or not width or count > _MOST_STRIPS:
-            continue
-        data = row[4 + inline : 4 + inline + count * width]
-        if count * width > inline:
-            at = int.from_bytes(row[4 + inline :], order)
-            stream.seek(min(at, size))
-            data = stream.read(count * width)
-        if len(data) == count * width:
-            yield tag, tuple(int.from_bytes(data[i : i + width], order) for i in range(0, len(data), width))
+def _note(page: TiffPage, row: bytes, inline: int) -> None:
+    """Note a tag that is read here; its values stand in the row where they fit into so many bytes."""
+    tag, kind = int.from_bytes(row[:2], page.order), int.from_bytes(row[2:4], page.order)
+    width, count = _SIZES.get(kind, 0), int.from_bytes(row[4 : 4 + inline], page.order)
+    if tag not in _READ or not width or count > _MOST_STRIPS:
+        return
+    if count * width > inline:
+        page.far[tag] = width, count, int.from_bytes(row[4 + inline :], page.order)
+    else:
+        page.tags[tag] = _numbers(row[4 + inline : 4 + inline + count * width], width, page.order)
+
+
+def _numbers(data: bytes, width: int, order: Order) -> tuple[int, ...]:
+    return tuple(int.from_bytes(data[i : i + width], order) for i in range(0, len(data), width))
+
+
+def holds_raw(pages: Sequence[TiffPage]) -> bool:
+    """Say whether a TIFF is camera raw: it calls itself so, or has small copies only, and the picture in sub-pages."""
+    dng = any(DNG_VERSION in page for page in pages[:1])
+    return dng or (all(page.reduced for page in pages) and any(SUB_PAGES in page for page in pages))
 
 
 # --- is all of a page there? -----------------------------------------------------------------------------------------
@@ -112,38 +132,38 @@ def _fields(
 def check_page(stream: BinaryIO, page: TiffPage) -> None:
     """Refuse a page with strips or tiles that are missing, too short, shared, or that do not decode."""
     compression = page.first(COMPRESSION, _NONE)
-    pieces = _pieces_of(page)
+    pieces = _pieces_of(stream, page)
     if compression != _OLD_JPEG:
         _check_places(pieces, stream.seek(0, 2), compressed=compression != _NONE)
     if compression in _DEFLATE and page.first(FILL_ORDER, 1) == 1:
         for number, piece in enumerate(pieces, 1):
             _check_deflate(stream, piece, f"{number} of {len(pieces)}")
     elif compression == _JPEG:
-        tables = bytes(page.tags.get(JPEG_TABLES, ()))
+        tables = bytes(page.all(JPEG_TABLES, stream))
         for piece in pieces:
             stream.seek(piece.offset)
             check_jpeg(tables[:-2] + stream.read(piece.length)[2 if tables else 0 :])
-    elif compression not in (_NONE, *_DEFLATE):
-        complaint = first_complaint(stream, page.offset, len(pieces), tiled=TILE_OFFSETS in page.tags)
+    elif compression not in (_NONE, *_DEFLATE, *BY_TIFFFILE):
+        complaint = first_complaint(stream, page.offset, len(pieces), tiled=TILE_OFFSETS in page)
         if complaint:
-            raise RefusedError(f"corrupt image data (libtiff: {complaint})")
+            raise RefusedError(f"compressed data that do not decode: {complaint}")
 
 
-def _pieces_of(page: TiffPage) -> list[Piece]:
+def _pieces_of(stream: BinaryIO, page: TiffPage) -> list[Piece]:
     """Return the strips or tiles that a page of its size has; raises `RefusedError` where fewer are listed."""
-    tiled = TILE_OFFSETS in page.tags
+    tiled = TILE_OFFSETS in page
     width, height = page.first(WIDTH), page.first(HEIGHT)
     columns = page.first(TILE_WIDTH) if tiled else width
     rows = page.first(TILE_HEIGHT) if tiled else min(page.first(STRIP_ROWS) or height, height)
     if min(width, height, columns, rows) <= 0:
-        raise RefusedError("corrupt: a page without a size")
+        raise RefusedError("a page without a size")
     across, down = -(-width // columns), -(-height // rows)
     bands = max(1, page.first(BANDS, 1))
-    bits = [*page.tags.get(BITS, (1,)), *[page.first(BITS, 1)] * bands][:bands]
+    bits = bits_of(stream, page, bands)
     planes = bits if page.first(PLANAR, 1) == 2 else [sum(bits)]
     wanted = across * down * len(planes)
-    offsets = page.tags.get(TILE_OFFSETS if tiled else STRIP_OFFSETS, ())
-    lengths = page.tags.get(TILE_BYTES if tiled else STRIP_BYTES, ())
+    offsets = page.all(TILE_OFFSETS if tiled else STRIP_OFFSETS, stream)
+    lengths = page.all(TILE_BYTES if tiled else STRIP_BYTES, stream)
     what = "tiles" if tiled else "strips"
     if len(offsets) < wanted:
         raise RefusedError(f"truncated: {wanted - len(offsets):,} of {wanted:,} {what} are not listed")
@@ -160,6 +180,12 @@ def _pieces_of(page: TiffPage) -> list[Piece]:
     return pieces
 
 
+def bits_of(stream: BinaryIO, page: TiffPage, bands: int) -> list[int]:
+    """Return the bits of each channel."""
+    bits = page.all(BITS, stream) or (1,)
+    return [*bits, *[bits[0]] * bands][:bands]
+
+
 def _check_places(pieces: Sequence[Piece], size: int, *, compressed: bool) -> None:
     """Refuse pieces without a place, behind the end of the file, shorter than their pixels, or laid over each other."""
     absent = sum(piece.offset <= 0 or piece.length <= 0 for piece in pieces)
@@ -174,7 +200,7 @@ def _check_places(pieces: Sequence[Piece], size: int, *, compressed: bool) -> No
     end = 0
     for piece in sorted(pieces, key=lambda piece: piece.offset):
         if piece.offset < end:
-            raise RefusedError("corrupt: several strips or tiles lie on the same bytes")
+            raise RefusedError("several strips or tiles lie on the same bytes")
         end = piece.offset + _length(piece, compressed)
 
 
@@ -197,6 +223,6 @@ def _check_deflate(stream: BinaryIO, piece: Piece, which: str) -> None:
                     return
                 data = inflater.unconsumed_tail
     except zlib.error as error:
-        raise RefusedError(f"corrupt image data (the compression of strip or tile {which} is broken)") from error
+        raise RefusedError(f"compressed data that do not inflate: strip or tile {which}") from error
     if count < piece.needed or not inflater.eof:
         raise RefusedError(f"truncated: strip or tile {which} ends early")

@@ -24,6 +24,7 @@ from vlmgate.errors import count
 from vlmgate.gate.drift import alarm_line, has_alarm
 from vlmgate.gate.reasons import REASON_WORDS, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
+from vlmgate.images import NO_END, sort_of
 from vlmgate.report.one_caption import note_on_one_caption, one_caption
 from vlmgate.report.terminal import BUILTIN_NOTICE, header_line, print_line
 from vlmgate.scores.claims import summed_up, vocabulary_of
@@ -33,6 +34,7 @@ from vlmgate.scores.words import content_words
 from vlmgate.store.result import SCHEMA_VERSION
 
 _UNREAD = (Reason.UNREADABLE, Reason.MODEL_FAILED)
+_MOST_SORTS = 6  # reasons why images could not be read that are named
 _NARROW = 56  # characters; a narrower terminal gets the title "median vendi" in two lines, and less between columns
 _NAMES_COLUMN = (Reason.BEYOND_LIMIT, Reason.NO_SCORE)  # these say which column it was
 
@@ -66,9 +68,16 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "one_caption": one_caption(records),
         "duplicates": sum(r.duplicate_of is not None for r in records),
         "unreadable": sum(r.reason == Reason.UNREADABLE for r in records),
+        "unreadable_reasons": _sorts(records, Reason.UNREADABLE),
         "model_failed": sum(r.reason == Reason.MODEL_FAILED for r in records),
         **routes,
     }
+
+
+def _sorts(records: Sequence[Record], *reasons: Reason) -> dict[str, int]:
+    """Return why images could not be read, and how many for each, the most frequent first."""
+    sorts = Counter(sort_of(record.error or "unknown") for record in records if record.reason in reasons)
+    return dict(sorted(sorts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _held_back(reasons: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -270,7 +279,11 @@ def _notes_on_files(
         reasons.pop(held_back["reason"], None)
     copies = sum(r.duplicate_of is not None for r in records)
     broken = [f"{r.file_name} ({r.error})" for r in records if r.reason in _UNREAD]
+    sorts = [f"{number:,} {sort}" for sort, number in _sorts(records, *_UNREAD).items()]
+    why = f" ({', '.join([*sorts[:_MOST_SORTS], *(['…'] if len(sorts) > _MOST_SORTS else [])])})" if broken[1:] else ""
+    unended = [r.file_name for r in records if NO_END in (r.conversion or "")]
     several = [r.file_name for r in records if first_page and (r.num_pages or 1) > 1]
+    which = "the first" if all(r.page == 1 for r in records) else "one"
     converted = [f"{r.file_name} ({r.conversion})" for r in records if r.conversion]
     excluded: Mapping[str, int] = provenance.get("excluded") or {}
     ignored, gone = (provenance.get(name) or () for name in ("ignored_first", "gone_first"))
@@ -280,11 +293,12 @@ def _notes_on_files(
     drawn = sum(exact and r.answer_share is not None for r in records)
     counts = (
         (drawn, "image", "whose answers were drawn, for the usual ways to write a choice do not cover them."),
-        (len(broken), "image", f"could not be read, first: {_first(broken)}"),
+        (len(broken), "image", f"could not be read{why}, first: {_first(broken)}"),
         (reasons[Reason.CUT_OFF], "image", captions),
         (reasons[Reason.ANSWER_CUT_OFF], "image", answers),
-        (len(several), "file", f"with several pages, of which the first was read, e.g. {_first(several)}; --pages all"),
+        (len(several), "file", f"with several pages, of which {which} was read, e.g. {_first(several)}; --pages all"),
         (len(converted), "image", f"converted to 8-bit RGB, see the column conversion, e.g. {_first(converted)}"),
+        (len(unended), "JPEG", f"without an end marker, though all of the picture is there, e.g. {_first(unended)}"),
         (copies, "exact duplicate", "sharing the reading of another file."),
         (provenance["ignored"], "file", f"ignored, being no image, first: {_first(ignored)}"),
         (sum(excluded.values()), "name", f"left out, with all that lies there: {_counted(excluded)}; see --exclude."),

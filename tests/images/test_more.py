@@ -1,0 +1,289 @@
+"""Formats that take a package of their own: read with it, refused with the name of the extra without it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from vlmgate.config import ImageConfig
+from vlmgate.data import Picture, Source, Unreadable
+from vlmgate.images import open_pages
+
+tifffile = pytest.importorskip("tifffile")
+imagecodecs = pytest.importorskip("imagecodecs")
+pillow_heif = pytest.importorskip("pillow_heif")
+pydicom = pytest.importorskip("pydicom")
+rawpy = pytest.importorskip("rawpy")
+
+Values = np.ndarray[Any, Any]
+
+
+def photo(side: int = 96) -> Values:
+    rng = np.random.default_rng(5)
+    noise = Image.fromarray(rng.integers(0, 256, (side, side + 32, 3), dtype=np.uint8))
+    soft = np.asarray(noise.filter(ImageFilter.GaussianBlur(5))).astype(int)
+    wide = (soft - soft.min()) * 255 // (soft.max() - soft.min())
+    return wide.astype(np.uint8)
+
+
+GREY = photo()[..., 1]
+
+
+def results(tmp_path: Path, data: bytes, name: str = "a", pages: str = "first") -> list[Picture | Unreadable]:
+    (tmp_path / name).write_bytes(data)
+    return list(open_pages(Source(name, tmp_path / name), ImageConfig(pages=pages)))  # type: ignore[arg-type]  # str
+
+
+def picture(tmp_path: Path, data: bytes, name: str = "a") -> Picture:
+    (result,) = results(tmp_path, data, name)
+    assert isinstance(result, Picture), result
+    return result
+
+
+def reason(tmp_path: Path, data: bytes, name: str = "a") -> str:
+    (result,) = results(tmp_path, data, name)
+    assert isinstance(result, Unreadable), result
+    return result.reason
+
+
+def tiff(values: Values, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
+
+
+def close(got: Picture, wanted: Values, within: int = 3) -> bool:
+    """Say whether a picture shows these values, stretched to the whole range or not."""
+    shown = np.asarray(got.rgb).astype(int)
+    shown = shown if wanted.ndim == 3 else shown[..., 0]
+    return bool(shown.shape == wanted.shape and np.abs(shown - wanted).max() <= within)
+
+
+# --- TIFF ------------------------------------------------------------------------------------------------------------
+
+DEEP = (photo().astype(np.uint16) * 257).astype(np.uint16)
+TIFFS: dict[str, tuple[Callable[[], bytes], Values, int]] = {  # file, what it shows, and how near
+    "float64": (lambda: tiff(GREY / 255.0), GREY, 1),
+    "float16": (lambda: tiff((GREY / 255.0).astype(np.float16)), GREY, 1),
+    "float RGB": (lambda: tiff((photo() / 255.0).astype(np.float32), photometric="rgb"), photo(), 1),
+    "16-bit planes": (
+        lambda: tiff(DEEP.transpose(2, 0, 1).copy(), photometric="rgb", planarconfig="separate"), photo(), 1
+    ),
+    "grey and alpha": (
+        lambda: tiff(
+            np.dstack([DEEP[..., 1], np.full_like(DEEP[..., 1], 65535)]), photometric="minisblack",
+            planarconfig="contig", extrasamples=["unassalpha"],
+        ), GREY, 1,
+    ),
+    "big-endian BigTIFF": (lambda: tiff(photo(), byteorder=">", bigtiff=True, photometric="rgb"), photo(), 0),
+    "10-bit": (lambda: packed(10), GREY, 1),
+    "14-bit": (lambda: packed(14), GREY, 1),
+    "JPEG 2000": (lambda: tiff(photo(), compression="jpeg2000", photometric="rgb"), photo(), 1),
+    "JPEG XL": (lambda: tiff(photo(), compression="jpegxl", photometric="rgb"), photo(), 12),
+    "WebP": (
+        lambda: tiff(photo(), compression="webp", compressionargs={"lossless": True}, photometric="rgb"), photo(), 0
+    ),
+    "LERC": (lambda: tiff(photo(), compression="lerc", photometric="rgb"), photo(), 0),
+    "Zstandard, in tiles": (lambda: tiff(photo(), compression="zstd", tile=(32, 32), photometric="rgb"), photo(), 0),
+    "12-bit RGB": (lambda: packed(12, colour=True), photo(), 1),
+    "64-bit": (lambda: tiff(DEEP[..., 1].astype(np.uint64)), GREY, 1),
+}  # fmt: skip
+
+
+def packed(bits: int, *, colour: bool = False) -> bytes:
+    """A TIFF whose values lie close together, each of so many bits."""
+    shown = photo() if colour else GREY
+    values = np.rint(shown.astype(float) * (2**bits - 1) / 255).astype(np.uint16)
+    rows = [imagecodecs.packints_encode(np.ascontiguousarray(row.ravel()), bits) for row in values]
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(
+            iter(rows), shape=values.shape, dtype=np.uint16, bitspersample=bits, rowsperstrip=1, compression=1,
+            photometric="rgb" if colour else "minisblack",
+        )  # fmt: skip
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", TIFFS)
+def test_tiffs_that_pillow_cannot_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        data = TIFFS[name][0]()
+    except (ValueError, NotImplementedError) as error:  # the writer may lack what the reader has
+        pytest.skip(str(error))
+    _, wanted, within = TIFFS[name]
+    assert close(picture(tmp_path, data), wanted, within)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    if name != "Zstandard, in tiles":
+        assert "needs the extra 'tiff': pip install 'vlmgate[tiff]'" in reason(tmp_path, data)
+
+
+def test_strips_are_missed_in_these_too(tmp_path: Path) -> None:
+    data = tiff(GREY / 255.0, rowsperstrip=8)
+    for kept in (0.3, 0.8):
+        assert reason(tmp_path, data[: int(len(data) * kept)]).startswith("truncated")
+
+
+def test_a_page_that_pillow_cannot_read_among_others(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for values in (GREY / 255.0, photo(), (GREY / 255.0).astype(np.float16), GREY):
+            writer.write(values, photometric="rgb" if values.ndim == 3 else "minisblack")
+    found = results(tmp_path, buffer.getvalue(), pages="all")
+    for result, wanted in zip(found, (GREY, photo(), GREY, GREY), strict=True):
+        assert isinstance(result, Picture) and close(result, wanted, 1)
+    assert [result.file.page for result in found if isinstance(result, Picture)] == [1, 2, 3, 4]
+
+
+def test_turned_inverted_and_masked(tmp_path: Path) -> None:
+    turned = picture(tmp_path, tiff(GREY / 255.0, extratags=[(274, "H", 1, 6, True)]))
+    assert close(turned, np.rot90(GREY, -1), 1)
+    assert close(picture(tmp_path, tiff(GREY / 255.0, photometric="miniswhite")), 255 - GREY.astype(int), 1)
+    marked = (GREY / 255.0).copy()
+    marked[:5, :5] = -77
+    got = picture(tmp_path, tiff(marked, extratags=[(42113, "s", 0, "-77", True)]))
+    assert "no data (-77)" in str(got.file.conversion)
+    assert np.asarray(got.rgb)[:5, :5].max() == 0
+
+
+# --- HEIC ------------------------------------------------------------------------------------------------------------
+
+
+def heic(values: Values, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(values)).save(buffer, quality=90, **options)
+    return buffer.getvalue()
+
+
+def test_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic(photo())
+    for name in ("a.heic", "a.jpg"):
+        got = picture(tmp_path, data, name)
+        assert np.abs(np.asarray(got.rgb).astype(int) - photo()).mean() < 6
+    for broken in (data[: len(data) // 2], data[:-40], data[: len(data) // 2] + bytes(len(data) - len(data) // 2)):
+        assert reason(tmp_path, broken)
+    middle = len(data) * 2 // 3
+    assert "zeros" in reason(tmp_path, data[:middle] + bytes(128) + data[middle + 128 :])
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert reason(tmp_path, data) == (
+        "HEIF needs the extra 'heic': pip install 'vlmgate[heic]', or convert it to PNG or TIFF"
+    )
+
+
+# --- DICOM -----------------------------------------------------------------------------------------------------------
+
+
+def dicom(values: Values, **tags: Any) -> bytes:
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    bits = values.dtype.itemsize * 8
+    data.Rows, data.Columns = values.shape[-2:] if values.shape[-1] != 3 else values.shape[-3:-1]
+    data.SamplesPerPixel = 3 if values.shape[-1] == 3 else 1
+    data.PhotometricInterpretation = "RGB" if values.shape[-1] == 3 else "MONOCHROME2"
+    data.PixelRepresentation = int(values.dtype.kind == "i")
+    data.BitsAllocated = data.BitsStored = bits
+    data.HighBit = bits - 1
+    if values.shape[-1] == 3:
+        data.PlanarConfiguration = 0
+    elif values.ndim == 3:
+        data.NumberOfFrames = len(values)
+    data.PixelData = values.tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_dicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert close(picture(tmp_path, dicom(GREY)), GREY, 0)
+    assert close(picture(tmp_path, dicom(photo())), photo(), 0)
+    assert close(picture(tmp_path, dicom(DEEP[..., 1])), GREY, 1)
+    assert close(picture(tmp_path, dicom(GREY, PhotometricInterpretation="MONOCHROME1")), 255 - GREY.astype(int), 0)
+    units = dicom((GREY.astype(np.int16) * 10), RescaleSlope="1", RescaleIntercept="-1024")
+    stretched = (GREY.astype(float) - GREY.min()) * 255 / np.ptp(GREY)
+    assert close(picture(tmp_path, units), stretched, 2)
+    data = dicom(np.stack([GREY, 255 - GREY]))
+    first, second = results(tmp_path, data, pages="all")
+    assert isinstance(first, Picture) and isinstance(second, Picture)
+    assert close(first, GREY, 0) and close(second, 255 - GREY.astype(int), 0)
+    assert reason(tmp_path, data[:-500])
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert "needs the extra 'dicom'" in reason(tmp_path, data)
+
+
+# --- camera raw ------------------------------------------------------------------------------------------------------
+
+
+def dng() -> bytes:
+    """A mosaic of 16 bits, as LibRaw reads it."""
+    high = np.kron(GREY, np.ones((2, 2), np.uint8)).astype(np.uint16) * 200
+    rational = (10000, 10000)
+    tags = [
+        (50706, "B", 4, bytes((1, 4, 0, 0)), True),
+        (33421, "H", 2, (2, 2), True),
+        (33422, "B", 4, bytes((0, 1, 1, 2)), True),
+        (50708, "s", 0, "test", True),
+        (50717, "I", 1, 65535, True),
+        (50721, "2i", 9, sum(((10000 * (i % 4 == 0), 10000) for i in range(9)), ()), True),
+        (50728, "2I", 3, rational * 3, True),
+        (271, "s", 0, "test", True),
+        (272, "s", 0, "test", True),
+    ]
+    return tiff(high, photometric=32803, extratags=tags)
+
+
+@pytest.mark.parametrize("name", ["a.dng", "a.tif"])
+def test_camera_raw_is_developed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    got = picture(tmp_path, dng(), name)
+    assert got.rgb.size == (2 * GREY.shape[1], 2 * GREY.shape[0])
+    small = np.asarray(got.rgb.convert("L").resize(GREY.shape[::-1], Image.Resampling.BOX)).astype(int)
+    assert np.corrcoef(small.ravel(), GREY.ravel())[0, 1] > 0.97
+    assert "developed by LibRaw" in str(got.file.conversion)
+    assert reason(tmp_path, dng()[:9000], name)
+    monkeypatch.setitem(sys.modules, "rawpy", None)
+    assert "needs the extra 'raw'" in reason(tmp_path, dng(), name)
+
+
+# --- JPEG XL ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(96, 128), (8, 8), (300, 400), (300, 300), (700, 9), (256, 512)])
+def test_jpeg_xl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
+    values = np.asarray(Image.fromarray(photo()).resize(shape[::-1]))
+    for boxes in (False, True):
+        data = imagecodecs.jpegxl_encode(values, lossless=True, usecontainer=boxes)
+        assert close(picture(tmp_path, data), values, 0)
+    assert reason(tmp_path, data[: len(data) // 2])
+    (tmp_path / "a").write_bytes(data)
+    (refused,) = open_pages(Source("a", tmp_path / "a"), ImageConfig(max_pixels=shape[0] * shape[1] - 1))
+    assert isinstance(refused, Unreadable) and "larger than the limit" in refused.reason
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    assert "needs the extra 'jxl'" in reason(tmp_path, data)
+
+
+# --- BMP -------------------------------------------------------------------------------------------------------------
+
+
+def test_bmp_of_5_6_5_bits(tmp_path: Path) -> None:
+    wide = photo().astype(np.uint16)
+    packed = wide[..., 0] >> 3 << 11 | wide[..., 1] >> 2 << 5 | wide[..., 2] >> 3
+    body = packed[::-1].astype("<u2").tobytes()
+    height, width = packed.shape
+    head = (40).to_bytes(4, "little") + width.to_bytes(4, "little") + height.to_bytes(4, "little")
+    head += (1).to_bytes(2, "little") + (16).to_bytes(2, "little") + (3).to_bytes(4, "little") + bytes(20)
+    masks = b"".join(mask.to_bytes(4, "little") for mask in (0xF800, 0x07E0, 0x001F))
+    data = b"BM" + (14 + 52 + len(body)).to_bytes(4, "little") + bytes(4) + (66).to_bytes(4, "little")
+    assert close(picture(tmp_path, data + head + masks + body), photo(), 8)
