@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,9 +70,10 @@ def sight(runner: Runner) -> float | None:
     with _or_else("it was not tried whether the model sees pictures"):
         pictures = [colour_picture(colour) for colour in COLOURS]
         for encode in (runner.encode, runner.encoder(COLOUR_QUESTION)):
-            teacher = _teacher(runner)
-            runner.generate(runner.inputs(encode, pictures), runner.decoder(teacher, 1, ForkDecoder, branches=1))
-            (logits,) = teacher.seen  # (2, V)
+            seen: list[torch.Tensor] = []
+            decoder = runner.decoder(partial(_note, seen), 1, ForkDecoder, branches=1)
+            runner.generate(runner.inputs(encode, pictures), decoder)
+            (logits,) = seen  # (2, V)
             kept = (logits != -torch.inf).all(0)  # some models mask tokens that are never said
             red, green = logits[:, kept]
             apart = float((red - green).square().mean().sqrt() / green.std())
@@ -194,6 +196,12 @@ def fitting(runner: Runner, route: str, limit: int) -> int:
     fits = images_that_fit(free - torch.cuda.memory_allocated(device), image, most)
     logger.info("an image takes about %d MiB; %d of %d at once", image >> 20, fits, most)
     return fits
+
+
+def _note(seen: list[torch.Tensor], logits: torch.Tensor, _: int, rows: torch.Tensor) -> Draw:
+    """Keep logits, and draw anything; Apple's GPUs know no float64, so they are moved first."""
+    seen.append(logits.cpu().double())
+    return Draw(torch.zeros_like(rows), torch.zeros(len(rows)), torch.ones_like(rows, dtype=torch.bool))
 
 
 class Teacher:
