@@ -33,7 +33,7 @@ from vlmgate.report.terminal import BUILTIN_NOTICE
 from vlmgate.review.items import apart, differing, facts_of, pieces, sentence, shown
 from vlmgate.review.make import MARKER, held, policy, render, safe_json
 from vlmgate.review.verdicts import Verdict, VerdictError, VerdictFile, checked, to_csv
-from vlmgate.store.result import read_result, write_result
+from vlmgate.store.result import TRIES_FILE, read_result, write_result
 
 NOW = datetime(2026, 11, 25, 8, 30, tzinfo=UTC)
 
@@ -361,8 +361,10 @@ def test_a_review_is_replaced_and_verdicts_stay(tmp_path: Path) -> None:
     made = reviewed(result)
     assert made.out == tmp_path / "r_review" and len(made.items) == 3
     (made.out / "verdicts.csv").write_text("file_name,page\n")
+    (made.out / TRIES_FILE).write_text("what was tried on these verdicts")
     (made.out / "left.txt").write_text("x")
     again = reviewed(result, accepted=2)
+    assert (made.out / TRIES_FILE).read_text() == "what was tried on these verdicts"
     assert len(again.items) == 5 and (made.out / "verdicts.csv").read_text() == "file_name,page\n"
     assert not (made.out / "left.txt").exists()
     assert {p.name for p in tmp_path.iterdir() if "review" in p.name} == {"r_review"}

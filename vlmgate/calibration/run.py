@@ -88,7 +88,8 @@ class Calibrated:
         needed = self.found.promise.needed
         if needed is None:
             return "the readings are wrong too often for this --target-risk, whatever the number of labels."
-        return f"the promise takes about {needed:,} new labelled images; add them, and the same command goes on."
+        what = "parts" if self.found.labelled.grouped else "images"
+        return f"the promise takes about {needed:,} new labelled {what}; add them, and the same command goes on."
 
 
 @dataclass(frozen=True, slots=True)

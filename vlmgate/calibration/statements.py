@@ -45,6 +45,7 @@ def promise_lines(found: Study) -> list[str]:
     counted = f"accepted images {word}" if risk else "defective parts passed as good"
     if found.labelled.grouped and risk:
         counted = f"accepted parts have an accepted image that is {word}"
+    what = "parts" if found.labelled.grouped else "images"
     if not found.promised:
         assert tried is not None
         return [
@@ -52,8 +53,9 @@ def promise_lines(found: Study) -> list[str]:
             "first. The gate promises nothing of its risk. On images that had no part in choosing it, but in earlier "
             f"tries: {made.errors:,} of {made.count:,} {counted}.",
             f"Coverage: {made.coverage:.1%} of them are accepted.",
-            "A promise takes images that no try has seen: add some to the labels, and they certify. --tries, declared "
-            "at the first try on new labels, allows for several.",
+            f"A promise takes {tried.enough:,} or more accepted {what} that no try has seen, all at once; there were "
+            f"{tried.fresh:,}. Add them to the labels, and they certify. --tries, declared at the first try on new "
+            "labels, allows for several.",
         ]
     assert made.bound is not None
     at = f" at {percent(round(made.confidence, 6))}" if tried is not None and tried.declared > 1 else ""

@@ -50,6 +50,8 @@ class Tried:
     touched: Mask  # (N,) in a try before
     usable: Mask  # (N,) may certify; the others have been looked at too often, and choose
     holds: bool  # enough may certify for a promise to be possible
+    fresh: int  # parts that may certify
+    enough: int  # the fewest that certify anything, without an error among them
     again: bool  # the identical command ran before, which is no new try
     notes: tuple[str, ...] = ()
 
@@ -89,7 +91,19 @@ def look_back(labelled: Labelled, labels: Labels, provenance: Mapping[str, Any],
             f"{int((~usable).sum()):,} images were in a try before, so they choose; the {int(usable.sum()):,} that are "
             "new certify"
         )
-    return Tried(identity, images, int(times.max()) + 1, shared, times > 0, usable, holds, bool(same), tuple(notes))
+    return Tried(
+        identity=identity,
+        images=images,
+        number=int(times.max()) + 1,
+        declared=shared,
+        touched=times > 0,
+        usable=usable,
+        holds=holds,
+        fresh=fresh,
+        enough=enough,
+        again=bool(same),
+        notes=tuple(notes),
+    )
 
 
 def remember(tried: Tried, labels: Labels, config: CalibrateConfig) -> str | None:

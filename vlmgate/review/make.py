@@ -29,7 +29,7 @@ from vlmgate.report.terminal import notices, short_model
 from vlmgate.review.items import Item, choose, facts_of, scales
 from vlmgate.review.previews import LARGEST, Lacking, Preview, make_previews
 from vlmgate.review.verdicts import COLUMNS as CSV_COLUMNS
-from vlmgate.store.result import check_folder, locked, read_result, write_file
+from vlmgate.store.result import TRIES_FILE, check_folder, locked, read_result, write_file
 from vlmgate.version import __version__
 
 MARKER = "review.json"
@@ -347,8 +347,9 @@ def _fresh_folder(out: Path) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
             fresh.mkdir()
             yield fresh
-            if (out / VERDICTS_FILE).exists():
-                shutil.copy2(out / VERDICTS_FILE, fresh / VERDICTS_FILE)
+            for name in (VERDICTS_FILE, TRIES_FILE):  # verdicts, and what was tried on them
+                if (out / name).exists():
+                    shutil.copy2(out / name, fresh / name)
             if out.exists():
                 os.replace(out, former)
             os.replace(fresh, out)
