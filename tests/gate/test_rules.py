@@ -661,3 +661,17 @@ def test_the_built_in_models_limits_hold_for_the_kernels_and_the_sampling_that_t
     assert own_limits(replace(usual, max_new_tokens=64), "words"), (
         "the limit of length changes no reading of this model"
     )
+
+
+def test_a_limit_on_flat_rows_routes_broken_copies_and_what_was_never_measured() -> None:
+    def quality(flat: float | None) -> Quality:
+        return Quality(100.0, 0.5, 0.1, 1.0, 0.0, 0.0, flat)
+
+    rows = [full(name, quality=quality(flat)) for name, flat in (("whole", 0.0), ("cut", 0.4), ("of before", None))]
+    gate = make_gate(num_samples=8, threshold=8.0, limits=("flat_rows <= 0.02",))
+    found = [(one.route, one.reason) for one in decide(rows, gate)]
+    assert found == [
+        (Route.AUTO_ACCEPT, Reason.AGREED),
+        (Route.HUMAN_REVIEW, Reason.BEYOND_LIMIT),
+        (Route.HUMAN_REVIEW, Reason.NO_SCORE),
+    ]

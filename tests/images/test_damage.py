@@ -172,6 +172,18 @@ def test_a_jpeg_that_the_strict_decoder_does_not_take(
             assert reason(tmp_path, cut + tail).startswith("truncated")
 
 
+@pytest.mark.parametrize("zeros", [512, 4096])
+def test_zeros_in_a_jpeg_of_high_quality(tmp_path: Path, zeros: int) -> None:
+    """There, zeros decode to something nearly always; what tells is that data are left over or lacking."""
+    data = encoded(photo(640, 480), "JPEG", quality=95)
+    start = data.index(b"\xff\xda") + 14
+    places = range(start, len(data) - zeros - 2, (len(data) - start) // 36)
+    passed = [
+        at for at in places if isinstance(results(tmp_path, data[:at] + bytes(zeros) + data[at + zeros :])[0], Picture)
+    ]
+    assert len(places) >= 30 and len(passed) <= 1
+
+
 def test_blocks_brighter_than_white_are_damage(tmp_path: Path) -> None:
     """Codes that were changed and still make sense shift all that follows: brightness is stored as differences."""
     soft = np.asarray(photo(640, 480).filter(ImageFilter.GaussianBlur(6))).astype(float)

@@ -463,7 +463,7 @@ def test_a_picture_that_would_never_fit_is_refused_with_the_figure(tmp_path: Pat
     for way in (open_pages, lambda source, config: (one.result for one in read_ahead([source], config))):
         (refused,) = way(Source("a.png", path), ImageConfig(image_memory=0.5))
         assert isinstance(refused, Unreadable)
-        assert refused.reason.startswith("needs more memory than images may take: 0.97 GB to decode, of 0.5 GB")
+        assert refused.reason.startswith("needs more memory than images may take: 1 GB to decode, of 0.5 GB")
         assert "--image-memory" in refused.reason
         (read,) = way(Source("a.png", path), ImageConfig(image_memory=1.5))
         assert isinstance(read, Picture)

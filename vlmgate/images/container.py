@@ -18,6 +18,7 @@ from vlmgate.images.decode import (
     decode_stripes,
     decode_values,
     is_16_bit_colour,
+    is_deep_pnm,
 )
 from vlmgate.images.depth import Shared, alone
 from vlmgate.images.formats import HEAD_BYTES, MORE, OPENERS, RefusedError, kind_of, printable
@@ -166,7 +167,7 @@ class Container:
         size = self._stream.seek(0, 2)
         self._stream.seek(position)
         mode = self._image.mode if self._reader is None else self._reader.mode
-        deep = is_16_bit_colour(self._image) if self._reader is None else False
+        deep = self._reader is None and (is_16_bit_colour(self._image) or is_deep_pnm(self._image))
         held = size if size <= IN_MEMORY else 0
         return peak_of(self.kind, mode, width * height, held, deep_colour=deep), width * height * KEPT
 

@@ -166,6 +166,13 @@ def is_16_bit_colour(image: ImageFile.ImageFile) -> bool:
     return image.mode in ("RGB", "RGBA") and bool(image.tile) and _rawmode(image)[-4:-1] == ";16"
 
 
+def is_deep_pnm(image: ImageFile.ImageFile) -> bool:
+    """Say whether a binary PPM has 16 bits in each channel."""
+    tile = image.tile[0] if image.tile else None
+    deep = tile is not None and tile.codec_name == "ppm" and cast("tuple[str, int]", tile.args)[1] > 255
+    return deep and image.mode == "RGB"
+
+
 def _rawmode(image: ImageFile.ImageFile) -> str:
     args = image.tile[0].args
     first = args[0] if isinstance(args, tuple) and args else args

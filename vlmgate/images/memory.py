@@ -15,6 +15,7 @@ _BY_MODE = {"1": 9, "L": 9, "P": 13, "LA": 17, "PA": 17, "La": 17, "RGB": 12, "R
 _BY_MODE |= {"LAB": 12, "I;16": 20, "I": 28, "F": 28}  # a picture beside it is looked at, too, for the range of both
 _DEEP_COLOUR = 32  # 16 bits in each channel
 _DECODERS = {"WEBP": 10, "AVIF": 4, "JPEG 2000": 12, "QOI": 4}  # what a decoder takes besides
+_SAMPLED, _OF_SAMPLE = 4_000_000, 6  # pixels that quality is measured in at most, and bytes for each
 _COPIES = {"JPEG": 3, "WEBP": 2}  # of the file's bytes, where it is read into memory
 
 
@@ -22,7 +23,8 @@ def peak_of(kind: str, mode: str, pixels: int, file_bytes: int, *, deep_colour: 
     """Return the bytes that decoding a page takes at its peak, by the kind of file and how it stores its pixels."""
     name = "I;16" if mode.startswith("I;16") else mode
     each = _DEEP_COLOUR if deep_colour else _BY_MODE.get(name, _DEEP_COLOUR)
-    return pixels * (each + _DECODERS.get(kind, 0)) + _COPIES.get(kind, 1) * file_bytes
+    sample = _OF_SAMPLE * min(pixels, _SAMPLED)
+    return pixels * (each + _DECODERS.get(kind, 0)) + _COPIES.get(kind, 1) * file_bytes + sample
 
 
 def usual_budget() -> int:
