@@ -359,19 +359,20 @@ def _why_no_reference(labelled: Labelled, design: Mask) -> str:
 
 
 def _quality(whole: Sequence[Evidence], parts: Numbers) -> tuple[ScoreFigures, ...]:
-    """Return the figures of every score, and of chance; what is beyond a limit comes last, as under a gate.
+    """Return the figures of every score, and of chance, on the images that a gate might accept.
 
-    So they order the scores as `choose_score` does, and their AURC is that of `compare_counts`.
+    What is beyond a limit comes last under every score, so these order the scores as `choose_score` does.
     """
+    within = whole[0].within
+    wrong, of = whole[0].wrong[within], np.asarray(parts)[within]
     rows = []
     for i, one in enumerate(whole):
         for column in columns_there(one):
             if i == 0 or column in OF_KERNEL:
                 name = one.kernel if column in OF_KERNEL else None
-                rows.append(ScoreFigures(column, name, measure(one.gated(column), one.wrong, parts)))
-    first = whole[0]
-    chance = np.where(first.within, np.random.default_rng(0).random(len(first.wrong)), np.inf)
-    return (*rows, ScoreFigures("random", None, measure(chance, first.wrong, parts)))
+                rows.append(ScoreFigures(column, name, measure(one.gated(column)[within], one.wrong[within], of)))
+    chance = np.random.default_rng(0).random(len(wrong))
+    return (*rows, ScoreFigures("random", None, measure(chance, wrong, of)))
 
 
 def _bills(

@@ -33,8 +33,8 @@ SCORE_TITLES = ("score", "kernel", "AUROC", "AURC", "AUGRC", "risk@80%", "cov@5%
 COUNT_TITLES = ("samples", "AURC", "behind the best", "s an image", "")
 COST_TITLES = ("", "cost", "95% interval", "looked at", "escapes", "overkill")
 _SCORE_NOTE = (
-    "Of all labelled images with {most} samples, with 95% intervals of resampled parts. Limits hold, for random too: "
-    "{beyond:,} images beyond one come last. risk@80%: wrong among the surest 80%; cov@5%: the most that could be "
+    "Of the {within:,} labelled images that keep to all limits ({beyond:,} do not), with {most} samples, with 95% "
+    "intervals of resampled parts. risk@80%: wrong among the surest 80%; cov@5%: the most that could be "
     "accepted with 5% wrong, in hindsight. Higher AUROC and cov@5%, lower others are better."
 )
 
@@ -142,7 +142,8 @@ def score_rows(found: Study, intervals: int = len(FIGURES)) -> list[MarkedRow]:
 def score_note(found: Study) -> str:
     """Return what the figures of the scores are of."""
     held = found.labelled
-    return _SCORE_NOTE.format(most=held.num_samples, beyond=len(held.records) - found.within)
+    beyond = len(held.records) - found.within
+    return _SCORE_NOTE.format(most=held.num_samples, within=found.within, beyond=beyond)
 
 
 def choice_lines(found: Study) -> list[str]:
