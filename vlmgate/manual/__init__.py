@@ -20,6 +20,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "labels",
         "costs",
         "drift",
+        "safety",
         "compare",
         "separation",
     ),
@@ -36,6 +37,7 @@ ALSO: dict[str, str] = {
     **dict.fromkeys(("score", "kernel", "novelty", "quality"), "scores"),
     **dict.fromkeys(("question", "choices", "answers"), "questions"),
     **dict.fromkeys(("gate", "promise"), "calibrate"),
+    **dict.fromkeys(("risk", "risks", "damage"), "safety"),
     **dict.fromkeys(("config", "environment", "help"), "options"),
     **{"model": "models", "endpoint": "servers", "views": "samples", "restart": "resume", "verdicts": "review"},
 }
