@@ -11,6 +11,7 @@ The words are those of `[contrasts]` and `[measures.sides]` in the file of a lan
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,17 +27,23 @@ from vlmgate.scores.sentence import NEGATORS, NOT, SAID, SAYS, Item
 # no contradiction.
 _SIDES = {"left": "side", "right": "side", "top": "height", "bottom": "height", "front": "depth", "rear": "depth"}
 _SIDES |= {"inner": "radius", "outer": "radius", "first": "order", "second": "order"}
-_STATED = frozenset(
-    ("quality", "level")
-)  # said of anything: it counts in "is bad" and "Verdict: bad", not in "bad light"
+# Said of anything: it counts in "is bad" and "Verdict: bad", not in "bad light".
+_STATED = frozenset(("quality", "level"))
 _NUMBER, _ARTICLE = "number", "article"
 _MISSING = "missing_part"
 _NEAR = 3  # words between a negator and what it negates
 _MOST = 12  # of a thing; what is more, nobody counts
 _FAR = 4  # words behind a number that may name what it counts
+_MOST_CLAUSES = 40  # with a defect, or without, whose parts are told apart
 _NAME = 3  # words of a clause that are taken for what it speaks of
 _DIVIDES = (lang.COMMA, lang.BREAK, lang.AND)
 _DOUBTS = frozenset((lang.HEDGE, lang.HEDGE_AFTER, lang.OR))
+
+
+class _Hit(NamedTuple):
+    phrase: str
+    start: int  # in the folded text
+    end: int
 
 
 @dataclass(slots=True)
@@ -46,6 +53,7 @@ class _Clause:
     end: int = 0
     marks: list[Mark] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
+    hits: list[_Hit] = field(default_factory=list)  # phrases of contrasts, and numbers
 
     @property
     def asserts(self) -> bool:
@@ -63,13 +71,16 @@ class _Clause:
 
 def contrasts_of(folded: str, marks: Sequence[Mark], items: Sequence[Item], language: Language) -> Iterator[Found]:
     """Return the contrasts in a folded text, and what they exclude; `items` are its findings, in order."""
-    clauses = _clauses(marks, items)
+    known = _words(language.code)
+    hits = list(_hits(folded, known))
+    if not hits and all(item.sign != SAID or item.claim == lang.INTACT for item in items):
+        return  # most captions
+    clauses = _clauses(marks, items, hits)
     values: dict[str, dict[str, int]] = {}  # kind → value → sign
     places: dict[tuple[str, str], tuple[int, int]] = {}  # kind, value → start and end
-    known = _words(language.code)
     for clause in clauses:
         for kind, value, sign, start, end in (
-            *_named(folded, clause, clauses, known),
+            *_named(clause, clauses, known),
             *_numbers(folded, clause, known),
         ):
             signs = values.setdefault(kind, {})
@@ -86,9 +97,9 @@ def contrasts_of(folded: str, marks: Sequence[Mark], items: Sequence[Item], lang
     yield from _parts(clauses)
 
 
-def _clauses(marks: Sequence[Mark], items: Sequence[Item]) -> list[_Clause]:
+def _clauses(marks: Sequence[Mark], items: Sequence[Item], hits: Sequence[_Hit]) -> list[_Clause]:
     """Return the clauses of a text; "and" divides where both of its sides say something of the condition."""
-    found, sentence, left = [_Clause(0)], 0, list(items)
+    found, sentence, said, phrases = [_Clause(0)], 0, deque(items), deque(hits)
     for i, mark in enumerate(marks):
         if mark.kind == lang.STOP or (mark.kind in _DIVIDES and _divides(marks, i, found[-1])):
             sentence += mark.kind == lang.STOP
@@ -96,8 +107,10 @@ def _clauses(marks: Sequence[Mark], items: Sequence[Item]) -> list[_Clause]:
             found.append(_Clause(sentence, mark.start))
         found[-1].marks.append(mark)
         found[-1].end = mark.end
-        while left and left[0].start < mark.end:
-            found[-1].items.append(left.pop(0))
+        while said and said[0].start < mark.end:
+            found[-1].items.append(said.popleft())
+        while phrases and phrases[0].start < mark.end:
+            found[-1].hits.append(phrases.popleft())
     return found
 
 
@@ -161,8 +174,8 @@ def _words(code: str) -> _Words:
 _Named = tuple[str, str, int, int, int]  # kind, value, sign, start, end
 
 
-def _named(folded: str, clause: _Clause, clauses: Sequence[_Clause], known: _Words) -> Iterator[_Named]:
-    for phrase, start, end in _phrases(folded, clause, known):
+def _named(clause: _Clause, clauses: Sequence[_Clause], known: _Words) -> Iterator[_Named]:
+    for phrase, start, end in clause.hits:
         kind, value = known.of_phrase.get(phrase, (_NUMBER, phrase))
         if kind == _NUMBER:
             continue
@@ -197,18 +210,22 @@ def _locates(clause: _Clause, clauses: Sequence[_Clause]) -> bool:
     return any(one.asserts for one in clauses if one.sentence == clause.sentence)
 
 
-def _phrases(folded: str, clause: _Clause, known: _Words) -> Iterator[tuple[str, int, int]]:
+def _hits(folded: str, known: _Words) -> Iterator[_Hit]:
+    """Return the phrases of contrasts in a text, in order; where words are spaced, the numbers as well."""
     if not known.spaced:
-        for match in known.pattern.finditer(folded, clause.start, clause.end):
-            yield match[0], match.start(), match.end()
+        yield from (_Hit(match[0], *match.span()) for match in known.pattern.finditer(folded))
         return
-    for word in _TOKEN.finditer(folded, clause.start, clause.end):
-        if word[0].isdigit() and known.spaced:
-            yield word[0], *word.span()
-        for phrase in known.of_first.get(word[0], ()):
-            end = word.start() + len(phrase)
-            if folded.startswith(phrase, word.start()) and not folded[end : end + 1].isalnum():
-                yield phrase, word.start(), end
+    for word in _TOKEN.finditer(folded):
+        phrases = known.of_first.get(word[0])
+        if phrases is None:
+            if word[0].isdigit():
+                yield _Hit(word[0], *word.span())
+            continue
+        start = word.start()
+        for phrase in phrases:
+            end = start + len(phrase)
+            if folded.startswith(phrase, start) and not folded[end : end + 1].isalnum():
+                yield _Hit(phrase, start, end)
                 break
 
 
@@ -220,7 +237,7 @@ def _numbers(folded: str, clause: _Clause, known: _Words) -> Iterator[_Named]:
     if lang.HEDGE in (mark.kind for mark in clause.marks):
         return
     missing = any(item.sign == SAID and item.claim == _MISSING for item in clause.items)
-    counts = _counts_in_characters(folded, clause, known) if known.counted else _counts_in_words(folded, clause, known)
+    counts = _counts_in_characters(folded, clause, known) if known.counted else _counts_in_words(clause, known)
     for number, things, start, end in counts:
         if number == _ARTICLE:  # "a screw is missing" is one; "a screw" is any
             things = [_MISSING] if missing and things else []
@@ -239,9 +256,9 @@ class _Count(NamedTuple):
     end: int
 
 
-def _counts_in_words(folded: str, clause: _Clause, known: _Words) -> Iterator[_Count]:
+def _counts_in_words(clause: _Clause, known: _Words) -> Iterator[_Count]:
     last: _Count | None = None
-    for phrase, start, end in _phrases(folded, clause, known):
+    for phrase, start, end in clause.hits:
         number = _number(phrase, known)
         if not number:
             continue
@@ -304,14 +321,13 @@ def _stem(word: str) -> str:
 def _parts(clauses: Sequence[_Clause]) -> Iterator[Found]:
     """Return which parts have a defect and which have none, by the words that may name them."""
     pairs: dict[tuple[str, str], tuple[int, int]] = {}
-    cleared = [clause for clause in clauses if clause.clears]
+    cleared = [clause for clause in clauses if clause.clears][:_MOST_CLAUSES]
     if not cleared:
         return
-    for clause in clauses:
-        if clause.asserts:
-            for other in cleared:
-                for pair in product(_name(clause), _name(other)):
-                    pairs.setdefault(pair, (clause.start, clause.end))
+    for clause in [clause for clause in clauses if clause.asserts][:_MOST_CLAUSES]:
+        for other in cleared:
+            for pair in product(_name(clause), _name(other)):
+                pairs.setdefault(pair, (clause.start, clause.end))
     for (bad, good), place in pairs.items():
         if bad != good and (good, bad) not in pairs:
             yield f"~{PART}:{bad}>{good}", SAID, *place
