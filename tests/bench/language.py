@@ -28,6 +28,7 @@ from vlmgate.data import Caption, Reason, Route, Sampled
 from vlmgate.gate.rules import Candidate, Decision, decide, make_gate
 from vlmgate.scores.diversity import claim_kernel, load_kernel, vendi_score, word_kernel
 from vlmgate.scores.findings import ANY, NO_DEFECT, Claims, load_vocabulary
+from vlmgate.scores.measures import is_contrast
 from vlmgate.scores.refusals import degenerate
 from vlmgate.scores.score import Scorer
 
@@ -98,7 +99,7 @@ def sentences(bank: Bank) -> Iterator[tuple[str, bool, bool, str, Claims]]:
         yield "sound", one.verdict == NO_DEFECT and ANY in one.denied, one.verdict == "defect", text, one
     for text in bank.of("neutral"):
         one = claims(text)
-        yield "neutral", not (one.asserted or one.denied or one.hedged), bool(one.defects), text, one
+        yield "neutral", not (one.states or one.hedged), bool(one.defects), text, one
     for text in bank.of("hedge"):
         one = claims(text)
         yield "hedge", not one.certain, one.certain, text, one
@@ -127,8 +128,11 @@ def sentences(bank: Bank) -> Iterator[tuple[str, bool, bool, str, Claims]]:
     for key in ("numbers", "compare"):
         for first, same, other in bank.of(key):
             one, two, three = map(claims, (first, same, other))
-            yield key, one.asserted == two.asserted != frozenset(), False, f"{first} | {same}", two
-            alike = one.certain and three.certain and one.asserted == three.asserted
+            says_first, says_same, says_other = (
+                {claim for claim in each.asserted if not is_contrast(claim)} for each in (one, two, three)
+            )
+            yield key, says_first == says_same != set(), False, f"{first} | {same}", two
+            alike = one.certain and three.certain and says_first == says_other
             yield f"{key}, other", not alike, alike, f"{first} | {other}", three
 
 
