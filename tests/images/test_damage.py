@@ -534,6 +534,14 @@ def test_a_block_of_zeros_in_entropy_coded_data(tmp_path: Path, format_: str, ze
         accepted(tmp_path, encoded(Image.new("RGB", (1500, 1500), (grey,) * 3), format_))
 
 
+def test_a_qoi_whose_data_were_changed(tmp_path: Path) -> None:
+    data = encoded(photo(), "QOI")
+    accepted(tmp_path, data)
+    accepted(tmp_path, data + bytes(100))
+    for at in range(100, len(data) - 600, len(data) // 9):
+        assert reason(tmp_path, data[:at] + bytes(512) + data[at + 512 :]).startswith(("damaged QOI", "truncated"))
+
+
 def test_zeros_in_the_metadata_of_an_avif_are_no_damage(tmp_path: Path) -> None:
     accepted(tmp_path, encoded(photo(), "AVIF", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0" + bytes(4000), xmp=bytes(500)))
 

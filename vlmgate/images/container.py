@@ -10,7 +10,7 @@ from typing import BinaryIO
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from PIL.ImageFile import ImageFile as PillowImage
 
-from vlmgate.images.damage import PngFrames, check_integrity, check_webp, ends_with_gif_trailer
+from vlmgate.images.damage import PngFrames, check_integrity, check_qoi_end, check_webp, ends_with_gif_trailer
 from vlmgate.images.decode import (
     decode,
     decode_16_bit_colour,
@@ -195,6 +195,8 @@ class Container:
                 rgb, mode, notes = decode_pnm(self._image, self._stream, shared)
             else:
                 rgb, mode, notes = decode(self._image, self._stream, shared)
+                if self.kind == "QOI":
+                    check_qoi_end(self._stream)
         notes += [*odd, *(f"Pillow: {printable(text)}" for text in dict.fromkeys(self._complaints + complaints))]
         if self.cut_off and page < self.num_pages:
             notes.append(f"file is damaged after page {self.num_pages - 1}")

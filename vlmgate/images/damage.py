@@ -43,6 +43,12 @@ def check_integrity(stream: BinaryIO, kind: str) -> None:
             raise RefusedError("a block of zeros in the image data")
 
 
+def check_qoi_end(stream: BinaryIO) -> None:
+    """Refuse a QOI file, read up to its last pixel, whose data do not end there: changed ones take other lengths."""
+    if stream.read(len(_QOI_END)) != _QOI_END:
+        raise RefusedError("damaged QOI data: more than the picture needs")
+
+
 # --- AVIF, HEIF and JPEG 2000 ----------------------------------------------------------------------------------------
 
 

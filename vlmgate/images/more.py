@@ -225,8 +225,13 @@ def needs_tifffile(stream: BinaryIO, page: TiffPage, *, big_endian_big: bool) ->
     bits = bits_of(stream, page, bands)
     deep, format_ = max(bits) > 8, (page.all(SAMPLE_FORMAT, stream) or (1,))[0]
     usual = max(bits) in _PILLOW_BITS or (max(bits) == 12 and bands == 1)
+    # Pillow swaps the bytes of compressed values a second time, but for plain ones of 16 bits, and does not know plain
+    # ones of 32 bits in this order.
+    plain, compressed = format_ == 1, page.first(COMPRESSION, 1) != 1
+    swapped = page.order == "big" and deep and (compressed if not plain else max(bits) == 32)
     return (
         big_endian_big
+        or swapped
         or page.first(COMPRESSION, 1) in BY_TIFFFILE
         or not usual
         or (format_ == _FLOAT and (bands > 1 or max(bits) != 32))
