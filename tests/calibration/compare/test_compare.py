@@ -117,6 +117,21 @@ def test_equal_models_cannot_be_told_apart(labelled: Path, fake: FakeCaptioner) 
     assert not Path("comparison.html").exists()
 
 
+def test_frames_of_a_part_make_no_difference_surer(tmp_path: Path, fake: FakeCaptioner) -> None:
+    """Parts are resampled whole, for every model alike; a handful of parts compares nothing."""
+    names = [f"{c}/{c}_{i:03d}_frame{k}.png" for c in CLASSES for i in range(30) for k in range(4)]
+    folder_of(tmp_path / "burst", *names)
+    arguments = ("burst", "-m", SMALL, "-m", LARGE, "-k", 4, "--no-page", "--format", "json")
+    widths = {}
+    for name, pattern in (("frame", "(?P<part>.+)"), ("part", r"(?P<part>.+)_frame")):
+        told = json.loads(run(*arguments, "--group-pattern", pattern)[0])
+        one = told["differences_from_the_first"][0]["accuracy"]
+        widths[name] = one["value"], one["high"] - one["low"]
+    assert widths["part"][0] == widths["frame"][0] and widths["part"][1] > 1.6 * widths["frame"][1]
+    _, error = run(*arguments, "--group-pattern", r"(?P<part>[a-z]+_\d\d)", code=2)
+    assert "9 labelled parts that every model has read are too few" in error
+
+
 def test_costs_decide_where_they_are_given(compared: str, fake: FakeCaptioner) -> None:
     costs = ("--cost-escape", 100, "--cost-overkill", 20, "--cost-review", 5)
     told, _ = run("labelled", "-m", SMALL, "-m", LARGE, "-k", 4, *costs)

@@ -133,8 +133,10 @@ def compare(
     samples = min(one.labelled.num_samples for one in contestants)
     design = design_part(contestants[0].labelled)
     graded = np.ones(len(design), bool) if score else ~design
-    if graded.sum() < _FEWEST or (not score and design.sum() < _FEWEST // 2):
-        raise LabelError(f"{len(design):,} labelled images that every model has read are too few; label more.")
+    stands = contestants[0].labelled.stands  # one image a part
+    if (graded & stands).sum() < _FEWEST or (not score and (design & stands).sum() < _FEWEST // 2):
+        what = "parts" if contestants[0].labelled.grouped else "images"
+        raise LabelError(f"{int(stands.sum()):,} labelled {what} that every model has read are too few; label more.")
     sides = [evidence(one.labelled, samples) for one in contestants]
     column = _score_of_all(contestants, sides, design, score)
     prices = [None] * len(sides) if costs is None else [*costs]
