@@ -538,7 +538,9 @@ def test_without_features_the_check_for_near_copies_is_said_not_to_be_made(label
 def test_other_options_on_the_same_labels_promise_nothing(calibrated: Path, tmp_path: Path) -> None:
     run("calibrate", calibrated)
     assert read_gate(tmp_path / "gate.toml").promise
-    told, _ = run("calibrate", calibrated, "-o", "second.toml", "--score", "vendi_score", page=True)
+    told, error = run("calibrate", calibrated, "-o", "second.toml", "--score", "vendi_score", "-q", page=True)
+    why = "this is try 2 on the same labels, and no more was declared at the first."
+    assert error == f"vlmgate: second.toml promises nothing: {why}\n"
     page = (tmp_path / "second_calibration" / "index.html").read_text(encoding="utf-8")
     for text in (told, page):
         assert "No promise: this is try 2 on these labels, and no more was declared at the first" in text

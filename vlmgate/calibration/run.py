@@ -24,7 +24,7 @@ from vlmgate.calibration.labels import Labels, read_labels
 from vlmgate.calibration.page import write_page
 from vlmgate.calibration.parts import check_all, part_in
 from vlmgate.calibration.readings import folded, join
-from vlmgate.calibration.statements import first_lines
+from vlmgate.calibration.statements import first_lines, tries_declared
 from vlmgate.calibration.study import Study, study
 from vlmgate.calibration.tries import look_back, remember
 from vlmgate.captioner import Captioner, load_captioner
@@ -77,6 +77,14 @@ class Calibrated:
         """Return what lies where."""
         paths = {"gate": self.gate, "readings": self.result, "page": self.page}
         return {name: None if path is None else str(path) for name, path in paths.items()}
+
+    @property
+    def unpromised(self) -> str | None:
+        """Say why a gate that was to promise something does not; null where it does, or where none was to."""
+        tried = self.found.tried
+        if self.gate is None or tried is None or tried.holds:
+            return None
+        return f"this is try {tried.number} on the same labels, and {tries_declared(tried.declared)} at the first."
 
     @property
     def why_none(self) -> str:

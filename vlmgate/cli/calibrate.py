@@ -30,7 +30,8 @@ def calibrate(
 
     Reads LABELLED once, through a journal that resumes, and writes the gate file, the readings (GATE.parquet) and a
     page (GATE_calibration/index.html). `vlmgate scan FOLDER --gate GATE` then splits by it. Exit codes: 0 a gate was
-    written, 1 fatal, 2 usage, or the labels cannot support what was asked, 130 Ctrl-C.
+    written (a later try on the same labels promises nothing), 1 fatal, 2 usage, or the labels cannot support what was
+    asked, 130 Ctrl-C.
     """
     settings, reading, costs, question = calibrate_configs(source, out, given)
     from vlmgate.calibration.run import Stopped
@@ -48,6 +49,8 @@ def calibrate(
             print(study_json(done.found, done.labels, done.seconds, done.written, code))
         else:
             print_study(done.found, done.labels, done.seconds, done.written, console())
+    if done.unpromised:
+        say(f"vlmgate: {out} promises nothing: {done.unpromised}")
     if code:
         former = f" {out} is still the former gate." if out.exists() else ""
         complain(f"no gate was written: {done.why_none} The readings stay in {done.result}.{former}")
