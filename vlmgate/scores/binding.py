@@ -295,11 +295,19 @@ class _Binder(Sentence):
             hedging = True  # "it is possible, that …"
         choosing = self.choosing and self._kind(i + 1) == lang.OR
         asking = self.asking and _LISTED.issuperset(self._ahead(i))  # "inspected for cracks, dents and rust"
+        pending = self.concord and self.negating and not self.reached and not self._has_verb(i)
         self._reset()
+        if pending:  # "en ninguna zona, desde el borde hasta el centro, se aprecian grietas"
+            self.negating = self.doubtful = True
         if goes_on is not None:
             self.negating = self.reached = True
             self.doubtful = doubtful or not goes_on
         self.hedging, self.choosing, self.asking = hedging, choosing, asking
+
+    def _has_verb(self, i: int) -> bool:
+        """Say whether a verb stands between a comma and the one before it."""
+        before = [n for n in range(i) if self.marks[n].kind == lang.COMMA]
+        return any(mark.kind == lang.VERB for mark in self.marks[before[-1] if before else 0 : i])
 
     def _end_of_clause(self, i: int) -> None:
         """Settle what a verb has stated before a Japanese comma: "傷があり、影響はありません" denies no scratch."""

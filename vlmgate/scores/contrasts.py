@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 from vlmgate.scores import language as lang
@@ -81,6 +81,7 @@ def contrasts_of(folded: str, marks: Sequence[Mark], items: Sequence[Item], lang
     for clause in clauses:
         for kind, value, sign, start, end in (
             *_named(clause, clauses, known),
+            *_labels(clause),
             *_numbers(folded, clause, known),
         ):
             signs = values.setdefault(kind, {})
@@ -129,6 +130,7 @@ class _Words:
     """The contrasts of a language."""
 
     spaced: bool
+    negates_after: bool  # "閉じていない"
     values: dict[str, tuple[str, ...]]  # kind → its values
     of_phrase: dict[str, tuple[str, str]]  # phrase → kind, value; of a number the kind is `_NUMBER`
     of_first: dict[str, tuple[str, ...]]  # first word → phrases, the longest first
@@ -163,6 +165,7 @@ def _words(code: str) -> _Words:
         counted = re.compile(rf"(?P<number>\d+|{words})\s*(?:{'|'.join(counters)})(?:的|の)?(?P<thing>[^\W\d_]{{2}})?")
     return _Words(
         spaced=one.spaced and code != "ko",
+        negates_after=code in ("ja", "ko"),
         values={kind: tuple(values) for kind, values in data.items()},
         of_phrase=of_phrase,
         of_first={first: tuple(phrases) for first, phrases in of_first.items()},
@@ -192,9 +195,18 @@ def _named(clause: _Clause, clauses: Sequence[_Clause], known: _Words) -> Iterat
         if len(before) > 1 and before[-1].kind == lang.COLON and before[-2].kind == lang.FINDING:
             kind = f"{kind} {before[-2].name}"  # "Crack: low, dent: high"
         colon = bool(after) and after[0].kind == lang.COLON  # "ok: false"
-        near = [*before[-_NEAR:], *after[: 1 + colon if known.spaced else _NEAR]]
+        near = after[:_NEAR] if known.negates_after else [*before[-_NEAR:], *after[: 1 + colon]]
         negated = any(mark.kind in NEGATORS for mark in near) and not any(mark.kind in SAYS for mark in near)
         yield kind, value, NOT if negated else SAID, start, end
+
+
+def _labels(clause: _Clause) -> Iterator[_Named]:
+    """Return the letter or number of what has the finding: "Hole C: chipped"."""
+    if not clause.asserts:
+        return
+    for mark, after in pairwise(clause.marks):
+        if after.kind == lang.COLON and mark.kind == lang.WORD and len(mark.name) == 1:
+            yield "label", mark.name, SAID, mark.start, mark.end
 
 
 def _stated(before: Sequence[Mark], after: Sequence[Mark]) -> bool:
@@ -335,8 +347,9 @@ def _parts(clauses: Sequence[_Clause]) -> Iterator[Found]:
 
 
 def _name(clause: _Clause) -> list[str]:
-    words = [mark.name for mark in clause.marks if mark.kind == lang.WORD and not mark.name[0].isdigit()]
-    return [_PARTICLES.sub("", word) for word in words if len(word) > 2 or not word.isascii()][:_NAME]
+    words = [mark.name for mark in clause.marks if mark.kind == lang.WORD]
+    named = [word for word in words if len(word) != 2 or not word.isascii()]  # "hole a", "screw 3"
+    return [_PARTICLES.sub("", word) for word in named][:_NAME]
 
 
 _PARTICLES = re.compile(r"(?<=[^ぁ-ん])[ぁ-ん]+$")  # of a Japanese noun
