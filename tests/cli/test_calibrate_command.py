@@ -21,7 +21,7 @@ from vlmgate.calibration.text import CalibrationProgress
 from vlmgate.cli import app
 from vlmgate.data import Reason, Route
 from vlmgate.gate.file import read_gate
-from vlmgate.store.result import TRIES_FILE, read_provenance, read_result
+from vlmgate.store.result import TRIES_FILE, read_provenance, read_result, write_result
 
 runner = CliRunner()
 CLASSES = ("none", "dent", "crack")
@@ -349,11 +349,17 @@ def test_what_becomes_of_a_changed_folder_is_for_the_user_to_say(
     run(*scan, "warn", code=5)
     accepted = [row for row in read_result(Path("other.parquet"))[0] if row.route == Route.AUTO_ACCEPT]
     assert accepted and len(fake.history) == read, "the readings were kept"
+    out, error = run(*scan, "stop", "--format", "json", code=5)
+    assert json.loads(out)["output"] is None and "An earlier result is now other.before_drift.parquet" in error
+    assert not Path("other.parquet").exists() and Path("other.before_drift.parquet").exists()
     told, _ = run(*scan, "route", code=5)
     rows, provenance = read_result(Path("other.parquet"))
     assert {row.route for row in rows} == {Route.HUMAN_REVIEW} and provenance["on_drift"] == "route"
     assert sum(row.reason == Reason.DRIFTED for row in rows) == len(accepted)
     assert "unlike the calibrated images" in told and len(fake.history) == read
+    run("rescore", "other.parquet", "--threshold", 4, code=5)
+    rows, provenance = read_result(Path("other.rescored.parquet"))
+    assert {row.route for row in rows} == {Route.HUMAN_REVIEW} and provenance["drift"]["alarm"]
     _, error = run("scan", tmp_path / "other", "--on-drift", "route", code=2)
     assert "--on-drift is for --gate" in error
     _, error = run(*scan, "stop", "--shard", "1/2", code=2)
@@ -368,10 +374,47 @@ def test_shards_of_a_changed_folder_are_judged_as_a_whole(calibrated: Path, tmp_
     told, _ = run("merge", *parts, "-o", "all.parquet", code=5)
     assert ALARM in told and read_provenance(Path("all.parquet"))["promise"] is None
     run("merge", *parts, "-o", "none.parquet", "--on-drift", "route", code=5)
+    for i, part in enumerate(parts, 1):
+        routes = ("scan", tmp_path / "other", "--gate", "gate.toml", "--shard", f"{i}/2", "-o", f"routed_{part}")
+        run(*routes, "--on-drift", "route", code=5)
+    run("merge", *(f"routed_{part}" for part in parts), "-o", "again.parquet", code=5)
+    assert {row.route for row in read_result(Path("again.parquet"))[0]} == {Route.HUMAN_REVIEW}, "as the parts say"
     routes = [[row.route for row in read_result(Path(f"{name}.parquet"))[0]] for name in ("all", "none")]
     assert Route.AUTO_ACCEPT in routes[0] and set(routes[1]) == {Route.HUMAN_REVIEW}
     _, error = run("merge", *parts, "-o", "stopped.parquet", "--on-drift", "stop", code=5)
     assert ALARM in error and not Path("stopped.parquet").exists()
+
+
+def test_a_shard_that_drifted_is_merged_with_one_that_did_not(calibrated: Path, tmp_path: Path) -> None:
+    names = [f"none_{i:03d}.png" for i in range(25)] + [f"crack_{i:03d}.png" for i in range(12)]
+    folder_of(tmp_path / "other", *names)
+    codes = []
+    for i in (1, 2, 3):
+        scan = ["scan", tmp_path / "other", "--gate", "gate.toml", "--shard", f"{i}/3", "-o", f"{i}.parquet"]
+        codes.append(CliRunner().invoke(app, [str(one) for one in scan]).exit_code)
+    assert set(codes) <= {0, 5}
+    provenances = [read_provenance(Path(f"{i}.parquet")) for i in (1, 2, 3)]
+    path = Path("1.parquet")
+    write_result(
+        path, read_result(path)[0], provenances[0] | {"promise": None, "drift": {"alarm": True, "columns": []}}
+    )
+    merged = CliRunner().invoke(app, ["merge", "1.parquet", "2.parquet", "3.parquet", "-o", "all.parquet"])
+    assert merged.exit_code in (0, 5), merged.output
+
+
+def test_a_check_of_drift_that_fails_is_an_alarm(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path / "tonight", *(f"{c}_{i:03d}.png" for c in CLASSES for i in range(10)))
+
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("vlmgate.gate.run_gate._drift", fails)
+    told, _ = run("scan", tmp_path / "tonight", "--gate", "gate.toml", code=5)
+    assert "could not be checked; see the log" in told and "The gate promises" not in told
+    run("scan", tmp_path / "tonight", "--gate", "gate.toml", "--on-drift", "route", code=5)
+    assert {row.route for row in read_result(Path("tonight.parquet"))[0]} == {Route.HUMAN_REVIEW}
 
 
 def test_hostile_names_stay_text_on_the_page(tmp_path: Path) -> None:

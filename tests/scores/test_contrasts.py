@@ -31,6 +31,10 @@ OPPOSED = [
     ('{"label": "good", "defect": "crack"}', '{"label": "bad", "defect": "crack"}'),
     ('{"defect": "crack", "verdict": "false positive"}', '{"defect": "crack", "verdict": "true positive"}'),
     ("| Cap | present |\n| Label | missing |", "| Cap | missing |\n| Label | present |"),
+    ("The part is good, no scratch.", "The part is bad, no scratch."),
+    ("Hole A: fine. Hole B: fine. Hole C: chipped.", "Hole A: fine. Hole B: chipped. Hole C: fine."),
+    ("Verdict: accept. No defects.", "Verdict: reject. No defects."),
+    ("The crack in the flange has been repaired.", "The crack in the flange is still there."),
     ("The crack runs through the wall.", "The crack is only on the surface."),
     ("Drei Schrauben fehlen.", "Eine Schraube fehlt."),
     ("Die linke Schraube hat einen Riss.", "Die rechte Schraube hat einen Riss."),
@@ -40,6 +44,10 @@ OPPOSED = [
     ("Faltan tres tornillos.", "Falta un tornillo."),
     ("El tapón está agrietado, el cuerpo está intacto.", "El cuerpo está agrietado, el tapón está intacto."),
     ("Manca una vite.", "Mancano tre viti."),
+    ("La arandela está menos oxidada que la tuerca.", "La tuerca está menos oxidada que la arandela."),
+    ("El tornillo izquierdo está menos oxidado que el derecho.", "El derecho está menos oxidado que el izquierdo."),
+    ("Die obere Kante ist stärker verrostet als die untere.", "Die untere Kante ist stärker verrostet als die obere."),
+    ("En ninguna zona, desde el borde hasta el centro, se ven grietas.", "En el borde se ven grietas."),
     ("Brakuje trzech śrub.", "Brakuje dwóch śrub."),
     ("Pęknięcie po lewej stronie.", "Pęknięcie po prawej stronie."),
     ("ねじが3本欠けている。", "ねじが2本欠けている。"),
@@ -87,3 +95,17 @@ def test_people_read_what_differs_in_words() -> None:
     assert in_words("~number missing_part:3") == "3 missing part…"
     line = claims_line(["The cap is open, no defects."] * 2 + ["The cap is closed, no defects."], SCORER.vocabulary)
     assert line == "2 of 3 open, no defect · 1 of 3 closed, no defect"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No scratch. Verdict: bad.",
+        "No crack; the part cannot be used.",
+        "Das Teil ist schlecht, kein Kratzer.",
+        "未发现划痕，判定不合格。",
+    ],
+)
+def test_a_bad_verdict_without_a_defect_is_for_a_person(text: str) -> None:
+    assert decided([text] * 8).route is not Route.AUTO_ACCEPT
+    assert SCORER.vocabulary.claims(text).verdict is None or SCORER.vocabulary.claims(text).defects

@@ -14,7 +14,7 @@ from tests.support.fakes import AGREE, DISAGREE, FakeCaptioner, SilentProgress, 
 from vlmgate.captioner.location import weights_digest
 from vlmgate.config import ImageConfig, ModelConfig, ScanConfig
 from vlmgate.data import Picture, Reason, Record, Route, Sampled
-from vlmgate.errors import GateError, NoImagesError, NoveltyError
+from vlmgate.errors import ConfigError, GateError, NoImagesError, NoveltyError
 from vlmgate.gate.rules import make_gate
 from vlmgate.gate.run_gate import RunGate
 from vlmgate.run.loop import scan
@@ -184,10 +184,10 @@ def test_a_checkpoint_folder_may_carry_its_reference(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"more": 1}')
     assert checkpoint_reference(model) is not None, "it is of the weights, whatever else changes"
     (folder / "model.safetensors").write_bytes(b"trained on")
-    with pytest.raises(NoveltyError, match=r"novelty\.npz: was made with other weights; make it again"):
+    with pytest.raises(ConfigError, match=r"novelty\.npz: was made with other weights. Delete it"):
         checkpoint_reference(model)
     reference.save(folder / "novelty.npz")
-    with pytest.raises(NoveltyError, match="does not say which weights it was made with"):
+    with pytest.raises(ConfigError, match="does not say which weights it was made with"):
         checkpoint_reference(model)
 
 

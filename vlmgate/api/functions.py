@@ -168,8 +168,9 @@ def scan(
     written to `out` (the name of what is read + ".parquet", in the working folder), with a log and a journal beside it;
     the same call resumes. `progress` is called in the middle of the run, with a `Progressed`; an error that it raises
     ends the telling and not the run. Raises `UsageError` (2) before anything is read, `FatalError` (1) where the run
-    could not go on; its result is written all the same. So it is for Ctrl-C and SIGTERM, which take effect then; with
-    `watch=True` they end the watching, and nothing else where everything that had come was read.
+    could not go on; its result is written all the same. `DriftError` (5) is for `on_drift="stop"`: nothing is written.
+    So it is for Ctrl-C and SIGTERM, which take effect then; with `watch=True` they end the watching, and nothing
+    else where everything that had come was read.
     """
     from vlmgate.run.loop import scan as run
 

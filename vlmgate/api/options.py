@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from vlmgate.config import Pages
+from vlmgate.config import OnDrift, Pages
 
 Texts = str | Sequence[str]
 
@@ -64,7 +64,7 @@ class ScanOptions(ReadingOptions, total=False):
     limit: Texts | None  # rules such as "novelty <= 1"
     reference: Path | str | None
     gate: Path | str | None
-    on_drift: Literal["warn", "route", "stop"]
+    on_drift: OnDrift
     watch: bool
     settle: str | float | None  # "5s", or seconds; likewise the two after next
     until: str | None  # "06:00"

@@ -20,6 +20,8 @@ Mask = NDArray[np.bool_]
 USUAL = ("sharpness", "exposure", "contrast", "noise")
 FEWEST = 20  # images; fewer tell nothing of what is usual
 SHARE = 0.99  # of the pictures that a range shall hold, half of the rest on either side
+_FLOOR = 1e-6
+_WIDEST = 10.0  # times beyond what was seen; a bound farther out protects nothing
 CONFIDENCE = 0.95  # that either end lies that far out
 
 
@@ -54,8 +56,6 @@ def deciding_novelty(labelled: Labelled, measured: Vector | None) -> list[float 
     if measured is None:
         return None
     own = [-math.inf if novelty is None else novelty for novelty in labelled.novelties]
-    if not any(map(math.isfinite, own)):
-        own = [-math.inf] * len(own)
     strangest = np.maximum(measured, own)
     return [float(value) if math.isfinite(value) else None for value in strangest]
 
@@ -70,16 +70,17 @@ def usual_range(column: str, values: Sequence[float]) -> list[Limit]:
     """
     from scipy.stats import nct, norm
 
-    table = np.asarray(values, float)
+    table = np.asarray([value for value in values if value > _FLOOR], float)  # a blank frame is no picture to go by
     n, tail = len(table), (1 - SHARE) / 2
     if n < FEWEST:
         return []
     share = COLUMNS[column].high == 1
-    small = np.clip(table, 1e-6, 1 - 1e-6 if share else None)
+    small = np.minimum(table, 1 - _FLOOR) if share else table
     points = np.log(small / (1 - small)) if share else np.log(small)
     far = nct.ppf(CONFIDENCE, n - 1, norm.ppf(1 - tail) * math.sqrt(n)) / math.sqrt(n) * points.std(ddof=1)
     ends = np.exp([points.mean() - far, points.mean() + far])
     low, high = ends / (1 + ends) if share else ends
+    low, high = max(low, table.min() / _WIDEST), min(high, table.max() * _WIDEST)
     low, high = min(low, np.quantile(table, tail)), max(high, np.quantile(table, 1 - tail))
     least, most = COLUMNS[column].low, COLUMNS[column].high
     found = [Limit(column, ">=", _outward(low, -1)), Limit(column, "<=", _outward(high, 1))]

@@ -146,10 +146,10 @@ def calibrate(
     tried = look_back(labelled, labels, provenance, config) if config.rule == "guarantee" else None
     found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs, tried)
     found = replace(found, builtin=(provenance["model"] or {}).get("model") == BUILTIN)
-    if tried is not None and (elsewhere := remember(tried, labels, config)) is not None:
-        found = replace(found, notes=(*found.notes, elsewhere))
     seconds = seconds_of(provenance)
     gate = _write(found, config, labels, provenance)
+    if tried is not None and (elsewhere := remember(tried, labels, config)) is not None:
+        found = replace(found, notes=(*found.notes, elsewhere))
     page = None
     if config.page:
         progress.message("Drawing the page …")
@@ -338,6 +338,7 @@ def _write(found: Study, config: CalibrateConfig, labels: Labels, provenance: Ma
         drift=found.drift(),
         features=features.name if features else None,
         features_sha256=digest,
+        own_novelty=any(novelty is not None for novelty in found.labelled.novelties),
         measures_novelty=features is not None,
     )
     write_gate(config.out, file, [_about(found)])

@@ -153,7 +153,10 @@ def choice_lines(found: Study) -> list[str]:
         return f"AUROC {decimal(values.get('auroc'))}, AURC {decimal(values.get('aurc'))}"
 
     best = found.best
-    words = f"Best by AURC: {best.name}; on held-out folds {figures(best.held_out)}."
+    words = (
+        f"Best by AURC on all {len(found.design):,} images, those beyond a limit last: {best.name}; on held-out folds "
+        f"{figures(best.held_out)}."
+    )
     mine = f"* The gate goes by {found.chosen.name}"
     if found.config.score is not None:
         return [words, f"{mine}, as asked (--score)."]

@@ -19,10 +19,12 @@ def doctor(given: Given, format: Format = "table") -> None:
     config = build(ModelConfig, given)
     from vlmgate.captioner.machine import describe_machine, try_model
     from vlmgate.report.image import print_provenance
+    from vlmgate.scores.novelty import checkpoint_reference
 
     facts: dict[str, Any] = {"vlmgate": __version__} | describe_machine()
     problem: VlmgateError | None = None
     try:
+        checkpoint_reference(config)
         facts["model"] = try_model(config)
     except VlmgateError as error:
         problem, facts["model"] = error, {"answers" if config.endpoint else "loads": "no", "why": str(error)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vlmgate.cli.options import MaxRouted, Quiet, ScanFormat, command
 from vlmgate.cli.scan import code_of, end, max_routed_of, print_result
+from vlmgate.config import OnDrift
 from vlmgate.config.options import Opt, Panel
 from vlmgate.report.terminal import reader_may_leave, say
 
@@ -27,9 +28,9 @@ def merge(
         Path | None, Opt("Where the gate file of the parts is now.", panel=Panel.READ, usual="where it was")
     ] = None,
     on_drift: Annotated[
-        Literal["warn", "route", "stop"],
-        Opt("As for scan: what becomes of images unlike those of the gate.", panel=Panel.SPLIT, rare=True),
-    ] = "warn",
+        OnDrift | None,
+        Opt("As for scan, of the whole folder.", panel=Panel.SPLIT, rare=True, usual="as the parts were made"),
+    ] = None,
     max_routed: MaxRouted = None,
     format: ScanFormat = "table",
     quiet: Quiet = False,

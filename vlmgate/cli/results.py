@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlmgate.cli.options import Format, Given, ResultArgument, command
-from vlmgate.cli.scan import print_result
+from vlmgate.cli.scan import end, print_result
 from vlmgate.config import BUILTIN, SamplingConfig
 from vlmgate.config.options import Opt, Panel
 from vlmgate.config.scan import SCAN
@@ -38,6 +38,7 @@ def rescore(
 
     The gate is that of the options, as for scan; RESULT itself stays as it is.
     """
+    from vlmgate.gate.drift import has_alarm
     from vlmgate.gate.rules import make_gate
     from vlmgate.run.rescore import check_columns, check_output
     from vlmgate.run.rescore import rescore as run
@@ -62,8 +63,10 @@ def rescore(
     check_columns(records, gate)
     done = run(records, provenance, gate, load_kernel(name), kernel_name=name, source=result)
     write_result(target, done.records, done.provenance)
+    code = 5 if has_alarm(done.provenance["drift"]) else 0
     with reader_may_leave():
-        print_result(done.records, done.provenance, target, format)
+        print_result(done.records, done.provenance, target, format, code)
+    end(code, None)
 
 
 def _own_limits(records: list[Record], provenance: dict[str, Any], kernel: str) -> tuple[str, ...]:

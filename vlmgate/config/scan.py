@@ -34,6 +34,7 @@ CAPTION_PIPELINE = 1
 
 _model, _sampling = partial(opt, panel=Panel.MODEL), partial(opt, panel=Panel.SAMPLING)
 _reading = partial(opt, panel=Panel.READ)
+OnDrift = Literal["warn", "route", "stop"]  # what becomes of a run whose images do not look like the calibrated ones
 _limit, _machines = partial(opt, panel=Panel.SPLIT), partial(opt, panel=Panel.MACHINES)
 
 
@@ -221,7 +222,7 @@ class ScanConfig:
     gate: Path | None = _limit(
         None, "Gate file of `vlmgate calibrate`: model, prompt, sampling and limits are its.", eager=True
     )  # takes the place of the six above
-    on_drift: Literal["warn", "route", "stop"] = _limit(
+    on_drift: OnDrift = _limit(
         "warn",
         "Images unlike the calibrated ones: warn (exit code 5), route (all to people) or stop (no result is written).",
         rare=True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from vlmgate.data import Reason, Record, Route
 Vector = NDArray[np.float64]
 Values = Sequence[float | None] | Vector
 
-OnDrift = Literal["warn", "route", "stop"]  # what becomes of a run whose images have drifted
 QUANTILES = 101  # that a distribution is kept as
 FEWEST = 20  # values on either side; fewer tell nothing
 CHANCE = 0.01  # of an alarm over all columns, where nothing has changed
@@ -75,8 +74,15 @@ def has_alarm(drift: Mapping[str, Any] | None) -> bool:
     return bool(drift and drift["alarm"])
 
 
-def alarm_line(drift: Mapping[str, Any]) -> str:
-    """Return what an alarm means, as one line."""
+def alarm_of(drift: Mapping[str, Any] | None) -> str | None:
+    """Return what an alarm means, as one line; None where there is none."""
+    if drift is None or not has_alarm(drift):
+        return None
+    if drift.get("failed"):
+        return (
+            "Nothing is promised of this result: whether its images look like those that the gate was calibrated on "
+            "could not be checked; see the log."
+        )
     moved = [column["column"] for column in drift["columns"] if column["alarm"]]
     return (
         "Nothing is promised of this result: its images do not look like those that the gate was calibrated on "

@@ -49,6 +49,7 @@ class GateFile:
     drift: Mapping[str, Kept] = field(default_factory=dict)  # column → distribution on the calibration set
     features: str | None = None  # file in the same folder with the vision features' reference
     features_sha256: str | None = None
+    own_novelty: bool = False  # the model's own limit on novelty held when it was calibrated
     measures_novelty: bool = False  # novelty is measured from that reference, not from the checkpoint's own
     edited: bool = False  # since it was calibrated, so that it promises nothing
     folder: Path | None = None  # that the file lies in; null for one that lies nowhere yet
@@ -145,6 +146,7 @@ def _read(tree: Mapping[str, Any], path: Path) -> GateFile:
         drift={name: _kept(name, kept) for name, kept in tree["drift"].items()},
         features=name,
         features_sha256=features.get("sha256"),
+        own_novelty=bool(gate.get("own_novelty", False)),
         measures_novelty=bool(features.get("measures_novelty", False)),
         folder=path.parent,
     )
@@ -278,6 +280,7 @@ def _text_of(gate: GateFile, about: Sequence[str]) -> str:
         f"kernel = {_toml(gate.kernel)}",
         f"threshold = {_toml(float(gate.gate.threshold))}",
         f"limits = {_toml([_rule(limit) for limit in limits])}",
+        *(["own_novelty = true  # the model's own limit on novelty held, too"] if gate.own_novelty else []),
     ]
     for limit in by_answer:
         lines += ["", "[[gate.by_answer]]  # stricter where the answer is this"]

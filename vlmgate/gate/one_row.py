@@ -39,7 +39,8 @@ def judge(row: Record | Mapping[str, Any], gate: GateFile, reference: Reference 
         measured, most = float(reference.novelty_of([features])[0]), int(gate.sampling["num_samples"])
         novelty = _finite(max(measured, found.novelty or 0.0) if math.isfinite(measured) else measured)
         found = replace(found, novelty=novelty, doubt=doubt(found.vendi_score, novelty, most))
-    rule = with_novelty(gate.gate, OWN_NOVELTY if gate.checkpoint.get("model") == BUILTIN else ())
+    carries = gate.checkpoint.get("model") == BUILTIN or found.novelty is not None
+    rule = with_novelty(gate.gate, OWN_NOVELTY if carries else ())
     return decide([Candidate(found, _no_reading(values, found, gate))], rule)[0]
 
 

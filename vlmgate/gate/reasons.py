@@ -13,7 +13,7 @@ UNREAD = frozenset((Reason.UNREADABLE, Reason.NOT_READ, Reason.MODEL_FAILED))  #
 
 _NO_PROBABILITY = (
     "answer_probability is unknown: it takes the log-probability and the tokens of each answer, which some servers do "
-    "not give, and which a result of before has in its journal alone"
+    "not give, and which older results keep only in their journal"
 )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from vlmgate.captioner.location import OWN_NOVELTY, own_limits
 from vlmgate.config import BUILTIN, SERVER, ScanConfig
 from vlmgate.data import Content, Reading, Reason, Record, content_of
-from vlmgate.errors import GateError
+from vlmgate.errors import GateError, one_line
 from vlmgate.gate.drift import Values, shifts
 from vlmgate.gate.file import FOLDER, GateFile, differences, feature_file, read_gate
 from vlmgate.gate.rules import ANSWER_COLUMNS, Gate, make_gate, parse_limit
@@ -37,6 +37,7 @@ class RunGate:
     file: GateFile | None = None
     features: Reference | None = None  # of the images that the gate was calibrated on
     own: Reference | None = None  # the checkpoint's
+    warning: str | None = None  # why it promises nothing, where it did
 
     @property
     def calibrated(self) -> Reference | None:
@@ -85,7 +86,17 @@ def gate_of(config: ScanConfig) -> RunGate:
     _check_place(file, config)
     if found.calibrated is None:
         _check_columns(file.gate, config, reference)
-    return replace(found, gate=with_novelty(file.gate, own), own=reference)
+    found = replace(found, gate=with_novelty(file.gate, own), own=reference)
+    if reference is None or file.own_novelty or file.promise.get("target") != "risk":
+        return found
+    # What is left of the accepted images may be wrong more often; of the escapes, none is added.
+    return replace(found, file=replace(file, promise={}), warning=_NOT_CALIBRATED_SO)
+
+
+_NOT_CALIBRATED_SO = (
+    "Nothing is promised of this result: the gate was calibrated without the model's own limit on novelty, which holds "
+    "now. Calibrate again."
+)
 
 
 def with_novelty(gate: Gate, own: Sequence[str]) -> Gate:
@@ -138,7 +149,7 @@ def _check_place(file: GateFile, config: ScanConfig) -> None:
 
 def _check_columns(gate: Gate, config: ScanConfig, own: Reference | None) -> None:
     """Raise `GateError` where the gate compares a column that this run could not fill: nothing would be accepted."""
-    for column in (gate.score, *(limit.column for limit in gate.limits)):
+    for column in (gate.score, *(limit.column for limit in gate.limits if not limit.is_none)):
         if column in ANSWER_COLUMNS and config.sampling.question is None:
             raise GateError(f"{column} comes from answers, and none is asked for; add --question and --choices.")
         if column == "view_contrast" and config.sampling.views == 1:
@@ -147,9 +158,8 @@ def _check_columns(gate: Gate, config: ScanConfig, own: Reference | None) -> Non
         if novel and config.model.endpoint is not None:
             raise GateError(f"{column} needs vision features, which a model server does not show; choose another.")
         if novel and config.reference is None and own is None:
-            raise GateError(
-                f"{column} needs a distance from a reference, and this model carries none; add --reference."
-            )
+            helps = "calibrate again" if config.gate is not None else "add --reference"
+            raise GateError(f"{column} needs a distance from a reference, and this model carries none; {helps}.")
 
 
 # --- does the promise hold? -------------------------------------------------------------------------------------------
@@ -168,7 +178,8 @@ def drift_of(
         return _drift(gate, gate.file, records, readings)
     except Exception as error:  # a figure less, and no reason to lose a night's result
         log.warning("whether these images look like the calibrated ones cannot be told", exc_info=error)
-        return None
+        unknown: dict[str, Any] = {"images": len(records), "calibrated_on": gate.file.data.get("images"), "columns": []}
+        return unknown | {"alarm": True, "failed": one_line(error), "most_unlike": []}
 
 
 def _drift(

@@ -27,6 +27,6 @@ def note_on_one_caption(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
     return [
-        f"One caption is that of {found['images']:,} of {found['of']:,} images: {shorten(found['caption'], 120)!r}. "
-        "Where the images are not alike, see whether the model sees them: `vlmgate doctor` tries that."
+        f"{found['images']:,} of {found['of']:,} images got the same caption: {shorten(found['caption'], 120)!r}. "
+        "If the images differ, the model may not see them: `vlmgate doctor` tries that."
     ]

@@ -20,8 +20,8 @@ from rich.table import Table
 
 from vlmgate.config import BUILTIN
 from vlmgate.data import Quality, Reason, Record, Route
-from vlmgate.errors import count
-from vlmgate.gate.drift import alarm_line, has_alarm
+from vlmgate.errors import DriftError, count
+from vlmgate.gate.drift import alarm_of, has_alarm
 from vlmgate.gate.reasons import REASON_WORDS, no_probability
 from vlmgate.gate.rules import HIGHER_IS_WORSE, Gate
 from vlmgate.images import NO_END, sort_of
@@ -106,9 +106,8 @@ def print_summary(records: Sequence[Record], provenance: Mapping[str, Any], out:
     fewest, most = sampling.get("first_samples"), sampling["num_samples"]
     print_line(console, header_line(provenance["model"], gate, most, fewest))
     console.print()
-    drift = provenance.get("drift")
-    if drift is not None and has_alarm(drift):
-        print_line(console, alarm_line(drift), style="bold red")
+    if alarm := alarm_of(provenance.get("drift")):
+        print_line(console, alarm, style="bold red")
         console.print()
     figures = summarise(records)
     console.print(_summary_table(figures, narrow=console.width < _NARROW))
@@ -149,8 +148,7 @@ def _summary_notes(
 ) -> list[str]:
     held_back = figures["held_back"]
     accepted = [r for r in records if r.route == Route.AUTO_ACCEPT]
-    drift = provenance.get("drift")
-    headline = alarm_line(drift) if drift is not None and has_alarm(drift) else None
+    headline = alarm_of(provenance.get("drift"))
     notes = [line for line in provenance.get("warnings") or () if line != headline]
     if accepted:
         vocabulary = vocabulary_of(provenance["sampling"]) if provenance["kernel"] in BY_FINDINGS else None
@@ -249,8 +247,8 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
         )
         if provenance.get("adaptive"):
             notes.append(
-                f"It promises that of {provenance['adaptive']['most']} samples an image; where fewer were drawn, the "
-                "others were not expected to change the decision (see `vlmgate help samples`)."
+                f"The promise is for {provenance['adaptive']['most']} samples of each image; where fewer were drawn, "
+                "the others were not expected to change the decision (see `vlmgate help samples`)."
             )
     elif provenance.get("gate_edited"):
         notes.append("The gate file was edited since it was calibrated, so it promises nothing.")
@@ -265,7 +263,7 @@ def _notes_on_promise(provenance: Mapping[str, Any]) -> list[str]:
         notes.append(
             "Calibrate again with images of today, or look at what changed: camera, light, parts, share of defects."
         )
-    elif not drift["columns"]:
+    elif not drift["columns"] and not has_alarm(drift):
         notes.append("Too few images to tell whether they look like those that the gate was calibrated on.")
     return notes
 
@@ -423,7 +421,7 @@ def summary_json(
             "schema_version": SCHEMA_VERSION,
             "exit_code": exit_code,
             "error": error,
-            "output": str(out),
+            "output": None if error and exit_code == DriftError.exit_code else str(out),
             "complete": provenance["complete"],
             "gate": provenance["gate"],
             "promise": provenance.get("promise"),

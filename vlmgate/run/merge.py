@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from vlmgate.config import OnDrift
 from vlmgate.data import MODEL_KEYS, NO_READING, Content, Key, Reason, Record, content_of
 from vlmgate.errors import (
     DriftError,
@@ -30,7 +31,7 @@ from vlmgate.errors import (
     VlmgateError,
     count,
 )
-from vlmgate.gate.drift import OnDrift, alarm_line, all_to_people, has_alarm
+from vlmgate.gate.drift import alarm_of, all_to_people
 from vlmgate.gate.early_stop import joined
 from vlmgate.gate.rules import Candidate, Gate, decide_rows
 from vlmgate.gate.run_gate import RunGate, drift_of, from_file
@@ -66,16 +67,17 @@ class Merged:
 
 
 def merge(
-    paths: Sequence[Path], *, incomplete: bool = False, gate_file: Path | None = None, on_drift: OnDrift = "warn"
+    paths: Sequence[Path], *, incomplete: bool = False, gate_file: Path | None = None, on_drift: OnDrift | None = None
 ) -> Merged:
     """Return one result of the parts, in whatever order they are given.
 
     Raises `PartsError` where they do not belong together, and, unless `incomplete`, where a shard is missing, was
-    stopped before its end, or was made before files came that another has seen. With `incomplete` such images have rows
-    that say that they were not read, where the folder can still be listed, and the result is marked. `gate_file` is
-    where the parts' gate file lies now; without it, it is looked for where it lay. `on_drift` says what becomes of
-    images that do not look like the calibrated ones. Raises `StoreError` for damaged parts, `GateError` for another
-    gate, and `DriftError` where `on_drift` is "stop".
+    stopped before its end, or was made before files came that another has seen. With `incomplete` such images have
+    rows that say that they were not read, where the folder can still be listed, and the result is marked.
+    `gate_file` is where the parts' gate file lies now; without it, it is looked for where it lay. `on_drift` says
+    what becomes of images that do not look like the calibrated ones; without it, what the parts say, "route" before
+    "warn". Raises `StoreError` for damaged parts, `GateError` for another gate, and `DriftError` where `on_drift`
+    is "stop".
     """
     parts = sorted((_part(path) for path in paths), key=lambda part: part.listing.shard.index)
     _check_together(parts)
@@ -89,9 +91,11 @@ def merge(
     rows = _shared(sorted([*rows, *unread], key=lambda row: (row.file_name, row.page)))
     records = decide_rows([_candidate(row) for row in rows], tonight.gate)
     drift = drift_of(tonight, records)
-    if drift is not None and has_alarm(drift):
+    if on_drift is None:
+        on_drift = "route" if any(part.provenance.get("on_drift") == "route" for part in parts) else "warn"
+    if alarm := alarm_of(drift):
         if on_drift == "stop":
-            raise DriftError(f"{alarm_line(drift)} No result was written; --on-drift warn or route writes it.")
+            raise DriftError(f"{alarm} No result was written; --on-drift warn or route writes it.")
         records = all_to_people(records) if on_drift == "route" else records
     told = _provenance(parts, lacking, tonight, records, drift) | {"on_drift": tonight.file and on_drift}
     return Merged(records, told, lacking.notes(len(unread)))
@@ -144,7 +148,6 @@ def _settings(part: Part) -> dict[str, Any]:
         "vlmgate": told.get("vlmgate_version"),
         "kernel": told["kernel"],
         "limits": gate,
-        "promise": told.get("promise"),
         "gate_edited": told.get("gate_edited"),
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from vlmgate.data import Content, Reading, Reason, Record, Route
 from vlmgate.errors import DriftError, FatalError, LostReadingError, ModelError, VlmgateError
-from vlmgate.gate.drift import alarm_line, all_to_people, has_alarm
+from vlmgate.gate.drift import alarm_of, all_to_people, has_alarm
 from vlmgate.gate.early_stop import saving_of
 from vlmgate.gate.rules import Gate, decide_rows
 from vlmgate.gate.run_gate import RunGate, drift_of
@@ -54,14 +54,15 @@ class ScanResult:
         return tuple(self.whole)
 
 
-def warnings_of(model: Mapping[str, Any] | None, drift: Mapping[str, Any] | None) -> list[str]:
+def warnings_of(model: Mapping[str, Any] | None, drift: Mapping[str, Any] | None, gate: str | None = None) -> list[str]:
     """Return what people have to know before they believe a result, a line each.
 
     The summary prints these lines, and they stand in the JSON and in the provenance, under `warnings`. `model` is what
-    the model said of itself, `drift` how the images differ from those of the calibration.
+    the model said of itself, `drift` how the images differ from those of the calibration, `gate` what is to be said of
+    the gate.
     """
-    alarm = [alarm_line(drift)] if drift is not None and has_alarm(drift) else []
-    return [*alarm, *((model or {}).get("warnings") or ())]
+    alarm = alarm_of(drift)
+    return [*(line for line in (alarm, gate) if line), *((model or {}).get("warnings") or ())]
 
 
 def promise_of(gate: RunGate, drift: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -69,10 +70,10 @@ def promise_of(gate: RunGate, drift: Mapping[str, Any] | None) -> dict[str, Any]
     return None if gate.file is None or has_alarm(drift) else dict(gate.file.promise)
 
 
-def _not_written(drift: Mapping[str, Any] | None) -> str:
+def _not_written(alarm: str) -> str:
     return (
-        f"{alarm_line(drift or {})} No result was written, as --on-drift stop asks for; the readings are kept, and the "
-        "same command with --on-drift warn or route writes it."
+        f"{alarm} No result was written, as --on-drift stop asks for; the readings are kept, and the same command with "
+        "--on-drift warn or route writes it."
     )
 
 
@@ -94,8 +95,11 @@ class Results:
         try:
             with self.signals.held():
                 records, drift = self._decided(walk)
-                if has_alarm(drift) and self.plan.config.on_drift == "stop":
-                    raise DriftError(_not_written(drift))
+                if drift is not None and self.plan.config.on_drift == "stop":
+                    if alarm := alarm_of(drift):
+                        raise DriftError(_not_written(alarm))
+                    if not drift["columns"]:
+                        return  # too few images as yet to tell
                 self._write(records, self._provenance(records, walk, gone, drift, complete=False))
         except FatalError as error:  # a reader may hold the file; the journal holds the readings
             self.progress.message(f"Not published this time: {error}")
@@ -117,11 +121,12 @@ class Results:
             )
         complete = not any(record.reason == Reason.NOT_READ for record in records)
         provenance = self._provenance(records, walk, gone, drift, complete=complete)
-        if has_alarm(drift):
-            log.warning("%s", alarm_line(drift or {}))
+        alarm = alarm_of(drift)
+        if alarm:
+            log.warning("%s", alarm)
         try:
-            if has_alarm(drift) and plan.config.on_drift == "stop":
-                raise DriftError(_not_written(drift))
+            if alarm and plan.config.on_drift == "stop":
+                raise DriftError(_not_written(alarm) + self._set_aside())
             with self.clock.running("writing"):
                 self._write(records, provenance)
         except LostReadingError:  # from now on it is known to be lost, and nothing is decided on it
@@ -132,6 +137,15 @@ class Results:
         interrupted = None if watched and complete else interrupted  # that is how watching ends
         log.info("finished: %d rows, interrupted=%s, error=%s", len(records), interrupted, error)
         return ScanResult(tuple(records), readings, provenance, plan.gate.gate, plan.outputs, interrupted, error)
+
+    def _set_aside(self) -> str:
+        """Move an earlier result out of the way, so that nobody takes it for tonight's; return what to say of it."""
+        former = self.plan.outputs.parquet
+        if not former.exists():
+            return ""
+        aside = former.with_suffix(".before_drift.parquet")
+        former.replace(aside)
+        return f" An earlier result is now {aside.name}."
 
     def _decided(self, walk: Walk) -> tuple[list[Record], dict[str, Any] | None]:
         """Return the rows, and how the images differ from those of the calibration; None without a gate file."""
@@ -176,7 +190,7 @@ class Results:
             "gone": len(gone),
             "gone_first": list(gone[:5]),
             "model": journal.model,
-            "warnings": warnings_of(journal.model, drift),
+            "warnings": warnings_of(journal.model, drift, gate.warning),
             "sampling": asdict(sampling),
             "image_config": asdict(config.images),
             "kernel": config.kernel,

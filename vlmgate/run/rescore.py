@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from vlmgate.data import Caption, Finish, Key, Quality, Reason, Record, Sampled, Scores, columns_of
 from vlmgate.errors import StoreError, UsageError
+from vlmgate.gate.drift import all_to_people, has_alarm
 from vlmgate.gate.rules import ANSWER_COLUMNS, PROBABILITY, Candidate, Gate, decide_rows
 from vlmgate.scores.answer_probability import is_known
 from vlmgate.scores.diversity import Kernel
@@ -70,8 +71,11 @@ def rescore(
         "kernel_before": provenance["kernel"],
         "gate_before": provenance["gate"],
     }
-    changed = {"kernel": kernel_name, "gate": gate.told(), "rescored": note, "promise": None, "drift": None}
-    return Rescored(rows, dict(provenance) | changed)
+    drift = provenance.get("drift")
+    if has_alarm(drift) and provenance.get("on_drift") == "route":
+        rows = all_to_people(rows)
+    changed = {"kernel": kernel_name, "gate": gate.told(), "rescored": note, "promise": None}
+    return Rescored(rows, dict(provenance) | changed | {"drift": drift if has_alarm(drift) else None})
 
 
 def check_output(out: Path, source: Path) -> None:

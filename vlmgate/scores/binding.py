@@ -169,7 +169,7 @@ class _Binder(Sentence):
             kind = lang.BEFORE  # "none is cracked"
         if kind == lang.EITHER:
             kind = self._side(i, ahead)
-        if kind == lang.AFTER and self.concord and not self._reach() and SAYS.isdisjoint(ahead):
+        if kind in (lang.AFTER, "weak") and self.concord and not self._reach() and SAYS.isdisjoint(ahead):
             kind = lang.BEFORE  # there is nothing that it could deny but what follows
         if kind == lang.NEAR:  # "it is not seen" denies it, "it is not deep" does not
             kind = lang.AFTER if self._after(i, (lang.SEEN, lang.VERB, lang.PREDICATE, *SAYS)) else "weak"

@@ -29,7 +29,7 @@ _SIDES = {"left": "side", "right": "side", "top": "height", "bottom": "height", 
 _SIDES |= {"inner": "radius", "outer": "radius", "first": "order", "second": "order"}
 # Said of anything: it counts in "is bad" and "Verdict: bad", not in "bad light".
 _STATED = frozenset(("quality", "level"))
-_NUMBER, _ARTICLE = "number", "article"
+_NUMBER, _AMOUNT, _ARTICLE = "number", "amount", "article"
 _MISSING = "missing_part"
 _NEAR = 3  # words between a negator and what it negates
 _MOST = 12  # of a thing; what is more, nobody counts
@@ -91,11 +91,20 @@ def contrasts_of(folded: str, marks: Sequence[Mark], items: Sequence[Item], lang
         given = [value for value, sign in signs.items() if sign == SAID]
         excluded = [value for value, sign in signs.items() if sign == NOT]
         if len(given) == 1 and kind not in _SIDES.values():
-            excluded += [one for one in known.values.get(kind.partition(" ")[0], ()) if one not in signs]
+            excluded += [one for one in _others(kind, language, known) if one not in signs]
         for value in (*given, *excluded):
             start, end = places.get((kind, value)) or places[kind, given[0]]
             yield f"~{kind}:{value}", SAID if value in given else NOT, start, end
     yield from _parts(clauses)
+
+
+def _others(kind: str, language: Language, known: _Words) -> Sequence[str]:
+    """Return all values of a kind; of how many things there are, only where the thing is a finding."""
+    name, _, thing = kind.partition(" ")
+    if name in (_NUMBER, _AMOUNT):
+        counts = tuple(map(str, range(1, _MOST + 1))) if name == _NUMBER else ("one", "more than one")
+        return counts if thing in language.findings else ()
+    return known.values.get(name, ())
 
 
 def _clauses(marks: Sequence[Mark], items: Sequence[Item], hits: Sequence[_Hit]) -> list[_Clause]:
@@ -190,6 +199,10 @@ def _named(clause: _Clause, clauses: Sequence[_Clause], known: _Words) -> Iterat
             if _locates(clause, clauses):
                 yield kind, value, SAID, start, end
             continue
+        if value == "good" and any(
+            mark.kind == lang.DEFECT and mark.start <= start and end <= mark.end for mark in clause.marks
+        ):
+            continue  # "not acceptable"
         if kind in _STATED and known.spaced and not _stated(before, after):
             continue
         if len(before) > 1 and before[-1].kind == lang.COLON and before[-2].kind == lang.FINDING:
@@ -258,7 +271,7 @@ def _numbers(folded: str, clause: _Clause, known: _Words) -> Iterator[_Named]:
         for thing in dict.fromkeys(things):
             if number.isdigit():
                 yield f"{_NUMBER} {thing}", number, SAID, start, end
-            yield f"amount {thing}", "one" if number in ("1", _ARTICLE) else "more than one", SAID, start, end
+            yield f"{_AMOUNT} {thing}", "one" if number in ("1", _ARTICLE) else "more than one", SAID, start, end
 
 
 class _Count(NamedTuple):
@@ -275,7 +288,7 @@ def _counts_in_words(clause: _Clause, known: _Words) -> Iterator[_Count]:
         if not number:
             continue
         one = _Count(number, _things(clause, start, end, known), start, end)
-        if last is not None and not last.things and start - last.end <= _OF_WORDS:
+        if last is not None and start - last.end <= _OF_WORDS:
             one = one._replace(number=last.number, start=last.start)  # "one of the four screws" are one
         elif last is not None:
             yield last

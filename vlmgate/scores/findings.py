@@ -165,6 +165,9 @@ class Vocabulary:
             spans.append(Span(UNNAMED, NONE, 0, 0))
         spans += [Span(*one) for one in measures_of(folded, marks, scanner.language)]
         spans += [Span(*one) for one in contrasts_of(folded, marks, items, scanner.language)]
+        faults = any(one.sign == SAID and one.claim != lang.INTACT and not is_measure(one.claim) for one in spans)
+        if not faults and any(span.claim in _FINE and span.sign == NOT for span in spans):
+            spans.append(Span(UNNAMED, NONE, 0, 0))  # "No scratch. Verdict: bad."
         return self._summed(spans, code)
 
     def _in_another(self, folded: str, code: str) -> bool:
@@ -259,6 +262,7 @@ def _doubts_all(marks: Sequence[lang.Mark]) -> bool:
     return any({mark.kind for mark in part} <= _HEDGES for stop, part in parts if not stop)
 
 
+_FINE = ("~quality:good", "~decision:good")
 _HEDGES = frozenset((lang.HEDGE, lang.HEDGE_AFTER))
 
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vlmgate.captioner.location import Local, locate, weights_digest
 from vlmgate.config import ModelConfig
-from vlmgate.errors import NoveltyError, one_line
+from vlmgate.errors import ConfigError, NoveltyError, one_line
 
 Matrix = NDArray[np.float64]
 Method = Literal["mahalanobis", "knn"]
@@ -178,7 +178,8 @@ _TOLD = ("method", "rest", "unit", "count", "note", "weights")
 def checkpoint_reference(model: ModelConfig) -> Reference | None:
     """Return the reference that lies in the checkpoint's own folder, if there is one.
 
-    Raises `NoveltyError` where it cannot be read, or is of other weights: training on changes what the model sees.
+    Raises `NoveltyError` where it cannot be read, and `ConfigError` where it is of other weights: training on changes
+    what the model sees.
     """
     if model.endpoint is not None:
         return None
@@ -188,7 +189,7 @@ def checkpoint_reference(model: ModelConfig) -> Reference | None:
     found = Reference.load(path)
     if found.weights != weights_digest(place.folder):
         why = "was made with other weights" if found.weights else "does not say which weights it was made with"
-        raise NoveltyError(f"{path}: {why}; make it again, or move it away: then nothing tells strange images.")
+        raise ConfigError(f"{path}: {why}. Delete it, and name good images with --reference; calibrate gates again.")
     return found
 
 
