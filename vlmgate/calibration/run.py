@@ -146,10 +146,10 @@ def calibrate(
     tried = look_back(labelled, labels, provenance, config) if config.rule == "guarantee" else None
     found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs, tried)
     found = replace(found, builtin=(provenance["model"] or {}).get("model") == BUILTIN)
+    if tried is not None and (elsewhere := remember(tried, labels, config)) is not None:
+        found = replace(found, notes=(*found.notes, elsewhere))  # before the gate is there: a kill forgets no try
     seconds = seconds_of(provenance)
     gate = _write(found, config, labels, provenance)
-    if tried is not None and (elsewhere := remember(tried, labels, config)) is not None:
-        found = replace(found, notes=(*found.notes, elsewhere))
     page = None
     if config.page:
         progress.message("Drawing the page …")
