@@ -357,7 +357,7 @@ def test_what_becomes_of_a_changed_folder_is_for_the_user_to_say(
     assert {row.route for row in rows} == {Route.HUMAN_REVIEW} and provenance["on_drift"] == "route"
     assert sum(row.reason == Reason.DRIFTED for row in rows) == len(accepted)
     assert "unlike the calibrated images" in told and len(fake.history) == read
-    run("rescore", "other.parquet", "--score", "vendi_score", "--threshold", 4, code=5)
+    run("rescore", "other.parquet", "--score", "vendi_score", "--threshold", 2, code=5)
     rows, provenance = read_result(Path("other.rescored.parquet"))
     assert {row.route for row in rows} == {Route.HUMAN_REVIEW} and provenance["drift"]["alarm"]
     _, error = run("scan", tmp_path / "other", "--on-drift", "route", code=2)
