@@ -6,15 +6,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vlmgate.calibration.figures import Mask, Vector
 from vlmgate.calibration.readings import Labelled
 from vlmgate.config import CalibrateConfig
 from vlmgate.errors import LabelError
 from vlmgate.gate.rules import COLUMNS, Limit, parse_limit
-
-Vector = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 # A blurred or dark picture may be read wrongly, and nobody has measured how often.
 USUAL = ("sharpness", "exposure", "contrast", "noise")
