@@ -161,6 +161,8 @@ def _words(code: str) -> _Words:
         for phrase in phrases
         for text in lang.expanded(phrase)
     }
+    if code == "ko":  # "우", right, is within many words
+        of_phrase = {phrase: value for phrase, value in of_phrase.items() if len(phrase) > 1}
     longest = sorted(of_phrase, key=lambda phrase: -len(phrase))
     pattern = re.compile("|".join(map(re.escape, longest)) or "(?!)")
     numbers = {lang.fold(word).strip(): n for n, several in one.contrasts.get(_NUMBER, {}).items() for word in several}
