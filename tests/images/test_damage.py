@@ -572,3 +572,27 @@ def test_what_encoders_write_is_never_refused(tmp_path: Path, size: tuple[int, i
             ("PNG", {"optimize": True}),
         ]:
             accepted(tmp_path, encoded(image, format_, **options))
+
+
+# --- files that claim too much ---------------------------------------------------------------------------------------
+
+
+def directory(tags: dict[int, int], rows: int = 0, after: int = 0) -> bytes:
+    """A TIFF directory of LONG values, some empty rows behind them, and where the next one lies."""
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return struct.pack("<H", len(tags) + rows) + body + bytes(12 * rows) + struct.pack("<I", after)
+
+
+SMALL = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: 4, 278: 4, 279: 16}
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("bands", [4097, 65536, 2**32 - 1])
+def test_a_tiff_that_claims_channels_without_end(tmp_path: Path, bands: int, planar: int) -> None:
+    data = b"II*\0" + struct.pack("<I", 8) + directory({**SMALL, 277: bands, 284: planar})
+    tracemalloc.start()
+    try:
+        assert f"{bands:,} channels" in reason(tmp_path, data)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()

@@ -17,7 +17,7 @@ from PIL.ImageFile import ImageFile as PillowImage
 
 from vlmgate.images.formats import MORE, TIFF_PAGE, RefusedError, printable
 from vlmgate.images.jpeg import check_jpeg
-from vlmgate.images.tiff import BANDS, BY_TIFFFILE, COMPRESSION, PLANAR, SAMPLE_FORMAT, TiffPage, bits_of
+from vlmgate.images.tiff import BY_TIFFFILE, COMPRESSION, PLANAR, SAMPLE_FORMAT, TiffPage, bits_of
 
 Array = npt.NDArray[Any]
 
@@ -221,8 +221,8 @@ _FLOAT = 3  # sample format
 
 def needs_tifffile(stream: BinaryIO, page: TiffPage, *, big_endian_big: bool) -> bool:
     """Say whether Pillow cannot read a page, by its tags."""
-    bands = max(1, page.first(BANDS, 1))
-    bits = bits_of(stream, page, bands)
+    bits = bits_of(stream, page)
+    bands = len(bits)
     deep, format_ = max(bits) > 8, (page.all(SAMPLE_FORMAT, stream) or (1,))[0]
     usual = max(bits) in _PILLOW_BITS or (max(bits) == 12 and bands == 1)
     # Pillow swaps the bytes of compressed values a second time, but for plain ones of 16 bits, and does not know plain

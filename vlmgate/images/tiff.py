@@ -30,6 +30,7 @@ _YCBCR = 6
 BY_TIFFFILE = (33003, 33004, 33005, 34712, 34887, 34927, 34933, 34934, 50000, 50001, 50002, 52546)  # JPEG 2000, LERC, …
 _BLOCK = 1 << 20  # bytes inflated at a time
 _MOST_STRIPS = 1 << 22  # more than any writer makes
+_MOST_BANDS = 4096  # more than any camera has; the tag may claim four thousand million
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +159,7 @@ def _pieces_of(stream: BinaryIO, page: TiffPage) -> list[Piece]:
     if min(width, height, columns, rows) <= 0:
         raise RefusedError("a page without a size")
     across, down = -(-width // columns), -(-height // rows)
-    bands = max(1, page.first(BANDS, 1))
-    bits = bits_of(stream, page, bands)
+    bits = bits_of(stream, page)
     planes = bits if page.first(PLANAR, 1) == 2 else [sum(bits)]
     wanted = across * down * len(planes)
     offsets = page.all(TILE_OFFSETS if tiled else STRIP_OFFSETS, stream)
@@ -180,8 +180,17 @@ def _pieces_of(stream: BinaryIO, page: TiffPage) -> list[Piece]:
     return pieces
 
 
-def bits_of(stream: BinaryIO, page: TiffPage, bands: int) -> list[int]:
-    """Return the bits of each channel."""
+def bands_of(page: TiffPage) -> int:
+    """Return how many channels a page has; raises `RefusedError` for more than any camera delivers."""
+    bands = max(1, page.first(BANDS, 1))
+    if bands > _MOST_BANDS:
+        raise RefusedError(f"a page of {bands:,} channels; no more than {_MOST_BANDS:,} are read")
+    return bands
+
+
+def bits_of(stream: BinaryIO, page: TiffPage) -> list[int]:
+    """Return the bits of each channel; raises `RefusedError` for too many channels."""
+    bands = bands_of(page)
     bits = page.all(BITS, stream) or (1,)
     return [*bits, *[bits[0]] * bands][:bands]
 
