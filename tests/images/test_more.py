@@ -182,6 +182,18 @@ def test_turned_inverted_and_masked(tmp_path: Path) -> None:
     assert np.asarray(got.rgb)[:5, :5].max() == 0
 
 
+def test_memory_is_counted_for_every_channel(tmp_path: Path) -> None:
+    channels = np.zeros((600, 600, 100), np.float32)
+    data = tiff(channels, compression="zlib", photometric="minisblack", planarconfig="contig", metadata=None)
+    assert len(data) < 1_000_000
+    (tmp_path / "a").write_bytes(data)
+    (refused,) = open_pages(Source("a", tmp_path / "a"), ImageConfig(image_memory=0.25))
+    assert isinstance(refused, Unreadable)
+    assert refused.reason.startswith("needs more memory than images may take: 0.3 GB to decode, of 0.25")
+    (read,) = open_pages(Source("a", tmp_path / "a"), ImageConfig(image_memory=0.4))
+    assert "0.3 GB" not in str(read)
+
+
 # --- HEIC ------------------------------------------------------------------------------------------------------------
 
 

@@ -169,7 +169,9 @@ class Container:
         mode = self._image.mode if self._reader is None else self._reader.mode
         deep = self._reader is None and (is_16_bit_colour(self._image) or is_deep_pnm(self._image))
         held = size if size <= IN_MEMORY else 0
-        return peak_of(self.kind, mode, width * height, held, deep_colour=deep), width * height * KEPT
+        decoded = 0 if self._reader is None else self._reader.decoded
+        peak = peak_of(self.kind, mode, width * height, held, deep_colour=deep, decoded=decoded)
+        return peak, width * height * KEPT
 
     @property
     def camera(self) -> Hashable:

@@ -19,12 +19,17 @@ _SAMPLED, _OF_SAMPLE = 4_000_000, 6  # pixels that quality is measured in at mos
 _COPIES = {"JPEG": 3, "WEBP": 2}  # of the file's bytes, where it is read into memory
 
 
-def peak_of(kind: str, mode: str, pixels: int, file_bytes: int, *, deep_colour: bool = False) -> int:
-    """Return the bytes that decoding a page takes at its peak, by the kind of file and how it stores its pixels."""
+def peak_of(
+    kind: str, mode: str, pixels: int, file_bytes: int, *, deep_colour: bool = False, decoded: int = 0
+) -> int:
+    """Return the bytes that decoding a page takes at its peak, by the kind of file and how it stores its pixels.
+
+    `decoded` bytes come on top where a package other than Pillow reads the values, all channels of them.
+    """
     name = "I;16" if mode.startswith("I;16") else mode
     each = _DEEP_COLOUR if deep_colour else _BY_MODE.get(name, _DEEP_COLOUR)
     sample = _OF_SAMPLE * min(pixels, _SAMPLED)
-    return pixels * (each + _DECODERS.get(kind, 0)) + _COPIES.get(kind, 1) * file_bytes + sample
+    return pixels * (each + _DECODERS.get(kind, 0)) + _COPIES.get(kind, 1) * file_bytes + sample + decoded
 
 
 def usual_budget() -> int:
