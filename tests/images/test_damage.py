@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter, TiffImagePlugin
 
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
-from vlmgate.images import open_pages
+from vlmgate.images import open_pages, read_ahead
 from vlmgate.images.damage import PngFrames
 
 END = b"\xff\xd9"
@@ -596,3 +596,28 @@ def test_a_tiff_that_claims_channels_without_end(tmp_path: Path, bands: int, pla
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+WHOLE = {"AVIF": {}, "JPEG2000": {}, "WEBP": {"lossless": True}, "QOI": {}, "JPEG": {"quality": 95}, "PNG": {}}
+
+
+@pytest.mark.parametrize("format_", WHOLE)
+def test_a_large_file_is_admitted_before_it_is_read_whole(
+    tmp_path: Path, format_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(encoded(photo(), format_, **WHOLE[format_]))
+    for module in ("pages", "container", "memory"):
+        monkeypatch.setattr(f"vlmgate.images.{module}.IN_MEMORY", 0)
+    source = Source("a", tmp_path / "a")
+    (read,) = open_pages(source, ImageConfig(image_memory=0.1))
+    assert isinstance(read, Picture)
+    for opened in list(read_ahead([source] * 20, ImageConfig(image_memory=0.004, workers=3))):
+        assert isinstance(opened.result, Picture)
+
+    def checked(_stream: object, _kind: str) -> None:
+        raise AssertionError("read before there was room")
+
+    monkeypatch.setattr("vlmgate.images.container.check_integrity", checked)
+    (refused,) = open_pages(source, ImageConfig(image_memory=1e-6))
+    assert isinstance(refused, Unreadable)
+    assert "needs more memory than images may take" in refused.reason and "see --image-memory" in refused.reason
