@@ -621,3 +621,16 @@ def test_a_large_file_is_admitted_before_it_is_read_whole(
     (refused,) = open_pages(source, ImageConfig(image_memory=1e-6))
     assert isinstance(refused, Unreadable)
     assert "needs more memory than images may take" in refused.reason and "see --image-memory" in refused.reason
+
+
+def test_a_jpeg_with_tables_without_end(tmp_path: Path) -> None:
+    whole = encoded(photo(), "JPEG")
+    few, many = (whole[:2] + b"\xff\xdd\0\4\0\0" * times + whole[2:] for times in (1000, 5000))
+    accepted(tmp_path, few)
+    assert reason(tmp_path, many) == "a JPEG whose header has more than 4,096 tables"
+
+
+def test_a_jpeg_with_scans_without_end(tmp_path: Path) -> None:
+    whole = encoded(photo(64, 64), "JPEG", progressive=True)
+    last = whole.rfind(b"\xff\xda")
+    assert reason(tmp_path, whole[:-2] + whole[last:-2] * 600 + whole[-2:]) == "a JPEG of more than 500 scans"
