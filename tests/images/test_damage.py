@@ -634,3 +634,17 @@ def test_a_jpeg_with_scans_without_end(tmp_path: Path) -> None:
     whole = encoded(photo(64, 64), "JPEG", progressive=True)
     last = whole.rfind(b"\xff\xda")
     assert reason(tmp_path, whole[:-2] + whole[last:-2] * 600 + whole[-2:]) == "a JPEG of more than 500 scans"
+
+
+def test_directories_with_tags_without_end(tmp_path: Path) -> None:
+    wanted = "a TIFF whose directories have more tags than any writer makes"
+    assert reason(tmp_path, b"II*\0" + struct.pack("<I", 8) + directory(SMALL, rows=5000)) == wanted
+    # Each directory begins 8 bytes behind the one before, and its rows hold those that follow.
+    pages, rows = 1000, 4000
+    body = bytearray(8 + 8 * pages + 12 * rows + 8)
+    for page in range(pages):
+        struct.pack_into("<H", body, 8 + 8 * page, rows)
+        struct.pack_into("<I", body, 8 + 8 * page + 2 + 12 * rows, 16 + 8 * page)
+    body[:8] = b"II*\0" + struct.pack("<I", 8)
+    assert len(body) < 60_000
+    assert reason(tmp_path, bytes(body)) == wanted

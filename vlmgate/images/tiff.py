@@ -30,6 +30,10 @@ _YCBCR = 6
 BY_TIFFFILE = (33003, 33004, 33005, 34712, 34887, 34927, 34933, 34934, 50000, 50001, 50002, 52546)  # JPEG 2000, LERC, …
 _BLOCK = 1 << 20  # bytes inflated at a time
 _MOST_STRIPS = 1 << 22  # more than any writer makes
+_MOST_ROWS, _MOST_ROWS_OF_ALL = (
+    4096,
+    1 << 20,
+)  # tags of one directory, and of all; directories may be laid over each other
 _MOST_BANDS = 4096  # more than any camera has; the tag may claim four thousand million
 
 
@@ -79,7 +83,10 @@ class Piece:
 
 
 def read_pages(stream: BinaryIO, limit: int) -> tuple[list[TiffPage], bool]:
-    """Follow the chain of directories; stop at the limit, at a loop, or where the file ends too early (True)."""
+    """Follow the chain of directories; stop at the limit, at a loop, or where the file ends too early (True).
+
+    Raises `RefusedError` where they have more tags than any writer makes.
+    """
     size = stream.seek(0, 2)
     stream.seek(0)
     head = stream.read(16)
@@ -89,13 +96,18 @@ def read_pages(stream: BinaryIO, limit: int) -> tuple[list[TiffPage], bool]:
     offset = int.from_bytes(head[first : first + pointer_size], order)
     pages: list[TiffPage] = []
     seen: set[int] = set()
+    total = 0
     while (offset or not seen) and offset not in seen and len(seen) < limit:
         seen.add(offset)
         stream.seek(min(offset, size))
         entries = stream.read(count_size)
-        end = stream.tell() + int.from_bytes(entries, order) * entry_size
+        rows = int.from_bytes(entries, order)
+        end = stream.tell() + rows * entry_size
         if len(head) < first + pointer_size or len(entries) < count_size or end > size:
             return [*pages, TiffPage(offset)], True
+        total += rows
+        if rows > _MOST_ROWS or total > _MOST_ROWS_OF_ALL:
+            raise RefusedError("a TIFF whose directories have more tags than any writer makes")
         table = stream.read(end - stream.tell())
         pointer = stream.read(pointer_size)  # some writers leave out the last one, which is zero anyway
         pages.append(page := TiffPage(offset, order))
