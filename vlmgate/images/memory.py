@@ -29,8 +29,8 @@ def held_of(kind: str, size: int) -> int:
 def peak_of(kind: str, mode: str, pixels: int, size: int, *, deep_colour: bool = False, decoded: int = 0) -> int:
     """Return the bytes that decoding a page takes at its peak, by the kind of file and how it stores its pixels.
 
-    `size` is that of the file, in bytes. `decoded` bytes come on top where a package other than Pillow reads the values,
-    all channels of them.
+    `size` is that of the file, in bytes. `decoded` bytes come on top where a package other than Pillow reads the
+    values, all channels of them.
     """
     name = "I;16" if mode.startswith("I;16") else mode
     each = _DEEP_COLOUR if deep_colour else _BY_MODE.get(name, _DEEP_COLOUR)

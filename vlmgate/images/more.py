@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL.ImageFile import ImageFile as PillowImage
 
+from vlmgate.images.damage import check_end, check_jpeg2000
 from vlmgate.images.formats import MORE, TIFF_PAGE, RefusedError, printable
 from vlmgate.images.jpeg import check_jpeg
 from vlmgate.images.tiff import BY_TIFFFILE, COMPRESSION, PLANAR, SAMPLE_FORMAT, TiffPage, bits_of
@@ -81,6 +82,9 @@ def open_heif(stream: BinaryIO) -> PillowImage:
 # --- DICOM -----------------------------------------------------------------------------------------------------------
 
 _CONVERTED = 8  # bytes a pixel: units or palettes are applied in float64 or 16-bit colour
+# JPEG, lossless JPEG, JPEG-LS, JPEG 2000 and its high-throughput form
+_JPEG_FAMILY = tuple(f"1.2.840.10008.1.2.4.{tens}" for tens in (5, 7, 8, 9, 20))
+_LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _JPEG_SYNTAXES = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 
 
@@ -105,8 +109,15 @@ class _Dicom:
         from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
 
         data = self._data
-        if data.file_meta.TransferSyntaxUID in _JPEG_SYNTAXES:
-            check_jpeg(get_frame(data.PixelData, page - 1, number_of_frames=self.num_pages))
+        syntax = data.file_meta.TransferSyntaxUID
+        if syntax.startswith(_JPEG_FAMILY):
+            frame = get_frame(data.PixelData, page - 1, number_of_frames=self.num_pages)
+            if syntax in _JPEG_SYNTAXES:
+                check_jpeg(frame)
+            elif syntax in _LOSSLESS_JPEG:  # its black parts may be coded as zeros
+                check_end(frame)
+            else:
+                check_jpeg2000(frame)
         values: Array = pixel_array(data, index=page - 1)
         kind = str(data.get("PhotometricInterpretation") or "")
         plain = "RescaleSlope" not in data or (float(data.RescaleSlope), float(data.RescaleIntercept)) == (1, 0)

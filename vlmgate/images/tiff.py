@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
+from vlmgate.images.damage import check_jpeg2000, check_webp
 from vlmgate.images.formats import RefusedError
 from vlmgate.images.jpeg import check_jpeg
 from vlmgate.images.libtiff import first_complaint
@@ -27,7 +28,22 @@ _READ = frozenset(value for name, value in globals().items() if name.isupper() a
 _SIZES = {1: 1, 3: 2, 4: 4, 7: 1, 13: 4, 16: 8, 18: 8}  # bytes of one value, by type: those of whole numbers
 _NONE, _OLD_JPEG, _JPEG, _DEFLATE = 1, 6, 7, (8, 32946)
 _YCBCR = 6
-BY_TIFFFILE = (33003, 33004, 33005, 34712, 34887, 34927, 34933, 34934, 50000, 50001, 50002, 52546)  # JPEG 2000, LERC, …
+_JPEG_2000, _WEBP, _JPEG_XR = (33003, 33004, 33005, 34712), (34927, 50001), (22610, 34934)
+BY_TIFFFILE = (
+    22610,
+    33003,
+    33004,
+    33005,
+    34712,
+    34887,
+    34927,
+    34933,
+    34934,
+    50000,
+    50001,
+    50002,
+    52546,
+)  # JPEG 2000, LERC, …
 _BLOCK = 1 << 20  # bytes inflated at a time
 _MOST_STRIPS = 1 << 22  # more than any writer makes
 _MOST_ROWS, _MOST_ROWS_OF_ALL = (
@@ -145,6 +161,8 @@ def holds_raw(pages: Sequence[TiffPage]) -> bool:
 def check_page(stream: BinaryIO, page: TiffPage) -> None:
     """Refuse a page with strips or tiles that are missing, too short, shared, or that do not decode."""
     compression = page.first(COMPRESSION, _NONE)
+    if compression in _JPEG_XR:  # its decoder passes over damage, and nothing else finds it
+        raise RefusedError("TIFF with JPEG XR cannot be checked for damage; convert it to PNG")
     pieces = _pieces_of(stream, page)
     if compression != _OLD_JPEG:
         _check_places(pieces, stream.seek(0, 2), compressed=compression != _NONE)
@@ -156,6 +174,11 @@ def check_page(stream: BinaryIO, page: TiffPage) -> None:
         for piece in pieces:
             stream.seek(piece.offset)
             check_jpeg(tables[:-2] + stream.read(piece.length)[2 if tables else 0 :])
+    elif compression in _JPEG_2000 or compression in _WEBP:
+        check = check_webp if compression in _WEBP else check_jpeg2000
+        for piece in pieces:
+            stream.seek(piece.offset)
+            check(stream.read(piece.length))
     elif compression not in (_NONE, *_DEFLATE, *BY_TIFFFILE):
         complaint = first_complaint(stream, page.offset, len(pieces), tiled=TILE_OFFSETS in page)
         if complaint:
