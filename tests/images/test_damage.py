@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter, TiffImagePlugin
 
 from vlmgate.config import ImageConfig
 from vlmgate.data import Picture, Source, Unreadable
-from vlmgate.images import open_pages
+from vlmgate.images import open_pages, read_ahead
 from vlmgate.images.damage import PngFrames
 
 END = b"\xff\xd9"
@@ -572,3 +572,79 @@ def test_what_encoders_write_is_never_refused(tmp_path: Path, size: tuple[int, i
             ("PNG", {"optimize": True}),
         ]:
             accepted(tmp_path, encoded(image, format_, **options))
+
+
+# --- files that claim too much ---------------------------------------------------------------------------------------
+
+
+def directory(tags: dict[int, int], rows: int = 0, after: int = 0) -> bytes:
+    """A TIFF directory of LONG values, some empty rows behind them, and where the next one lies."""
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return struct.pack("<H", len(tags) + rows) + body + bytes(12 * rows) + struct.pack("<I", after)
+
+
+SMALL = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: 4, 278: 4, 279: 16}
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("bands", [4097, 65536, 2**32 - 1])
+def test_a_tiff_that_claims_channels_without_end(tmp_path: Path, bands: int, planar: int) -> None:
+    data = b"II*\0" + struct.pack("<I", 8) + directory({**SMALL, 277: bands, 284: planar})
+    tracemalloc.start()
+    try:
+        assert f"{bands:,} channels" in reason(tmp_path, data)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+WHOLE = {"AVIF": {}, "JPEG2000": {}, "WEBP": {"lossless": True}, "QOI": {}, "JPEG": {"quality": 95}, "PNG": {}}
+
+
+@pytest.mark.parametrize("format_", WHOLE)
+def test_a_large_file_is_admitted_before_it_is_read_whole(
+    tmp_path: Path, format_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(encoded(photo(), format_, **WHOLE[format_]))
+    for module in ("pages", "container", "memory"):
+        monkeypatch.setattr(f"vlmgate.images.{module}.IN_MEMORY", 0)
+    source = Source("a", tmp_path / "a")
+    (read,) = open_pages(source, ImageConfig(image_memory=0.1))
+    assert isinstance(read, Picture)
+    for opened in list(read_ahead([source] * 20, ImageConfig(image_memory=0.004, workers=3))):
+        assert isinstance(opened.result, Picture)
+
+    def checked(_stream: object, _kind: str) -> None:
+        raise AssertionError("read before there was room")
+
+    monkeypatch.setattr("vlmgate.images.container.check_integrity", checked)
+    (refused,) = open_pages(source, ImageConfig(image_memory=1e-6))
+    assert isinstance(refused, Unreadable)
+    assert "needs more memory than images may take" in refused.reason and "see --image-memory" in refused.reason
+
+
+def test_a_jpeg_with_tables_without_end(tmp_path: Path) -> None:
+    whole = encoded(photo(), "JPEG")
+    few, many = (whole[:2] + b"\xff\xdd\0\4\0\0" * times + whole[2:] for times in (1000, 5000))
+    accepted(tmp_path, few)
+    assert reason(tmp_path, many) == "a JPEG whose header has more than 4,096 tables"
+
+
+def test_a_jpeg_with_scans_without_end(tmp_path: Path) -> None:
+    whole = encoded(photo(64, 64), "JPEG", progressive=True)
+    last = whole.rfind(b"\xff\xda")
+    assert reason(tmp_path, whole[:-2] + whole[last:-2] * 600 + whole[-2:]) == "a JPEG of more than 500 scans"
+
+
+def test_directories_with_tags_without_end(tmp_path: Path) -> None:
+    wanted = "a TIFF whose directories have more tags than any writer makes"
+    assert reason(tmp_path, b"II*\0" + struct.pack("<I", 8) + directory(SMALL, rows=5000)) == wanted
+    # Each directory begins 8 bytes behind the one before, and its rows hold those that follow.
+    pages, rows = 1000, 4000
+    body = bytearray(8 + 8 * pages + 12 * rows + 8)
+    for page in range(pages):
+        struct.pack_into("<H", body, 8 + 8 * page, rows)
+        struct.pack_into("<I", body, 8 + 8 * page + 2 + 12 * rows, 16 + 8 * page)
+    body[:8] = b"II*\0" + struct.pack("<I", 8)
+    assert len(body) < 60_000
+    assert reason(tmp_path, bytes(body)) == wanted

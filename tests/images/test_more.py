@@ -182,6 +182,54 @@ def test_turned_inverted_and_masked(tmp_path: Path) -> None:
     assert np.asarray(got.rgb)[:5, :5].max() == 0
 
 
+def fine() -> Values:
+    """A picture whose compressed tiles are some thousand bytes long."""
+    large = np.asarray(Image.fromarray(photo(240)).resize((512, 512))).astype(int)
+    return np.clip(large + np.random.default_rng(1).integers(-8, 9, large.shape), 0, 255).astype(np.uint8)
+
+
+def without_half(data: bytes, at: int, length: int, begin: float) -> bytes:
+    """Put zeros into half of the bytes of a piece."""
+    first, last = at + int(length * begin), at + int(length * (begin + 0.5))
+    return data[:first] + bytes(last - first) + data[last:]
+
+
+@pytest.mark.parametrize("begin", [0.25, 0.4, 0.5])
+@pytest.mark.parametrize(
+    "options", [{"compression": "jpeg2000"}, {"compression": "webp"}, {"compression": "webp", "lossless": True}]
+)
+def test_half_of_a_tile_became_zeros(tmp_path: Path, options: dict[str, Any], begin: float) -> None:
+    more = {"compressionargs": {"lossless": True}} if "lossless" in options else {}
+    data = tiff(fine(), compression=options["compression"], photometric="rgb", tile=(256, 256), **more)
+    picture(tmp_path, data)
+    flat = np.zeros((512, 512, 3), np.uint8)
+    picture(tmp_path, tiff(flat, compression=options["compression"], photometric="rgb", tile=(256, 256), **more))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        places = list(zip(file.pages[0].dataoffsets, file.pages[0].databytecounts, strict=True))
+    for at, length in (places[0], places[-1]):
+        assert reason(tmp_path, without_half(data, at, length, begin))
+
+
+def test_jpeg_xr_in_tiff_is_refused(tmp_path: Path) -> None:
+    try:
+        data = tiff(fine(), compression="jpegxr", photometric="rgb")
+    except (ValueError, NotImplementedError) as error:
+        pytest.skip(str(error))
+    assert reason(tmp_path, data) == "TIFF with JPEG XR cannot be checked for damage; convert it to PNG"
+
+
+def test_memory_is_counted_for_every_channel(tmp_path: Path) -> None:
+    channels = np.zeros((600, 600, 100), np.float32)
+    data = tiff(channels, compression="zlib", photometric="minisblack", planarconfig="contig", metadata=None)
+    assert len(data) < 1_000_000
+    (tmp_path / "a").write_bytes(data)
+    (refused,) = open_pages(Source("a", tmp_path / "a"), ImageConfig(image_memory=0.25))
+    assert isinstance(refused, Unreadable)
+    assert refused.reason.startswith("needs more memory than images may take: 0.3 GB to decode, of 0.25")
+    (read,) = open_pages(Source("a", tmp_path / "a"), ImageConfig(image_memory=0.4))
+    assert "0.3 GB" not in str(read)
+
+
 # --- HEIC ------------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +300,33 @@ def test_dicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason(tmp_path, data[:-500])
     monkeypatch.setitem(sys.modules, "pydicom", None)
     assert "needs the extra 'dicom'" in reason(tmp_path, data)
+
+
+@pytest.mark.parametrize("begin", [0.25, 0.4, 0.5])
+def test_half_of_a_dicom_frame_became_zeros(tmp_path: Path, begin: float) -> None:
+    from pydicom import dcmread
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless
+
+    def packed_in(frames: list[bytes], shape: tuple[int, ...]) -> bytes:
+        data = dcmread(io.BytesIO(dicom(np.zeros((2, *shape), np.uint8))))
+        data.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        data.PixelData = encapsulate(frames)
+        data["PixelData"].is_undefined_length = True
+        buffer = io.BytesIO()
+        data.save_as(buffer)
+        return buffer.getvalue()
+
+    grey = fine()[..., 1]
+    whole = imagecodecs.jpeg2k_encode(grey, codecformat="j2k", reversible=True, level=0)
+    blank = imagecodecs.jpeg2k_encode(np.zeros_like(grey), codecformat="j2k", reversible=True, level=0)
+    first, second = results(tmp_path, packed_in([blank, whole], grey.shape), pages="all")
+    assert isinstance(first, Picture) and isinstance(second, Picture), (first, second)
+    assert close(second, grey, 0)
+    broken = without_half(whole, 0, len(whole), begin)
+    first, second = results(tmp_path, packed_in([whole, broken], grey.shape), pages="all")
+    assert isinstance(first, Picture) and isinstance(second, Unreadable)
+    assert second.reason in ("truncated", "a block of zeros in the image data")
 
 
 # --- camera raw ------------------------------------------------------------------------------------------------------

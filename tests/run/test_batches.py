@@ -14,8 +14,8 @@ from tests.support.fakes import FakeCaptioner, SilentProgress, config_for, folde
 from vlmgate.config import ImageConfig
 from vlmgate.data import Caption, Duplicate, ImageFile, Picture, Reading, Reason, Sampled, Unreadable
 from vlmgate.errors import StoreError
-from vlmgate.images import find_images
-from vlmgate.run.batches import Batch, BatchMaker, ModelWanted
+from vlmgate.images import find_images, read_ahead
+from vlmgate.run.batches import Batch, BatchMaker, ModelWanted, _Making
 from vlmgate.run.loop import scan
 from vlmgate.run.writer import Recorder
 from vlmgate.scores.score import Scorer
@@ -111,6 +111,39 @@ def test_pictures_with_prompts_of_one_length_come_together(tmp_path: Path) -> No
     assert all(thread != threading.get_ident() for _, thread in fake.prepared) and len(fake.prepared) == len(found)
 
 
+@pytest.mark.parametrize("memory", [None, 0.000_004])
+def test_large_pictures_come_in_smaller_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: float | None
+) -> None:
+    for i in range(7):
+        picture_file(tmp_path / f"{i}.png", size=(20, 20))
+    if memory is None:
+        monkeypatch.setattr("vlmgate.run.batches._PIXELS_WAITING", 1000)
+    maker = BatchMaker(find_images(tmp_path).sources, ImageConfig(image_memory=memory), 64, set())
+    maker.close()
+    making = _Making()
+    pictures = [one.result for one in read_ahead(find_images(tmp_path).sources, ImageConfig())]
+    sizes = []
+    for picture in pictures:
+        assert isinstance(picture, Picture)
+        making.buckets.setdefault(None, []).append(picture)
+        if full := maker._full(making):
+            sizes.append(len(full))
+            making.buckets = {}
+    assert sizes == [3, 3]  # 1,200 pixels each
+
+
+def test_no_picture_of_a_smaller_batch_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmgate.run.batches._PIXELS_WAITING", 1000)
+    for i in range(7):
+        picture_file(tmp_path / f"{i}.png", size=(20, 20 + i % 2))
+    for captioner in (FakeCaptioner(), Preparing()):
+        found = batches_of(tmp_path, captioner, size=64)
+        assert sorted(name for batch in found for name in names(batch)) == [f"{i}.png" for i in range(7)]
+        assert [len(batch.pictures) for batch in found] == [3, 3, 1]
+        assert sum(len(batch.finished) for batch in found) == 7
+
+
 def test_lonely_shapes_do_not_wait_for_ever(tmp_path: Path) -> None:
     for i in range(30):
         picture_file(tmp_path / f"{i:02d}.png", size=(8 + i, 8))
@@ -119,7 +152,7 @@ def test_lonely_shapes_do_not_wait_for_ever(tmp_path: Path) -> None:
 
 
 def test_large_pictures_do_not_wait_in_large_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has a shape of its own; a full batch goes as soon as too many pixels wait, though four would go together."""
+    """Each has a shape of its own; a batch goes as soon as too many pixels wait, full or not."""
     monkeypatch.setattr("vlmgate.run.batches._PIXELS_WAITING", 3 * 8 * 8)
     for i in range(12):
         picture_file(tmp_path / f"{i:02d}.png", size=(8 + i, 8))
@@ -132,7 +165,7 @@ def test_large_pictures_do_not_wait_in_large_numbers(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(BatchMaker, "_full", counted)
     found = batches_of(tmp_path, Preparing(), size=3)
-    assert [len(batch.pictures) for batch in found] == [3] * 4 and max(held) == 3
+    assert [len(batch.pictures) for batch in found] == [3, 3, 2, 2, 2] and max(held) == 3
 
 
 def test_what_the_thread_raises_comes_where_its_batch_would_have_come(tmp_path: Path) -> None:

@@ -172,7 +172,11 @@ class _Line:
             self._deliver(job, Unreadable(job.source.file_name, explain(error)), True)
 
     def _admit(self, job: _Job, peak: int, kept: int) -> None:
-        """Wait until a page may be decoded that takes so many bytes meanwhile and so many afterwards."""
+        """Wait until a page may be decoded that takes so many bytes meanwhile and so many afterwards.
+
+        A large file that is read whole comes first, with nothing kept; the bytes of its page hold its own as well.
+        """
+        page = kept > 0
         peak, kept = max(peak, _LEAST_COST), max(kept, _LEAST_COST)
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._may_decode(job, peak, kept))
@@ -180,7 +184,8 @@ class _Line:
                 raise _Stopped
             if job.given_up:
                 raise RefusedError("took too long")
-            job.decoding, job.kept, job.begun = peak, kept, True
+            self._put_back(job)  # the file, before its page
+            job.decoding, job.kept, job.begun = peak, kept, job.begun or page
             self._decoding += peak
             self._waiting += kept
             self._changed.notify_all()
@@ -191,8 +196,9 @@ class _Line:
         if not all(other.begun for other in takewhile(lambda other: other is not job, self.jobs)):
             return False
         # A peak holds what is kept of its page as well, so this counts somewhat more than there will be.
-        fits = self._decoding + self._waiting + peak <= self._memory and self._waiting + kept <= self._most_waiting
-        if fits or self._waiting == 0:
+        decoding, waiting = self._decoding - job.decoding, self._waiting - job.kept  # of all others
+        fits = decoding + waiting + peak <= self._memory and waiting + kept <= self._most_waiting
+        if fits or waiting == 0:
             return True
         return job is self.jobs[0] and not job.results  # the consumer waits for this very page
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import BinaryIO
 
@@ -25,13 +25,12 @@ from vlmgate.images.formats import HEAD_BYTES, MORE, OPENERS, RefusedError, kind
 from vlmgate.images.hush import quiet, silence_loggers
 from vlmgate.images.jpeg import EOI, check_jpeg
 from vlmgate.images.libtiff import be_quiet
-from vlmgate.images.memory import KEPT, peak_of
+from vlmgate.images.memory import IN_MEMORY, KEPT, held_of, peak_of
 from vlmgate.images.more import Reader, needs_tifffile, open_heif, open_more, open_tiff
 from vlmgate.images.stripes import Stripes
 from vlmgate.images.tiff import TiffPage, check_page, holds_raw, read_pages
 
 MAX_PAGES = 10_000  # of one file; more than any camera writes, less than a hostile file can claim
-IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
 NO_END = "JPEG without an end marker, though all of the picture is there"
 _MAKE, _MODEL = 271, 272  # TIFF tags
 
@@ -39,8 +38,18 @@ _MAKE, _MODEL = 271, 272  # TIFF tags
 class Container:
     """An image file opened for reading, its pages one after the other; not safe in several threads at a time."""
 
-    def __init__(self, stream: BinaryIO, extension: str, max_pixels: int, least_side: int = 0) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        extension: str,
+        max_pixels: int,
+        least_side: int = 0,
+        admit: Callable[[int], None] = lambda _bytes: None,
+    ) -> None:
         """Read the header; raises `RefusedError`, or whatever Pillow makes of a hostile file.
+
+        Some kinds are read whole to be checked or opened: of a large file, `admit` is told the bytes beforehand, and
+        raises `RefusedError` where they are too many.
 
         With `least_side`, large JPEGs, and line scans that are read in stripes, come out smaller, down to sides of that
         many pixels.
@@ -55,6 +64,7 @@ class Container:
         self._reader: Reader | None = None  # of a kind, or a page, that Pillow cannot read
         self._tiff: list[TiffPage] = []
         silence_loggers()
+        self._admit_file(admit)
         with quiet() as self._complaints:
             check_integrity(stream, self.kind)
             if self.kind == "TIFF":
@@ -64,12 +74,19 @@ class Container:
                     raise RefusedError("truncated")
                 if holds_raw(self._tiff):
                     self.kind = "camera raw"
+                    self._admit_file(admit)
             self.num_pages = self._count_pages()
         self.independent_pages = self.kind in ("TIFF", "DICOM")  # others are frames that build on the one before
         self._big_endian_big = head[:4] == b"MM\0+"
         self._stripes: Stripes | None = None  # of a page that is too large to be read at once
         self._twin: PillowImage | None = None
         self._png_frames: PngFrames | None = None
+
+    def _admit_file(self, admit: Callable[[int], None]) -> None:
+        """Ask for room for a large file of a kind that is read whole; a smaller one is in memory by now."""
+        size = self._stream.seek(0, 2)
+        if size > IN_MEMORY and (held := held_of(self.kind, size)):
+            admit(held)
 
     @property
     def first_page(self) -> int:
@@ -168,8 +185,9 @@ class Container:
         self._stream.seek(position)
         mode = self._image.mode if self._reader is None else self._reader.mode
         deep = self._reader is None and (is_16_bit_colour(self._image) or is_deep_pnm(self._image))
-        held = size if size <= IN_MEMORY else 0
-        return peak_of(self.kind, mode, width * height, held, deep_colour=deep), width * height * KEPT
+        decoded = 0 if self._reader is None else self._reader.decoded
+        peak = peak_of(self.kind, mode, width * height, size, deep_colour=deep, decoded=decoded)
+        return peak, width * height * KEPT
 
     @property
     def camera(self) -> Hashable:

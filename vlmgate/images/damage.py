@@ -21,6 +21,7 @@ from vlmgate.images.formats import RefusedError
 # each packet without content, of which large flat pictures have many.
 _ZERO_RUN = {"AVIF": 64, "HEIF": 64, "JPEG 2000": 512}  # bytes
 _SPARE = 4  # bytes; whole files, as libwebp writes them, have two at most that no pixel needs
+_END_OF_CODES = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
 _QOI_END = bytes(7) + b"\x01"
 _BLOCK = 1 << 20  # bytes inflated at a time
 
@@ -49,12 +50,25 @@ def check_qoi_end(stream: BinaryIO) -> None:
         raise RefusedError("damaged QOI data: more than the picture needs")
 
 
+def check_end(data: bytes) -> None:
+    """Refuse data of the JPEG family within another file that lack their end marker."""
+    if not data.rstrip(b"\0").endswith(_END_OF_CODES):  # DICOM fills odd lengths up with a zero
+        raise RefusedError("truncated")
+
+
+def check_jpeg2000(data: bytes) -> None:
+    """Refuse JPEG 2000 or JPEG-LS data within another file that lack their end, or hold a block of zeros."""
+    check_end(data)
+    if bytes(_ZERO_RUN["JPEG 2000"]) in _codestream(data):
+        raise RefusedError("a block of zeros in the image data")
+
+
 # --- AVIF, HEIF and JPEG 2000 ----------------------------------------------------------------------------------------
 
 
 def _codestream(data: bytes) -> bytes:
     """Return the pixel data of a JPEG 2000 file, from the first tile's on."""
-    end = data.rfind(b"\xff\xd9")
+    end = data.rfind(_END_OF_CODES)
     return data[max(0, data.find(b"\xff\x93")) : end if end > 0 else len(data)]
 
 

@@ -20,6 +20,9 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NEEDED = frozenset(range(0xC0, 0xD0)) | {0xDB, 0xDD, 0xEE}  # frame, tables, restart interval, Adobe's colour model
 _PROGRESSIVE, _ARITHMETIC = (0xC2, 0xC6, 0xCA, 0xCE), range(0xC9, 0xD0)
 _COEFFICIENTS = 64  # of a block
+_MOST_COMPONENTS = 10  # libjpeg takes no more
+_MOST_SCANS = 500  # a progressive file has about ten; the decoder goes over the whole picture for each
+_MOST_SEGMENTS = 4096  # frames and tables, all scans together
 _TOO_BRIGHT = 4  # grey levels; whole files stay below 2
 _PREFIX = "Corrupt JPEG data: "
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
@@ -135,8 +138,8 @@ def _runs_dry(jpeg: Jpeg, shorter: int) -> bool:
 
 
 def _parse_jpeg(data: bytes) -> Jpeg:
-    """Follow the markers to the end of the image."""
-    jpeg, header, at = Jpeg(), b"\xff\xd8", 2
+    """Follow the markers to the end of the image; raises `RefusedError` for more segments or scans than any writer."""
+    jpeg, header, segments, at = Jpeg(), [b"\xff\xd8"], 0, 2
     while match := _MARKER.search(data, at):
         code, at = match[1][0], match.end()
         if code == _END:
@@ -148,15 +151,21 @@ def _parse_jpeg(data: bytes) -> Jpeg:
         at += max(2, int.from_bytes(data[at : at + 2], "big"))
         body = data[start + 4 : at]
         if code == _START_OF_SCAN and body:
-            header += data[start : start + 4] + _note_scan(jpeg, body)
+            if len(jpeg.scans) == _MOST_SCANS:
+                raise RefusedError(f"a JPEG of more than {_MOST_SCANS:,} scans")
+            header += [data[start : start + 4], _note_scan(jpeg, body)]
             end = following.start() if (following := _MARKER.search(data, at)) else len(data)
-            jpeg.scans.append((header, data[at:end].rstrip(b"\xff")))  # fill bytes may stand before a marker
-            header, at = b"", end
+            jpeg.scans.append((b"".join(header), data[at:end].rstrip(b"\xff")))  # fill bytes may stand before a marker
+            header, at = [], end
         elif code in _NEEDED:
-            header += data[start:at]
+            segments += 1
+            if segments > _MOST_SEGMENTS:
+                raise RefusedError(f"a JPEG whose header has more than {_MOST_SEGMENTS:,} tables")
+            header.append(data[start:at])
             if code in _FRAMES and len(body) > 5:
                 jpeg.frame, jpeg.components = code, body[5]
-                jpeg.missing = {(number, k) for number in body[6 : 6 + 3 * body[5] : 3] for k in range(_COEFFICIENTS)}
+                numbers = body[6 : 6 + 3 * min(body[5], _MOST_COMPONENTS) : 3]
+                jpeg.missing = {(number, k) for number in numbers for k in range(_COEFFICIENTS)}
     return jpeg
 
 
@@ -165,7 +174,8 @@ def _note_scan(jpeg: Jpeg, body: bytes) -> bytes:
     components = 1 + 2 * body[0]  # ends here; then first and last coefficient, bits before and after
     coefficients = body[components:].ljust(3, b"\0") if jpeg.frame in _PROGRESSIVE else b"\x00\x3f\x00"
     first, last, bits = coefficients[:3]
-    brought = {(number, k) for number in body[1:components:2] for k in range(first, last + 1)}
+    numbers = body[1 : min(components, 1 + 2 * _MOST_COMPONENTS) : 2]
+    brought = {(number, k) for number in numbers for k in range(first, min(last + 1, _COEFFICIENTS))}
     if bits & 15:  # lower bits follow in later scans
         jpeg.missing |= brought
     else:

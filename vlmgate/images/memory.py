@@ -16,15 +16,26 @@ _BY_MODE |= {"LAB": 12, "I;16": 20, "I": 28, "F": 28}  # a picture beside it is 
 _DEEP_COLOUR = 32  # 16 bits in each channel
 _DECODERS = {"WEBP": 10, "AVIF": 4, "JPEG 2000": 12, "QOI": 4}  # what a decoder takes besides
 _SAMPLED, _OF_SAMPLE = 4_000_000, 6  # pixels that quality is measured in at most, and bytes for each
-_COPIES = {"JPEG": 3, "WEBP": 2}  # of the file's bytes, where it is read into memory
+_COPIES = {"JPEG": 3, "WEBP": 2, "AVIF": 2, "HEIF": 3, "JPEG 2000": 2, "QOI": 2}  # of the file's bytes in memory
+_COPIES |= {"DICOM": 3, "JPEG XL": 2, "camera raw": 2, "PNG": 1}  # these and those above are read whole, however large
+IN_MEMORY = 64 << 20  # bytes; larger files are decoded from the open file
 
 
-def peak_of(kind: str, mode: str, pixels: int, file_bytes: int, *, deep_colour: bool = False) -> int:
-    """Return the bytes that decoding a page takes at its peak, by the kind of file and how it stores its pixels."""
+def held_of(kind: str, size: int) -> int:
+    """Return the bytes that a file of so many bytes takes while a page is decoded, all copies of it together."""
+    return _COPIES.get(kind, 1) * size if size <= IN_MEMORY or kind in _COPIES else 0
+
+
+def peak_of(kind: str, mode: str, pixels: int, size: int, *, deep_colour: bool = False, decoded: int = 0) -> int:
+    """Return the bytes that decoding a page takes at its peak, by the kind of file and how it stores its pixels.
+
+    `size` is that of the file, in bytes. `decoded` bytes come on top where a package other than Pillow reads the
+    values, all channels of them.
+    """
     name = "I;16" if mode.startswith("I;16") else mode
     each = _DEEP_COLOUR if deep_colour else _BY_MODE.get(name, _DEEP_COLOUR)
     sample = _OF_SAMPLE * min(pixels, _SAMPLED)
-    return pixels * (each + _DECODERS.get(kind, 0)) + _COPIES.get(kind, 1) * file_bytes + sample
+    return pixels * (each + _DECODERS.get(kind, 0)) + held_of(kind, size) + sample + decoded
 
 
 def usual_budget() -> int:

@@ -6,6 +6,7 @@ is not installed is named in the reason, with the extra that brings it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL.ImageFile import ImageFile as PillowImage
 
+from vlmgate.images.damage import check_end, check_jpeg2000
 from vlmgate.images.formats import MORE, TIFF_PAGE, RefusedError, printable
 from vlmgate.images.jpeg import check_jpeg
-from vlmgate.images.tiff import BANDS, BY_TIFFFILE, COMPRESSION, PLANAR, SAMPLE_FORMAT, TiffPage, bits_of
+from vlmgate.images.tiff import BY_TIFFFILE, COMPRESSION, PLANAR, SAMPLE_FORMAT, TiffPage, bits_of
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +44,7 @@ class Reader(Protocol):
     size: tuple[int, int]  # width, height, as stored
     mode: str
     camera: str  # maker and model, "" = unknown
+    decoded: int  # bytes that its package takes for the values of a page, all channels at their depth, copies included
 
     def read(self, page: int) -> Pixels:
         """Decode a page, counted from 1."""
@@ -78,6 +81,10 @@ def open_heif(stream: BinaryIO) -> PillowImage:
 
 # --- DICOM -----------------------------------------------------------------------------------------------------------
 
+_CONVERTED = 8  # bytes a pixel: units or palettes are applied in float64 or 16-bit colour
+# JPEG, lossless JPEG, JPEG-LS, JPEG 2000 and its high-throughput form
+_JPEG_FAMILY = tuple(f"1.2.840.10008.1.2.4.{tens}" for tens in (5, 7, 8, 9, 20))
+_LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _JPEG_SYNTAXES = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 
 
@@ -92,15 +99,25 @@ class _Dicom:
         self.size = int(self._data.Columns), int(self._data.Rows)
         self.camera = f"{self._data.get('Manufacturer', '')} {self._data.get('ManufacturerModelName', '')}".strip()
         colour = int(self._data.get("SamplesPerPixel") or 1) > 1
-        self.mode = "RGB" if colour else "I" if int(self._data.get("BitsAllocated") or 8) > 8 else "L"
+        bits = int(self._data.get("BitsAllocated") or 8)
+        self.mode = "RGB" if colour else "I" if bits > 8 else "L"
+        each = 2 * max(1, int(self._data.get("SamplesPerPixel") or 1)) * -(-bits // 8) + _CONVERTED
+        self.decoded = self.size[0] * self.size[1] * each
 
     def read(self, page: int) -> Pixels:
         from pydicom.encaps import get_frame
         from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
 
         data = self._data
-        if data.file_meta.TransferSyntaxUID in _JPEG_SYNTAXES:
-            check_jpeg(get_frame(data.PixelData, page - 1, number_of_frames=self.num_pages))
+        syntax = data.file_meta.TransferSyntaxUID
+        if syntax.startswith(_JPEG_FAMILY):
+            frame = get_frame(data.PixelData, page - 1, number_of_frames=self.num_pages)
+            if syntax in _JPEG_SYNTAXES:
+                check_jpeg(frame)
+            elif syntax in _LOSSLESS_JPEG:  # its black parts may be coded as zeros
+                check_end(frame)
+            else:
+                check_jpeg2000(frame)
         values: Array = pixel_array(data, index=page - 1)
         kind = str(data.get("PhotometricInterpretation") or "")
         plain = "RescaleSlope" not in data or (float(data.RescaleSlope), float(data.RescaleIntercept)) == (1, 0)
@@ -124,7 +141,7 @@ _FEWEST_LEVELS = 16  # of 256; see `depth`
 
 
 class _Raw:
-    num_pages, mode = 1, "raw"
+    num_pages, mode, decoded = 1, "raw", 0  # what LibRaw takes is in the figure for its mode
 
     def __init__(self, stream: BinaryIO) -> None:
         import rawpy
@@ -157,6 +174,9 @@ def _said(error: Exception) -> str:
 # --- JPEG XL ---------------------------------------------------------------------------------------------------------
 
 
+_MOST_OF_JXL = 16  # bytes a pixel: four channels of 32 bits
+
+
 class _JpegXl:
     num_pages, camera = 1, ""
 
@@ -165,6 +185,7 @@ class _JpegXl:
 
         self._data = stream.read()
         self.size, self.mode = _size_of_jxl(self._data), "RGBA"
+        self.decoded = self.size[0] * self.size[1] * _MOST_OF_JXL
 
     def read(self, page: int) -> Pixels:
         import imagecodecs
@@ -221,8 +242,8 @@ _FLOAT = 3  # sample format
 
 def needs_tifffile(stream: BinaryIO, page: TiffPage, *, big_endian_big: bool) -> bool:
     """Say whether Pillow cannot read a page, by its tags."""
-    bands = max(1, page.first(BANDS, 1))
-    bits = bits_of(stream, page, bands)
+    bits = bits_of(stream, page)
+    bands = len(bits)
     deep, format_ = max(bits) > 8, (page.all(SAMPLE_FORMAT, stream) or (1,))[0]
     usual = max(bits) in _PILLOW_BITS or (max(bits) == 12 and bands == 1)
     # Pillow swaps the bytes of compressed values a second time, but for plain ones of 16 bits, and does not know plain
@@ -246,9 +267,11 @@ class _TiffPage:
         import tifffile
 
         stream.seek(0)
-        self._page = tifffile.TiffFile(stream).pages[number - 1]
+        self._page = tifffile.TiffFile(stream, name="page").pages[number - 1]  # an open file may have a number for name
         self.size = int(self._page.imagewidth), int(self._page.imagelength)
         bits = int(np.dtype(self._page.dtype or np.uint8).itemsize) * 8
+        whole, piece = int(self._page.nbytes), math.prod(self._page.chunks) * bits // 8
+        self.decoded = whole + max(whole, piece)  # it may be a single strip, which is there twice for a moment
         self.mode = "F" if np.dtype(self._page.dtype or np.uint8).kind == "f" else "I" if bits > 8 else "RGBA"
         tags = self._page.tags
         self.camera = " ".join(str(tags[tag].value) for tag in (271, 272) if tag in tags)

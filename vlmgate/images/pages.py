@@ -19,16 +19,17 @@ from typing import BinaryIO
 from vlmgate.config import ImageConfig
 from vlmgate.data import ImageFile, Picture, Source, Unreadable
 from vlmgate.images.beside import FEWEST_PIXELS, beside
-from vlmgate.images.container import IN_MEMORY, MAX_PAGES, Container
+from vlmgate.images.container import MAX_PAGES, Container
 from vlmgate.images.depth import Span, alone
 from vlmgate.images.find import opened
 from vlmgate.images.formats import RefusedError, explain, extension_of
-from vlmgate.images.memory import GIGABYTE, usual_budget
+from vlmgate.images.memory import GIGABYTE, IN_MEMORY, usual_budget
 from vlmgate.images.quality import measure
 
 _MOST_MEASURED = 100_000_000  # pixels of a picture that is looked at for the sake of others
 
-Admit = Callable[[int, int], None]  # takes the bytes of a page at the peak of decoding and once it is decoded
+# Takes the bytes of a page at the peak of decoding and once it is decoded; or before, those of a large file, and 0.
+Admit = Callable[[int, int], None]
 
 
 def open_pages(source: Source, config: ImageConfig) -> Iterator[Picture | Unreadable]:
@@ -49,7 +50,8 @@ def pages_of(
     try:
         with opened(source.path) as file:
             contents = _Contents(file)
-            container = Container(contents.stream, extension_of(source.path.name), config.max_pixels, config.least_side)
+            extension, whole_file = extension_of(source.path.name), partial(_admit, config, admit, kept=0)
+            container = Container(contents.stream, extension, config.max_pixels, config.least_side, whole_file)
             first = 1 if config.pages == "all" else container.first_page
             wanted = container.num_pages if config.pages == "all" else first
             for page in range(first, min(wanted, MAX_PAGES) + 1):
@@ -103,7 +105,7 @@ def budget_of(config: ImageConfig) -> int:
 
 
 def _admit(config: ImageConfig, admit: Admit, peak: int, kept: int) -> None:
-    """Refuse a page that would never fit; ask for room for any other."""
+    """Refuse a page, or a large file, that would never fit; ask for room for any other."""
     budget = budget_of(config) if config.image_memory is not None or peak > GIGABYTE else GIGABYTE
     if peak > budget:
         takes, most = (f"{bytes_ / GIGABYTE:.2g} GB" for bytes_ in (peak, budget))
@@ -118,6 +120,12 @@ class _MeasuredError(Exception):
         self.span = span
 
 
+def _few(held: int) -> None:
+    """Refuse a file that is looked at for the sake of others, and takes many bytes."""
+    if held > GIGABYTE:
+        raise RefusedError("large")
+
+
 def _measure(path: Path, camera: Hashable) -> Span | None:
     """Return the range of the values of a picture of this camera; None for any other file."""
 
@@ -126,7 +134,7 @@ def _measure(path: Path, camera: Hashable) -> Span | None:
 
     try:
         with opened(path) as file:
-            container = Container(file, extension_of(path.name), _MOST_MEASURED)
+            container = Container(file, extension_of(path.name), _MOST_MEASURED, admit=_few)
             container.seek(container.first_page)
             if container.camera == camera:
                 container.decode(container.first_page, found)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
+from vlmgate.images.damage import check_jpeg2000, check_webp
 from vlmgate.images.formats import RefusedError
 from vlmgate.images.jpeg import check_jpeg
 from vlmgate.images.libtiff import first_complaint
@@ -27,9 +28,29 @@ _READ = frozenset(value for name, value in globals().items() if name.isupper() a
 _SIZES = {1: 1, 3: 2, 4: 4, 7: 1, 13: 4, 16: 8, 18: 8}  # bytes of one value, by type: those of whole numbers
 _NONE, _OLD_JPEG, _JPEG, _DEFLATE = 1, 6, 7, (8, 32946)
 _YCBCR = 6
-BY_TIFFFILE = (33003, 33004, 33005, 34712, 34887, 34927, 34933, 34934, 50000, 50001, 50002, 52546)  # JPEG 2000, LERC, …
+_JPEG_2000, _WEBP, _JPEG_XR = (33003, 33004, 33005, 34712), (34927, 50001), (22610, 34934)
+BY_TIFFFILE = (
+    22610,
+    33003,
+    33004,
+    33005,
+    34712,
+    34887,
+    34927,
+    34933,
+    34934,
+    50000,
+    50001,
+    50002,
+    52546,
+)  # JPEG 2000, LERC, …
 _BLOCK = 1 << 20  # bytes inflated at a time
 _MOST_STRIPS = 1 << 22  # more than any writer makes
+_MOST_ROWS, _MOST_ROWS_OF_ALL = (
+    4096,
+    1 << 20,
+)  # tags of one directory, and of all; directories may be laid over each other
+_MOST_BANDS = 4096  # more than any camera has; the tag may claim four thousand million
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +99,10 @@ class Piece:
 
 
 def read_pages(stream: BinaryIO, limit: int) -> tuple[list[TiffPage], bool]:
-    """Follow the chain of directories; stop at the limit, at a loop, or where the file ends too early (True)."""
+    """Follow the chain of directories; stop at the limit, at a loop, or where the file ends too early (True).
+
+    Raises `RefusedError` where they have more tags than any writer makes.
+    """
     size = stream.seek(0, 2)
     stream.seek(0)
     head = stream.read(16)
@@ -88,13 +112,18 @@ def read_pages(stream: BinaryIO, limit: int) -> tuple[list[TiffPage], bool]:
     offset = int.from_bytes(head[first : first + pointer_size], order)
     pages: list[TiffPage] = []
     seen: set[int] = set()
+    total = 0
     while (offset or not seen) and offset not in seen and len(seen) < limit:
         seen.add(offset)
         stream.seek(min(offset, size))
         entries = stream.read(count_size)
-        end = stream.tell() + int.from_bytes(entries, order) * entry_size
+        rows = int.from_bytes(entries, order)
+        end = stream.tell() + rows * entry_size
         if len(head) < first + pointer_size or len(entries) < count_size or end > size:
             return [*pages, TiffPage(offset)], True
+        total += rows
+        if rows > _MOST_ROWS or total > _MOST_ROWS_OF_ALL:
+            raise RefusedError("a TIFF whose directories have more tags than any writer makes")
         table = stream.read(end - stream.tell())
         pointer = stream.read(pointer_size)  # some writers leave out the last one, which is zero anyway
         pages.append(page := TiffPage(offset, order))
@@ -132,6 +161,8 @@ def holds_raw(pages: Sequence[TiffPage]) -> bool:
 def check_page(stream: BinaryIO, page: TiffPage) -> None:
     """Refuse a page with strips or tiles that are missing, too short, shared, or that do not decode."""
     compression = page.first(COMPRESSION, _NONE)
+    if compression in _JPEG_XR:  # its decoder passes over damage, and nothing else finds it
+        raise RefusedError("TIFF with JPEG XR cannot be checked for damage; convert it to PNG")
     pieces = _pieces_of(stream, page)
     if compression != _OLD_JPEG:
         _check_places(pieces, stream.seek(0, 2), compressed=compression != _NONE)
@@ -143,6 +174,11 @@ def check_page(stream: BinaryIO, page: TiffPage) -> None:
         for piece in pieces:
             stream.seek(piece.offset)
             check_jpeg(tables[:-2] + stream.read(piece.length)[2 if tables else 0 :])
+    elif compression in _JPEG_2000 or compression in _WEBP:
+        check = check_webp if compression in _WEBP else check_jpeg2000
+        for piece in pieces:
+            stream.seek(piece.offset)
+            check(stream.read(piece.length))
     elif compression not in (_NONE, *_DEFLATE, *BY_TIFFFILE):
         complaint = first_complaint(stream, page.offset, len(pieces), tiled=TILE_OFFSETS in page)
         if complaint:
@@ -158,8 +194,7 @@ def _pieces_of(stream: BinaryIO, page: TiffPage) -> list[Piece]:
     if min(width, height, columns, rows) <= 0:
         raise RefusedError("a page without a size")
     across, down = -(-width // columns), -(-height // rows)
-    bands = max(1, page.first(BANDS, 1))
-    bits = bits_of(stream, page, bands)
+    bits = bits_of(stream, page)
     planes = bits if page.first(PLANAR, 1) == 2 else [sum(bits)]
     wanted = across * down * len(planes)
     offsets = page.all(TILE_OFFSETS if tiled else STRIP_OFFSETS, stream)
@@ -180,8 +215,17 @@ def _pieces_of(stream: BinaryIO, page: TiffPage) -> list[Piece]:
     return pieces
 
 
-def bits_of(stream: BinaryIO, page: TiffPage, bands: int) -> list[int]:
-    """Return the bits of each channel."""
+def bands_of(page: TiffPage) -> int:
+    """Return how many channels a page has; raises `RefusedError` for more than any camera delivers."""
+    bands = max(1, page.first(BANDS, 1))
+    if bands > _MOST_BANDS:
+        raise RefusedError(f"a page of {bands:,} channels; no more than {_MOST_BANDS:,} are read")
+    return bands
+
+
+def bits_of(stream: BinaryIO, page: TiffPage) -> list[int]:
+    """Return the bits of each channel; raises `RefusedError` for too many channels."""
+    bands = bands_of(page)
     bits = page.all(BITS, stream) or (1,)
     return [*bits, *[bits[0]] * bands][:bands]
 

@@ -18,13 +18,14 @@ from vlmgate.captioner import Captioner, Prepares
 from vlmgate.config import ImageConfig
 from vlmgate.data import Content, Duplicate, Entry, ModelInfo, Picture, Source, Unreadable, content_of
 from vlmgate.images import Opened, read_ahead
+from vlmgate.images.memory import GIGABYTE, KEPT
 
 log = logging.getLogger(__name__)
 
 _PIXELS_BESIDE = 128_000_000  # of the batch in the making; one with more waits until the model is done with its own
 _ASIDE_AT_ONCE = 256  # entries that need no model
 _WAITING_BATCHES = 4  # so many batches' worth of pictures wait for others whose prompts are as long
-_PIXELS_WAITING = 4 * _PIXELS_BESIDE  # or so many pixels, 1.5 GB, where a batch is large
+_PIXELS_WAITING = 4 * _PIXELS_BESIDE  # or so many pixels, 2 GB, where a batch or its pictures are large
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +36,7 @@ class Batch:
     of the pictures.
     """
 
-    pictures: tuple[Picture, ...] = ()  # as many as were asked for, or none, but at the end
+    pictures: tuple[Picture, ...] = ()  # as many as were asked for, or none; fewer at the end, or where they are large
     entries: tuple[Entry, ...] = ()
     ended: tuple[tuple[str, frozenset[int]], ...] = ()  # files that were opened to their end, and the pages they have
     finished: tuple[str, ...] = ()  # files of which nothing is still to come
@@ -83,6 +84,9 @@ class BatchMaker:
         self, pending: Iterable[Source], images: ImageConfig, batch_size: int, seen: MutableSet[Content]
     ) -> None:
         self._pending, self._images, self._size, self._seen = pending, images, batch_size, seen
+        # By what was asked for only: what is free differs from run to run, and batches must not.
+        asked = images.image_memory
+        self._most_pixels = _PIXELS_WAITING if asked is None else min(_PIXELS_WAITING, int(asked * GIGABYTE / KEPT))
         self._changed = threading.Condition()
         self._ready: Batch | ModelWanted | None = None
         self._captioner: Captioner | None = None
@@ -203,12 +207,14 @@ class BatchMaker:
         return self._captioner.prompt_key(picture) if isinstance(self._captioner, Prepares) else None
 
     def _full(self, making: _Making) -> list[Picture]:
-        """Return a batch's worth of pictures with equal prompts; unequal ones where too many wait for their equals."""
+        """Return a batch's worth of pictures with equal prompts; unequal ones where too many wait for their equals.
+
+        Fewer where they have more pixels than may wait: they would take the memory of all images, and more.
+        """
         for bucket in making.buckets.values():
             if len(bucket) >= self._size:
                 return bucket[: self._size]
-        most = making.waiting() >= _WAITING_BATCHES * self._size or making.pixels() > _PIXELS_WAITING
-        if making.waiting() < self._size or not most:
+        if making.waiting() < _WAITING_BATCHES * self._size and making.pixels() <= self._most_pixels:
             return []
         ordered = [picture for bucket in making.buckets.values() for picture in bucket]
         return ordered[: self._size]
