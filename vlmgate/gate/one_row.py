@@ -12,7 +12,6 @@ from numbers import Real
 from typing import Any, cast
 
 from vlmgate.captioner.location import OWN_NOVELTY
-from vlmgate.config import BUILTIN
 from vlmgate.data import NO_READING, Caption, Decision, Finish, Reason, Record
 from vlmgate.gate.file import GateFile
 from vlmgate.gate.rules import COLUMNS, Candidate, breaks_ties, decide
@@ -39,8 +38,7 @@ def judge(row: Record | Mapping[str, Any], gate: GateFile, reference: Reference 
         measured, most = float(reference.novelty_of([features])[0]), int(gate.sampling["num_samples"])
         novelty = _finite(max(measured, found.novelty or 0.0) if math.isfinite(measured) else measured)
         found = replace(found, novelty=novelty, doubt=doubt(found.vendi_score, novelty, most))
-    carries = gate.checkpoint.get("model") == BUILTIN or found.novelty is not None
-    rule = with_novelty(gate.gate, OWN_NOVELTY if carries else ())
+    rule = with_novelty(gate.gate, OWN_NOVELTY if found.novelty is not None else ())
     return decide([Candidate(found, _no_reading(values, found, gate))], rule)[0]
 
 
