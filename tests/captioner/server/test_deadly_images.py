@@ -328,20 +328,18 @@ class TestSlowRestart:
         names = ["a", "b", "c", "d", "e"]
         troubles = Counter[str]()
         once, real = reader._server._once, _names_by_picture([*map(picture, names)])
-        down = {"now": not died}
+        down = {"now": True}
 
         async def refused(request: dict[str, Any]) -> dict[str, Any]:
             """Refuse connections while the server is down, and let it be back once all tries are used up."""
             name = real(request)
             if name == "a" and died and not troubles["a"]:
                 troubles["a"] += 1
-                down["now"] = True
                 raise server._PassingError("no connection (broke off)", broke=True)
             if down["now"]:
                 troubles[name] += 1
-                if sum(troubles[one] >= 4 for one in names) < len(names) - died:
-                    raise server._PassingError("no connection (refused)", sent=False)
-                down["now"] = False
+                if sum(troubles[one] >= 4 for one in names) >= len(names) - died:
+                    down["now"] = False
                 raise server._PassingError("no connection (refused)", sent=False)
             return await once(request)
 
