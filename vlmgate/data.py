@@ -211,7 +211,9 @@ Key = tuple[str, int]  # (file_name, page)
 Content = tuple[str, int, str]  # (sha256, page, region): what a reading belongs to; region "" = the whole image
 
 
-MOST_DEATHS = 2  # of a model server, with one image; then that image is not asked again
+# Of a model server with one image, which is not asked again then. The first may be the deed of another image that was
+# under way, or of the network. From then on an image is asked alone, so two more are two that it had the server alone.
+MOST_DEATHS = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def test_by_default_only_the_parts_are_read(nas: Path, monkeypatch: pytest.Monke
     assert [row.file_name for row in rows] == PARTS and not any(row.duplicate_of for row in rows)
     counts = {"#recycle": 1, ".DS_Store": 1, ".Trash-*": 1, "._*": 1, ".snapshot": 1, ".thumbnails": 1, "@eaDir": 2}
     assert provenance["excluded"] == counts and provenance["exclude"] == [] and provenance["ignored"] == 0
-    assert "8 names left out, with all that lies there: #recycle (1), .DS_Store (1)" in told.stdout
+    assert "8 files or folders were left out because of their names (#recycle: 1, .DS_Store: 1" in told.stdout
 
 
 @pytest.mark.parametrize("how", ["exclude", "list"])
@@ -59,6 +59,39 @@ def test_an_original_is_never_the_copy_of_a_snapshot(nas: Path, how: str, monkey
     copy = by_name[".snapshot/hourly.1/part_1.png"]
     assert copy is not None and copy.removeprefix("nas/") == "part_1.png"
     assert len(rows) > len(PARTS) + 4
+
+
+def test_one_name_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    let_it_read(FakeCaptioner(), monkeypatch)
+    folder_of(tmp_path / "in", "a.png", "._b.png")
+    told = runner.invoke(app, ["scan", "in", "-k", "4"])
+    assert "1 file or folder was left out because of its name (._*); see --exclude." in told.stdout
+
+
+@pytest.mark.parametrize(("given", "idle"), [(["prat_3*", "part_1*"], "'prat_3*'"), (["./a/", "b"], "'a', 'b'")])
+def test_a_pattern_that_leaves_nothing_out_is_told(
+    nas: Path, given: list[str], idle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_it_read(FakeCaptioner(), monkeypatch)
+    options = [word for pattern in given for word in ("--exclude", pattern)]
+    told = runner.invoke(app, ["scan", "nas", "-k", "4", *options, "-o", "r.parquet"])
+    assert told.exit_code == 0 and f"--exclude leaves out nothing of this name: {idle}." in told.stderr
+    once = runner.invoke(
+        app, ["scan", "nas", "-k", "4", "--exclude", "part_3*", "--exclude", "none", "-o", "s.parquet"]
+    )
+    assert "leaves out nothing" not in once.stderr
+
+
+@pytest.mark.parametrize("given", [["part_3*"], ["none", "part_3*"]])
+def test_a_list_of_files_takes_no_patterns(nas: Path, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    let_it_read(FakeCaptioner(), monkeypatch)
+    names = "\n".join(f"nas/{name}" for name in PARTS)
+    options = [word for pattern in given for word in ("--exclude", pattern)]
+    told = runner.invoke(app, ["scan", "-", "-k", "4", *options, "-o", "r.parquet"], input=names)
+    assert told.exit_code == 2 and "'part_3*' is for a folder" in told.stderr and not Path("r.parquet").exists()
+    told = runner.invoke(app, ["scan", "-", "-k", "4", "--exclude", "none", "-o", "r.parquet"], input=names)
+    assert told.exit_code == 0, "the usual names of a list are read anyway"
 
 
 def test_own_patterns_come_beside_the_usual_ones(nas: Path) -> None:

@@ -28,7 +28,7 @@ from vlmgate.images.find import (
     turned_of,
 )
 from vlmgate.images.formats import is_of_the_disk, sort_of
-from vlmgate.images.names import composed, is_of_a_system, patterns_of, spelt_as
+from vlmgate.images.names import composed, is_of_a_system, own_patterns, patterns_of, spelt_as
 from vlmgate.images.pages import open_pages
 from vlmgate.images.quality import STANDARD
 
@@ -46,6 +46,7 @@ __all__ = [
     "is_of_a_system",
     "is_of_the_disk",
     "open_pages",
+    "own_patterns",
     "patterns_of",
     "read_ahead",
     "read_list",

@@ -58,8 +58,13 @@ def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 def patterns_of(given: Sequence[str]) -> tuple[str, ...]:
     """Return all patterns of a scan: those that were given, and the usual ones unless `none` is among them."""
-    own = tuple(pattern.removeprefix("./").strip("/") for pattern in given if pattern != NONE)
+    own = own_patterns(given)
     return own if NONE in given else (*own, *USUAL)
+
+
+def own_patterns(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the patterns of the user alone, as they count in `Exclusion`."""
+    return tuple(pattern.removeprefix("./").strip("/") for pattern in given if pattern != NONE)
 
 
 def is_of_a_system(name: str) -> bool:

@@ -299,10 +299,10 @@ def _notes_on_files(
         (len(unended), "JPEG", f"without an end marker, though all of the picture is there, e.g. {_first(unended)}"),
         (copies, "exact duplicate", "sharing the reading of another file."),
         (provenance["ignored"], "file", f"ignored, being no image, first: {_first(ignored)}"),
-        (sum(excluded.values()), "name", f"left out, with all that lies there: {_counted(excluded)}; see --exclude."),
         (provenance["gone"], "file", f"read before and gone from the folder, first: {_first(gone)}"),
     )
     notes = [f"{count(number, noun)} {rest}" for number, noun, rest in counts if number]
+    notes += [_left_out(excluded)] if sum(excluded.values()) else []
     if waiting := reasons[Reason.NOT_READ]:
         merged = provenance.get("merged")
         on = "Run their shards, then merge again." if merged else "The same command goes on where it stopped."
@@ -327,8 +327,13 @@ def _notes_on_files(
     return notes
 
 
-def _counted(numbers: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({number:,})" for name, number in numbers.items())
+def _left_out(excluded: Mapping[str, int]) -> str:
+    """Return how many files and folders a scan left out by name, with the patterns that did so."""
+    number, counts = sum(excluded.values()), {name: each for name, each in excluded.items() if each}
+    if number == 1:
+        return f"1 file or folder was left out because of its name ({', '.join(counts)}); see --exclude."
+    patterns = ", ".join(f"{name}: {each:,}" for name, each in counts.items())
+    return f"{number:,} files or folders were left out because of their names ({patterns}); see --exclude."
 
 
 def _first(names: Sequence[str]) -> str:

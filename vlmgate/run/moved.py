@@ -23,7 +23,8 @@ _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 def same_images(journal: Path, sources: Sequence[Source]) -> tuple[int, int] | None:
     """Return how many of how many files of a folder the journal holds by their bytes; None where those are too few.
 
-    None, too, where the folder lacks most files that the journal names: a copy may grow, and loses little.
+    None, too, where the folder lacks most files that the journal names: a copy may grow, and loses little. Its files
+    may have other names if the journal knows all that are tried, no two of them alike, and there are enough of them.
     """
     step = max(1, -(-len(sources) // TRIED))
     tried = [digest for source in sources[::step][:TRIED] if (digest := _digest(source)) is not None]
@@ -33,6 +34,8 @@ def same_images(journal: Path, sources: Sequence[Source]) -> tuple[int, int] | N
         return None
     named = _named(journal)
     there = sum(name in named for name in {source.file_name for source in sources})
+    if found == len(tried) == len(set(tried)):  # blank frames that are all alike would say nothing
+        there = max(there, len(sources))
     return (found, len(tried)) if there >= SHARE * len(named) else None
 
 

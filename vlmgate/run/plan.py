@@ -18,7 +18,7 @@ from vlmgate.data import MODEL_KEYS, ModelInfo
 from vlmgate.errors import ModelError, NoImagesError, OutputError, UsageError, VlmgateError, count, plain
 from vlmgate.gate.early_stop import Foresight, check_gate
 from vlmgate.gate.run_gate import RunGate, check_same, gate_of
-from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed, patterns_of, spelt_as
+from vlmgate.images import STANDARD, Walk, chosen, find_images, find_listed, own_patterns, patterns_of, spelt_as
 from vlmgate.run.control import Progress
 from vlmgate.run.moved import same_images
 from vlmgate.run.shards import Listing, now, share_of
@@ -102,6 +102,7 @@ def prepare(config: ScanConfig, progress: Progress, only: Collection[str] | None
     user can put right.
     """
     outputs = Outputs(config.out.resolve() if config.out.is_symlink() else config.out)
+    _check_exclude(config)
     check_kernel(config.kernel)
     if config.sampling.choices:
         check_choices(config.sampling.choices)
@@ -224,6 +225,8 @@ def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collec
     if config.files is None:
         progress.message(f"Looking for images in {config.folder} …")
         walk = _look(config, outputs)
+        if idle := _idle(config, walk):
+            progress.message(f"--exclude leaves out nothing of this name: {', '.join(map(repr, idle))}.")
     else:
         progress.message(f"Looking for the {len(config.files):,} files of the list …")
         walk = find_listed(config.files, config.folder)
@@ -246,6 +249,21 @@ def _find(config: ScanConfig, outputs: Outputs, progress: Progress, only: Collec
             others += f"; {sum(walk.excluded.values()):,} left out by name: {', '.join(walk.excluded)}"
         raise NoImagesError(f"{config.folder}: no image found ({others}); name a folder that holds images.")
     return walk
+
+
+def _check_exclude(config: ScanConfig) -> None:
+    """Raise `UsageError` where names are to be left out of a list, of which every name has a row."""
+    if config.files is not None and (own := own_patterns(config.exclude)):
+        raise UsageError(
+            f"--exclude {own[0]!r} is for a folder, and a list of files is read whole; leave the names out of the "
+            "list, and --exclude out of the command, the settings and the environment."
+        )
+
+
+def _idle(config: ScanConfig, walk: Walk) -> list[str]:
+    """Return the patterns of the user that left nothing out; none with --watch, where more is to come."""
+    own = () if config.watch is not None else own_patterns(config.exclude)
+    return [pattern for pattern in dict.fromkeys(own) if not walk.excluded.get(pattern)]
 
 
 def _look(config: ScanConfig, outputs: Outputs) -> Walk:

@@ -7,8 +7,10 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +19,12 @@ from tests.support.fakes import folder_of, picture_file
 from tests.support.faulty_server import Asked, FaultyServer, Reply, refusal
 from tests.support.mortal_server import DEADLY, HAUNTED, restarted
 from vlmgate.captioner import ServerDiedError
+from vlmgate.captioner.server import client as server
+from vlmgate.captioner.server.engine import TURNS
+from vlmgate.captioner.server.messages import data_url
 from vlmgate.config import EndpointConfig, ModelConfig, SamplingConfig, ScanConfig
 from vlmgate.data import Picture, Reason, Route
-from vlmgate.errors import EndpointError
+from vlmgate.errors import EndpointError, ModelError
 from vlmgate.run.outcome import ScanResult
 
 BAD = (77, 33)
@@ -71,9 +76,12 @@ class TestDeath:
             assert [name for name, why in reasons(result).items() if why != "agreed"] == ["2_deadly.png"]
             bad = next(record for record in result.records if record.file_name == "2_deadly.png")
             assert (bad.route, bad.reason) == (Route.HUMAN_REVIEW, Reason.MODEL_FAILED)
-            assert "died 2 times while it had this image" in str(bad.error)
-            again = run(ScanConfig(folder, tmp_path / "out.parquet", model=where, sampling=sampling))
-            assert reasons(again) == reasons(result) and len(deaths) == 2, "it is not asked again"
+            assert "died while it had this image" in str(bad.error)
+            for _ in range(2):
+                again = run(ScanConfig(folder, tmp_path / "out.parquet", model=where, sampling=sampling))
+                assert reasons(again) == reasons(result) and len(deaths) == 3, "it is asked alone once more"
+            bad = next(record for record in again.records if record.file_name == "2_deadly.png")
+            assert "died 3 times while it had this image" in str(bad.error)
 
     @pytest.mark.parametrize(
         "last_words",
@@ -85,7 +93,7 @@ class TestDeath:
         ],
         ids=["proxy", "engine", "mesh", "broken off"],
     )
-    def test_suspects_are_asked_alone_and_the_culprit_no_third_time(
+    def test_suspects_are_asked_alone_and_the_culprit_no_third_time_tonight(
         self, faulty: FaultyServer, last_words: Reply
     ) -> None:
         reader = captioner(faulty)
@@ -131,12 +139,13 @@ class TestDeath:
         mortal.left = 0
         second = run(settings)  # it is asked alone, and the server does not come back
         assert reasons(second)["b.png"] == "model_failed" and mortal.deaths == 2
-        mortal.left, mortal.away = 0, 0
+        mortal.left, mortal.away = 0, 2
         third = run(settings)
-        assert third.error is None and mortal.deaths == 2, "it is not asked a third time"
+        assert third.error is None and mortal.deaths == 3
         assert reasons(third) == {"a.png": "agreed", "b.png": "model_failed", "c.png": "agreed", "d.png": "agreed"}
         faulty.asked.clear()
         assert reasons(run(settings)) == reasons(third) and not faulty.asked, "nothing is left to read"
+        assert mortal.deaths == 3, "it is not asked a fourth time"
 
     def test_a_server_that_never_comes_back_in_time_is_not_killed_for_ever(
         self, faulty: FaultyServer, tmp_path: Path
@@ -163,7 +172,7 @@ class TestDeath:
         for _ in range(6):
             mortal.left = 0
             last = run(settings)
-        assert mortal.deaths == 2 and last.error is None
+        assert mortal.deaths == 3 and last.error is None
         assert reasons(last) == {**dict.fromkeys(names, "agreed"), "c.png": "model_failed"}
 
     def test_ctrl_c_while_it_is_away_forgets_no_death(self, faulty: FaultyServer, tmp_path: Path) -> None:
@@ -208,17 +217,19 @@ class TestDeath:
         folder = folder_of(tmp_path / "in", "a.png")
         picture_file(folder / "b.png", size=BAD)
         settings = config(faulty, folder, tmp_path / "out.parquet")
-        mortal = Mortal(faulty, 1)
+        mortal = Mortal(faulty, 6)
         assert reasons(run(settings))["b.png"] == "model_failed" and mortal.deaths == 2
+        run(settings)
         (folder / "z_copy.png").write_bytes((folder / "b.png").read_bytes())
         assert reasons(run(settings)) == {"a.png": "agreed", "b.png": "model_failed", "z_copy.png": "model_failed"}
-        assert mortal.deaths == 2
+        assert mortal.deaths == 3
 
     def test_another_time_stamp_asks_again(self, faulty: FaultyServer, tmp_path: Path) -> None:
         folder = folder_of(tmp_path / "in", "a.png")
         bad = picture_file(folder / "b.png", size=BAD)
         settings = config(faulty, folder, tmp_path / "out.parquet")
-        Mortal(faulty, 1)
+        Mortal(faulty, 6)
+        run(settings)
         run(settings)
         faulty.behave = lambda asked: None  # somebody mended the server
         assert reasons(run(settings))["b.png"] == "model_failed"
@@ -246,6 +257,119 @@ class TestDeath:
 
         faulty.behave = cut_once
         assert len(reader.read([picture("a"), picture("b")])) == 2
+
+    def test_two_cuts_of_the_network_route_no_image_for_ever(self, faulty: FaultyServer, tmp_path: Path) -> None:
+        """One cut in company and one alone: the image has died of neither."""
+        folder = folder_of(tmp_path / "in", "a.png", "b.png")
+        settings = config(faulty, folder, tmp_path / "out.parquet", model=model(faulty, retries=0))
+        for _ in range(2):
+            faulty.asked.clear()
+            faulty.behave = lambda asked: None if asked.is_trial and not faulty.images else Reply(b"", 502)
+            assert isinstance(run(settings).error, EndpointError)
+        faulty.behave = lambda asked: None
+        assert set(reasons(run(settings)).values()) == {"agreed"}
+
+    @pytest.mark.parametrize(
+        "busy",
+        [
+            Reply(b"wait", 429, {"Retry-After": "1"}),
+            Reply(b"", 429),
+            Reply(b"wait", 503, {"Retry-After": "1"}),
+            Reply(b"", 503),
+            Reply(b"", 529),
+        ],
+        ids=["429 with a time", "429", "503 with a time", "503", "529"],
+    )
+    @pytest.mark.parametrize("broken", [Reply(b"", 500), Reply(b"", 502), Reply({"choices": []}, cut=True)])
+    def test_a_busy_server_is_not_a_dead_one(self, faulty: FaultyServer, busy: Reply, broken: Reply) -> None:
+        reader = captioner(faulty)
+        faulty.asked.clear()
+        once, busy_once = iter([broken]), iter([busy])
+
+        def behave(asked: Asked) -> Reply | None:
+            return next(busy_once, None) if asked.is_trial else next(once, None)
+
+        faulty.behave = behave
+        found = [outcome for _, outcome in reader.read_each([picture("a")])]
+        assert len(found) == 1 and not isinstance(found[0], Exception), "no death was handed over"
+
+    def test_a_proxy_that_calls_a_dead_server_busy_hides_no_culprit(self, faulty: FaultyServer, tmp_path: Path) -> None:
+        """It says 503 while no server is behind it; the run must not hang on the same image every night."""
+        folder = folder_of(tmp_path / "in", "a.png", "c.png")
+        picture_file(folder / "b.png", size=BAD)
+        settings = config(faulty, folder, tmp_path / "out.parquet", model=model(faulty, retries=4))
+        left = 0
+
+        def behave(asked: Asked) -> Reply | None:
+            nonlocal left
+            if left:
+                left -= 1
+                return Reply(b"no server is available", 503)
+            if asked.picture.size == BAD:
+                left = 2
+                return Reply(b"bad gateway", 502)
+            return None
+
+        faulty.behave = behave
+        results = [run(settings) for _ in range(4)]
+        assert results[-1].error is None
+        assert reasons(results[-1]) == {"a.png": "agreed", "b.png": "model_failed", "c.png": "agreed"}
+        assert "not asked again" in str(results[-1].records[1].error)
+
+
+class TestSlowRestart:
+    """A server takes longer to start again than a request is tried; images that never came to it are innocent."""
+
+    @pytest.mark.parametrize("died", [True, False], ids=["of an image", "between two images"])
+    def test_images_that_did_not_come_to_the_server_are_asked_again(
+        self, faulty: FaultyServer, died: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reader = captioner(faulty, concurrency=2, retries=3)
+        names = ["a", "b", "c", "d", "e"]
+        troubles = Counter[str]()
+        once, real = reader._server._once, _names_by_picture([*map(picture, names)])
+        down = {"now": True}
+
+        async def refused(request: dict[str, Any]) -> dict[str, Any]:
+            """Refuse connections while the server is down, and let it be back once all tries are used up."""
+            name = real(request)
+            if name == "a" and died and not troubles["a"]:
+                troubles["a"] += 1
+                raise server._PassingError("no connection (broke off)", broke=True)
+            if down["now"]:
+                troubles[name] += 1
+                if sum(troubles[one] >= 4 for one in names) >= len(names) - died:
+                    down["now"] = False
+                raise server._PassingError("no connection (refused)", sent=False)
+            return await once(request)
+
+        monkeypatch.setattr(reader._server, "_once", refused)
+        found = {one.file.file_name: outcome for one, outcome in reader.read_each([*map(picture, names)])}
+        assert sorted(found) == names and not [one for one in found.values() if isinstance(one, Exception)]
+        assert all(troubles[name] >= 4 for name in names[died:])
+
+    def test_a_server_that_takes_test_images_alone_is_not_asked_for_ever(self, faulty: FaultyServer) -> None:
+        reader = captioner(faulty, retries=1)
+        tried = Counter[bool]()
+        once = reader._server._once
+
+        async def refused(request: dict[str, Any]) -> dict[str, Any]:
+            trial = request["messages"] == reader._trial["messages"]
+            tried[trial] += 1
+            if not trial:
+                raise server._PassingError("no connection (refused)", sent=False)
+            return await once(request)
+
+        reader._server._once = refused  # type: ignore[method-assign, assignment]
+        with pytest.raises(ModelError, match="no connection"):
+            reader.read([picture("a")])
+        assert tried[False] == 2 * TURNS and tried[True] == TURNS
+
+
+def _names_by_picture(pictures: list[Picture]) -> Callable[[dict[str, Any]], str]:
+    """Return what says of a request which of these pictures it holds; "" for a test image."""
+    urls = {data_url(one.rgb, 2048): one.file.file_name for one in pictures}
+    return lambda request: urls.get(request["messages"][0]["content"][0]["image_url"]["url"], "")
 
 
 class TestBreakingOnOneImage:

@@ -28,7 +28,8 @@ from vlmgate.errors import ConfigError, EndpointError, shorten
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-Alive = Callable[[], Awaitable[bool]]  # says whether the server answers another request
+# Says whether the server answers another request. None: it, or a proxy before a server that is gone, is too busy to.
+Alive = Callable[[], Awaitable[bool | None]]
 
 MOST_BYTES = 32 * 1024**2  # of one answer
 LONGEST_DETAIL = 300  # characters of a server's own words
@@ -38,6 +39,7 @@ TIMEOUT_COUNTS = 3  # tries: who does not answer within minutes is not asked as 
 NONSENSE_COUNTS = 3
 _PASSES = frozenset({408, 409, 425, 429})  # and everything from 500 up
 _BUSY = frozenset({503, 529})  # the server, or a proxy, is up and has too much to do
+_TOO_MANY = 429
 _OF_A_PROXY = frozenset({502, 504})  # the server behind it did not answer
 _RESET = re.compile(r"connection (?:termination|reset)|remote reset|reset by peer|prematurely", re.IGNORECASE)
 # Errors of the HTTP library before a server has a request whole, by their names: it cannot have died of that one.
@@ -57,7 +59,17 @@ class RefusedError(Exception):
 
 
 class UnansweredError(Exception):
-    """However often it was asked, the server gave no answer that can be read."""
+    """However often it was asked, the server gave no answer that can be read.
+
+    The last time it got no request at all (`sent` is false), or had too much to do (`busy`): that says nothing of what
+    it was asked. `unclear`: it was busy in words that a proxy says before a server that is gone, too.
+    """
+
+    def __init__(self, text: str, trouble: _PassingError | None = None) -> None:
+        super().__init__(text)
+        self.sent = trouble is None or trouble.sent
+        self.busy = trouble is not None and trouble.busy
+        self.unclear = trouble is not None and trouble.unclear
 
 
 class DiedError(Exception):
@@ -68,11 +80,22 @@ class _PassingError(Exception):
     """What may go away by itself."""
 
     def __init__(
-        self, text: str, counts: int = 1, wait: float | None = None, *, broke: bool = False, final: bool = False
+        self,
+        text: str,
+        counts: int = 1,
+        wait: float | None = None,
+        *,
+        sent: bool = True,
+        broke: bool = False,
+        final: bool = False,
+        busy: bool = False,
+        unclear: bool = False,
     ) -> None:
         super().__init__(text)
         self.counts, self.wait = counts, wait  # tries; seconds
+        self.sent = sent  # the request may have come to the server
         self.broke = broke  # the server had the request, and may have died of it
+        self.busy, self.unclear = busy, unclear  # see `UnansweredError`
         self.final = final  # the server's own answer; whoever hears it twice need not ask again
 
 
@@ -113,11 +136,12 @@ class Server:
 
         Raises `RefusedError` at once, and `UnansweredError` after as many tries as were agreed. `alive` says whether
         the server answers another request. With it, a request that the server breaks on raises `DiedError` where it
-        then does not answer, and `UnansweredError` after two equal answers where it does.
+        then does not answer, and `UnansweredError` after two equal answers where it does. A server that is then too
+        busy to say counts as there, once.
         """
         request = request_of(options)
         left = self.config.retries if retries is None else retries
-        tried, before = 0, ""
+        tried, before, unclear = 0, "", False
         while True:
             try:
                 async with self._slots:
@@ -126,13 +150,17 @@ class Server:
                 trouble = passing
             tried += trouble.counts
             if alive is not None and trouble.broke:
-                if not await alive():
+                answers = await alive()
+                if answers is False:
                     raise DiedError(str(trouble))
                 if trouble.final and str(trouble) == before:
                     raise UnansweredError(f"{trouble} (twice, while it answers other requests)")
+                if answers is None and unclear:  # a proxy says "busy" of a server that is gone
+                    raise DiedError(str(trouble))
+                unclear = answers is None
             before = str(trouble)
             if tried > left or (trouble.wait or 0) > MOST_PATIENCE:
-                raise UnansweredError(str(trouble))
+                raise UnansweredError(str(trouble), trouble)
             pause = self._pause(tried, trouble.wait)
             logger.info("%s (again in %.1f s)", trouble, pause)
             await asyncio.sleep(pause)
@@ -172,13 +200,14 @@ class Server:
         if isinstance(error, self._openai.APIStatusError):
             return self._status(error)
         if isinstance(error, TimeoutError | self._openai.APITimeoutError):
-            return _PassingError(f"no answer within {self.config.timeout:g} s", TIMEOUT_COUNTS)
+            sent = not _names(error.__cause__ or error) & _NOT_SENT
+            return _PassingError(f"no answer within {self.config.timeout:g} s", TIMEOUT_COUNTS, sent=sent)
         if isinstance(error, self._openai.APIConnectionError):
             cause = error.__cause__ or error
             what = f"no connection ({self._line(str(cause)) or type(cause).__name__})"
-            return _PassingError(what, broke=_was_sent(cause))
+            return _PassingError(what, sent=not _names(cause) & _NOT_SENT, broke=_broke_off(cause))
         what = self._line(f"{type(error).__name__}: {error}")
-        return _PassingError(what, NONSENSE_COUNTS, broke=_was_sent(error))
+        return _PassingError(what, NONSENSE_COUNTS, broke=_broke_off(error))
 
     def _status(self, error: Any) -> Exception:
         status, headers = int(error.status_code), error.response.headers
@@ -196,7 +225,10 @@ class Server:
         reset = bool(_RESET.search(detail))  # what a proxy says where the server behind it went away
         broke = wait is None and status >= 500 and (status not in _BUSY or reset)
         final = broke and status not in (*_BUSY, *_OF_A_PROXY)
-        return _PassingError(f"HTTP {status}: {detail}", wait=wait, broke=broke, final=final)
+        busy = status in (_TOO_MANY, *_BUSY) and not reset
+        unclear = busy and status == 503 and wait is None
+        text = f"HTTP {status}: {detail}"
+        return _PassingError(text, wait=wait, broke=broke, final=final, busy=busy, unclear=unclear)
 
     def _line(self, text: str) -> str:
         return shorten(without(self._key, text), LONGEST_DETAIL)
@@ -254,9 +286,14 @@ def _bounded_stream() -> Any:
     return Bounded
 
 
-def _was_sent(error: BaseException) -> bool:
+def _names(error: BaseException) -> set[str]:
+    """Return the names of the kinds of an error, for those of the HTTP library cannot be imported here."""
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _broke_off(error: BaseException) -> bool:
     """Say whether a connection broke while the server had the request, so that it may have died of it."""
-    names = {kind.__name__ for kind in type(error).__mro__}
+    names = _names(error)
     return bool(names & _BROKE_OFF) and not names & _NOT_SENT
 
 

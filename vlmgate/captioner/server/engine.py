@@ -2,7 +2,8 @@
 
 Start with `EndpointCaptioner`. A reading is K texts or none: what a server leaves out is asked for again, and where it
 cannot be had the picture fails and goes to a person. Where a server dies, any of the pictures that it had may be to
-blame: once it is back each of them is asked alone, and one that it dies of again goes to a person.
+blame: once it is back each of them is asked alone, and one that it dies of then goes to a person. A picture that never
+came to the server is to blame for nothing: it is asked again once the server is back.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from vlmgate.errors import EndpointError, ModelError
 logger = logging.getLogger(__name__)
 
 Done = Callable[[tuple[Picture, Sampled | Exception]], None]  # takes what came of a picture
+Outcome = BaseException | None  # why a picture was not read; None: it was
 
+TURNS = 3  # in which a picture is asked that does not come to the server
 EMPTY_ANSWERS = 3  # that a request for one sample may get
 _OF_THE_IMAGE = frozenset({400, 413, 415, 422})  # refusals that another image may escape
 
@@ -128,13 +131,27 @@ class EndpointCaptioner:
                 done((picture, ServerDiedError(died + 1)))
                 raise
 
-        outcomes = await asyncio.gather(*map(read, fresh), return_exceptions=True)
-        suspects += [(one, 1) for one, outcome in zip(fresh, outcomes, strict=True) if isinstance(outcome, DiedError)]
-        for picture, died in suspects:
-            outcomes.append(await self._alone(picture, died, read))
+        outcomes: list[tuple[Picture, Outcome]] = []
+        died, waiting = bool(suspects), fresh
+        for turn in range(TURNS):
+            asked = [*zip(waiting, await asyncio.gather(*map(read, waiting), return_exceptions=True), strict=True)]
+            suspects += [(picture, 1) for picture, outcome in asked if isinstance(outcome, DiedError)]
+            died = died or bool(suspects)
+            outcomes += [(picture, await self._alone(picture, number, read)) for picture, number in suspects]
+            again = [turn + 1 < TURNS and _says_nothing_of_it(outcome, died=died) for _, outcome in asked]
+            outcomes += [one for one, more in zip(asked, again, strict=True) if not more]
+            waiting, suspects = [picture for (picture, _), more in zip(asked, again, strict=True) if more], []
+            if not waiting:
+                break
+            logger.warning("%d images did not come to the server and are asked for again", len(waiting))
+            await self._check_server(None if died else FEW_RETRIES)
+        return await self._failed(outcomes)
+
+    async def _failed(self, outcomes: Sequence[tuple[Picture, Outcome]]) -> list[tuple[Picture, Exception]]:
+        """Return the pictures that were not read, with their errors, after a check of the server where in doubt."""
         failed: list[tuple[Picture, Exception]] = []
         doubtful: Exception | None = None
-        for picture, outcome in zip([*fresh, *(picture for picture, _ in suspects)], outcomes, strict=True):
+        for picture, outcome in outcomes:
             if isinstance(outcome, DiedError):  # that was handed over
                 continue
             if isinstance(outcome, RefusedError | UnansweredError):
@@ -147,7 +164,8 @@ class EndpointCaptioner:
             elif outcome is not None:  # cancelled
                 raise outcome
         if doubtful is not None:
-            await self._check_server(doubtful)
+            await self._check_server(FEW_RETRIES)
+            logger.warning("the server reads a test image, so the images are to blame (%s)", doubtful)
         return failed
 
     async def _alone(
@@ -159,33 +177,39 @@ class EndpointCaptioner:
         """
         if died >= MOST_DEATHS:
             return ServerDiedError(died)
-        await self._check_server(None)
-        try:
-            await read(picture, died)
-        except Exception as error:
-            return error
+        for turn in range(TURNS):
+            await self._check_server(None)
+            try:
+                await read(picture, died)
+            except Exception as error:
+                if turn + 1 == TURNS or not _says_nothing_of_it(error, died=True):
+                    return error
+            else:
+                break
         return None
 
-    async def _reads_trial(self) -> bool:
-        """Say whether the server answers a request for the test image, now."""
+    async def _reads_trial(self) -> bool | None:
+        """Say whether the server answers a request for the test image, now; None where it is too busy to be sure.
+
+        Whoever asks us to come back later is there.
+        """
         try:
             await self._server.complete(self._trial_request, retries=0)
         except RefusedError:  # it is there
             return True
-        except UnansweredError:
-            return False
+        except UnansweredError as error:
+            return None if error.unclear else error.busy
         return True
 
     @property
     def _trial_request(self) -> dict[str, Any]:
         return {**self._trial, **self._options(TRIAL_TOKENS), **self._seeded(0)}
 
-    async def _check_server(self, doubtful: Exception | None) -> None:
+    async def _check_server(self, retries: int | None) -> None:
         """Raise `EndpointError` where a test image is not read either, for then no image is to blame.
 
-        Without a doubt about the images, the server is known to be away, and is waited for as long as for any answer.
+        Without `retries`, the server is known to be away, and is waited for as long as for any answer.
         """
-        retries = None if doubtful is None else FEW_RETRIES
         try:
             await self._server.complete(self._trial_request, retries=retries)
         except (RefusedError, UnansweredError) as error:
@@ -193,8 +217,6 @@ class EndpointCaptioner:
                 f"{self._url}: the server is gone or refuses everything: {error}. What was read is safe; the same "
                 "command resumes once it is back, at this or another URL."
             ) from None
-        if doubtful is not None:
-            logger.warning("the server reads a test image, so the images are to blame (%s)", doubtful)
 
     async def _read_one(self, picture: Picture, at_once: asyncio.Semaphore) -> Sampled:
         sampling = self._sampling
@@ -291,6 +313,14 @@ class EndpointCaptioner:
             vision=f"asked whether a picture is red or green: {self._can.sight.in_words()}",
             warnings=self._can.warnings(),
         )
+
+
+def _says_nothing_of_it(outcome: Outcome, *, died: bool) -> bool:
+    """Say whether a picture is still to be asked: it did not come to the server, or to one that came back just then.
+
+    `died` says that the server died meanwhile: what is busy then is the proxy before it, or a server that begins.
+    """
+    return isinstance(outcome, UnansweredError) and (not outcome.sent or (died and outcome.busy))
 
 
 async def _all_or_nothing(works: Sequence[Any]) -> list[Any]:
