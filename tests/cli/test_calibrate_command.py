@@ -357,7 +357,7 @@ def test_what_becomes_of_a_changed_folder_is_for_the_user_to_say(
     assert {row.route for row in rows} == {Route.HUMAN_REVIEW} and provenance["on_drift"] == "route"
     assert sum(row.reason == Reason.DRIFTED for row in rows) == len(accepted)
     assert "unlike the calibrated images" in told and len(fake.history) == read
-    run("rescore", "other.parquet", "--score", "vendi_score", "--threshold", 4, code=5)
+    run("rescore", "other.parquet", "--score", "vendi_score", "--threshold", 1.5, code=5)
     rows, provenance = read_result(Path("other.rescored.parquet"))
     assert {row.route for row in rows} == {Route.HUMAN_REVIEW} and provenance["drift"]["alarm"]
     _, error = run("scan", tmp_path / "other", "--on-drift", "route", code=2)
@@ -609,6 +609,13 @@ def test_the_identical_command_is_no_new_try(calibrated: Path, tmp_path: Path) -
     run("calibrate", calibrated, "--confidence", "90%", "-o", "second.toml")
     assert read_gate(tmp_path / "first.toml").promise and not read_gate(tmp_path / "second.toml").promise
     assert len(record.read_bytes().splitlines()) == 2
+
+
+def test_other_readings_are_a_new_try(labelled: Path, tmp_path: Path, fake: FakeCaptioner) -> None:
+    run("calibrate", labelled)
+    fake.say = lambda name: tuple(reversed(say(name)))  # the same name of a model, and the seed does not bind it
+    told, _ = run("calibrate", labelled, "--restart")
+    assert "No promise: this is try 2" in told and read_gate(tmp_path / "gate.toml").promise == {}
 
 
 def test_the_least_cost_and_what_is_refused_are_no_tries(calibrated: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from vlmgate.calibration.guarantee import images_needed
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.readings import Labelled
 from vlmgate.config import CalibrateConfig
+from vlmgate.data import Record
 from vlmgate.errors import OutputError
 from vlmgate.gate.file import sampling_of
 from vlmgate.store.result import TRIES_FILE
@@ -36,6 +37,10 @@ _ANY = "*"  # in the place of images: a line that cannot be read may have been a
 _OPTIONS = (
     *("target", "target_risk", "confidence", "per_answer", "score", "kernels", "gate_samples", "limits"),
     "novelty_limit",
+)
+_SAID = (
+    *("captions", "caption_finishes", "caption_logprobs", "answers", "answer_finishes", "answer_logprobs"),
+    "vision_features",
 )
 
 
@@ -182,6 +187,13 @@ def _identity(labelled: Labelled, images: Sequence[str], provenance: Mapping[str
     parts = [least[part] for part in labelled.part_of.tolist()]
     model = {k: v for k, v in provenance["fingerprint"].items() if k.startswith("checkpoint.")}
     sampling = sampling_of(provenance["sampling"]) | {"seed": provenance["sampling"].get("seed")}
-    about = [sorted(zip(images, labelled.labels, parts, strict=True)), labelled.good, model, sampling]
+    readings = [_digest_of(record) for record in labelled.records]  # read again, they are other data
+    about = [sorted(zip(images, labelled.labels, parts, readings, strict=True)), labelled.good, model, sampling]
     about.append({name: getattr(config, name) for name in _OPTIONS})
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _digest_of(record: Record) -> str:
+    """Return a hash of what the model said of an image, and of its features, which decide distances."""
+    said = [repr(getattr(record, name)) for name in _SAID]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:_DIGITS]
