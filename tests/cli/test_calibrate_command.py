@@ -618,11 +618,15 @@ def test_other_readings_are_a_new_try(labelled: Path, tmp_path: Path, fake: Fake
     assert "No promise: this is try 2" in told and read_gate(tmp_path / "gate.toml").promise == {}
 
 
-def test_the_least_cost_and_what_is_refused_are_no_tries(calibrated: Path, tmp_path: Path) -> None:
-    run("calibrate", calibrated, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2)
+def test_what_is_refused_is_no_try_and_the_least_cost_is_one(calibrated: Path, tmp_path: Path) -> None:
     run("calibrate", calibrated, "--score", "view_contrast", code=2)
     run("calibrate", calibrated)
     assert read_gate(tmp_path / "gate.toml").promise
+    cost = ("--rule", "cost", "--cost-escape", 50, "--cost-review", 2, "-o", "cost.toml")
+    _, error = run("calibrate", calibrated, *cost)
+    assert "try" not in error, "it was to promise nothing"
+    told, _ = run("calibrate", calibrated, "--score", "vendi_score", "-o", "third.toml")
+    assert "No promise: this is try 3 on these labels" in told
 
 
 def test_declared_tries_share_the_chance_of_being_wrong(calibrated: Path, tmp_path: Path) -> None:

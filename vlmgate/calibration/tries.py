@@ -35,7 +35,7 @@ from vlmgate.store.result import TRIES_FILE
 _DIGITS = 16  # of each digest; enough to tell images apart
 _ANY = "*"  # in the place of images: a line that cannot be read may have been about any
 _OPTIONS = (
-    *("target", "target_risk", "confidence", "per_answer", "score", "kernels", "gate_samples", "limits"),
+    *("rule", "target", "target_risk", "confidence", "per_answer", "score", "kernels", "gate_samples", "limits"),
     "novelty_limit",
 )
 _SAID = (
