@@ -52,7 +52,7 @@ class Tried:
     images: tuple[str, ...]  # N digests
     number: int  # of this try, from 1
     declared: int  # tries that share the chance of being wrong
-    touched: Mask  # (N,) in a try before
+    touched: Mask  # (N,) in a try before, or of a part that was
     usable: Mask  # (N,) may certify; the others have been looked at too often, and choose
     holds: bool  # enough may certify for a promise to be possible
     fresh: int  # parts that may certify
@@ -101,7 +101,7 @@ def look_back(labelled: Labelled, labels: Labels, provenance: Mapping[str, Any],
         images=images,
         number=int(times.max()) + 1,
         declared=shared,
-        touched=times > 0,
+        touched=np.isin(labelled.part_of, labelled.part_of[times > 0]),
         usable=usable,
         holds=holds,
         fresh=fresh,
