@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from dataclasses import asdict
 from pathlib import Path
+
+import pytest
 
 from tests.support.results import row
 from vlmgate.calibration.choose import design_part
@@ -12,6 +16,8 @@ from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.readings import Labelled
 from vlmgate.calibration.tries import Tried, look_back, remember
 from vlmgate.config import CalibrateConfig, SamplingConfig
+from vlmgate.errors import OutputError
+from vlmgate.store.result import TRIES_FILE
 
 PROVENANCE = {"fingerprint": {}, "sampling": asdict(SamplingConfig())}
 
@@ -55,3 +61,30 @@ def test_no_part_is_in_both_halves_where_some_of_its_images_are_new(tmp_path: Pa
     assert tried.holds and tried.touched.all()
     design = ~tried.usable | (design_part(both) & tried.touched)
     assert not set(both.part_of[design].tolist()) & set(both.part_of[~design].tolist())
+
+
+def test_a_record_that_is_no_plain_file_is_neither_read_nor_written(tmp_path: Path) -> None:
+    at(tmp_path)
+    record, other = tmp_path / "labels" / TRIES_FILE, tmp_path / "precious.txt"
+    other.write_text("precious")
+    record.symlink_to(other)
+    with pytest.raises(OutputError, match="cannot be read"):
+        look(read(range(9)), tmp_path)
+    record.unlink()
+    labels, config, *_ = at(tmp_path)
+    tried = look(read(range(9)), tmp_path)
+    record.symlink_to(other)  # in between
+    assert "cannot be written" in str(remember(tried, labels, config)) and other.read_text() == "precious"
+    record.unlink()
+    os.mkfifo(record)
+    with pytest.raises(OutputError, match="no plain file"):
+        look(read(range(9)), tmp_path)
+
+
+@pytest.mark.parametrize("declared", [float("inf"), 10**400, 0, "x", None])
+def test_a_damaged_line_is_named(tmp_path: Path, declared: object) -> None:
+    at(tmp_path)
+    lines = [{"identity": "a", "declared": 1, "images": []}, {"identity": "b", "declared": declared, "images": []}]
+    (tmp_path / "labels" / TRIES_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tried = look(read(range(9)), tmp_path)
+    assert not tried.holds and "line 2 of" in tried.notes[0] and "is damaged" in tried.notes[0]

@@ -11,14 +11,16 @@ settled before the first result is seen. What no try has seen may certify again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from vlmgate.gate.file import sampling_of
 from vlmgate.store.result import TRIES_FILE
 
 _DIGITS = 16  # of each digest; enough to tell images apart
+_MOST_DECLARED = 100  # as --tries allows
 _ANY = "*"  # in the place of images: a line that cannot be read may have been about any
 _OPTIONS = (
     *("rule", "target", "target_risk", "confidence", "per_answer", "score", "kernels", "gate_samples", "limits"),
@@ -42,6 +45,16 @@ _SAID = (
     *("captions", "caption_finishes", "caption_logprobs", "answers", "answer_finishes", "answer_logprobs"),
     "vision_features",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One try of a record."""
+
+    identity: str
+    declared: int
+    images: tuple[str, ...]
+    damage: str | None = None  # in words
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,20 +83,22 @@ def look_back(labelled: Labelled, labels: Labels, provenance: Mapping[str, Any],
     images = tuple(f"{str(r.sha256)[:_DIGITS]}:{r.page}" for r in labelled.records)
     identity = _identity(labelled, images, provenance, config)
     earlier = [one for place in dict.fromkeys(_places(labels, config)) for one in _read(place)]
-    same = [i for i, one in enumerate(earlier) if one["identity"] == identity]
+    same = [i for i, one in enumerate(earlier) if one.identity == identity]
     before = earlier[: same[0]] if same else earlier
-    before = list({one["identity"]: one for one in reversed(before)}.values())[::-1]  # each once, where it came first
+    before = list({one.identity: one for one in reversed(before)}.values())[::-1]  # each once, where it came first
     times, declared = np.zeros(len(images), int), np.zeros(len(images), int)
     for one in before:
-        seen = set(one["images"])
+        seen = set(one.images)
         touched = np.array([_ANY in seen or image in seen for image in images])
-        declared[touched & (times == 0)] = one["declared"]
+        declared[touched & (times == 0)] = one.declared
         times += touched
     usable = (times == 0) | (times < declared)
     # Who looks at what was looked at shares what was declared then; where nothing of it may certify, that is told.
     begun = declared[(usable if usable.any() else ~usable) & (times > 0)]
-    shared = int(begun.max()) if len(begun) else int(earlier[same[0]]["declared"]) if same else config.tries
+    shared = int(begun.max()) if len(begun) else int(earlier[same[0]].declared) if same else config.tries
     notes = []
+    if damaged := [one.damage for one in earlier if one.damage is not None]:
+        notes.append(f"{damaged[0]}, so it counts as a try on every image")
     if config.tries not in (1, shared):
         notes.append(f"--tries {config.tries} comes too late: it is declared at the first try on the same labels")
     spoilt = np.unique(labelled.part_of[~usable])  # a part certifies whole, or not at all
@@ -149,34 +164,49 @@ def _places(labels: Labels, config: CalibrateConfig) -> tuple[Path, Path]:
 
 
 def _append(path: Path, text: str) -> None:
-    with path.open("a+b") as file:
-        file.seek(0, os.SEEK_END)
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
+    with _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND) as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
             text = text if file.read(1) == b"\n" else f"\n{text}"  # after a line that was cut off
         file.write(f"{text}\n".encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _opened(path: Path, flags: int) -> BinaryIO:
+    """Open a record; raises `OSError` for a link, which may lead anywhere, and for what is no file, which may hang."""
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    number = os.open(path, flags, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
+        return os.fdopen(number, "r+b" if flags & os.O_RDWR else "rb")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def _read(path: Path) -> list[_Line]:
     """Return the tries of a record, the first one first; a damaged line is a try on who knows what."""
     try:
-        lines = path.read_bytes().splitlines()
+        with _opened(path, os.O_RDONLY) as file:
+            lines = file.read().splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({error.strerror}), and it says what was tried before.") from error
-    return [_parsed(line, f"damaged {path.name} {i}") for i, line in enumerate(lines) if line.strip()]
+    return [_parsed(line, f"line {i} of {path} is damaged") for i, line in enumerate(lines, 1) if line.strip()]
 
 
-def _parsed(line: bytes, otherwise: str) -> dict[str, Any]:
+def _parsed(line: bytes, otherwise: str) -> _Line:
     try:
         read = json.loads(line)
-        images = [str(image) for image in read["images"]]
-        return {"identity": str(read["identity"]), "declared": max(1, int(read["declared"])), "images": images}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return {"identity": otherwise, "declared": 1, "images": [_ANY]}
+        declared = int(read["declared"])
+        if not isinstance(read["images"], list) or not 1 <= declared <= _MOST_DECLARED:
+            raise ValueError
+        return _Line(str(read["identity"]), declared, tuple(map(str, read["images"])))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return _Line(hashlib.sha256(line).hexdigest(), 1, (_ANY,), otherwise)
 
 
 def _identity(labelled: Labelled, images: Sequence[str], provenance: Mapping[str, Any], config: CalibrateConfig) -> str:
