@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -49,13 +49,13 @@ def at(folder: Path) -> tuple[Labels, CalibrateConfig, Path]:
 
 
 def look(labelled: Labelled, folder: Path) -> Tried:
-    labels, config, _ = at(folder)
-    return look_back(labelled, labels, PROVENANCE, config)
+    labels, config, result = at(folder)
+    return look_back(labelled, labels, PROVENANCE, config, result)
 
 
 def test_no_part_is_in_both_halves_where_some_of_its_images_are_new(tmp_path: Path) -> None:
-    labels, config, _ = at(tmp_path)
-    remember(look(read(range(200)), tmp_path), labels, config)
+    labels, config, result = at(tmp_path)
+    remember(look(read(range(200)), tmp_path), labels, config, result)
     both = read(range(400), tuple([*range(200), *range(200)]))  # of each part one more image
     tried = look(both, tmp_path)
     assert tried.holds and tried.touched.all()
@@ -71,10 +71,10 @@ def test_a_record_that_is_no_plain_file_is_neither_read_nor_written(tmp_path: Pa
     with pytest.raises(OutputError, match="cannot be read"):
         look(read(range(9)), tmp_path)
     record.unlink()
-    labels, config, *_ = at(tmp_path)
+    labels, config, result = at(tmp_path)
     tried = look(read(range(9)), tmp_path)
     record.symlink_to(other)  # in between
-    assert "cannot be written" in str(remember(tried, labels, config)) and other.read_text() == "precious"
+    assert "cannot be written" in str(remember(tried, labels, config, result)) and other.read_text() == "precious"
     record.unlink()
     os.mkfifo(record)
     with pytest.raises(OutputError, match="no plain file"):
@@ -88,3 +88,34 @@ def test_a_damaged_line_is_named(tmp_path: Path, declared: object) -> None:
     (tmp_path / "labels" / TRIES_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     tried = look(read(range(9)), tmp_path)
     assert not tried.holds and "line 2 of" in tried.notes[0] and "is damaged" in tried.notes[0]
+
+
+def test_of_two_at_once_only_one_is_the_first(tmp_path: Path) -> None:
+    labels, config, result = at(tmp_path)
+    mine, other = look(read(range(100)), tmp_path), look(read(range(50, 150)), tmp_path)
+    again = look(read(range(100)), tmp_path)  # the identical command is no other try
+    apart = look(read(range(150, 200)), tmp_path)
+    assert (mine.number, other.number) == (1, 1)
+    remember(mine, labels, config, result)
+    remember(again, labels, config, result)
+    remember(apart, labels, config, result)
+    with pytest.raises(OutputError, match="at the same time"):
+        remember(other, labels, config, result)
+    assert look(read(range(50, 150)), tmp_path).number == 2 and look(read(range(100)), tmp_path).number == 1
+
+
+def test_a_part_and_a_copy_of_the_labels_are_no_new_set(tmp_path: Path) -> None:
+    labels, config, result = at(tmp_path)
+    remember(look(read(range(100)), tmp_path), labels, config, result)
+    copy = replace(labels, source=tmp_path / "copy")
+    copy.source.mkdir()
+    assert look_back(read(range(50)), copy, PROVENANCE, config, result).number == 2, "it lies at the readings"
+    below = replace(labels, source=tmp_path / "labels" / "test" / "more")
+    below.source.mkdir(parents=True)
+    away = tmp_path / "away"
+    away.mkdir()
+    elsewhere = replace(config, out=away / "gate.toml")
+    tried = look_back(read(range(50)), below, PROVENANCE, elsewhere, away / "gate.parquet")
+    assert tried.number == 2, "it lies above the labels"
+    remember(tried, below, elsewhere, away / "gate.parquet")
+    assert look(read(range(100)), tmp_path).number == 1, "the first stays the first"

@@ -143,11 +143,11 @@ def calibrate(
     records, provenance = read_result(path)
     labelled = join(records, provenance, labels, label_map=label_map, good=config.good, pattern=config.pattern)
     progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
-    tried = look_back(labelled, labels, provenance, config)
+    tried = look_back(labelled, labels, provenance, config, path)
     mine = tried if config.rule == "guarantee" else None  # least cost promises nothing, and is a try: it shows scores
     found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs, mine)
     found = replace(found, builtin=(provenance["model"] or {}).get("model") == BUILTIN)
-    if (elsewhere := remember(tried, labels, config)) is not None:
+    if (elsewhere := remember(tried, labels, config, path)) is not None:
         found = replace(found, notes=(*found.notes, elsewhere))  # before the gate is there: a kill forgets no try
     seconds = seconds_of(provenance)
     gate = _write(found, config, labels, provenance)

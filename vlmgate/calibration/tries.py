@@ -1,8 +1,8 @@
 """Tries on the same labels: whoever tries until one holds has no promise, so tries are remembered next to the labels.
 
-Call `look_back` before anything is tested and `remember` once it was. The record is `TRIES_FILE` in the folder of the
-labels, or next to the output where that folder cannot be written: one line of JSON for each try, which names the images
-by their digests. Copies of a folder take their record along.
+Call `look_back` before anything is tested and `remember` once it was. The record is `TRIES_FILE` in the folders of the
+labels, of the readings and of the output: one line of JSON for each try, which names the images by their digests.
+Copies of a folder take their record along. Who looks at a part or a copy of the labels finds the try at the readings.
 
 The chance of being wrong is shared: of N tries that were declared at the first, each is tested at 1/N of it, so that
 all of them hold together with the confidence asked for (Bonferroni). That is exact where the options of all N are
@@ -35,6 +35,7 @@ from vlmgate.gate.file import sampling_of
 from vlmgate.store.result import TRIES_FILE
 
 _DIGITS = 16  # of each digest; enough to tell images apart
+_ABOVE = 2  # folders above the labels that are looked at
 _MOST_DECLARED = 100  # as --tries allows
 _ANY = "*"  # in the place of images: a line that cannot be read may have been about any
 _OPTIONS = (
@@ -71,6 +72,7 @@ class Tried:
     fresh: int  # parts that may certify
     enough: int  # the fewest that certify anything, without an error among them
     again: bool  # the identical command ran before, which is no new try
+    known: frozenset[str]  # identities of the tries that were on record
     notes: tuple[str, ...] = ()
 
     def confidence(self, asked: float) -> float:
@@ -78,14 +80,16 @@ class Tried:
         return 1 - (1 - asked) / self.declared
 
 
-def look_back(labelled: Labelled, labels: Labels, provenance: Mapping[str, Any], config: CalibrateConfig) -> Tried:
-    """Return which try this is, going by the records next to the labels and to the output."""
+def look_back(
+    labelled: Labelled, labels: Labels, provenance: Mapping[str, Any], config: CalibrateConfig, result: Path
+) -> Tried:
+    """Return which try this is, going by the records next to the labels, to the readings (`result`) and the output."""
     images = tuple(f"{str(r.sha256)[:_DIGITS]}:{r.page}" for r in labelled.records)
     identity = _identity(labelled, images, provenance, config)
-    earlier = [one for place in dict.fromkeys(_places(labels, config)) for one in _read(place)]
-    same = [i for i, one in enumerate(earlier) if one.identity == identity]
-    before = earlier[: same[0]] if same else earlier
-    before = list({one.identity: one for one in reversed(before)}.values())[::-1]  # each once, where it came first
+    records = [_read(place) for place in _to_read(labels, config, result)]
+    earlier = [one for record in records for one in record]
+    same = [one for one in earlier if one.identity == identity]
+    before = list(_before(records, identity).values())
     times, declared = np.zeros(len(images), int), np.zeros(len(images), int)
     for one in before:
         seen = set(one.images)
@@ -95,7 +99,7 @@ def look_back(labelled: Labelled, labels: Labels, provenance: Mapping[str, Any],
     usable = (times == 0) | (times < declared)
     # Who looks at what was looked at shares what was declared then; where nothing of it may certify, that is told.
     begun = declared[(usable if usable.any() else ~usable) & (times > 0)]
-    shared = int(begun.max()) if len(begun) else int(earlier[same[0]].declared) if same else config.tries
+    shared = int(begun.max()) if len(begun) else same[0].declared if same else config.tries
     notes = []
     if damaged := [one.damage for one in earlier if one.damage is not None]:
         notes.append(f"{damaged[0]}, so it counts as a try on every image")
@@ -122,14 +126,15 @@ def look_back(labelled: Labelled, labels: Labels, provenance: Mapping[str, Any],
         fresh=fresh,
         enough=enough,
         again=bool(same),
+        known=frozenset(one.identity for one in earlier),
         notes=tuple(notes),
     )
 
 
-def remember(tried: Tried, labels: Labels, config: CalibrateConfig) -> str | None:
-    """Add a try to the record, unless it is there; return what is to be said where it does not lie next to the labels.
+def remember(tried: Tried, labels: Labels, config: CalibrateConfig, result: Path) -> str | None:
+    """Add a try to the records, unless it is there; return what is to be said where it does not lie next to the labels.
 
-    Raises `OutputError` where it can be written nowhere.
+    Raises `OutputError` where it can be written nowhere, and where another process was quicker with another try.
     """
     if tried.again:
         return None
@@ -142,25 +147,73 @@ def remember(tried: Tried, labels: Labels, config: CalibrateConfig) -> str | Non
         "images": tried.images,
     }
     text = json.dumps(line, default=str)
-    home, other = _places(labels, config)
-    try:
-        _append(home, text)
-        return None
-    except OSError as error:
-        why = error.strerror
-    try:
-        _append(other, text)
-    except OSError as error:
+    written, failed = [], []
+    for place in _places(labels, config, result):
+        try:
+            _append(place, text)
+        except OSError as error:
+            failed.append((place, error.strerror))
+            continue
+        written.append(place)
+        _check_first(place, tried)
+    if not written:
+        place, why = failed[-1]
         raise OutputError(
-            f"{other}: cannot remember this try on the labels ({error.strerror}); a promise needs that, so make room."
-        ) from error
-    return f"{home} cannot be written ({why}), so this try on the labels is remembered in {other}"
+            f"{place}: cannot remember this try on the labels ({why}); a promise needs that, so make room."
+        )
+    home = _places(labels, config, result)[0]
+    if home in written:
+        return None
+    return f"{home} cannot be written ({failed[0][1]}), so this try on the labels is remembered in {written[0]}"
 
 
-def _places(labels: Labels, config: CalibrateConfig) -> tuple[Path, Path]:
-    """Return where tries are remembered: next to the labels, or else next to the output."""
+def _check_first(place: Path, tried: Tried) -> None:
+    """Raise `OutputError` where another try came between looking back and writing: only one of the two is the first."""
+    for one in _read(place):
+        if one.identity == tried.identity:
+            return
+        if one.identity not in tried.known and not {_ANY, *tried.images}.isdisjoint(one.images):
+            break
+    raise OutputError(
+        f"{place}: another calibration tried these labels at the same time; the same command goes on, and counts it."
+    )
+
+
+def _places(labels: Labels, config: CalibrateConfig, result: Path) -> tuple[Path, ...]:
+    """Return where tries are remembered: next to the labels, the readings and the output; each place once."""
     home = labels.source if labels.source.is_dir() else labels.source.parent
-    return home / TRIES_FILE, config.out.parent / TRIES_FILE
+    return _once(home, result.parent, config.out.parent)
+
+
+def _to_read(labels: Labels, config: CalibrateConfig, result: Path) -> tuple[Path, ...]:
+    """Return these places, and the folders above the labels, which may have been tried as a whole."""
+    places = _places(labels, config, result)
+    above = places[0].parent.resolve().parents[:_ABOVE]
+    return _once(*(place.parent for place in places), *above)
+
+
+def _once(*folders: Path) -> tuple[Path, ...]:
+    """Return the records in folders, each once, by the name that comes first."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        found.setdefault(folder.resolve(), folder / TRIES_FILE)
+    return tuple(found.values())
+
+
+def _before(records: Sequence[Sequence[_Line]], identity: str) -> dict[str, _Line]:
+    """Return the tries before one, each where it came first; those that a record has after it came later."""
+    before: dict[str, _Line] = {}
+    elsewhere: dict[str, _Line] = {}  # in records that do not have it
+    later = {identity}
+    for record in records:
+        names = [one.identity for one in record]
+        end = names.index(identity) if identity in names else None
+        into = elsewhere if end is None else before
+        for one in record[:end]:
+            into.setdefault(one.identity, one)
+        if end is not None:
+            later.update(names[end:])
+    return before | {name: one for name, one in elsewhere.items() if name not in later and name not in before}
 
 
 def _append(path: Path, text: str) -> None:
