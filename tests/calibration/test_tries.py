@@ -14,7 +14,7 @@ from tests.support.results import row
 from vlmgate.calibration.choose import design_part
 from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.readings import Labelled
-from vlmgate.calibration.tries import Tried, look_back, remember
+from vlmgate.calibration.tries import Tried, look_back, remember, wait
 from vlmgate.config import CalibrateConfig, SamplingConfig
 from vlmgate.errors import OutputError
 from vlmgate.store.result import TRIES_FILE
@@ -119,3 +119,24 @@ def test_a_part_and_a_copy_of_the_labels_are_no_new_set(tmp_path: Path) -> None:
     assert tried.number == 2, "it lies above the labels"
     remember(tried, below, elsewhere, away / "gate.parquet")
     assert look(read(range(100)), tmp_path).number == 1, "the first stays the first"
+
+
+def test_too_few_new_images_wait_until_there_are_enough(tmp_path: Path) -> None:
+    """Twenty, twenty more: the first lot is not used up, and the command on the old ones stays the first."""
+    labels, config, result = at(tmp_path)
+    config = replace(config, tries=1)
+    about = labels, PROVENANCE, config, result
+    for options in (config, replace(config, confidence=0.9)):
+        remember(look_back(read(range(100)), labels, PROVENANCE, options, result), labels, options, result)
+    few = read(range(120))
+    rest, tried = wait(look_back(few, *about), few, *about)
+    assert len(rest.records) == 100 and tried.again and tried.holds and tried.number == 1
+    assert "20 new images are kept until there are" in tried.notes[-1]
+    third = labels, PROVENANCE, replace(config, score="cocoa"), result
+    rest, tried = wait(look_back(few, *third), few, *third)
+    assert not tried.holds and tried.number == 3 and tried.fresh == 20
+    remember(tried, labels, third[2], result)
+    many = read(range(100 + tried.enough))
+    assert tried.enough > 20
+    rest, tried = wait(look_back(many, *third), many, *third)
+    assert tried.holds and len(rest.records) == len(many.records) and int((~tried.touched).sum()) == tried.enough

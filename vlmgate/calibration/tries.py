@@ -17,7 +17,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +30,7 @@ from vlmgate.calibration.labels import Labels
 from vlmgate.calibration.readings import Labelled
 from vlmgate.config import CalibrateConfig
 from vlmgate.data import Record
-from vlmgate.errors import OutputError
+from vlmgate.errors import OutputError, count
 from vlmgate.gate.file import sampling_of
 from vlmgate.store.result import TRIES_FILE
 
@@ -72,6 +72,7 @@ class Tried:
     fresh: int  # parts that may certify
     enough: int  # the fewest that certify anything, without an error among them
     again: bool  # the identical command ran before, which is no new try
+    waits: Mask  # (N,) new, and too few to certify; `wait` leaves them out, so that they can when there are more
     known: frozenset[str]  # identities of the tries that were on record
     notes: tuple[str, ...] = ()
 
@@ -93,9 +94,9 @@ def look_back(
     times, declared = np.zeros(len(images), int), np.zeros(len(images), int)
     for one in before:
         seen = set(one.images)
-        touched = np.array([_ANY in seen or image in seen for image in images])
-        declared[touched & (times == 0)] = one.declared
-        times += touched
+        here = np.array([_ANY in seen or image in seen for image in images])
+        declared[here & (times == 0)] = one.declared
+        times += here
     usable = (times == 0) | (times < declared)
     # Who looks at what was looked at shares what was declared then; where nothing of it may certify, that is told.
     begun = declared[(usable if usable.any() else ~usable) & (times > 0)]
@@ -109,6 +110,7 @@ def look_back(
     usable = ~np.isin(labelled.part_of, spoilt)
     fresh = int((usable & labelled.stands).sum())
     enough = images_needed(config.target_risk, 1 - (1 - config.confidence) / shared)
+    touched = np.isin(labelled.part_of, labelled.part_of[times > 0])
     holds = bool(usable.all()) or fresh >= enough
     if holds and not usable.all():
         notes.append(
@@ -120,14 +122,49 @@ def look_back(
         images=images,
         number=int(times.max()) + 1,
         declared=shared,
-        touched=np.isin(labelled.part_of, labelled.part_of[times > 0]),
+        touched=touched,
         usable=usable,
         holds=holds,
         fresh=fresh,
         enough=enough,
         again=bool(same),
+        waits=~touched if touched.any() and not holds else np.zeros(len(images), bool),
         known=frozenset(one.identity for one in earlier),
         notes=tuple(notes),
+    )
+
+
+def wait(
+    tried: Tried,
+    labelled: Labelled,
+    labels: Labels,
+    provenance: Mapping[str, Any],
+    config: CalibrateConfig,
+    result: Path,
+) -> tuple[Labelled, Tried]:
+    """Return the labelled images without those that wait, which are neither tested nor remembered, and the try of it.
+
+    Else whoever adds new images in lots that are too small uses up one after the other.
+    """
+    if not tried.waits.any():
+        return labelled, tried
+    rest = _only(labelled, ~tried.waits)
+    there = look_back(rest, labels, provenance, config, result)
+    number = int((tried.waits & labelled.stands).sum())
+    what = "part" if labelled.grouped else "image"
+    note = f"{count(number, f'new {what}')} {'is' if number == 1 else 'are'} kept until there are {tried.enough:,}"
+    return rest, replace(there, fresh=number, notes=(*there.notes, note))
+
+
+def _only(labelled: Labelled, rows: Mask) -> Labelled:
+    kept = np.flatnonzero(rows).tolist()
+    return replace(
+        labelled,
+        records=tuple(labelled.records[i] for i in kept),
+        labels=tuple(labelled.labels[i] for i in kept),
+        truths=tuple(labelled.truths[i] for i in kept),
+        novelties=tuple(labelled.novelties[i] for i in kept),
+        parts=tuple(np.unique(labelled.part_of[kept], return_inverse=True)[1].tolist()) if labelled.parts else (),
     )
 
 
