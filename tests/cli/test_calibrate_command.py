@@ -749,6 +749,12 @@ def test_the_best_score_is_that_of_the_table(calibrated: Path) -> None:
     assert rows[tree["chosen"]["score"]] == pytest.approx(min(rows.values())), "of the images within the limits"
 
 
+def test_no_number_of_samples_is_behind_itself(calibrated: Path) -> None:
+    told, _ = run("calibrate", calibrated)
+    fewest = re.search(r"On all images (\d+) samples are (best\.|the fewest .* behind (\d+)\.)", told)
+    assert fewest is not None and fewest[1] != fewest[3]
+
+
 def test_why_fewer_samples_are_not_compared(calibrated: Path, tmp_path: Path) -> None:
     folder_of(tmp_path / "two", *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS)))
     told, _ = run("calibrate", tmp_path / "two", "--num-samples", 2, "-o", "two.toml")
