@@ -659,6 +659,16 @@ def test_images_that_no_try_has_seen_certify_again(labelled: Path, tmp_path: Pat
     assert "No promise: this is try 3 on these labels" in told
 
 
+def test_new_images_that_are_too_few_wait(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled, "--target-risk", "20%")
+    folder_of(labelled, *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS, PER_CLASS + 3)))
+    told, _ = run("calibrate", labelled, "--target-risk", "20%", "-o", "few.toml")
+    assert "9 new images are kept until there are" in told and "180 labelled readings" in told
+    assert read_gate(tmp_path / "few.toml").promise, "the identical command on the images of before"
+    told, _ = run("calibrate", labelled, "--target-risk", "20%", "-o", "score.toml", "--score", "vendi_score")
+    assert "No promise: this is try 2" in told and "there are 9. Add them" in told
+
+
 def test_a_copy_of_the_labels_takes_its_tries_along_and_a_subset_is_no_new_set(labelled: Path, tmp_path: Path) -> None:
     run("calibrate", labelled)
     other = Path(shutil.copytree(labelled, tmp_path / "moved"))
