@@ -83,7 +83,8 @@ def labelled(once: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def calibrated(once: Path, tmp_path: Path) -> Path:
     """Return labelled images, not to be changed, with a copy of their gate, readings and journal at hand."""
-    (once / "labelled" / TRIES_FILE).unlink(missing_ok=True)  # each test is the first to try
+    for folder in (once, once / "labelled"):
+        (folder / TRIES_FILE).unlink(missing_ok=True)  # each test is the first to try
     for path in once.iterdir():
         if path.is_file():
             shutil.copy2(path, tmp_path)
@@ -552,7 +553,8 @@ def test_ten_frames_a_part_make_no_promise_out_of_nothing(tmp_path: Path) -> Non
     tree = json.loads(told)
     assert not tree["promise"]["holds"] and tree["parts"] == 30 and tree["images"] == 300
     assert any("300 images look like 30 parts" in text for text in tree["warnings"])
-    (often / TRIES_FILE).unlink()
+    for folder in (tmp_path, often):
+        (folder / TRIES_FILE).unlink()
     told, _ = run("calibrate", often, "-o", "apart.toml", "--group-pattern", "(?P<part>.+)")
     assert "Promise" in told and "they look like 30 parts, fewer than the groups say" in told
 
@@ -611,11 +613,22 @@ def test_the_identical_command_is_no_new_try(calibrated: Path, tmp_path: Path) -
     assert len(record.read_bytes().splitlines()) == 2
 
 
-def test_the_least_cost_and_what_is_refused_are_no_tries(calibrated: Path, tmp_path: Path) -> None:
-    run("calibrate", calibrated, "--rule", "cost", "--cost-escape", 50, "--cost-review", 2)
+def test_other_readings_are_a_new_try(labelled: Path, tmp_path: Path, fake: FakeCaptioner) -> None:
+    run("calibrate", labelled)
+    fake.say = lambda name: tuple(reversed(say(name)))  # the same name of a model, and the seed does not bind it
+    told, _ = run("calibrate", labelled, "--restart")
+    assert "No promise: this is try 2" in told and read_gate(tmp_path / "gate.toml").promise == {}
+
+
+def test_what_is_refused_is_no_try_and_the_least_cost_is_one(calibrated: Path, tmp_path: Path) -> None:
     run("calibrate", calibrated, "--score", "view_contrast", code=2)
     run("calibrate", calibrated)
     assert read_gate(tmp_path / "gate.toml").promise
+    cost = ("--rule", "cost", "--cost-escape", 50, "--cost-review", 2, "-o", "cost.toml")
+    _, error = run("calibrate", calibrated, *cost)
+    assert "try" not in error, "it was to promise nothing"
+    told, _ = run("calibrate", calibrated, "--score", "vendi_score", "-o", "third.toml")
+    assert "No promise: this is try 3 on these labels" in told
 
 
 def test_declared_tries_share_the_chance_of_being_wrong(calibrated: Path, tmp_path: Path) -> None:
@@ -646,6 +659,16 @@ def test_images_that_no_try_has_seen_certify_again(labelled: Path, tmp_path: Pat
     assert "No promise: this is try 3 on these labels" in told
 
 
+def test_new_images_that_are_too_few_wait(labelled: Path, tmp_path: Path) -> None:
+    run("calibrate", labelled, "--target-risk", "20%")
+    folder_of(labelled, *(f"{c}/{c}_{i:03d}.png" for c in CLASSES for i in range(PER_CLASS, PER_CLASS + 3)))
+    told, _ = run("calibrate", labelled, "--target-risk", "20%", "-o", "few.toml")
+    assert "9 new images are kept until there are" in told and "180 labelled readings" in told
+    assert read_gate(tmp_path / "few.toml").promise, "the identical command on the images of before"
+    told, _ = run("calibrate", labelled, "--target-risk", "20%", "-o", "score.toml", "--score", "vendi_score")
+    assert "No promise: this is try 2" in told and "there are 9. Add them" in told
+
+
 def test_a_copy_of_the_labels_takes_its_tries_along_and_a_subset_is_no_new_set(labelled: Path, tmp_path: Path) -> None:
     run("calibrate", labelled)
     other = Path(shutil.copytree(labelled, tmp_path / "moved"))
@@ -661,6 +684,7 @@ def test_a_damaged_record_promises_nothing(calibrated: Path, tmp_path: Path, dam
     run("calibrate", calibrated)
     record = calibrated / TRIES_FILE
     record.write_bytes(damage)
+    (tmp_path / TRIES_FILE).unlink()  # the record at the readings
     told, _ = run("calibrate", calibrated, "-o", "second.toml")
     assert "No promise: this is try 2" in told and read_gate(tmp_path / "second.toml").promise == {}
     assert len(record.read_bytes().splitlines()) == 2
@@ -734,6 +758,12 @@ def test_the_best_score_is_that_of_the_table(calibrated: Path) -> None:
     rows = {row["score"]: row["aurc"]["value"] for row in tree["quality"] if row["score"] != "random"}
     assert rows[tree["best"]["score"]] == pytest.approx(min(rows.values()))
     assert rows[tree["chosen"]["score"]] == pytest.approx(min(rows.values())), "of the images within the limits"
+
+
+def test_no_number_of_samples_is_behind_itself(calibrated: Path) -> None:
+    told, _ = run("calibrate", calibrated)
+    fewest = re.search(r"On all images (\d+) samples are (best\.|the fewest .* behind (\d+)\.)", told)
+    assert fewest is not None and fewest[1] != fewest[3]
 
 
 def test_why_fewer_samples_are_not_compared(calibrated: Path, tmp_path: Path) -> None:

@@ -286,7 +286,8 @@ def test_a_gate_holds_for_exact_answers_or_for_drawn_ones(tmp_path: Path, monkey
     assert [vlmgate.Gate.load("gate.toml").decide(row).route for row in tonight.rows] == [r.route for r in tonight.rows]
     with pytest.raises(GateError, match="calibrated for something else: answers 'drawn'"):
         vlmgate.scan("labelled", gate="gate.toml", out="other.parquet", answers="drawn")
-    Path("labelled", TRIES_FILE).unlink()  # as if nobody had tried these labels
+    for folder in (".", "labelled"):
+        Path(folder, TRIES_FILE).unlink()  # as if nobody had tried these labels
     drawn = vlmgate.calibrate("labelled", answers="drawn", out="drawn.toml", score="answer_share", **options)
     assert drawn.gate is not None and "answers" not in read_toml(Path("drawn.toml"))["reads"]
     assert read_gate(Path("drawn.toml")).promise, "a gate of before has no such key, and keeps its promise"

@@ -26,7 +26,7 @@ from vlmgate.calibration.parts import check_all, part_in
 from vlmgate.calibration.readings import folded, join
 from vlmgate.calibration.statements import first_lines, tries_declared
 from vlmgate.calibration.study import Study, study
-from vlmgate.calibration.tries import look_back, remember
+from vlmgate.calibration.tries import look_back, remember, wait
 from vlmgate.captioner import Captioner, load_captioner
 from vlmgate.captioner.machine import begin_peak, end_peak
 from vlmgate.config import (
@@ -143,10 +143,13 @@ def calibrate(
     records, provenance = read_result(path)
     labelled = join(records, provenance, labels, label_map=label_map, good=config.good, pattern=config.pattern)
     progress.message(f"Comparing {len(labelled.records):,} readings with their labels …")
-    tried = look_back(labelled, labels, provenance, config) if config.rule == "guarantee" else None
-    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs, tried)
+    tried = look_back(labelled, labels, provenance, config, path)
+    if config.rule == "guarantee":
+        labelled, tried = wait(tried, labelled, labels, provenance, config, path)
+    mine = tried if config.rule == "guarantee" else None  # least cost promises nothing, and is a try: it shows scores
+    found = study(labelled, {name: load_kernel(name) for name in config.kernels}, config, costs, mine)
     found = replace(found, builtin=(provenance["model"] or {}).get("model") == BUILTIN)
-    if tried is not None and (elsewhere := remember(tried, labels, config)) is not None:
+    if (elsewhere := remember(tried, labels, config, path)) is not None:
         found = replace(found, notes=(*found.notes, elsewhere))  # before the gate is there: a kill forgets no try
     seconds = seconds_of(provenance)
     gate = _write(found, config, labels, provenance)

@@ -53,9 +53,9 @@ def promise_lines(found: Study) -> list[str]:
             "first. The gate promises nothing of its risk. On images that had no part in choosing it, but in earlier "
             f"tries: {made.errors:,} of {made.count:,} {counted}.",
             f"Coverage: {made.coverage:.1%} of them are accepted.",
-            f"A promise takes {tried.enough:,} or more accepted {what} that no try has seen, all at once; there were "
-            f"{tried.fresh:,}. Add them to the labels, and they certify. --tries, declared at the first try on new "
-            "labels, allows for several.",
+            f"A promise takes {tried.enough:,} or more accepted {what} that no try has seen, all at once; there are "
+            f"{tried.fresh:,}. Add them to the labels before the next calibrate, and they certify. --tries, declared "
+            "at the first try on new labels, allows for several.",
         ]
     assert made.bound is not None
     at = f" at {percent(round(made.confidence, 6))}" if tried is not None and tried.declared > 1 else ""
@@ -101,7 +101,7 @@ def _what_it_takes(made: Promise, found: Study) -> str:
     what = "parts" if found.labelled.grouped else "images"
     return (
         f"It takes about {made.needed:,} new labelled {what} like these, going by the errors seen. Add them to the "
-        "labels: what was tried chooses then, and what is new certifies."
+        "labels, all before the next calibrate: what was tried chooses then, and what is new certifies."
     )
 
 

@@ -190,10 +190,9 @@ def count_lines(found: Study) -> list[str]:
         if found.labelled.kind == "verdict" and not found.labelled.choices:
             return ["A verdict is on all samples of an image, so nobody has judged what fewer of them say."]
         return [f"{count(found.proposed, 'sample')} an image were drawn; one alone cannot disagree."]
-    text = (
-        f"On all images {found.counts.proposed} samples are the fewest that are at most one standard error behind "
-        f"{found.counts.best}."
-    )
+    fewest, best = found.counts.proposed, found.counts.best
+    text = f"On all images {fewest} samples are "
+    text += "best." if fewest == best else f"the fewest that are at most one standard error behind {best}."
     if found.config.gate_samples is not None:
         return [text, f"The gate draws {found.proposed}, as asked (--gate-samples)."]
     if found.proposed != found.counts.proposed:
