@@ -73,7 +73,7 @@ def contrasts_of(folded: str, marks: Sequence[Mark], items: Sequence[Item], lang
     """Return the contrasts in a folded text, and what they exclude; `items` are its findings, in order."""
     known = _words(language.code)
     hits = list(_hits(folded, known))
-    if not hits and all(item.sign != SAID or item.claim == lang.INTACT for item in items):
+    if not hits and known.counted is None and not _may_tell_parts(marks, items):
         return  # most captions
     clauses = _clauses(marks, items, hits)
     values: dict[str, dict[str, int]] = {}  # kind → value → sign
@@ -96,6 +96,13 @@ def contrasts_of(folded: str, marks: Sequence[Mark], items: Sequence[Item], lang
             start, end = places.get((kind, value)) or places[kind, given[0]]
             yield f"~{kind}:{value}", SAID if value in given else NOT, start, end
     yield from _parts(clauses)
+
+
+def _may_tell_parts(marks: Sequence[Mark], items: Sequence[Item]) -> bool:
+    """Say whether a text may find a defect of one part and none of another, or a labelled one."""
+    asserts = any(item.sign == SAID and item.claim != lang.INTACT for item in items)
+    clears = any(item.sign == NOT or item.claim == lang.INTACT for item in items)
+    return asserts and (clears or any(mark.kind == lang.COLON for mark in marks))
 
 
 def _others(kind: str, language: Language, known: _Words) -> Sequence[str]:
@@ -245,7 +252,7 @@ def _hits(folded: str, known: _Words) -> Iterator[_Hit]:
     for word in _TOKEN.finditer(folded):
         phrases = known.of_first.get(word[0])
         if phrases is None:
-            if word[0].isdigit():
+            if len(word[0]) < 3 and word[0].isdigit():
                 yield _Hit(word[0], *word.span())
             continue
         start = word.start()
