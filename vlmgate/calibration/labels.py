@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from vlmgate.calibration.parts import check_all, groups_in, within
+from vlmgate.calibration.parts import check_all, groups_in, text_of, within
 from vlmgate.data import VERDICTS, Key
 from vlmgate.errors import LabelError
 from vlmgate.export.sheet import TABLES, Cells, read_rows
@@ -216,7 +216,7 @@ def _of_table(path: Path, column: str | None) -> Labels:
         for column in (name, "file_name", "page", "sha256", "reading"):
             if isinstance(row.get(column), list | dict):
                 raise LabelError(f"{path}: row {number} has a list or an object as {column}; it takes one text there.")
-    verdicts = {_text(row.get(name)).casefold() for _, row in rows} - {""}
+    verdicts = {text_of(row.get(name)).casefold() for _, row in rows} - {""}
     kind: Kind = "verdict" if name == "verdict" or (verdicts and verdicts <= set(VERDICTS)) else "class"
     if kind == "class" and verdicts and verdicts <= set(AMBIGUITY):
         kind = "ambiguity"
@@ -242,11 +242,11 @@ class _Table:
                 blank += 1
                 continue
             page = self._page(row, number)
-            name, sha256 = _cell(row.get("file_name")), _text(row.get("sha256")).casefold()
+            name, sha256 = _cell(row.get("file_name")), text_of(row.get("sha256")).casefold()
             if name:
                 name = PurePosixPath(name).as_posix()  # "./a.png" is "a.png"
                 names.setdefault((name, page), set()).add(label)
-                if read := _text(row.get("reading")):
+                if read := text_of(row.get("reading")):
                     readings[name, page] = read
             if sha256:
                 contents.setdefault((sha256, page), set()).add(label)
@@ -264,7 +264,7 @@ class _Table:
         return Labels(self.kind, form, self.path, None, by_name, by_content, readings, tuple(ignored), written)
 
     def _label(self, row: Mapping[str, Any], number: int) -> str | None:
-        text = _text(row.get(self.column))
+        text = text_of(row.get(self.column))
         if self.kind == "class":
             return composed(_cell(row.get(self.column))) or None
         if text and text.casefold() not in (VERDICTS if self.kind == "verdict" else AMBIGUITY):
@@ -275,7 +275,7 @@ class _Table:
         return text.casefold() or None
 
     def _page(self, row: Mapping[str, Any], number: int) -> int:
-        text = _text(row.get("page")) or "1"
+        text = text_of(row.get("page")) or "1"
         try:
             return int(float(text))
         except (ValueError, OverflowError) as error:
@@ -295,10 +295,6 @@ def _with_slashes(names: Iterable[Key]) -> dict[Key, Key]:
 def _label_column(header: Sequence[str], wanted: str | None) -> str | None:
     names = LABEL_COLUMNS if wanted is None else (wanted,)
     return next((name for name in names if name in header), None)
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
 
 
 def _cell(value: object) -> str:

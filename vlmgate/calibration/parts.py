@@ -71,15 +71,15 @@ def groups_in(path: Path, column: str) -> tuple[dict[Key, str], dict[Key, str]]:
     by_name: dict[Key, str] = {}
     by_content: dict[Key, str] = {}
     for number, row in read_rows(path):
-        group = _text(row.get(column))
+        group = text_of(row.get(column))
         if not group:
             continue
         try:
-            page = int(float(_text(row.get("page")) or "1"))
+            page = int(float(text_of(row.get("page")) or "1"))
         except (ValueError, OverflowError) as error:
             raise LabelError(f"{path}: row {number} has a page that is no number.") from error
-        name = PurePosixPath(undefused(_text(row.get("file_name")))).as_posix()
-        for key, found in ((name, by_name), (_text(row.get("sha256")).casefold(), by_content)):
+        name = PurePosixPath(undefused(text_of(row.get("file_name")))).as_posix()
+        for key, found in ((name, by_name), (text_of(row.get("sha256")).casefold(), by_content)):
             if key not in ("", ".") and found.setdefault((key, page), group) != group:
                 raise LabelError(f"{path}: row {number}: {key} is of two groups, '{found[key, page]}' and '{group}'.")
     # A \\ parts folders on Windows; which of the two a name means, the images tell.
@@ -113,7 +113,8 @@ def check_all(named: Iterable[tuple[str, str | None]], where: str) -> None:
         )
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return what a cell of a table says, without blanks around it."""
     return "" if value is None else str(value).strip()
 
 

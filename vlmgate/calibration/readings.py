@@ -63,6 +63,14 @@ class Labelled:
         """Return (N,): the number of the part that each image shows, from 0. One part is one trial."""
         return np.array(self.parts if self.parts else range(len(self.records)), np.int64)
 
+    def only(self, kept: Sequence[int]) -> Labelled:
+        """Return the readings at these places; their parts are numbered anew."""
+        held: dict[str, Any] = {
+            n: tuple(getattr(self, n)[i] for i in kept) for n in ("records", "labels", "truths", "novelties")
+        }
+        parts = np.unique(self.part_of[list(kept)], return_inverse=True)[1].tolist() if self.parts else ()
+        return replace(self, **held, parts=tuple(parts))
+
     @property
     def grouped(self) -> bool:
         """Say whether some part has several images."""

@@ -148,24 +148,12 @@ def wait(
     """
     if not tried.waits.any():
         return labelled, tried
-    rest = _only(labelled, ~tried.waits)
+    rest = labelled.only(np.flatnonzero(~tried.waits).tolist())
     there = look_back(rest, labels, provenance, config, result)
     number = int((tried.waits & labelled.stands).sum())
     what = "part" if labelled.grouped else "image"
     note = f"{count(number, f'new {what}')} {'is' if number == 1 else 'are'} kept until there are {tried.enough:,}"
     return rest, replace(there, fresh=number, notes=(*there.notes, note))
-
-
-def _only(labelled: Labelled, rows: Mask) -> Labelled:
-    kept = np.flatnonzero(rows).tolist()
-    return replace(
-        labelled,
-        records=tuple(labelled.records[i] for i in kept),
-        labels=tuple(labelled.labels[i] for i in kept),
-        truths=tuple(labelled.truths[i] for i in kept),
-        novelties=tuple(labelled.novelties[i] for i in kept),
-        parts=tuple(np.unique(labelled.part_of[kept], return_inverse=True)[1].tolist()) if labelled.parts else (),
-    )
 
 
 def remember(tried: Tried, labels: Labels, config: CalibrateConfig, result: Path) -> str | None:

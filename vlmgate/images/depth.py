@@ -22,7 +22,7 @@ _ODD = 1e-4  # share of the pixels at either end that may be hot or dead and do 
 _NO_DATA = 1e30  # and beyond: no measurement is that large
 _MARKS = (-9999.0, -99999.0, -32767.0, -32768.0, -(2.0**31))  # for "no data", where they stand apart from all else
 _SAMPLED = 1 << 20  # pixels that different values are counted in
-_FEWEST_LEVELS = 16  # of 256; a picture with less contrast than this hides what is on it
+FEWEST_LEVELS = 16  # of 256; a picture with less contrast than this hides what is on it
 
 Array = npt.NDArray[Any]
 
@@ -111,11 +111,11 @@ def _scaled(values: Array, known: Array, bottom: float, top: float) -> tuple[npt
     """Return values as 8 bits, and what is said where contrast was lost on the way; "" = it was not."""
     scaled = _scale(values, bottom, top)
     levels = int(np.count_nonzero(_counts(scaled.ravel(), 256)))
-    if levels >= _FEWEST_LEVELS:
+    if levels >= FEWEST_LEVELS:
         return scaled, ""
     some = known[:: 1 + known.size // _SAMPLED]
     before = len(np.unique(some[(some >= bottom) & (some <= top)]))
-    if before < _FEWEST_LEVELS:
+    if before < FEWEST_LEVELS:
         return scaled, ""
     return scaled, (
         f"loses its contrast: {before:,} different values would come out as {count(levels, 'grey level')}; save it as "

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL.ImageFile import ImageFile as PillowImage
 
 from vlmgate.images.damage import check_end, check_jpeg2000
+from vlmgate.images.depth import FEWEST_LEVELS
 from vlmgate.images.formats import MORE, TIFF_PAGE, RefusedError, printable
 from vlmgate.images.jpeg import check_jpeg
 from vlmgate.images.tiff import BY_TIFFFILE, COMPRESSION, PLANAR, SAMPLE_FORMAT, TiffPage, bits_of
@@ -137,9 +138,6 @@ class _Dicom:
 # --- camera raw ------------------------------------------------------------------------------------------------------
 
 
-_FEWEST_LEVELS = 16  # of 256; see `depth`
-
-
 class _Raw:
     num_pages, mode, decoded = 1, "raw", 0  # what LibRaw takes is in the figure for its mode
 
@@ -161,7 +159,7 @@ class _Raw:
             values = self._raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=8)
         except rawpy.LibRawError as error:
             raise RefusedError(f"cannot be developed: {_said(error)}") from error
-        if len(np.unique(values[::7, ::7])) < _FEWEST_LEVELS <= len(np.unique(self._raw.raw_image[::7, ::7])):
+        if len(np.unique(values[::7, ::7])) < FEWEST_LEVELS <= len(np.unique(self._raw.raw_image[::7, ::7])):
             raise RefusedError("camera raw whose values do not fit the white that it declares; convert it to TIFF")
         return Pixels(values, self.mode, notes=["developed by LibRaw, white balance of the camera"])
 

@@ -195,21 +195,10 @@ def _in_common(contestants: Sequence[Contestant]) -> tuple[list[Contestant], lis
         if len(keys) > len(common)
     ]
     notes += [f"{one.name}: {text}" for one in contestants for text in one.labelled.notes]
-    kept = [_only(one.labelled, [keys[key] for key in common]) for one, keys in zip(contestants, held, strict=True)]
+    kept = [one.labelled.only([keys[key] for key in common]) for one, keys in zip(contestants, held, strict=True)]
     # One set of parts for all, that of the first model that tells any: each model sees near copies in its own way.
     parts = next((one.parts for one in kept if one.parts), ())
     return [replace(one, labelled=replace(k, parts=parts)) for one, k in zip(contestants, kept, strict=True)], notes
-
-
-def _only(labelled: Labelled, kept: Sequence[int]) -> Labelled:
-    return replace(
-        labelled,
-        records=tuple(labelled.records[i] for i in kept),
-        labels=tuple(labelled.labels[i] for i in kept),
-        truths=tuple(labelled.truths[i] for i in kept),
-        novelties=tuple(labelled.novelties[i] for i in kept),
-        parts=tuple(labelled.parts[i] for i in kept) if labelled.parts else (),
-    )
 
 
 def _disowned(contestants: Sequence[Contestant]) -> list[str]:
